@@ -1,0 +1,18 @@
+"""The Callbutton gateway: a call-tracking server from 2009 as a REST/JSON service.
+
+The package from top to bottom; imports go downwards only, and `tests/test_layout.py` holds it:
+
+    __main__      the command line
+    app           composition root: the one place that knows everything
+    settings      one frozen Struct, read once from the environment
+    api/          HTTP in, HTTP out: the only place that imports Litestar
+    ledger/       windows, extents, freshness, flights: the cache that understands time
+    callbutton/   the upstream: the only place that knows XML or Central Time
+    metrics       every series, its help and its labels
+    logs          structured log lines, without personal data
+    model         Call, Address, Status, Window: frozen Structs
+    errors        the tree of errors
+    simulator/    a stand-in Callbutton server; imports nothing from the rest
+"""
+
+__version__ = "0.1.0"

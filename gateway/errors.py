@@ -1,0 +1,80 @@
+"""Everything that can go wrong on purpose, as one tree. Status codes are not known here: `api/problems.py` has them.
+
+    GatewayError
+    ├── InvalidParameters          what the consumer asked cannot be read
+    └── UpstreamError              the upstream did not give an answer that can be used
+        ├── UpstreamUnauthorized   the upstream does not know our address
+        ├── UpstreamRejected       ERROR about the request itself: the date range, the client code
+        ├── UpstreamFailed         any other ERROR, or an HTTP status that is not 200
+        ├── UpstreamMalformed      not the protocol, or broken off
+        ├── UpstreamUnreachable    no connection
+        └── UpstreamTimeout        a deadline passed
+
+The text of an error is in our words and may be shown to consumers; what the upstream said is never part of it, but
+for `UpstreamRejected.message`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class GatewayError(Exception):
+    """The root of the tree."""
+
+
+class ParameterFault(NamedTuple):
+    """One parameter and what is wrong with it."""
+
+    parameter: str
+    detail: str
+
+
+class InvalidParameters(GatewayError):  # noqa: N818 - the name of a problem, not of a class of bugs
+    """One or several parameters cannot be read."""
+
+    def __init__(self, faults: Sequence[ParameterFault]) -> None:
+        super().__init__("; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults))
+        self.faults = tuple(faults)
+
+
+class UpstreamError(GatewayError):
+    """The upstream did not give an answer that can be used."""
+
+
+class UpstreamUnauthorized(UpstreamError):  # noqa: N818
+    """The upstream does not know our address; `username` and `address` are what it says it saw."""
+
+    def __init__(self, username: str | None, address: str | None) -> None:
+        super().__init__("the Callbutton server does not allow the gateway's address")
+        self.username = username
+        self.address = address
+
+
+class UpstreamRejected(UpstreamError):  # noqa: N818
+    """The upstream answered ERROR about the request itself; `message` is its own, printable, at most 200 characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"the Callbutton server refused the request: {message}")
+        self.message = message
+
+
+class UpstreamFailed(UpstreamError):  # noqa: N818
+    """Any other ERROR, or an HTTP status that is not 200."""
+
+
+class UpstreamMalformed(UpstreamError):  # noqa: N818
+    """The answer is not the protocol, or broke off; the text says where."""
+
+
+class UpstreamUnreachable(UpstreamError):  # noqa: N818
+    """No connection to the upstream."""
+
+
+class UpstreamTimeout(UpstreamError):  # noqa: N818
+    """A deadline passed; `answering` tells whether bytes had come."""
+
+    def __init__(self, detail: str, *, answering: bool) -> None:
+        super().__init__(detail)
+        self.answering = answering
