@@ -1,0 +1,146 @@
+"""The upstream as a function: calls of some clients in a window.
+
+Rules: one `fetch` is one POST, or two where the upstream refuses an EndDate that lies ahead (T4). Nothing is retried
+otherwise, nothing is cached, and nothing of the upstream's text is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from gateway.callbutton import central, wire
+from gateway.callbutton.transport import Limits, Transport
+from gateway.errors import (
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamMalformed,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnauthorized,
+    UpstreamUnreachable,
+)
+from gateway.metrics import Metrics
+from gateway.model import Call, Certainty, Window
+
+LOGGER = logging.getLogger(__name__)
+OUTCOMES = {
+    UpstreamUnauthorized: "unauthorized",
+    UpstreamRejected: "rejected",
+    UpstreamFailed: "error",
+    UpstreamMalformed: "malformed",
+    UpstreamUnreachable: "unreachable",
+    UpstreamTimeout: "timeout",
+}
+
+
+class ServiceSettings(Struct, frozen=True):
+    """Where the upstream is and how it is treated."""
+
+    url: str
+    limits: Limits
+    proxy: str | None = None
+    flag_element: str = "StatusFlag"
+
+
+class Fetched(Struct, frozen=True):
+    """What one POST brought: calls by client code as the upstream spells it, sent at an instant since 1970."""
+
+    sent: float
+    calls: dict[str, list[Call]]
+    unreadable: dict[str, int]
+    status_ignored: bool
+
+
+class Service:
+    """The Callbutton server behind us."""
+
+    def __init__(self, settings: ServiceSettings, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._transport = Transport(settings.url, settings.limits, settings.proxy)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def fetch(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
+        """Ask for the calls of `codes` in a window (that `central.whole` left as it is), planned at `now`.
+
+        The reply may hold calls outside of it. Raises UpstreamError.
+        """
+        edges = central.edges(window, now)
+        try:
+            return await self._post(codes, edges, status=status)
+        except UpstreamRejected:
+            without_end = central.edges_null_end(window, now)
+            if window.end < now or edges.end is None:
+                raise
+            return await self._post(codes, without_end, status=status)
+
+    async def _post(self, codes: Sequence[str], edges: central.Edges, *, status: bool) -> Fetched:
+        body = wire.render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
+        queued = self._clock()
+        sent: float | None = None
+
+        def mark_sent() -> None:
+            nonlocal sent
+            sent = self._clock()
+            self._metrics.posts_in_flight.inc()
+
+        outcome = "cancelled"
+        try:
+            async with self._transport.post(body, mark_sent) as answer:
+                if answer.status in (401, 403):
+                    raise UpstreamUnauthorized(None, None)
+                if answer.status not in (200, 203):
+                    raise UpstreamFailed(f"the Callbutton server answered with HTTP status {answer.status}")
+                parser = wire.ReplyParser(status=status, charset=answer.charset)
+                async for piece in answer.chunks:
+                    self._metrics.reply_bytes.inc(len(piece))
+                    parser.feed(piece)
+                reply = parser.close()
+            outcome = "ok"
+        except UpstreamError as error:
+            outcome = OUTCOMES[type(error)]
+            self._log(error, outcome)
+            raise
+        finally:
+            self._metrics.posts.labels(outcome).inc()
+            if sent is not None:
+                self._metrics.post_seconds.observe(max(0.0, self._clock() - sent))
+                self._metrics.posts_in_flight.dec()
+        self._count(reply)
+        return Fetched(queued if sent is None else sent, reply.calls, reply.unreadable, reply.status_ignored)
+
+    def _log(self, error: UpstreamError, outcome: str) -> None:
+        fields: dict[str, object] = {"outcome": outcome}
+        if isinstance(error, UpstreamUnauthorized):
+            fields |= {"username": error.username, "address": error.address}
+        elif not isinstance(error, UpstreamRejected):
+            fields["detail"] = str(error)
+        LOGGER.warning("upstream failed", extra={"fields": fields})
+
+    def _count(self, reply: wire.Reply) -> None:
+        metrics = self._metrics
+        certainties: Counter[Certainty] = Counter()
+        for calls in reply.calls.values():
+            metrics.calls_translated.inc(len(calls))
+            certainties.update(call.start_time_certainty for call in calls)
+        for certainty in (Certainty.INFERRED, Certainty.ASSUMED):
+            if certainties[certainty]:
+                metrics.ambiguous_times.labels(certainty.value).inc(certainties[certainty])
+        unreadable = sum(reply.unreadable.values())
+        metrics.calls_unreadable.inc(unreadable)
+        metrics.unknown_elements.inc(reply.unknown_elements)
+        for repair, count in reply.repairs.items():
+            metrics.repairs.labels(repair).inc(count)
+        if reply.status_ignored:
+            metrics.status_ignored.inc()
+        if unreadable or reply.repairs or reply.status_ignored:
+            fields = {"unreadable": unreadable, "repairs": dict(reply.repairs), "statusIgnored": reply.status_ignored}
+            LOGGER.warning("reply needed care", extra={"fields": fields})
