@@ -51,9 +51,7 @@ CALL = frozenset(
 )
 STATUS = frozenset(("ReviewedStatus", "SalesStatus", "Journal"))
 ENVELOPE = ("Callbutton", "CallbuttonService", "Client", "ClientCode", "CallDetails", "Call", "Username")
-CANONICAL = {
-    name.lower(): name for name in (*CALL, *ADDRESS, *RESPONSES, *ENVELOPE, "Authentication", "ID", "status")
-}
+CANONICAL = {name.lower(): name for name in (*CALL, *ADDRESS, *RESPONSES, *ENVELOPE, "Authentication", "ID", "status")}
 PHONE_TYPES = {None: PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
 RESULTS = {
     "connected": Result.CONNECTED,

@@ -12,15 +12,23 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 
-from gateway.callbutton.service import Fetched, Service
+from gateway.callbutton.service import Fetched
 from gateway.errors import GatewayError
 from gateway.ledger.extents import Extent, make_extent
 from gateway.model import Call, Window
 
 EVERY_CLIENT = "*"
+
+
+class Fetch(Protocol):
+    """The network: the calls of some codes in a window, planned at `now`. Raises UpstreamError."""
+
+    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
+        """POST."""
 
 
 class Flight:
@@ -61,8 +69,8 @@ class Flight:
 class Flights:
     """All flights under way."""
 
-    def __init__(self, service: Service, store: Callable[[str, Extent, bool], None], fresh: float) -> None:
-        self._service = service
+    def __init__(self, fetch: Fetch, store: Callable[[str, Extent, bool], None], fresh: float) -> None:
+        self._send = fetch
         self._store = store
         self._fresh = fresh  # seconds for which points after the POST count as fetched
         self._up: dict[Flight, asyncio.Task[None]] = {}
@@ -71,7 +79,7 @@ class Flights:
     def joinable(self, code: str, gap: Window, now: float, *, status: bool) -> Iterable[Flight]:
         """Flights whose landing would make points of the gap fresh."""
         for flight in self._up:
-            fits = flight.status or not status
+            fits = flight.result is None and (flight.status or not status)
             if fits and code in flight.codes and flight.reach.overlaps(gap) and now - flight.planned < self._fresh:
                 yield flight
 
@@ -103,7 +111,7 @@ class Flights:
                 raise
 
     async def _fetch(self, flight: Flight, now: float) -> dict[str, Extent]:
-        fetched = await self._service.fetch(flight.codes, flight.window, status=flight.status, now=now)
+        fetched = await self._send(flight.codes, flight.window, status=flight.status, now=now)
         if len(flight.codes) > 1:
             missing = [code for code in flight.codes if code not in fetched.calls and code not in fetched.unreadable]
         else:
@@ -112,7 +120,7 @@ class Flights:
         extents = {}
         for code in flight.codes:
             if code in missing:
-                single = await self._service.fetch([code], flight.window, status=flight.status, now=now)
+                single = await self._send([code], flight.window, status=flight.status, now=now)
                 extents[code] = self._keep(code, flight, self._attributed(code, single))
             else:
                 extents[code] = self._keep(code, flight, fetched)

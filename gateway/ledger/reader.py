@@ -14,9 +14,8 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
-from gateway.callbutton.service import Service
 from gateway.ledger.extents import DAY, Extent, instant, merge, overlay
-from gateway.ledger.flights import Flight, Flights
+from gateway.ledger.flights import Fetch, Flight, Flights
 from gateway.ledger.freshness import Rule, cut, gaps
 from gateway.ledger.memory import Memory
 from gateway.metrics import Metrics
@@ -75,23 +74,19 @@ def position(call: Call) -> Position:
 class Ledger:
     """Calls and extents of the clients seen so far."""
 
-    def __init__(
-        self, service: Service, settings: LedgerSettings, metrics: Metrics, clock: Callable[[], float]
-    ) -> None:
-        self._service = service
+    def __init__(self, fetch: Fetch, settings: LedgerSettings, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
         self._memory = Memory(settings.cache_bytes, metrics)
-        self._flights = Flights(service, self._store, settings.plain.minimum)
+        self._flights = Flights(fetch, self._store, settings.plain.minimum)
 
     def _store(self, code: str, extent: Extent, status: bool) -> None:
         self._memory.store(code, extent, status=status)
 
     async def close(self) -> None:
-        """Let the flights land, then close the connections."""
+        """Let the flights land."""
         await self._flights.close()
-        await self._service.close()
 
     async def read(self, codes: Sequence[str], window: Window, *, status: bool, span: int = 0) -> Reading:
         """Read the calls of a window. No POST asks for more than the longest span allowed, or `span` seconds if longer.

@@ -1,0 +1,195 @@
+"""Wall time (naive US Central Time, as on the wire) to UTC and back. Pure.
+
+Rules (T4):
+- A wall time in the autumn fold has two readings. The order of a reply decides (`infer_folds`), else the earlier one
+  stands and is `assumed`. One in the spring gap is read with the offset before the gap: `assumed`.
+- The fold is atomic: no window is split inside it (`whole`).
+- No edge that is sent is ambiguous or non-existent. A request asks for a second more on each side, since the document
+  does not say whether edges are inclusive; near the fold for wall 23:59:59 of the day before to 04:00:01, so that the
+  order has anchors; in the hour after the gap from wall 01:59:59.
+- The rules of daylight saving come from the zone data, never from here: those before 2007 differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from gateway.model import Certainty, Window
+
+try:
+    ZONE = ZoneInfo("America/Chicago")
+except ZoneInfoNotFoundError as error:
+    raise RuntimeError("the zone America/Chicago is missing: install the package tzdata") from error
+
+HOUR = 3600
+DAY = 86400
+WALL = re.compile(r"\s*(\d{1,2})/(\d{1,2})/(\d{4})\s+(\d{1,2}):(\d{1,2}):(\d{1,2})\s*", re.ASCII)
+WITHIN_HOUR = {
+    f":{minute:02}:{second:02}": timedelta(minutes=minute, seconds=second)
+    for minute in range(60)
+    for second in range(60)
+}
+MOST_HOURS = 100_000  # kept in the cache below: eleven years
+_hours: dict[str, tuple[datetime, Certainty]] = {}
+
+
+class Fold(NamedTuple):
+    """The two hours of UTC whose wall time is 01:00 to 02:00 twice, in seconds since 1970."""
+
+    start: int
+    end: int
+
+
+class Edges(NamedTuple):
+    """The wall times to send; an end of None is the upstream's own now."""
+
+    start: str
+    end: str | None
+
+
+def _offset(seconds: int) -> int:
+    offset = datetime.fromtimestamp(seconds, ZONE).utcoffset()
+    return 0 if offset is None else int(offset.total_seconds())
+
+
+@lru_cache(maxsize=512)
+def _changes(year: int) -> tuple[Fold | None, int | None]:
+    """Find the fold and the gap of a year from the zone's offsets."""
+    fold, gap = None, None
+    start = int(datetime(year, 1, 1, 6, tzinfo=UTC).timestamp())
+    for day in range(start, start + 366 * DAY, DAY):
+        before, after = _offset(day), _offset(day + DAY)
+        if before != after:
+            hour = next(h for h in range(day, day + DAY, HOUR) if _offset(h + HOUR) == after) + HOUR
+            if after < before:
+                fold = fold or Fold(hour - (before - after), hour + (before - after))
+            else:
+                gap = gap or hour
+    return fold, gap
+
+
+def _year(seconds: int) -> int:
+    return datetime.fromtimestamp(seconds, ZONE).year
+
+
+def fold_near(instant: int) -> Fold | None:
+    """Find the fold of the wall year that holds an instant."""
+    return _changes(_year(instant))[0]
+
+
+def gap_near(instant: int) -> int | None:
+    """Find the instant of the spring change in the wall year that holds an instant."""
+    return _changes(_year(instant))[1]
+
+
+def read_wall(text: str) -> tuple[datetime, Certainty]:
+    """Read `MM/DD/YYYY HH:MM:SS`. A fold gives its earlier reading. Raises ValueError."""
+    try:
+        hour, certainty = _hours[text[:13]]
+        return hour + WITHIN_HOUR[text[13:]], certainty
+    except KeyError:
+        pass
+    match = WALL.fullmatch(text)
+    if match is None:
+        raise ValueError("not a time in the form MM/DD/YYYY HH:MM:SS")
+    month, day, year, clock, minute, second = map(int, match.groups())
+    if year < 1900:
+        raise ValueError("a year before 1900")
+    within = timedelta(minutes=minute, seconds=second)
+    if minute > 59 or second > 59:
+        raise ValueError("a minute or second above 59")
+    wall = datetime(year, month, day, clock, tzinfo=ZONE)
+    exact = wall.utcoffset() == wall.replace(fold=1).utcoffset()
+    certainty = Certainty.EXACT if exact else Certainty.ASSUMED
+    hour = wall.astimezone(UTC)
+    if len(_hours) >= MOST_HOURS:
+        _hours.clear()
+    _hours[f"{month:02}/{day:02}/{year} {clock:02}"] = hour, certainty
+    return hour + within, certainty
+
+
+def write_wall(instant: int) -> str:
+    """Write an instant, in seconds since 1970, as the wall shows it."""
+    return datetime.fromtimestamp(instant, ZONE).strftime("%m/%d/%Y %H:%M:%S")
+
+
+def in_fold(instant: datetime) -> bool:
+    """Tell whether the wall time of an instant is ambiguous."""
+    seconds = int(instant.timestamp())
+    fold = fold_near(seconds)
+    return fold is not None and fold.start <= seconds < fold.end
+
+
+def infer_folds(times: Sequence[datetime]) -> dict[int, datetime]:
+    """Decide folds by the order of a reply: the index and the instant of each call that is decided.
+
+    `times` are those of one client code in the order of the reply, fold calls by their earlier reading.
+    """
+    seconds = [int(time.timestamp()) for time in times]
+    decided: dict[int, datetime] = {}
+    for fold in {fold for second in seconds if (fold := fold_near(second)) and fold.start <= second < fold.end}:
+        # Wall 00:00:00 to 04:00:00 is an hour before the fold to two hours after it.
+        anchors = [s for s in seconds if fold.start - HOUR <= s < fold.start or fold.end <= s <= fold.end + 2 * HOUR]
+        steps = {after > before for before, after in pairwise(anchors) if after != before}
+        if len(steps) != 1:
+            continue
+        ascending = steps.pop()
+        inside = [index for index, second in enumerate(seconds) if fold.start <= second < fold.end]
+        walls = [seconds[index] for index in inside]
+        turns = [
+            place
+            for place, (before, after) in enumerate(pairwise(walls), start=1)
+            if (after < before if ascending else after > before)
+        ]
+        if len(turns) != 1:
+            continue
+        later = set(inside[turns[0] :] if ascending else inside[: turns[0]])
+        for index in inside:
+            decided[index] = times[index] + timedelta(hours=index in later)
+    return decided
+
+
+def whole(window: Window) -> Window:
+    """Widen a window so that no edge lies inside a fold."""
+    start, end = window.start, window.end
+    if (fold := fold_near(start)) and fold.start < start < fold.end:
+        start = fold.start
+    if (fold := fold_near(end)) and fold.start < end < fold.end:
+        end = fold.end
+    return Window(start, end)
+
+
+def edges(window: Window, now: float) -> Edges:
+    """Find the wall times to send for a whole window, at `now`."""
+    start, fold = _start(window)
+    end = window.end + 1
+    if fold is not None and end <= fold.end + 2 * HOUR + 1:
+        anchored = fold.end + 2 * HOUR + 1
+        return Edges(write_wall(start), write_wall(anchored) if now <= anchored or window.end < now else None)
+    return Edges(write_wall(start), write_wall(end) if window.end < now else None)
+
+
+def edges_null_end(window: Window, now: float) -> Edges:
+    """Find the wall times for an upstream that refuses an EndDate ahead of it."""
+    return edges(window, now)._replace(end=None)
+
+
+def _start(window: Window) -> tuple[int, Fold | None]:
+    """Find the instant to ask from, and the fold whose anchors must be asked for."""
+    start, end = window.start - 1, window.end + 1
+    for fold in (fold_near(start), fold_near(end)):
+        # The window's edges, with their second, lie near the fold, and something of the fold is asked for.
+        if fold is not None and start < fold.end and end >= fold.start:
+            first, last = fold.start - HOUR - 1, fold.end + 2 * HOUR + 1
+            if start >= first or end <= last:
+                return min(start, first), fold
+    gap = gap_near(start)
+    if gap is not None and gap <= start < gap + HOUR:
+        start = gap - 1
+    return start, None

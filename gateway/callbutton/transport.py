@@ -1,0 +1,200 @@
+"""One POST over httpx, with the time-outs of a flight kept by the network backend.
+
+Rules:
+- httpx's pool can wedge when requests are cancelled (encode/httpcore issue 1093), and its `read` time-out is per chunk.
+  So a backend under the pool caps every read at the time that the flight has left, and nothing is cancelled.
+- A flight has `first_byte` seconds to the first byte of the answer, `idle` between bytes, `deadline` in all, counted
+  from when it had its place among `concurrency`.
+- Bodies come in pieces of at most 64 KiB, decompressed by us, at most `max_bytes`; the loop runs between pieces.
+- Errors are translated here, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import httpcore
+import httpx
+from msgspec import Struct
+
+from gateway import __version__
+from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+
+PIECE = 65536  # bytes
+
+
+class Limits(Struct, frozen=True):
+    """Time-outs in seconds, the most POSTs at a time, and the largest decoded body in bytes."""
+
+    first_byte: float = 30
+    idle: float = 15
+    deadline: float = 300
+    concurrency: int = 8
+    max_bytes: int = 64 * 1024**2
+
+
+class Timer:
+    """The time that one flight has left."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._began = asyncio.get_running_loop().time()
+        self.answering = False
+
+    def left(self) -> float:
+        """Seconds for the next step."""
+        elapsed = asyncio.get_running_loop().time() - self._began
+        whole = self._limits.deadline - elapsed
+        step = self._limits.idle if self.answering else self._limits.first_byte - elapsed
+        return max(0.001, min(whole, step))
+
+
+_timer: ContextVar[Timer] = ContextVar("timer")
+
+
+class TimedStream(httpcore.AsyncNetworkStream):
+    """A connection whose every step ends with the flight's time."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
+        """Read some bytes."""
+        timer = _timer.get()
+        data = await self._stream.read(max_bytes, timer.left())
+        timer.answering = timer.answering or bool(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Write all bytes."""
+        await self._stream.write(buffer, _timer.get().left())
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> httpcore.AsyncNetworkStream:
+        """Begin TLS."""
+        return TimedStream(await self._stream.start_tls(ssl_context, server_hostname, _timer.get().left()))
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's own type
+        """Tell what httpcore asks of the connection."""
+        return self._stream.get_extra_info(info)
+
+
+class TimedBackend(httpcore.AsyncNetworkBackend):
+    """Connections that keep a flight's time."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect."""
+        stream = await self._backend.connect_tcp(host, port, _timer.get().left(), local_address, socket_options)
+        return TimedStream(stream)
+
+
+class Answer(Struct):
+    """An answer whose body is still arriving."""
+
+    status: int
+    charset: str | None
+    chunks: AsyncIterator[bytes]
+
+
+class Transport:
+    """POSTs to one address, a bounded number at a time."""
+
+    def __init__(self, url: str, limits: Limits, proxy: str | None = None) -> None:
+        self._url = url
+        self._limits = limits
+        self._places = asyncio.Semaphore(limits.concurrency)
+        transport = httpx.AsyncHTTPTransport(
+            proxy=proxy, limits=httpx.Limits(max_connections=limits.concurrency, keepalive_expiry=5)
+        )
+        # httpx has no public way to hand in a network backend; its pool, proxied or not, keeps it under this name.
+        transport._pool._network_backend = TimedBackend()
+        self._client = httpx.AsyncClient(transport=transport, trust_env=False, timeout=None)  # noqa: S113 - see above
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def post(self, body: bytes, on_sent: Callable[[], None]) -> AsyncIterator[Answer]:
+        """POST, after a place is free; `on_sent` is called just before sending. Raises UpstreamError."""
+        async with self._places:
+            timer = Timer(self._limits)
+            token = _timer.set(timer)
+            received = [0]
+            try:
+                on_sent()
+                headers = {
+                    "Content-Type": "text/xml; charset=utf-8",
+                    "Accept-Encoding": "gzip, identity",
+                    "User-Agent": f"callbutton-gateway/{__version__}",
+                }
+                async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+                    self._client.cookies.clear()
+                    yield Answer(response.status_code, response.charset_encoding, self._chunks(response, received))
+            except httpx.HTTPError as error:
+                raise _translated(error, timer, received[0]) from error
+            finally:
+                _timer.reset(token)
+
+    async def _chunks(self, response: httpx.Response, received: list[int]) -> AsyncIterator[bytes]:
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", "gzip", "x-gzip", ""):
+            raise UpstreamMalformed("the Callbutton server's answer has a content encoding that was not asked for")
+        inflate = zlib.decompressobj(31) if "gzip" in encoding else None
+        async for raw in response.aiter_raw():
+            data = raw
+            while data:
+                if inflate is None:
+                    piece, data = data[:PIECE], data[PIECE:]
+                else:
+                    try:
+                        piece = inflate.decompress(data, PIECE)
+                    except zlib.error as error:
+                        raise UpstreamMalformed("the Callbutton server's answer is not sound gzip") from error
+                    data = inflate.unconsumed_tail
+                received[0] += len(piece)
+                if received[0] > self._limits.max_bytes:
+                    raise UpstreamMalformed(
+                        f"the Callbutton server's answer is larger than {self._limits.max_bytes} bytes"
+                    )
+                yield piece
+                await asyncio.sleep(0)
+        if inflate is not None and not inflate.eof:
+            raise UpstreamMalformed("the Callbutton server's answer is gzip that breaks off")
+
+
+def _translated(error: httpx.HTTPError, timer: Timer, received: int) -> UpstreamError:
+    if isinstance(error, httpx.TimeoutException):
+        when = "did not finish its answer" if timer.answering else "did not begin to answer"
+        return UpstreamTimeout(f"the Callbutton server {when} in time", answering=timer.answering)
+    if isinstance(error, (httpx.ConnectError, httpx.ProxyError)):
+        return UpstreamUnreachable("no connection to the Callbutton server")
+    if not timer.answering:
+        return UpstreamUnreachable("the Callbutton server closed the connection without an answer")
+    return UpstreamMalformed(
+        f"the Callbutton server's answer broke off, or is not HTTP, after {received} bytes of body"
+    )

@@ -1,0 +1,304 @@
+"""The ledger against an upstream that is a plain function: nothing lost, nothing doubled, never silently partial."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from gateway.callbutton.service import Fetched
+from gateway.errors import UpstreamTimeout
+from gateway.ledger.extents import Extent, make_extent, overlay
+from gateway.ledger.freshness import Rule, gaps, stale_from
+from gateway.ledger.reader import Ledger, LedgerSettings, Position
+from gateway.metrics import Metrics
+from gateway.model import Call, Certainty, PhoneType, Result, Window
+
+NOW = 1_790_000_000
+DAY = 86400
+
+
+def call(identity: str, start: int, code: str = "a", campaign: str | None = None) -> Call:
+    return Call(
+        id=identity,
+        client_code=code,
+        start_time=datetime.fromtimestamp(start, UTC),
+        start_time_certainty=Certainty.EXACT,
+        campaign=campaign,
+        did=None,
+        ani=None,
+        other_data=None,
+        phone_type=PhoneType.NORMAL,
+        target=None,
+        result=Result.CONNECTED,
+        duration_seconds=1,
+        talk_time_seconds=None,
+        index_number=None,
+        dtmf=None,
+        recording_url=None,
+        address=None,
+        status=None,
+        extra={},
+    )
+
+
+class Upstream:
+    """Calls with the instants from which they are published; answers a second more than asked on each side."""
+
+    def __init__(self) -> None:
+        self.now: float = NOW
+        self.published: list[tuple[float, Call]] = []
+        self.posts: list[tuple[tuple[str, ...], Window]] = []
+        self.failure: Exception | None = None
+        self.leave_out: set[str] = set()
+        self.gate: asyncio.Event | None = None
+
+    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:  # noqa: ARG002
+        self.posts.append((tuple(codes), window))
+        sent = self.now
+        end = self.now if window.end >= now else window.end + 1
+        found: dict[str, list[Call]] = {
+            code: [] for code in codes if code != "*" and (len(codes) == 1 or code not in self.leave_out)
+        }
+        for since, one in self.published:
+            seconds = one.start_time.timestamp()
+            if since <= sent and window.start - 1 <= seconds <= end and ("*" in codes or one.client_code in found):
+                found.setdefault(one.client_code, []).append(one)
+        if self.gate is not None:
+            await self.gate.wait()
+        else:
+            await asyncio.sleep(0)
+        if self.failure is not None:
+            raise self.failure
+        return Fetched(sent, found, {}, status_ignored=False)
+
+
+def ledger_of(upstream: Upstream, **changes: int) -> Ledger:
+    values = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
+    rules = LedgerSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
+    return Ledger(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
+
+
+def ids(calls: Sequence[Call]) -> list[str]:
+    return sorted(one.id for one in calls)
+
+
+def test_a_window_read_twice_within_freshness_is_posted_once() -> None:
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 100))]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        window = Window(NOW - 3600, NOW)
+        for _ in range(2):
+            assert ids((await ledger.read(["a"], window, status=False)).calls) == ["1"]
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 1
+
+
+def test_a_moving_window_fetches_only_what_is_stale() -> None:
+    upstream = Upstream()
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        await ledger.read(["a"], Window(NOW - 30 * DAY, NOW), status=False)
+        upstream.now += 30
+        await ledger.read(["a"], Window(NOW - 30 * DAY + 30, NOW + 30), status=False)
+
+    asyncio.run(run())
+    _, second = upstream.posts[1]
+    assert len(upstream.posts) == 2
+    assert second.end - second.start < 1000
+
+
+def test_a_thousand_identical_cold_reads_cost_one_post() -> None:
+    upstream = Upstream()
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        window = Window(NOW - 3600, NOW)
+        await asyncio.gather(*(ledger.read(["a"], window, status=False) for _ in range(1000)))
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 1
+
+
+def test_clients_of_one_window_share_a_post_and_a_missing_one_is_asked_singly() -> None:
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 100)), (0, call("2", NOW - 100, "b"))]
+    upstream.leave_out = {"b"}
+
+    async def run() -> list[Call]:
+        reading = await ledger_of(upstream).read(["a", "b"], Window(NOW - 3600, NOW), status=False)
+        return reading.calls
+
+    assert ids(asyncio.run(run())) == ["1", "2"]
+    assert [codes for codes, _ in upstream.posts] == [("a", "b"), ("b",)]
+
+
+def test_a_failed_flight_fails_the_read_and_nothing_is_kept() -> None:
+    upstream = Upstream()
+    upstream.failure = UpstreamTimeout("too late", answering=False)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        window = Window(NOW - 3600, NOW)
+        with pytest.raises(UpstreamTimeout):
+            await ledger.read(["a"], window, status=False)
+        upstream.failure = None
+        upstream.published = [(0, call("1", NOW - 100))]
+        assert ids((await ledger.read(["a"], window, status=False)).calls) == ["1"]
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 2
+
+
+def test_a_consumer_who_leaves_does_not_end_the_flight() -> None:
+    upstream = Upstream()
+
+    async def run() -> None:
+        upstream.gate = asyncio.Event()
+        ledger = ledger_of(upstream)
+        window = Window(NOW - 3600, NOW)
+        leaver = asyncio.create_task(ledger.read(["a"], window, status=False))
+        await asyncio.sleep(0.01)
+        leaver.cancel()
+        stayer = asyncio.create_task(ledger.read(["a"], window, status=False))
+        await asyncio.sleep(0.01)
+        upstream.gate.set()
+        assert (await stayer).calls == []
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 1
+
+
+def test_a_window_in_the_future_is_empty_without_a_post() -> None:
+    upstream = Upstream()
+    reading = asyncio.run(ledger_of(upstream).read(["a"], Window(NOW + 5, NOW + 99), status=False))
+    assert (reading.calls, upstream.posts) == ([], [])
+
+
+def test_a_call_published_late_is_seen_within_the_freshness_rule() -> None:
+    upstream = Upstream()
+    late = 3600
+    upstream.published = [(NOW + late, call("1", NOW - 10))]
+
+    async def run() -> float:
+        ledger = ledger_of(upstream)
+        while True:
+            reading = await ledger.read(["a"], Window(NOW - DAY, int(upstream.now)), status=False)
+            if reading.calls:
+                return upstream.now
+            upstream.now += 30
+
+    assert asyncio.run(run()) <= NOW + late + max(15, (late + 10) * 0.1) + 30
+
+
+@pytest.mark.parametrize("newest_first", [True, False], ids=["newest first", "oldest first"])
+def test_pages_hold_every_call_once_in_order(newest_first: bool) -> None:
+    upstream = Upstream()
+    upstream.published = [(0, call(str(index), NOW - index * index * 50 - 60)) for index in range(300)]
+
+    async def run() -> list[Call]:
+        ledger, after, calls = ledger_of(upstream), None, []
+        for _ in range(100):
+            page = await ledger.read_page(
+                ["a"], Window(NOW - 90 * DAY, NOW), status=False, newest_first=newest_first, limit=7, after=after
+            )
+            calls += page.calls
+            after = page.after
+            if after is None:
+                return calls
+        raise AssertionError("the pages do not end")
+
+    calls = asyncio.run(run())
+    expected = sorted((one for _, one in upstream.published), key=lambda one: one.start_time, reverse=newest_first)
+    assert [one.id for one in calls] == [one.id for one in expected]
+
+
+def test_a_list_without_dates_costs_a_few_posts_not_all_of_history() -> None:
+    upstream = Upstream()
+
+    async def run() -> Position | None:
+        page = await ledger_of(upstream).read_page(
+            ["a"], Window(946684800, NOW), status=False, newest_first=True, limit=100, after=None
+        )
+        return page.after
+
+    assert asyncio.run(run()) is not None
+    assert len(upstream.posts) == 8
+
+
+SPANS = st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers(0, 1000))
+
+
+@given(st.lists(SPANS, max_size=12))
+def test_overlay_gives_each_point_to_the_latest_post(spans: list[tuple[int, int, int]]) -> None:
+    extents: list[Extent] = []
+    for start, length, sent in spans:
+        extents = overlay(extents, Extent(Window(start, start + length), float(sent), ()))
+    for point in range(0, 601, 7):
+        sent_at_point = [sent for start, length, sent in spans if start <= point < start + length]
+        assert [e.sent for e in extents if point in e.window] == ([max(sent_at_point)] if sent_at_point else [])
+
+
+@given(st.lists(SPANS, max_size=8), st.integers(1001, 5000))
+def test_gaps_cover_exactly_at_least_what_is_stale(spans: list[tuple[int, int, int]], now: int) -> None:
+    rule = Rule(minimum=15, ratio=0.1, maximum=2000)
+    extents: list[Extent] = []
+    for start, length, sent in spans:
+        extents = overlay(extents, Extent(Window(start, start + length), float(sent), ()))
+    planned = gaps(extents, Window(0, 600), now, rule, lambda window: window)
+    for point in range(600):
+        held = [e for e in extents if point in e.window]
+        stale = not held or ((edge := stale_from(held[0], now, rule)) is not None and point >= edge)
+        assert not stale or any(point in gap for gap in planned)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("read"), st.integers(0, 40_000), st.integers(1, 40_000)),
+        st.tuples(st.just("wait"), st.integers(1, 4000), st.just(0)),
+        st.tuples(st.just("publish"), st.integers(0, 40_000), st.integers(0, 4000)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, st.sampled_from([2**28, 3000]))
+def test_no_sequence_of_reads_loses_or_doubles_a_call(steps: list[tuple[str, int, int]], bound: int) -> None:
+    upstream = Upstream()
+    rule = Rule()
+
+    async def run() -> None:
+        ledger = ledger_of(upstream, cache_bytes=bound)
+        for number, (step, first, second) in enumerate(steps):
+            if step == "wait":
+                upstream.now += first
+            elif step == "publish":
+                start = int(upstream.now) - first
+                upstream.published.append((upstream.now + second, call(str(number), start)))
+            else:
+                window = Window(int(upstream.now) - first, int(upstream.now) - first + second)
+                seen = ids((await ledger.read(["a"], window, status=False)).calls)
+                assert len(seen) == len(set(seen))
+                for since, one in upstream.published:
+                    start = int(one.start_time.timestamp())
+                    # A fetch at or after `since` shows the call; one before it may count until it is stale.
+                    bound_to_show = max(since, start) + max(rule.minimum, 0.12 * (since - start)) + 1
+                    if start in window and bound_to_show <= upstream.now:
+                        assert one.id in seen
+                    if start not in window or since > upstream.now:
+                        assert one.id not in seen
+
+    asyncio.run(run())
+
+
+def test_an_extent_keeps_only_what_lies_in_its_window() -> None:
+    extent = make_extent(Window(10, 20), 30.0, [call("1", 9), call("2", 10), call("3", 19), call("4", 20)])
+    assert ids(extent.calls) == ["2", "3"]
