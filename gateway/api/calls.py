@@ -1,0 +1,123 @@
+"""The call lists: a query becomes one read of the ledger, a page becomes JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+import msgspec
+from litestar import Request, Response
+from msgspec import Struct
+
+from gateway.api import params
+from gateway.api.cursors import Cursor, read_cursor, render_cursor
+from gateway.errors import UpstreamTimeout
+from gateway.ledger.reader import Ledger, Page
+from gateway.model import Call
+
+_encode = msgspec.json.Encoder().encode
+
+
+class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
+    """Where the list goes on; a null `nextCursor` is its end."""
+
+    limit: int
+    next_cursor: str | None
+
+
+class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the answer covers and how fresh it is."""
+
+    start: datetime
+    end: datetime
+    as_of: datetime
+    oldest_fetch: datetime
+    stale: bool
+    unreadable: int
+
+
+class CallPage(Struct, frozen=True, kw_only=True):
+    """A page of calls."""
+
+    data: list[Call]
+    page: PageLinks
+    meta: Meta
+
+
+class CallLists(Struct, frozen=True):
+    """What the handlers of call lists need."""
+
+    ledger: Ledger
+    clock: Callable[[], float]
+    signing_key: bytes
+    history_start: int
+    deadline: float
+
+    async def answer(self, request: Request, code: str | None) -> Response[bytes]:  # type: ignore[type-arg]
+        """Answer a list of one client's calls, or of those named by `client`. Raises GatewayError."""
+        values = params.read_query(request.scope["query_string"], with_client=code is None)
+        if "cursor" in values:
+            codes = params.read_codes(code, values) if code is not None or "client" in values else None
+            cursor = read_cursor(values["cursor"][0], codes, values, self.signing_key)
+            wanted, parameters, after = cursor.request, cursor.parameters, cursor.position
+        else:
+            wanted = params.read_list(params.read_codes(code, values), values, self.clock(), self.history_start)
+            parameters, after = values, None
+        try:
+            async with asyncio.timeout(self.deadline):
+                page = await self.ledger.read_page(
+                    wanted.codes,
+                    wanted.window,
+                    status=wanted.status,
+                    newest_first=wanted.newest_first,
+                    limit=wanted.limit,
+                    after=after,
+                )
+        except TimeoutError as error:
+            raise UpstreamTimeout("the answer is still being fetched", answering=False) from error
+        following = None
+        if page.after is not None:
+            following = render_cursor(Cursor(wanted, dict(parameters), page.after), self.signing_key)
+        return self._render(request, wanted, page, following)
+
+    def _render(
+        self,
+        request: Request,  # type: ignore[type-arg]
+        wanted: params.ListRequest,
+        page: Page,
+        following: str | None,
+    ) -> Response[bytes]:
+        body = CallPage(
+            data=[present(call, status=wanted.status) for call in page.calls],
+            page=PageLinks(limit=wanted.limit, next_cursor=following),
+            meta=Meta(
+                start=_instant(wanted.window.start),
+                end=_instant(wanted.window.end),
+                as_of=_instant(page.as_of),
+                oldest_fetch=_instant(page.oldest_fetch),
+                stale=page.stale,
+                unreadable=page.unreadable,
+            ),
+        )
+        use = "hit" if page.lookup == "hit" else f"fwd={page.lookup}"
+        headers = {
+            "Cache-Control": "private",
+            "Age": str(max(0, int(self.clock() - page.as_of))),
+            "Cache-Status": f"callbutton-gateway; {use}",
+        }
+        if following is not None:
+            headers["Link"] = f'<{request.scope["path"]}?{urlencode({"cursor": following})}>; rel="next"'
+        return Response(_encode(body), media_type="application/json", headers=headers)
+
+
+def present(call: Call, *, status: bool) -> Call:
+    """Make the call as consumers see it: the upstream's own recording address stays inside."""
+    if call.recording_url is None and (status or call.status is None):
+        return call
+    return msgspec.structs.replace(call, recording_url=None, status=call.status if status else None)
+
+
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC)

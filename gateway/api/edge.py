@@ -1,0 +1,73 @@
+"""The outermost layer: request ids, metrics, the access log, and a problem for whatever escapes.
+
+It wraps Litestar, whose 404 and 405 are raised before its middleware. Logs and labels hold route templates, never
+paths or queries: client codes are telephone numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from gateway.api import problems
+from gateway.metrics import Metrics
+
+ACCESS = logging.getLogger("gateway.access")
+LOGGER = logging.getLogger(__name__)
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
+GONE = 499  # the consumer left before the answer began
+
+
+class Edge:
+    """An ASGI application around another."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == ScopeType.HTTP:
+            await self._serve(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, began = GONE, time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
+            await send(message)
+
+        self._metrics.requests_in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
+            if status != GONE:
+                raise  # the answer has begun: breaking it off is all that can be said
+            body = problems.render_problem(problems.INTERNAL, scope["path"], request_id)
+            headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+            await send_with_id({"type": "http.response.start", "status": 500, "headers": headers})
+            await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
+        finally:
+            seconds = time.perf_counter() - began
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
+            self._metrics.requests_in_flight.dec()
+            self._metrics.requests.labels(method, route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            fields = {"requestId": request_id, "method": method, "route": route, "status": status}
+            ACCESS.info("request", extra={"fields": fields | {"seconds": round(seconds, 6)}})

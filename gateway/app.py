@@ -1,0 +1,54 @@
+"""Composition root: the one place that knows everything, and the one clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from gateway.api.calls import CallLists
+from gateway.api.edge import Edge
+from gateway.api.routes import create_api
+from gateway.callbutton.service import Service, ServiceSettings
+from gateway.callbutton.transport import Limits
+from gateway.ledger.freshness import Rule
+from gateway.ledger.reader import Ledger, LedgerSettings
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+
+Clock = Callable[[], float]
+
+
+def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Service:
+    """Build the upstream from the settings."""
+    limits = Limits(
+        first_byte=settings.upstream_timeout,
+        idle=settings.upstream_idle_timeout,
+        deadline=settings.upstream_deadline,
+        concurrency=settings.upstream_concurrency,
+        max_bytes=settings.upstream_max_bytes,
+    )
+    return Service(
+        ServiceSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element),
+        metrics,
+        clock,
+    )
+
+
+def create(settings: Settings, registry: CollectorRegistry | None = None, clock: Clock = time.time) -> Edge:
+    """Build the gateway from the settings."""
+    metrics = Metrics(registry or CollectorRegistry())
+    service = build_service(settings, metrics, clock)
+    rules = LedgerSettings(
+        plain=Rule(settings.fresh_min, settings.fresh_ratio, settings.fresh_max),
+        with_status=Rule(settings.fresh_min, settings.fresh_status_ratio, settings.fresh_max),
+        max_span=int(settings.upstream_max_span),
+        batch=settings.upstream_batch,
+        cache_bytes=settings.cache_bytes,
+    )
+    ledger = Ledger(service.fetch, rules, metrics, clock)
+    lists = CallLists(ledger, clock, settings.signing_key.encode(), settings.history_start, settings.request_deadline)
+    app, litestar = create_api(lists, metrics)
+    litestar.on_shutdown += [ledger.close, service.close]
+    return app
