@@ -1,0 +1,247 @@
+"""The server: an ASGI application that answers `xml.jsp`, and misbehaves on request.
+
+Edges are inclusive and compared by wall time; a null EndDate means up to the instant now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+from xml.sax.saxutils import escape
+
+from gateway.simulator.calls import CENTRAL, HOUR, SimulatedCall, calls_of_hour, client_code
+from gateway.simulator.request import BadRequest, Request, read_request
+
+PATH = "/cb/main/jsp/xml/xml.jsp"
+PIECE = 65536  # bytes
+FAULTS = {
+    "charset": "windows-1252 bytes that no header or declaration announces",
+    "date-error": "ERROR about the date range",
+    "descending": "newest calls first",
+    "disorder": "calls in no order",
+    "doctype": "a DOCTYPE before the root",
+    "drip": "one byte at a time",
+    "duplicates": "every Client element twice",
+    "echo": "client codes echoed with an X before them",
+    "empty": "200 without a body",
+    "error": "ERROR: Connection time out",
+    "hang": "no answer at all",
+    "html": "200 with an HTML page",
+    "http-500": "HTTP status 500",
+    "lower-case": "element names in lower case",
+    "no-status": "the status flag is ignored",
+    "omit-empty": "clients without calls are left out",
+    "other-spelling": "failures as GetCallDetailsResponse",
+    "reset": "the connection is broken off in the middle of the body",
+    "truncate": "the body ends in the middle",
+    "unauthorized": "UNAUTHORIZED",
+    "unknown": "elements that the protocol document does not know",
+    "unreadable": "calls without id or StartTime",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the simulator behaves. `history` in days, `latency` in seconds; a fault is `name[@client][:rate]`."""
+
+    seed: int = 1
+    clients: int = 5
+    calls_per_day: int = 200
+    history: float = 730
+    latency: float = 0.0
+    allowed: tuple[str, ...] = ("127.0.0.1", "::1")
+    faults: tuple[str, ...] = ()
+    flag_element: str = "StatusFlag"
+
+    def __post_init__(self) -> None:
+        for fault in self.faults:
+            name, _, rate = fault.partition(":")
+            if name.partition("@")[0] not in FAULTS:
+                raise ValueError(f"{fault!r} is not a fault; there are {', '.join(FAULTS)}")
+            if rate and not 0 <= float(rate) <= 1:
+                raise ValueError(f"the rate of {fault!r} is not between 0 and 1")
+
+
+class BrokenOff(Exception):  # noqa: N818 - raised so that the HTTP server drops the connection
+    """The connection is to be broken off."""
+
+
+@dataclass
+class Simulator:
+    """The ASGI application; `requests` are the last that came, `posts` counts all."""
+
+    options: Options
+    clock: Callable[[], float] = time.time
+    posts: int = 0
+    requests: deque[Request] = field(default_factory=lambda: deque(maxlen=1000))
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.options.seed)
+
+    def misbehave(self, *faults: str) -> None:
+        """Replace the faults."""
+        self.options = replace(self.options, faults=faults)
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Answer one POST."""
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if scope["path"] != PATH or scope["method"] != "POST":
+            await self._send(send, 404, b"text/html", [b"<html><body>Not Found</body></html>"])
+            return
+        self.posts += 1
+        await asyncio.sleep(self.options.latency)
+        address = (scope.get("client") or ("unknown", 0))[0]
+        try:
+            request = read_request(body, self.options.flag_element)
+        except BadRequest as error:
+            await self._send(send, 200, b"text/xml", [self._failure("ERROR", str(error), address, set())])
+            return
+        self.requests.append(request)
+        faults = self._faults(request.codes)
+        if "hang" in faults:
+            await receive()
+        elif address not in self.options.allowed or "unauthorized" in faults:
+            await self._send(send, 200, b"text/xml", [self._failure("UNAUTHORIZED", "Unknown host", address, faults)])
+        elif "error" in faults:
+            await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Connection time out", address, faults)])
+        elif "date-error" in faults:
+            await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Date range not valid", address, faults)])
+        elif "html" in faults or "http-500" in faults:
+            status = 500 if "http-500" in faults else 200
+            await self._send(send, status, b"text/html", [b"<!DOCTYPE html><html><body>Error</body></html>"])
+        elif "empty" in faults:
+            await self._send(send, 200, b"text/xml", [b""])
+        else:
+            await self._answer(send, request, address, faults)
+
+    def _faults(self, codes: Sequence[str]) -> set[str]:
+        active = set()
+        for fault in self.options.faults:
+            named, _, rate = fault.partition(":")
+            name, _, client = named.partition("@")
+            if (not client or client in codes) and (not rate or self._chance.random() < float(rate)):
+                active.add(name)
+        return active
+
+    async def _answer(
+        self, send: Callable[[dict[str, Any]], Awaitable[None]], request: Request, address: str, faults: set[str]
+    ) -> None:
+        charset = "cp1252" if "charset" in faults else "utf-8"
+        text = "".join(self._reply(request, address, faults))
+        if "lower-case" in faults:
+            text = text.replace("<", "\0").lower().replace("\0", "<").replace('id="', 'ID="')
+        if "doctype" in faults:
+            text = text.replace("?>", '?><!DOCTYPE Callbutton SYSTEM "callbutton.dtd">', 1)
+        body = text.encode(charset, "replace")
+        if "truncate" in faults:
+            body = body[: len(body) // 2]
+        pieces = [body[at : at + PIECE] for at in range(0, len(body), PIECE)]
+        if "drip" in faults:
+            pieces = [body[at : at + 1] for at in range(len(body))]
+        content_type = b"text/xml" if "charset" in faults else b"text/xml; charset=utf-8"
+        await self._send(send, 200, content_type, pieces, pause=0.05 if "drip" in faults else 0, faults=faults)
+
+    async def _send(
+        self,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        status: int,
+        content_type: bytes,
+        pieces: Sequence[bytes],
+        *,
+        pause: float = 0,
+        faults: set[str] | None = None,
+    ) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
+        for number, piece in enumerate(pieces):
+            if faults and "reset" in faults:
+                await send({"type": "http.response.body", "body": piece[: len(piece) // 2], "more_body": True})
+                raise BrokenOff
+            if pause and number:
+                await asyncio.sleep(pause)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _failure(self, status: str, message: str, address: str, faults: set[str]) -> bytes:
+        element = "GetCallDetailsResponse" if "other-spelling" in faults else "GetCallDetailResponse"
+        return (
+            f"{self._head(address)}<{element} status={status!r}>{escape(message)}</{element}>"
+            "</CallbuttonService></Callbutton>"
+        ).encode()
+
+    def _head(self, address: str) -> str:
+        return (
+            '<?xml version="1.0"?>\n<Callbutton version="B"><Username>partner</Username>'
+            f"<Authentication>{escape(address)}</Authentication><CallbuttonService>"
+        )
+
+    def _reply(self, request: Request, address: str, faults: set[str]) -> Iterator[str]:
+        yield self._head(address) + '<GetCallDetailsResponse status="OK">'
+        flags = dict(zip(request.codes, request.flags, strict=True))
+        everyone = [client_code(index) for index in range(self.options.clients)]
+        for code in everyone if request.codes[0] == "*" else list(flags):
+            calls = list(self._calls(code, request)) if code in everyone else []
+            if "omit-empty" in faults and not calls:
+                continue
+            if "descending" in faults:
+                calls.reverse()
+            if "disorder" in faults:
+                random.Random(code).shuffle(calls)
+            status = flags.get(code, flags.get("*", False)) and "no-status" not in faults
+            listed = "".join(_call_xml(call, status=status, unknown="unknown" in faults) for call in calls)
+            if "unreadable" in faults:
+                listed += '<Call><StartTime>01/02/2009 03:04:05</StartTime></Call><Call ID="x"><DID>1</DID></Call>'
+            shown = ("X" if "echo" in faults else "") + escape(code)
+            client = f"<Client><ClientCode>{shown}</ClientCode><CallDetails>{listed}</CallDetails></Client>"
+            yield client * (2 if "duplicates" in faults else 1)
+        yield "</GetCallDetailsResponse></CallbuttonService></Callbutton>\n"
+
+    def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
+        now = self.clock()
+        first = now - self.options.history * 86400
+        if request.start is not None:  # an hour more, as wall times repeat
+            first = max(first, request.start.replace(tzinfo=CENTRAL).timestamp() - HOUR)
+        last = now
+        if request.end is not None:
+            last = min(last, request.end.replace(tzinfo=CENTRAL, fold=1).timestamp() + HOUR)
+        for hour in range(int(first // HOUR), int(last // HOUR) + 1):
+            for call in calls_of_hour(self.options.seed, code, hour, self.options.calls_per_day):
+                wall = datetime.fromtimestamp(call.start, UTC).astimezone(CENTRAL).replace(tzinfo=None)
+                after_start = request.start is None or wall >= request.start
+                before_end = request.end is None or wall <= request.end
+                if after_start and before_end and call.published <= now:
+                    yield call
+
+
+def _call_xml(call: SimulatedCall, *, status: bool, unknown: bool) -> str:
+    def element(name: str, text: str) -> str:
+        return f"<{name}>{escape(text)}</{name}>"
+
+    body = "".join(element(name, text) for name, text in call.elements)
+    if call.address:
+        body += f"<Address>{''.join(element(name, text) for name, text in call.address)}</Address>"
+    if status:
+        body += "".join(element(name, text) for name, text in call.status)
+    if unknown:
+        body += "<Whisper>hello</Whisper><Carrier><Name>Acme</Name><Lata>358</Lata></Carrier>"
+    return f'<Call ID="{call.identity}">{body}</Call>'
+
+
+def create(options: Options, clock: Callable[[], float] = time.time) -> Simulator:
+    """Make a simulator."""
+    return Simulator(options, clock)
