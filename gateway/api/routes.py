@@ -114,6 +114,7 @@ def create_api(lists: CallLists, metrics: Metrics) -> tuple[Edge, Litestar]:
     app = Litestar(
         HANDLERS,
         openapi_config=None,
+        logging_config=None,
         exception_handlers={HTTPException: answer_problem, GatewayError: answer_problem},
         state=State({"lists": lists, "metrics": metrics}),
         debug=False,
