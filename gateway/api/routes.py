@@ -9,6 +9,7 @@ from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.params import FromPath
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.api import problems
@@ -28,7 +29,7 @@ PAGE = {200: ResponseSpec(CallPage, description="A page of calls.", generate_exa
     tags=["calls"],
     responses=PAGE,
 )
-async def list_client_calls(request: Request[Any, Any, State], code: str) -> Response[bytes]:
+async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[bytes]:
     """Calls of one client in a window, newest first unless `sort` says otherwise."""
     lists: CallLists = request.app.state.lists
     return await lists.answer(request, code)

@@ -1,0 +1,84 @@
+"""Real servers on free ports of 127.0.0.1."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from gateway import app
+from gateway.settings import Settings
+from gateway.simulator.server import PATH, Options, Simulator, create
+
+NOW = 1_795_000_000.0  # 2026-11-18
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def serving(application: Any) -> Iterator[int]:
+    """Serve an ASGI application; gives its port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(512)
+        server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="on"))
+        if isinstance(application, Simulator):
+            server.config.lifespan = "off"
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+class Stand:
+    """A simulator and a gateway in front of it."""
+
+    def __init__(self, simulator: Simulator, client: httpx.Client, clock: Clock) -> None:
+        self.simulator = simulator
+        self.client = client
+        self.clock = clock
+
+    def get(self, path: str, **parameters: Any) -> httpx.Response:
+        return self.client.get(path, params=parameters)
+
+    def metric(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"callbutton_gateway_{name}"))
+
+
+Make = Callable[..., Stand]
+
+
+@pytest.fixture
+def stand() -> Iterator[Make]:
+    """Make stands; settings as keywords."""
+    with ExitStack() as stack:
+
+        def make(options: Options | None = None, **changes: Any) -> Stand:
+            clock = Clock()
+            simulator = create(options or Options(), clock)
+            upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
+            settings = Settings(**({"upstream_url": upstream, "auth": "none", "signing_key": "k" * 32} | changes))
+            port = stack.enter_context(serving(app.create(settings, clock=clock)))
+            client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
+            return Stand(simulator, client, clock)
+
+        yield make

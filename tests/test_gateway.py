@@ -1,0 +1,234 @@
+"""The gateway end to end: a real simulator behind it, real sockets on both sides."""
+
+import json
+import logging
+import re
+
+import pytest
+from openapi_spec_validator import validate
+
+from gateway.api.routes import document, document_yaml
+from gateway.logs import JsonFormatter
+from gateway.simulator.calls import calls_of_hour
+from gateway.simulator.server import Options
+from tests.conftest import Make, Stand
+
+CALLS = "/clients/8005550100/calls"
+FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}
+
+
+def every_call(stand: Stand, path: str, **parameters: str) -> list[dict[str, object]]:
+    answer = stand.get(path, **parameters).json()
+    calls: list[dict[str, object]] = answer["data"]
+    while answer["page"]["nextCursor"]:
+        answer = stand.get(path, cursor=answer["page"]["nextCursor"]).json()
+        calls += answer["data"]
+    return calls
+
+
+@pytest.mark.parametrize("sort", ["startTime", "-startTime"])
+@pytest.mark.parametrize("fault", [None, "descending", "duplicates", "unknown", "lower-case", "echo", "drip:0"])
+def test_the_autumn_change_of_clocks_loses_and_doubles_nothing(stand: Make, sort: str, fault: str | None):
+    gateway = stand(Options(faults=(fault,) if fault else ()))
+    calls = every_call(gateway, CALLS, **FOLD, sort=sort, limit="7")
+    first = 1793509200 // 3600  # 05:00Z
+    made = [call for hour in range(first, first + 4) for call in calls_of_hour(1, "8005550100", hour, 200)]
+    expected = sorted(call.identity for call in made)
+    if fault != "lower-case":
+        assert sorted(str(call["id"]) for call in calls) == expected
+    assert len(calls) == len(expected)
+    times = [str(call["startTime"]) for call in calls]
+    assert times == sorted(times, reverse=sort.startswith("-"))
+    inside = {call["startTimeCertainty"] for call in calls if "T06" in str(call["startTime"])}
+    assert inside == {"inferred"}
+
+
+def test_an_answer_has_the_documented_shape(stand: Make):
+    answer = stand().get(CALLS, **FOLD, limit=1)
+    body = answer.json()
+    assert set(body) == {"data", "page", "meta"}
+    assert set(body["data"][0]) == set(document()["components"]["schemas"]["Call"]["properties"])
+    assert body["meta"] == {
+        "start": "2026-11-01T05:00:00Z",
+        "end": "2026-11-01T09:00:00Z",
+        "asOf": "2026-11-18T11:06:40Z",
+        "oldestFetch": "2026-11-18T11:06:40Z",
+        "stale": False,
+        "unreadable": 0,
+    }
+    assert answer.headers["cache-control"] == "private"
+    assert answer.headers["cache-status"] == "callbutton-gateway; fwd=miss"
+    assert answer.headers["x-request-id"]
+
+
+def test_a_second_read_is_a_hit_and_costs_no_post(stand: Make):
+    gateway = stand()
+    gateway.get(CALLS, **FOLD)
+    assert gateway.get(CALLS, **FOLD).headers["cache-status"] == "callbutton-gateway; hit"
+    assert gateway.simulator.posts == 1
+
+
+def test_several_clients_and_all_clients_cost_one_post(stand: Make):
+    gateway = stand()
+    both = gateway.client.get("/calls?client=8005550100&client=8005550101&limit=1000", params=FOLD).json()
+    assert {call["clientCode"] for call in both["data"]} == {"8005550100", "8005550101"}
+    assert gateway.simulator.posts == 1
+    everyone = gateway.get("/calls", client="*", limit=1000, **FOLD).json()
+    assert len({call["clientCode"] for call in everyone["data"]}) == 5
+    assert gateway.simulator.posts == 2
+
+
+def test_status_is_there_when_asked_for_and_null_when_not(stand: Make):
+    gateway = stand()
+    asked = gateway.get(CALLS, **FOLD, include="status").json()["data"]
+    assert all(call["status"]["journal"] for call in asked)
+    assert all(call["status"] is None for call in gateway.get(CALLS, **FOLD).json()["data"])
+    assert gateway.simulator.posts == 1  # the plain read rests on the extent with status
+    gateway.simulator.misbehave("no-status")
+    gateway.clock.now += 86400
+    assert all(call["status"] is None for call in gateway.get(CALLS, **FOLD, include="status").json()["data"])
+
+
+def test_dates_without_offset_are_read_in_the_zone(stand: Make):
+    meta = stand().get(CALLS, start="2026-11-01", end="2026-11-02", tz="America/Chicago").json()["meta"]
+    assert (meta["start"], meta["end"]) == ("2026-11-01T05:00:00Z", "2026-11-02T06:00:00Z")
+
+
+BAD = {
+    "an unknown parameter": ("since=1", "since"),
+    "a repeated one": ("start=2026-01-01&start=2026-01-02", "start"),
+    "no date": ("start=yesterday", "start"),
+    "an impossible date": ("start=2026-02-30", "start"),
+    "an epoch": ("start=1795000000", "start"),
+    "start after end": ("start=2026-01-02&end=2026-01-01", "start"),
+    "a limit of none": ("limit=0", "limit"),
+    "a limit too large": ("limit=1001", "limit"),
+    "a limit in letters": ("limit=1e2", "limit"),
+    "a sort": ("sort=id", "sort"),
+    "an include": ("include=journal", "include"),
+    "a zone": ("tz=Mars/Olympus", "tz"),
+    "a path as zone": ("tz=../../etc/passwd", "tz"),
+    "a cursor": ("cursor=abc", "cursor"),
+    "an empty date": ("start=", "start"),
+}
+
+
+def test_a_bad_parameter_is_named(stand: Make):
+    gateway = stand()
+    for query, parameter in BAD.values():
+        answer = gateway.client.get(f"{CALLS}?{query}")
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), query
+        problem = answer.json()
+        assert problem["type"] == "/problems/invalid-parameter"
+        assert parameter in [fault["parameter"] for fault in problem["errors"]], query
+    assert gateway.client.get("/clients/a%20b/calls").json()["errors"][0]["parameter"] == "code"
+    assert gateway.client.get("/calls").json()["errors"][0]["parameter"] == "client"
+    assert gateway.client.get("/calls?client=*&client=a").status_code == 400
+    assert gateway.client.get(f"{CALLS}?start=2026-11-01T00:00:00+02:00&limit=1").status_code == 200
+    assert gateway.simulator.posts == 1
+
+
+def test_a_cursor_comes_alone_or_with_its_parameters_and_is_not_forged(stand: Make):
+    gateway = stand()
+    cursor = gateway.get(CALLS, **FOLD, limit=3).json()["page"]["nextCursor"]
+    alone = gateway.get(CALLS, cursor=cursor).json()
+    assert gateway.get(CALLS, cursor=cursor, **FOLD, limit=3).json()["data"] == alone["data"]
+    assert gateway.get(CALLS, cursor=cursor, limit=4).status_code == 400
+    assert gateway.get("/clients/8005550101/calls", cursor=cursor).status_code == 400
+    assert gateway.get(CALLS, cursor=cursor[:30] + "x" + cursor[31:]).status_code == 400
+
+
+FAULTS = {
+    "error": (502, "upstream-error"),
+    "date-error": (422, "upstream-rejected"),
+    "unauthorized": (502, "upstream-unauthorized"),
+    "html": (502, "upstream-malformed"),
+    "http-500": (502, "upstream-error"),
+    "empty": (502, "upstream-malformed"),
+    "truncate": (502, "upstream-malformed"),
+    "reset": (502, "upstream-malformed"),
+    "doctype": (502, "upstream-malformed"),
+    "hang": (504, "upstream-timeout"),
+    "drip": (504, "upstream-timeout"),
+}
+
+
+def test_each_fault_of_the_upstream_is_its_problem_and_nothing_is_kept_of_it(
+    stand: Make, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG, "gateway")
+    gateway = stand(upstream_timeout=0.5, upstream_idle_timeout=0.5, upstream_deadline=1.0)
+    for fault, (status, name) in FAULTS.items():
+        gateway.simulator.misbehave(fault)
+        answer = gateway.get(CALLS, **FOLD)
+        assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{name}"), fault
+        assert answer.headers["content-type"] == "application/problem+json"
+    gateway.simulator.misbehave()
+    assert gateway.get(CALLS, **FOLD).headers["cache-status"] == "callbutton-gateway; fwd=miss"
+    lines = "\n".join(JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway"))
+    assert "upstream failed" in lines
+    for secret in ("8005550100", "Lovelace", "312555", "Called back"):
+        assert secret not in lines
+
+
+def test_calls_that_cannot_be_read_are_counted_in_the_answer(stand: Make):
+    gateway = stand(Options(faults=("unreadable",)))
+    assert gateway.get(CALLS, **FOLD).json()["meta"]["unreadable"] == 2
+    assert gateway.metric("calls_unreadable_total") == 2
+
+
+def test_a_charset_that_nobody_announced_is_repaired_and_counted(stand: Make):
+    gateway = stand(Options(faults=("charset",), calls_per_day=2000))
+    text = gateway.get(CALLS, **FOLD, limit=1000).text
+    assert "Núñez" in text
+    assert "\ufffd" not in text
+    assert gateway.metric("text_repairs_total") > 0
+
+
+def test_an_upstream_that_is_not_there_is_unreachable(stand: Make):
+    answer = stand(upstream_url="http://127.0.0.1:9/xml.jsp").get(CALLS, **FOLD)
+    assert (answer.status_code, answer.json()["type"]) == (502, "/problems/upstream-unreachable")
+
+
+def test_a_consumer_waits_no_longer_than_its_deadline_and_the_flight_goes_on(stand: Make):
+    gateway = stand(Options(latency=0.6), request_deadline=0.2)
+    assert gateway.get(CALLS, **FOLD).status_code == 504
+    assert gateway.metric("upstream_posts_in_flight") == 1
+    for _ in range(100):
+        if gateway.get(CALLS, **FOLD).status_code == 200:
+            break
+    assert gateway.simulator.posts == 1
+
+
+def test_paths_and_methods_that_are_not_there_are_problems(stand: Make):
+    gateway = stand()
+    assert gateway.client.get("/nothing").json()["type"] == "/problems/not-found"
+    answer = gateway.client.post(CALLS)
+    assert (answer.status_code, answer.json()["type"]) == (405, "/problems/method-not-allowed")
+    assert "GET" in answer.headers["allow"]
+
+
+def test_labels_do_not_grow_with_what_consumers_send(stand: Make):
+    gateway = stand()
+    for number in range(5):
+        gateway.client.get(f"/secret{number}")
+        gateway.client.request(f"M{number}", "/calls")
+    text = gateway.client.get("/metrics").text
+    assert "secret" not in text
+    assert set(re.findall(r'method="(\w+)"', text)) <= {"GET", "other"}
+
+
+def test_a_request_id_is_taken_over_if_it_is_sound(stand: Make):
+    gateway = stand()
+    assert gateway.client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert gateway.client.get("/healthz", headers={"X-Request-Id": "a b"}).headers["x-request-id"] != "a b"
+    assert gateway.client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_the_openapi_document_is_valid_committed_and_served(stand: Make):
+    validate(document())
+    with open("openapi/openapi.yaml", encoding="utf-8") as file:
+        assert file.read() == document_yaml()
+    gateway = stand()
+    assert gateway.client.get("/openapi.json").json() == json.loads(json.dumps(document()))
+    assert gateway.client.get("/openapi.yaml").text == document_yaml()
