@@ -70,7 +70,7 @@ def test_a_second_read_is_a_hit_and_costs_no_post(stand: Make):
 
 def test_several_clients_and_all_clients_cost_one_post(stand: Make):
     gateway = stand()
-    both = gateway.client.get("/calls?client=8005550100&client=8005550101&limit=1000", params=FOLD).json()
+    both = gateway.get("/calls", client=["8005550100", "8005550101"], limit=1000, **FOLD).json()
     assert {call["clientCode"] for call in both["data"]} == {"8005550100", "8005550101"}
     assert gateway.simulator.posts == 1
     everyone = gateway.get("/calls", client="*", limit=1000, **FOLD).json()
