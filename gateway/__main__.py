@@ -1,6 +1,7 @@
 """The command line: `callbutton-gateway`, the same as `python -m gateway`.
 
-Exit codes: 0 done, 1 the upstream does not work, 2 the command or a setting cannot be used.
+Exit codes: 0 done, 1 the upstream does not work or the port is taken, 2 the command or a setting cannot be used.
+What is asked for goes to standard output, logs and complaints go to standard error.
 """
 
 from __future__ import annotations
@@ -11,54 +12,68 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
-from gateway import __version__, logs
+from gateway import __version__, errors, logs
 from gateway.settings import Settings, SettingsError, read_settings
-from gateway.simulator import command as simulator
+
+if TYPE_CHECKING:
+    import uvicorn
 
 LOGGER = logging.getLogger("gateway")
 HOUR = 3600
-ADVICE = {
-    "UpstreamUnauthorized": "ask Callbutton to allow the address above, or go out through one that it allows "
+EXAMPLES = {
+    "serve": "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp GATEWAY_AUTH=none "
+    "callbutton-gateway serve",
+    "demo": "callbutton-gateway demo --port 9090",
+    "simulate": "callbutton-gateway simulate --fault drip:0.1 --fault error@8005550101",
+    "check": "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp callbutton-gateway check",
+    "openapi": "callbutton-gateway openapi > openapi.yaml",
+}
+ADVICE: dict[type[errors.UpstreamError], str] = {
+    errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or go out through one that it allows "
     "(GATEWAY_UPSTREAM_PROXY)",
-    "UpstreamRejected": "the server refuses a window of one hour: it may not be an xml.jsp of 2009",
-    "UpstreamFailed": "the server is there but fails; try again later, then ask Callbutton",
-    "UpstreamMalformed": "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
-    "UpstreamUnreachable": "check GATEWAY_UPSTREAM_URL, name resolution and firewalls",
-    "UpstreamTimeout": "the server is too slow; try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
+    errors.UpstreamRejected: "the server refuses a window of one hour: is it an xml.jsp of 2009?",
+    errors.UpstreamFailed: "the server is there but fails: try again later, then ask Callbutton",
+    errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
+    errors.UpstreamUnreachable: "check GATEWAY_UPSTREAM_URL, name resolution and firewalls",
+    errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
-    root = argparse.ArgumentParser(prog="callbutton-gateway", description="A REST/JSON gateway to Callbutton.")
+    from gateway.simulator import command as simulator
+
+    root = argparse.ArgumentParser(
+        prog="callbutton-gateway",
+        description="A REST/JSON gateway in front of a Callbutton XML server. COMMAND --help shows an example of each.",
+    )
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=text,
             description=text,
-            epilog=f"example:\n  {example}",
+            epilog=f"example:\n  {EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    add(
-        "serve",
-        "Serve the gateway; settings come from GATEWAY_ variables.",
-        "GATEWAY_UPSTREAM_URL=http://192.0.2.1/cb/main/jsp/xml/xml.jsp GATEWAY_AUTH=none callbutton-gateway serve",
-    )
-    demo = add("demo", "Run simulator and gateway together, with nothing to set.", "callbutton-gateway demo")
+    add("serve", "Serve the gateway; settings come from GATEWAY_ variables.")
+    demo = add("demo", "Run simulator and gateway together, with nothing to set.")
     demo.add_argument("--port", type=int, default=8080, help="of the gateway (default: %(default)s)")
     demo.add_argument("--simulator-port", type=int, default=8081, help="default: %(default)s")
-    simulate = add("simulate", "Run a stand-in Callbutton server.", "callbutton-gateway simulate --fault drip:0.1")
-    simulator.add_arguments(simulate)
-    add("check", "Ask the upstream for one hour, and say what is wrong.", "callbutton-gateway check")
-    contract = add("openapi", "Print the OpenAPI document.", "callbutton-gateway openapi > openapi.yaml")
+    simulator.add_arguments(add("simulate", "Run a stand-in Callbutton server."))
+    add("check", "Ask the upstream for one hour, and say what is wrong.")
+    contract = add("openapi", "Print the OpenAPI document.")
     contract.add_argument("--json", action="store_true", help="as JSON rather than YAML")
     return root
 
@@ -68,103 +83,139 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser().parse_args(arguments)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            if chosen.command == "simulate":
-                return simulator.run(chosen)
-            if chosen.command == "openapi":
-                return openapi(as_json=chosen.json)
-            if chosen.command == "demo":
-                return demo(chosen.port, chosen.simulator_port)
-            settings = read_settings(os.environ)
-            if not settings.upstream_url:
-                raise SettingsError("GATEWAY_UPSTREAM_URL is not set: it is the address of the server's xml.jsp")
-            return asyncio.run(check(settings)) if chosen.command == "check" else serve(settings)
+            return run(chosen)
+    except OSError as error:
+        print(f"callbutton-gateway: {error.strerror or error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"callbutton-gateway: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def serve(settings: Settings) -> int:
-    """Serve until told to stop."""
+def run(chosen: argparse.Namespace) -> int:
+    """Run the command that was chosen. Raises SettingsError, ValueError, OSError."""
+    match chosen.command:
+        case "simulate":
+            from gateway.simulator import command as simulator
+
+            return simulator.run(chosen)
+        case "openapi":
+            return openapi(as_json=chosen.json)
+        case "demo":
+            return demo(chosen.port, chosen.simulator_port)
+        case "check":
+            return asyncio.run(check(reachable_settings()))
+        case _:
+            return serve(reachable_settings())
+
+
+def reachable_settings() -> Settings:
+    """Read the settings of a command that needs the upstream. Raises SettingsError."""
+    settings = read_settings(os.environ)
+    if not settings.upstream_url:
+        raise SettingsError("GATEWAY_UPSTREAM_URL is not set: it is the address of the server's xml.jsp")
+    return settings
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket. Raises OSError, which names the address."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(error.errno, f"{host} port {port}: {os.strerror(error.errno or 0)}") from error
+
+
+def address_of(opened: socket.socket) -> str:
+    """Write the address of a listening socket as consumers use it."""
+    host, port = opened.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(application: Any, *, lifespan: str = "on") -> uvicorn.Server:  # noqa: ANN401 - either kind of ASGI
+    """Make an HTTP server that logs nothing of its own but warnings."""
     import uvicorn
 
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            lifespan=lifespan,  # type: ignore[arg-type]
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+    )
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop. Raises SettingsError, OSError."""
     from gateway import app
 
     if settings.auth != "none":
         raise SettingsError(
-            "GATEWAY_AUTH: this version has no access keys yet; GATEWAY_AUTH=none serves every client to whoever asks"
+            f"GATEWAY_AUTH is {settings.auth!r}, but access keys are not built yet: only none, which lets every "
+            "consumer see every client, starts"
         )
     logs.configure(settings.log_format, settings.log_level)
-    LOGGER.warning("no access control: whoever reaches this gateway sees every client's calls")
+    LOGGER.warning("no access control: every consumer sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
-        LOGGER.warning("GATEWAY_SIGNING_KEY is not set: cursors end with this process")
-    uvicorn.run(
-        app.create(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
+        LOGGER.warning(
+            "GATEWAY_SIGNING_KEY is not set: cursors end with this process, and replicas refuse each other's"
+        )
+    opened = listen(settings.host, settings.port)
+    LOGGER.info("serving", extra={"fields": {"address": address_of(opened), "version": __version__}})
+    make_server(app.create(settings)).run(sockets=[opened])
     return 0
 
 
 def demo(port: int, simulator_port: int) -> int:
-    """Run both until told to stop."""
-    import uvicorn
-
+    """Run both until told to stop. Raises OSError."""
     from gateway import app
     from gateway.simulator.server import PATH, Options, create
 
-    logs.configure("", "warning")
-    upstream = f"http://127.0.0.1:{simulator_port}{PATH}"
-    applications = [
-        (create(Options()), simulator_port),
-        (app.create(Settings(upstream_url=upstream, auth="none", port=port)), port),
-    ]
-    year = time.gmtime().tm_year - (time.gmtime()[1:3] < (11, 9))
-    change = next(day for day in range(1, 8) if time.gmtime(_noon(year, day)).tm_wday == 6)
-    window = f"start={year}-11-{change:02}T05:00:00Z&end={year}-11-{change:02}T09:00:00Z"
-
-    async def both() -> None:
-        servers = [
-            uvicorn.Server(uvicorn.Config(application, port=at, log_config=None, access_log=False))  # type: ignore[arg-type]
-            for application, at in applications
-        ]
-        running = [asyncio.create_task(server.serve()) for server in servers]
-        while not all(server.started for server in servers):
-            if any(task.done() for task in running):
-                raise SettingsError(f"port {port} or {simulator_port} is taken: choose with --port, --simulator-port")
-            await asyncio.sleep(0.02)
-        base = f"http://127.0.0.1:{port}"
-        print(f"Gateway on {base}, a simulated Callbutton server behind it. Stop with Ctrl-C. Try:\n")
-        print("# across the autumn change of clocks: times are UTC, those of the repeated hour are marked")
-        print(f"curl -s '{base}/clients/8005550100/calls?{window}&limit=3'")
-        print("# two clients, today by Chicago's clock, with what people said of the calls")
-        print(f"curl -s '{base}/calls?client=8005550100&client=8005550101&include=status&limit=5'")
-        print("# what the gateway counts")
-        print(f"curl -s {base}/metrics | grep ^callbutton_gateway_upstream", flush=True)
-        await asyncio.gather(*running)
-
-    try:
-        asyncio.run(both())
-    except SystemExit as error:  # how uvicorn says that a port is taken
-        raise SettingsError(
-            f"port {port} or {simulator_port} is taken: choose with --port, --simulator-port"
-        ) from error
+    logs.configure("", "info")
+    with listen("127.0.0.1", simulator_port) as behind, listen("127.0.0.1", port) as front:
+        simulator = make_server(create(Options()), lifespan="off")
+        thread = threading.Thread(target=simulator.run, kwargs={"sockets": [behind]})
+        thread.start()
+        try:
+            settings = Settings(upstream_url=f"{address_of(behind)}{PATH}", auth="none")
+            print(f"A simulated Callbutton server, and on {address_of(front)} the gateway in front of it. Try:\n")
+            for path in demo_paths(datetime.now(UTC)):
+                print(f"  curl '{address_of(front)}{path}'")
+            print("\nStop with Ctrl-C. A log line for each request follows.", flush=True)
+            make_server(app.create(settings)).run(sockets=[front])
+        finally:
+            simulator.should_exit = True
+            thread.join()
     return 0
 
 
-def _noon(year: int, day: int) -> float:
-    return time.mktime((year, 11, day, 12, 0, 0, 0, 0, 0))
+def demo_paths(now: datetime) -> list[str]:
+    """Find what to try: the last night in which clocks went back, the newest calls of two clients, the metrics."""
+    night = next(
+        night
+        for year in (now.year, now.year - 1)
+        if (night := _first_sunday_of_november(year) + timedelta(hours=5)) + timedelta(hours=4) < now
+    )
+    window = f"start={night:%Y-%m-%dT%H:%M:%SZ}&end={night + timedelta(hours=4):%Y-%m-%dT%H:%M:%SZ}"
+    return [
+        f"/clients/8005550100/calls?{window}&limit=1",
+        "/calls?client=8005550100&client=8005550101&include=status&limit=5",
+        "/metrics",
+    ]
+
+
+def _first_sunday_of_november(year: int) -> datetime:
+    first = datetime(year, 11, 1, tzinfo=UTC)
+    return first + timedelta(days=(6 - first.weekday()) % 7)
 
 
 async def check(settings: Settings) -> int:
-    """Ask for the last hour with and without status; explain what fails."""
+    """Ask for the last hour with and without status; explain what fails. Returns the exit code."""
     from prometheus_client import CollectorRegistry
 
     from gateway.app import build_service
-    from gateway.errors import UpstreamError, UpstreamUnauthorized
     from gateway.metrics import Metrics
     from gateway.model import Window
 
@@ -173,28 +224,34 @@ async def check(settings: Settings) -> int:
     now = time.time()
     window = Window(int(now) - HOUR, int(now) - 60)
     try:
-        plain = await service.fetch(["*"], window, status=False, now=now)
-        count = sum(map(len, plain.calls.values()))
-        print(f"The Callbutton server answers: {len(plain.calls)} clients, {count} calls in the last hour.")
-        with_status = await service.fetch(["*"], window, status=True, now=now)
-        if with_status.status_ignored:
-            print(
-                f"It ignores the status flag <{settings.status_flag_element}>: set GATEWAY_STATUS_FLAG_ELEMENT to the "
-                "name that Callbutton tells you."
-            )
-        else:
-            print(
-                "The status flag works." if any(with_status.calls.values()) else "No calls to try the status flag on."
-            )
-    except UpstreamError as error:
-        print(f"It does not work: {error}.")
-        if isinstance(error, UpstreamUnauthorized):
-            print(f"The server saw the user {error.username!r} at the address {error.address!r}.")
-        print(f"What to do: {ADVICE[type(error).__name__]}.")
-        return 1
+        for status in (False, True):
+            kind = "with" if status else "without"
+            try:
+                fetched = await service.fetch(["*"], window, status=status, now=now)
+            except errors.UpstreamError as error:
+                print_failure(error, status=status)
+                return 1
+            calls = sum(map(len, fetched.calls.values()))
+            if fetched.status_ignored:
+                print(
+                    f"does not work: calls with status: the server ignores <{settings.status_flag_element}>\n"
+                    "what to do: ask Callbutton for the element's name and set GATEWAY_STATUS_FLAG_ELEMENT; without "
+                    "it the gateway serves calls, but no status"
+                )
+            else:
+                proof = "" if calls or not status else "; no call to tell by whether the flag is understood"
+                print(f"works: calls {kind} status: {calls} of {len(fetched.calls)} clients in the last hour{proof}")
     finally:
         await service.close()
     return 0
+
+
+def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
+    """Print what does not work, and what to do."""
+    print(f"does not work: calls {'with' if status else 'without'} status: {error}")
+    if isinstance(error, errors.UpstreamUnauthorized):
+        print(f"the server saw: username {error.username}, address {error.address}")
+    print(f"what to do: {ADVICE[type(error)]}")
 
 
 def openapi(*, as_json: bool) -> int:

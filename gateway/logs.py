@@ -58,5 +58,5 @@ def configure(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "uvicorn.access"):  # they log addresses
+    for noisy in ("httpx", "httpcore", "uvicorn"):  # they log addresses
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-import uvicorn
-
 from gateway.simulator.server import FAULTS, PATH, Options, create
 
 
@@ -41,6 +39,8 @@ def options(arguments: argparse.Namespace) -> Options:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises ValueError for an unknown fault."""
+    import uvicorn
+
     app = create(options(arguments))
     print(f"Callbutton simulator: http://{arguments.host}:{arguments.port}{PATH}", flush=True)
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="critical", access_log=False)

@@ -6,6 +6,7 @@ Edges are inclusive and compared by wall time; a null EndDate means up to the in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
@@ -20,6 +21,9 @@ from gateway.simulator.request import BadRequest, Request, read_request
 
 PATH = "/cb/main/jsp/xml/xml.jsp"
 PIECE = 65536  # bytes
+DRIP = 0.05  # seconds between bytes
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 FAULTS = {
     "charset": "windows-1252 bytes that no header or declaration announces",
     "date-error": "ERROR about the date range",
@@ -88,12 +92,7 @@ class Simulator:
         """Replace the faults."""
         self.options = replace(self.options, faults=faults)
 
-    async def __call__(
-        self,
-        scope: dict[str, Any],
-        receive: Callable[[], Awaitable[dict[str, Any]]],
-        send: Callable[[dict[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one POST."""
         if scope["type"] != "http":
             return
@@ -128,7 +127,7 @@ class Simulator:
         elif "empty" in faults:
             await self._send(send, 200, b"text/xml", [b""])
         else:
-            await self._answer(send, request, address, faults)
+            await self._answer(receive, send, request, address, faults)
 
     def _faults(self, codes: Sequence[str]) -> set[str]:
         active = set()
@@ -139,9 +138,7 @@ class Simulator:
                 active.add(name)
         return active
 
-    async def _answer(
-        self, send: Callable[[dict[str, Any]], Awaitable[None]], request: Request, address: str, faults: set[str]
-    ) -> None:
+    async def _answer(self, receive: Receive, send: Send, request: Request, address: str, faults: set[str]) -> None:
         charset = "cp1252" if "charset" in faults else "utf-8"
         text = "".join(self._reply(request, address, faults))
         if "lower-case" in faults:
@@ -151,29 +148,36 @@ class Simulator:
         body = text.encode(charset, "replace")
         if "truncate" in faults:
             body = body[: len(body) // 2]
-        pieces = [body[at : at + PIECE] for at in range(0, len(body), PIECE)]
-        if "drip" in faults:
-            pieces = [body[at : at + 1] for at in range(len(body))]
         content_type = b"text/xml" if "charset" in faults else b"text/xml; charset=utf-8"
-        await self._send(send, 200, content_type, pieces, pause=0.05 if "drip" in faults else 0, faults=faults)
+        if "drip" in faults:
+            await self._drip(receive, send, content_type, body)
+        else:
+            pieces = [body[at : at + PIECE] for at in range(0, len(body), PIECE)]
+            await self._send(send, 200, content_type, pieces, faults)
+
+    async def _drip(self, receive: Receive, send: Send, content_type: bytes, body: bytes) -> None:
+        """Send a byte at a time until nobody reads any more."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
+        for at in range(len(body)):
+            await send({"type": "http.response.body", "body": body[at : at + 1], "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(receive(), DRIP)
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(
         self,
-        send: Callable[[dict[str, Any]], Awaitable[None]],
+        send: Send,
         status: int,
         content_type: bytes,
         pieces: Sequence[bytes],
-        *,
-        pause: float = 0,
-        faults: set[str] | None = None,
+        faults: frozenset[str] | set[str] = frozenset(),
     ) -> None:
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
-        for number, piece in enumerate(pieces):
-            if faults and "reset" in faults:
+        for piece in pieces:
+            if "reset" in faults:
                 await send({"type": "http.response.body", "body": piece[: len(piece) // 2], "more_body": True})
                 raise BrokenOff
-            if pause and number:
-                await asyncio.sleep(pause)
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
