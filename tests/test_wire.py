@@ -2,13 +2,16 @@
 
 import random
 from pathlib import Path
+from typing import Any
+from unittest import mock
+from xml.sax.saxutils import escape
 
 import pytest
 import xmltodict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.callbutton import wire
+from gateway.callbutton import record, template, wire
 from gateway.callbutton.central import Edges
 from gateway.callbutton.charset import TextReader
 from gateway.errors import UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
@@ -35,6 +38,13 @@ def only(body: bytes, *, status: bool = False) -> Call:
     calls = wire.parse_reply(body, status=status).calls["a"]
     assert len(calls) == 1
     return calls[0]
+
+
+def in_pieces(body: bytes, size: int, *, status: bool = False) -> wire.Reply:
+    parser = wire.ReplyParser(status=status)
+    for at in range(0, len(body), size):
+        parser.feed(body[at : at + size])
+    return parser.close()
 
 
 def test_the_sample_reply_is_read_element_by_element():
@@ -234,10 +244,7 @@ def test_the_fast_path_equals_a_plain_reading_whatever_the_pieces(calls: list[di
     response = xmltodict.unparse({"GetCallDetailsResponse": {"@status": "OK", "Client": document}}, full_document=False)
     body = envelope(response)
     plain = xmltodict.parse(body, force_list=("Call",))["Callbutton"]["CallbuttonService"]["GetCallDetailsResponse"]
-    parser = wire.ReplyParser()
-    for at in range(0, len(body), size):
-        parser.feed(body[at : at + size])
-    fast = parser.close().calls["a"]
+    fast = in_pieces(body, size).calls["a"]
     expected = (plain["Client"]["CallDetails"] or {}).get("Call", [])
     assert len(fast) == len(expected)
     for call, element in zip(fast, expected, strict=True):
@@ -246,6 +253,71 @@ def test_the_fast_path_equals_a_plain_reading_whatever_the_pieces(calls: list[di
         assert [(element.get(name) or "").strip() or None for name in names] == list(values)
         kept = {name: (element.get(name) or "").strip() for name in ("Extra", "Other")}
         assert call.extra == {name: text for name, text in kept.items() if text}
+
+
+VALUES = st.one_of(
+    TEXT.map(escape),
+    st.sampled_from(
+        ["", " x ", "&amp;&lt;&#65;&apos;", "a]]&gt;b", "line\r\nline\rline", "<![CDATA[<&amp;>]] ]]>", "]"]
+    ),
+    st.sampled_from(["<b>bold</b>", "<!-- note -->x", "<?pi?>x", "<![CDATA[</Call>]]>", "<!-- </Call> -->"]),
+)
+LEAVES = st.dictionaries(st.sampled_from([*record.FIELDS[1:], "Unknown"]), VALUES, max_size=6)
+PLACES = st.dictionaries(st.sampled_from([*template.ADDRESS, "Country"]), VALUES, max_size=4)
+GLUE = st.sampled_from(["", "", "\n  ", "\r\n\t", " text ", "<!-- <Call ID='9'> -->", "<Odd/>", "<![CDATA[x]]>"])
+RECORDS = st.tuples(st.sampled_from(["1", "2", "3", " 4 ", ""]), LEAVES, PLACES, st.booleans(), GLUE)
+
+
+def written(record_parts: tuple[str, dict[str, str], dict[str, str], bool, str]) -> str:
+    identity, leaves, places, ordered, glue = record_parts
+    leaves = {"StartTime": "11/01/2026 01:30:00"} | leaves
+    names = sorted(leaves, key=[*record.FIELDS, "Unknown"].index) if ordered else list(leaves)
+    parts = [f"<{name}>{leaves[name]}</{name}>" if leaves[name] else f"<{name}/>" for name in names]
+    address = glue.join(
+        f"<{name}>{places[name]}</{name}>" for name in sorted(places, key=[*template.ADDRESS, "Country"].index)
+    )
+    at = next((i for i, name in enumerate(names) if name in template.AFTER), len(parts)) if ordered else 0
+    parts.insert(at, f"<Address>{address}</Address>" if address else "")
+    return f'<Call ID="{identity}">{glue.join(parts)}</Call>{glue}'
+
+
+@settings(max_examples=400)
+@given(st.lists(RECORDS, max_size=6), st.integers(1, 400), st.booleans())
+def test_the_template_and_expat_read_the_same(records: list[Any], size: int, status: bool):
+    body = reply("".join(map(written, records)))
+    readings = []
+    for most in (wire.MOST_MISSES, 0):
+        with mock.patch.object(wire, "MOST_MISSES", most):
+            readings.append(in_pieces(body, size, status=status))
+    assert readings[0] == readings[1]
+
+
+@pytest.mark.parametrize("layout", ["\n", " ", ""])
+@pytest.mark.parametrize(("bad", "reason"), [("<A>&x;</A>", "undefined entity"), ("<A></B>", "mismatched tag")])
+def test_a_malformed_reply_says_where_though_expat_has_not_read_it_all(layout: str, bad: str, reason: str):
+    good = "".join(f'<Call ID="{number}">{layout}{START}{layout}</Call>{layout}' for number in range(500))
+    body = reply(f'{good}<Call ID="x">{bad}</Call>{good}')
+    for size in (len(body), 1000):
+        with pytest.raises(UpstreamMalformed, match=f"{reason}$") as caught:
+            in_pieces(body, size)
+        place = body.index(bad.encode()) + (3 if "&" in bad else 5)
+        line, column = body.count(b"\n", 0, place) + 1, place - body.rfind(b"\n", 0, place)
+        assert f"at line {line}, column {column}:" in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", ["]]>", "&nbsp;", "&", "<", "&#x;"])
+def test_a_record_that_is_not_well_formed_is_not_let_in_by_the_template(odd: str):
+    good = f'<Call ID="1">{START}</Call>'
+    with pytest.raises(UpstreamMalformed):
+        wire.parse_reply(reply(f'{good}<Call ID="2">{START}<Journal>{odd}</Journal></Call>{good}'))
+
+
+def test_records_after_a_comment_that_looks_like_records_are_not_made_up():
+    good = f'<Call ID="1">{START}</Call>'
+    trap = f'<!-- {good} <Call ID="2">{START}</Call> --><Call ID="3">{START}</Call>'
+    assert [call.id for call in wire.parse_reply(reply(good + trap)).calls["a"]] == ["1", "3"]
+    trap = f'<Call ID="2">{START}<Journal><![CDATA[{good}</Call><Call ID="9">]]></Journal></Call>'
+    assert [call.id for call in wire.parse_reply(reply(good + trap)).calls["a"]] == ["1", "2"]
 
 
 CHARSETS = {

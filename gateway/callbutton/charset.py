@@ -6,12 +6,14 @@ Rules:
   windows-1252 leaves five bytes undefined; they become the C1 controls of the same number, as browsers have it.
   So U+FFFD is never invented.
 - Characters that XML 1.0 forbids are removed, and so are references to them outside CDATA.
+- Line ends become newlines, as XML 1.0 has it (section 2.11).
 - Every repair is counted by name. Nothing here knows the protocol.
 """
 
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections import Counter
 
@@ -25,6 +27,8 @@ KNOWN = {
 }
 DECLARATION = re.compile(rb"""\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
+CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
+UNUSUAL = re.compile(rb"\xed[\xa0-\xbf]|\xef\xbf[\xbe\xbf]")  # surrogates, U+FFFE, U+FFFF
 REFERENCE = re.compile("&#(?:x([0-9A-Fa-f]{1,8})|([0-9]{1,10}));")
 MARK = re.compile("[&<\\]]")
 LONGEST_MARK = 12  # characters that a reference or a CDATA mark may lack at the end of a piece
@@ -69,6 +73,7 @@ class TextReader:
         self._decoder: codecs.IncrementalDecoder | None = None
         self._held = ""  # the beginning of a reference that the next piece may end
         self._cdata = False
+        self._lines = io.IncrementalNewlineDecoder(None, translate=True)
         codecs.register_error("callbutton-windows-1252", _as_windows)
 
     def feed(self, data: bytes, *, last: bool = False) -> str:
@@ -82,11 +87,11 @@ class TextReader:
             data, self._head = self._head[skip:], b""
         _decoding.append(self.repairs)
         try:
-            text = self._held + self._decoder.decode(data, last)
+            text = self._held + self._lines.decode(self._decoder.decode(data, last), last)
         finally:
             _decoding.pop()
         self._held = ""
-        if ILLEGAL.search(text):
+        if not _is_legal(text):
             text = ILLEGAL.sub(self._drop_run, text)
         return self._without_bad_references(text, last=last)
 
@@ -98,6 +103,9 @@ class TextReader:
         # What may be the beginning of a reference or of a CDATA mark waits for the next piece.
         if not last and (mark := MARK.search(text, max(0, len(text) - LONGEST_MARK))):
             text, self._held = text[: mark.start()], text[mark.start() :]
+        # Single characters are sought many times faster than strings.
+        if "[" not in text and "]" not in text and (self._cdata or "&" not in text):
+            return text
         pieces = []
         for index, piece in enumerate(re.split(r"(<!\[CDATA\[|\]\]>)", text)):
             if index % 2:
@@ -113,6 +121,14 @@ class TextReader:
             return match[0]
         self.repairs["illegal_character"] += 1
         return ""
+
+
+def _is_legal(text: str) -> bool:
+    """Tell, many times faster than a regular expression, that every character is one of XML 1.0."""
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw.translate(None, CONTROLS)) != len(raw):
+        return False
+    return len(raw) == len(text) or not UNUSUAL.search(raw)
 
 
 _decoding: list[Counter[str]] = []  # whose repairs the error handler counts; decoding never awaits

@@ -3,9 +3,8 @@
 Rules, strict out and liberal in:
 - A request lists `ClientCode`, each followed by the status flag if status is asked, then `StartDate`, `EndDate`.
 - A reply is read as it streams in: expat builds a tree, and what is complete is taken off it.
-- Names of elements are compared without case and namespace. Both spellings of the response element may carry both
-  success and failure. Within a `Client` every `CallDetails` belongs to the `ClientCode` before it.
-- Values are trimmed, empty is None (T6, T7). What the document does not know goes to `extra`.
+- Both spellings of the response element may carry both success and failure. Within a `Client` every `CallDetails`
+  belongs to the `ClientCode` before it. One record is read by `record`.
 - A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
   code counts once: the last one (T2).
 - Anything that is not well-formed, has a DOCTYPE, or is not the protocol is `UpstreamMalformed`, which says where.
@@ -16,50 +15,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 import msgspec
 import xmltodict
 
-from gateway.callbutton import central
+from gateway.callbutton import central, template
 from gateway.callbutton.charset import TextReader
+from gateway.callbutton.record import RecordReader, attribute, canonical, trimmed
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
-from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, Certainty
 
 CLIENT_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}|\*", re.ASCII)
 RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
 REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
-DOCTYPE = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*<!DOCTYPE", re.DOTALL)
-ROOT = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*<(?:[\w.-]+:)?(\w+)", re.DOTALL)
+MISC = r"(?>\s++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: nothing is searched twice
+DOCTYPE = re.compile(MISC + "<!DOCTYPE", re.DOTALL)
+ROOT = re.compile(MISC + r"<(?:[\w.-]+:)?(\w+)", re.DOTALL)
 PROLOG_LIMIT = 65536  # characters before the root element
-
-ADDRESS = {
-    "FirstName": "first_name",
-    "MiddleInitial": "middle_initial",
-    "LastName": "last_name",
-    "StreetAddress": "street",
-    "SecondaryAddress": "secondary",
-    "City": "city",
-    "State": "state",
-    "ZIP": "zip",
-    "ZIP4": "zip4",
-}
-CALL = frozenset(
-    "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory "
-    "Address ReviewedStatus DTMF SalesStatus Journal".split()
-)
-STATUS = frozenset(("ReviewedStatus", "SalesStatus", "Journal"))
-ENVELOPE = ("Callbutton", "CallbuttonService", "Client", "ClientCode", "CallDetails", "Call", "Username")
-CANONICAL = {name.lower(): name for name in (*CALL, *ADDRESS, *RESPONSES, *ENVELOPE, "Authentication", "ID", "status")}
-PHONE_TYPES = {None: PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
-RESULTS = {
-    "connected": Result.CONNECTED,
-    "busy": Result.BUSY,
-    "no answer": Result.NO_ANSWER,
-    "abandoned": Result.ABANDONED,
-}
-SALES = {None: SalesStatus.NONE, "called back": SalesStatus.CALLED_BACK, "made sale": SalesStatus.MADE_SALE}
+MOST_HELD = 65536  # characters of a record
+MOST_MISSES = 100  # records in a row that the template does not match: it is given up
 
 
 def render_request(
@@ -91,62 +68,148 @@ class Reply(msgspec.Struct):
     repairs: Counter[str]
 
 
-def canonical(name: str) -> str:
-    """The protocol document's spelling of an element's name, whatever its case or namespace."""
-    bare = name.rpartition("}")[2]
-    return CANONICAL.get(bare.lower(), bare)
+class XmlReader:
+    """Expat, building a tree whose root is ours, so that it can be seen while it grows; knows where it is."""
+
+    def __init__(self) -> None:
+        self.in_cdata = False
+        self.commented = False  # a comment or processing instruction has been seen: text may not be what it seems
+        self._builder = TreeBuilder()
+        self.document = self._builder.start("document", {})
+        self._parser = XMLParser(target=self._builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
+        self._line, self._column = 1, 0  # after what expat has read
+        self._skipped = 0  # lines that expat has not read
+        self._shift = 0, 0  # a line, as expat counts, and how many columns its end is further than expat knows
+
+    def feed(self, text: str) -> None:
+        """Read a piece of text. Raises UpstreamMalformed."""
+        if not text:
+            return
+        if self.in_cdata or "<![CDATA[" in text:
+            self.in_cdata = text.rfind("<![CDATA[") > text.rfind("]]>") or (self.in_cdata and "]]>" not in text)
+        self.commented = self.commented or "<!--" in text or "<?" in text.removeprefix("<?xml")
+        try:
+            self._parser.feed(text)
+        except ParseError as error:
+            raise self._malformed(error) from error
+        self._line, self._column = _moved(text, self._line, self._column)
+
+    def close(self) -> None:
+        """Read the end. Raises UpstreamMalformed."""
+        try:
+            self._parser.close()
+        except ParseError as error:
+            raise self._malformed(error) from error
+
+    def skip(self, text: str) -> None:
+        """Pass over text that expat need not read."""
+        line, column = _moved(text, 0, self._column + (self._shift[1] if self._shift[0] == self._line else 0))
+        self._skipped += line
+        self._shift = self._line, column - self._column
+
+    def skip_space(self, text: str) -> str:
+        """Pass over white space before a declaration, which is not allowed there."""
+        stripped = text.lstrip()
+        self.skip(text[: len(text) - len(stripped)])
+        return stripped
+
+    @contextmanager
+    def marked(self) -> Iterator[Element]:
+        """Put an element of ours at the place that has been reached; gives the element that is open there."""
+        mark = self._builder.start("mark", {})
+        self._builder.end("mark")
+        parent = self.document
+        while parent[-1] is not mark:
+            parent = parent[-1]
+        yield parent
+        del parent[-1]
+
+    def _malformed(self, error: ParseError) -> UpstreamMalformed:
+        line, column = error.position
+        if line == self._shift[0]:
+            column += self._shift[1]
+        return UpstreamMalformed(
+            f"the Callbutton server's answer is not well-formed XML at line {line + self._skipped}, "
+            f"column {column + 1}: {str(error).partition(':')[0]}"
+        )
 
 
-def trimmed(text: str | None) -> str | None:
-    """The text without white space around it; None if nothing is left."""
-    return (text.strip() or None) if text else None
-
-
-def words(text: str | None) -> str | None:
-    """The text in lower case with single spaces, to compare with the values of the document."""
-    return " ".join(text.lower().split()) if text else None
+def _moved(text: str, line: int, column: int) -> tuple[int, int]:
+    """The line and column after some text."""
+    lines = text.count("\n")
+    return line + lines, len(text) - text.rfind("\n") - 1 if lines else column + len(text)
 
 
 class ReplyParser:
-    """Reads one reply as it arrives: `feed` pieces of the body, then `close`."""
+    """Reads one reply as it arrives: `feed` pieces of the body, then `close`.
+
+    Records between two others that `template` matches never reach expat; expat has all else, and the last word.
+    """
 
     def __init__(self, *, status: bool = False, charset: str | None = None) -> None:
         self._status = status
         self._text = TextReader(charset)
-        builder = TreeBuilder()
-        self._document = builder.start("document", {})  # a root of ours, so that the tree can be seen while it grows
-        self._parser = XMLParser(target=builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
+        self._xml = XmlReader()
         self._prolog: str | None = ""
-        self._names: dict[str, str] = {}
+        self._held = ""  # after a record: the beginning of what the next piece may end
+        self._code: str | None = None  # whose records come next, if the last thing read was the end of a record
+        self._misses = 0
+        self._records = RecordReader(status=status)
         self._calls: dict[str, dict[str, Call]] = {}
         self._unreadable: Counter[str] = Counter()
-        self._memo: dict[str, str] = {}
         self._unknown = 0
-        self._status_seen = False
 
     def feed(self, data: bytes) -> None:
         """Read a piece of the body. Raises UpstreamMalformed."""
-        self._feed_text(self._text.feed(data))
-
-    def _feed_text(self, text: str) -> None:
+        text = self._text.feed(data)
         if self._prolog is not None:
             self._prolog += text
             if not self._root_seen():
                 return
-            text, self._prolog = self._prolog.lstrip(), None
-        if text:
-            try:
-                self._parser.feed(text)
-            except ParseError as error:
-                raise self._malformed(error) from error
+            text = self._xml.skip_space(self._prolog)
+            self._prolog = None
+        self._read(self._held + text)
+
+    def _read(self, text: str) -> None:
+        at = 0
+        while self._misses < MOST_MISSES and not self._xml.commented:
+            if self._code is not None:
+                at = self._match(text, at, self._code)
+            end = text.find(template.END, at)
+            if end < 0:
+                break
+            end += len(template.END)
+            self._xml.feed(text[at:end])
+            at = end
+            self._misses += 1
+            self._take_after_record()
+        else:
+            self._code = None
+        self._held = text[at:]
+        if self._code is None or len(self._held) > MOST_HELD:
+            self._xml.feed(self._held)
+            self._held, self._code = "", None
             self._take(complete=False)
 
-    def _malformed(self, error: ParseError) -> UpstreamMalformed:
-        line, column = error.position
-        return UpstreamMalformed(
-            f"the Callbutton server's answer is not well-formed XML at line {line}, column {column + 1}: "
-            f"{str(error).partition(':')[0]}"
-        )
+    def _match(self, text: str, at: int, code: str) -> int:
+        """Take the records that the template matches; return where it no longer does."""
+        start = at
+        make, found = self._records.make, self._calls[code]
+        while (matched := template.match(text, at)) is not None:
+            values, at = matched
+            self._put(found, code, make(values, code, {}))
+        if at > start:
+            self._xml.skip(text[start:at])
+            self._misses = 0
+        return at
+
+    def _take_after_record(self) -> None:
+        """Take what is whole now that a tag `</Call>` has been read, and find out whether records come next."""
+        self._code = None
+        if not self._xml.in_cdata:
+            with self._xml.marked() as parent:
+                details, code = self._take(complete=False)
+                self._code = code if details is parent else None
 
     def _root_seen(self) -> bool:
         prolog = self._prolog or ""
@@ -165,35 +228,36 @@ class ReplyParser:
 
     def close(self) -> Reply:
         """The whole reply. Raises UpstreamMalformed, or the error that the upstream reports."""
-        self._feed_text(self._text.feed(b"", last=True).rstrip("\0 \t\r\n"))
+        text = self._held + self._text.feed(b"", last=True)
         if self._prolog is not None:
-            raise UpstreamMalformed("the Callbutton server's answer is empty or ends before its root element")
-        try:
-            self._parser.close()
-        except ParseError as error:
-            raise self._malformed(error) from error
+            self._prolog += text
+            if not self._root_seen():
+                raise UpstreamMalformed("the Callbutton server's answer is empty or ends before its root element")
+            text = self._xml.skip_space(self._prolog)
+        self._xml.feed(text.rstrip(" \t\n"))
+        self._xml.close()
         response = self._response()
         if response is None:
             raise UpstreamMalformed("the Callbutton server's answer has no GetCallDetailsResponse")
-        verdict = (self._attribute(response, "status") or "").strip().upper()
+        verdict = (attribute(response, "status") or "").strip().upper()
         if verdict != "OK":
             raise self._failure(verdict, response)
         self._take(complete=True)
-        self._unknown += sum(self._name(child) not in ("Client", "ClientCode", "CallDetails") for child in response)
+        self._unknown += sum(canonical(child.tag) not in ("Client", "ClientCode", "CallDetails") for child in response)
         calls = {code: list(found.values()) for code, found in self._calls.items()}
-        ignored = self._status and not self._status_seen and any(calls.values())
+        ignored = self._status and not self._records.status_seen and any(calls.values())
         return Reply(
             calls={code: _settled(found, without_status=ignored) for code, found in calls.items()},
             unreadable=dict(self._unreadable),
-            unknown_elements=self._unknown,
+            unknown_elements=self._unknown + self._records.unknown,
             status_ignored=ignored,
             repairs=self._text.repairs,
         )
 
     def _failure(self, verdict: str, response: Element) -> UpstreamError:
         if verdict == "UNAUTHORIZED":
-            root = self._document[0]
-            said = {self._name(child): trimmed(child.text) for child in root}
+            root = self._xml.document[0]
+            said = {canonical(child.tag): trimmed(child.text) for child in root}
             return UpstreamUnauthorized(said.get("Username"), said.get("Authentication"))
         if verdict != "ERROR":
             return UpstreamMalformed("the Callbutton server's answer has a status that the protocol does not know")
@@ -202,171 +266,67 @@ class ReplyParser:
             return UpstreamRejected(message)
         return UpstreamFailed("the Callbutton server answered ERROR")
 
-    def _name(self, element: Element) -> str:
-        name = self._names.get(element.tag)
-        if name is None:
-            name = self._names[element.tag] = canonical(element.tag)
-        return name
-
-    def _attribute(self, element: Element, name: str) -> str | None:
-        return next((value for key, value in element.items() if canonical(key) == name), None)
-
     def _response(self) -> Element | None:
-        for root in self._document:
+        for root in self._xml.document:
             for service in root:
-                if self._name(service) == "CallbuttonService":
+                if canonical(service.tag) == "CallbuttonService":
                     for response in service:
-                        if self._name(response) in RESPONSES:
+                        if canonical(response.tag) in RESPONSES:
                             return response
         return None
 
-    def _take(self, *, complete: bool) -> None:
-        """Take the calls that are whole off the tree; the last element of each level may still grow."""
+    def _take(self, *, complete: bool) -> tuple[Element | None, str | None]:
+        """Take the calls that are whole off the tree; the last element of each level may still grow.
+
+        Returns the CallDetails that may still grow, and its client code.
+        """
         response = self._response()
-        if response is None or (self._attribute(response, "status") or "").strip().upper() != "OK":
-            return
+        details, code = None, None
+        if response is None or (attribute(response, "status") or "").strip().upper() != "OK":
+            return details, code
         for client in list(response):
             growing = not complete and client is response[-1]
-            if self._name(client) == "Client":
-                self._take_client(client, growing=growing)
+            if canonical(client.tag) == "Client":
+                details, code = self._take_client(client, growing=growing)
                 if not growing:
                     response.remove(client)
+        return details, code
 
-    def _take_client(self, client: Element, *, growing: bool) -> None:
-        code: str | None = None
+    def _take_client(self, client: Element, *, growing: bool) -> tuple[Element | None, str | None]:
+        details, code = None, None
         for child in client:
-            name = self._name(child)
+            last = growing and child is client[-1]
+            name = canonical(child.tag)
             if name == "ClientCode":
                 code = trimmed(child.text)
-                if code is not None and not (growing and child is client[-1]):
+                if code is not None and not last:
                     self._calls.setdefault(code, {})
             elif name == "CallDetails":
                 if code is None:
                     raise UpstreamMalformed("the Callbutton server's answer has CallDetails before a ClientCode")
-                count = len(child) - (growing and child is client[-1])
-                for element in child[: max(count, 0)]:
-                    if self._name(element) == "Call":
-                        self._take_call(element, code)
-                    else:
-                        self._unknown += 1
-                del child[: max(count, 0)]
+                count = max(len(child) - last, 0)
+                self._take_calls(child[:count], code)
+                del child[:count]
+                details = child
             elif not growing:
                 self._unknown += 1
+        return details, code
 
-    def _take_call(self, element: Element, code: str) -> None:
-        names, memo = self._names, self._memo
-        try:
-            values = {names[child.tag]: child.text for child in element}
-        except KeyError:
-            values = {self._name(child): child.text for child in element}
-        identity = trimmed(element.get("ID") or self._attribute(element, "ID"))
-        found = self._calls.setdefault(code, {})
-        try:
-            start, certainty = central.read_wall(values.get("StartTime") or "")
-        except ValueError:
-            identity = None
-        if identity is None:
+    def _take_calls(self, elements: list[Element], code: str) -> None:
+        read, found = self._records.read, self._calls.setdefault(code, {})
+        for element in elements:
+            if canonical(element.tag) == "Call":
+                self._put(found, code, read(element, code))
+            else:
+                self._unknown += 1
+
+    def _put(self, found: dict[str, Call], code: str, call: Call | None) -> None:
+        if call is None:
             self._unreadable[code] += 1
             return
-        for name, text in values.items():
-            if text is not None:
-                text = text.strip() or None
-                values[name] = text if text is None else memo.setdefault(text, text) if len(text) < 16 else text
-        if len(memo) > 50_000:
-            memo.clear()
-        extra: dict[str, str] = {}
-        if len(values) != len(element) or not CALL.issuperset(values) or len(element.attrib) > 1:
-            self._keep_unknown(element, extra)
-        get = values.get
-        digits, result = get("InfoDigits"), get("Result")
-        phone_type = PHONE_TYPES.get(digits.lower() if digits else None, PhoneType.OTHER)
-        if phone_type is PhoneType.OTHER and digits:
-            extra["InfoDigits"] = digits
-        outcome = RESULTS.get(words(result) or "", Result.OTHER)
-        if outcome is Result.OTHER and result:
-            extra["Result"] = result
-        address = element.find("Address") if "Address" in values else None
-        if address is None and "Address" in values:
-            address = next(child for child in element if self._name(child) == "Address")
-        found.pop(identity, None)
-        found[identity] = Call(
-            id=identity,
-            client_code=code,
-            start_time=start,
-            start_time_certainty=certainty,
-            campaign=get("Campaign"),
-            did=get("DID"),
-            ani=get("ANI"),
-            other_data=get("OtherData"),
-            phone_type=phone_type,
-            target=get("Target"),
-            result=outcome,
-            duration_seconds=_seconds("Duration", get("Duration"), extra),
-            talk_time_seconds=_seconds("TalkTime", get("TalkTime"), extra),
-            index_number=get("IndexNumber"),
-            dtmf=get("DTMF"),
-            recording_url=get("VoiceDirectory"),
-            address=self._address(address, extra) if address is not None else None,
-            status=self._status_of(values, extra) if self._status else None,
-            extra=extra,
-        )
-
-    def _status_of(self, values: dict[str, str | None], extra: dict[str, str]) -> Status:
-        self._status_seen = self._status_seen or not STATUS.isdisjoint(values)
-        reviewed, sales = values.get("ReviewedStatus"), values.get("SalesStatus")
-        sold = SALES.get(words(sales), SalesStatus.OTHER)
-        if sold is SalesStatus.OTHER and sales:
-            extra["SalesStatus"] = sales
-        if reviewed and words(reviewed) not in ("reviewed", "unreviewed"):
-            extra["ReviewedStatus"] = reviewed
-        return Status(reviewed=words(reviewed) == "reviewed", sales=sold, journal=values.get("Journal"))
-
-    def _address(self, element: Element, extra: dict[str, str]) -> Address | None:
-        values: dict[str, str | None] = dict.fromkeys(ADDRESS.values())
-        for child in element:
-            if (field := ADDRESS.get(self._name(child))) is None:
-                self._keep("Address." + self._name(child), child, extra)
-            else:
-                values[field] = trimmed(child.text)
-        if not any(values.values()):
-            return None
-        return Address(**values)
-
-    def _keep_unknown(self, element: Element, extra: dict[str, str]) -> None:
-        """Put into `extra` what the document does not know, and every value of an element that comes twice (T6)."""
-        counts = Counter(self._name(child) for child in element)
-        for child in element:
-            name = self._name(child)
-            if name not in CALL:
-                self._keep(name, child, extra)
-            elif counts[name] > 1 and name not in STATUS and name != "Address":
-                _join(extra, name, trimmed(child.text))
-        for name, value in element.items():
-            if canonical(name) != "ID":
-                self._unknown += 1
-                _join(extra, f"@{name}", trimmed(value))
-
-    def _keep(self, name: str, element: Element, extra: dict[str, str]) -> None:
-        self._unknown += 1
-        _join(extra, name, trimmed(element.text))
-        for key, value in element.items():
-            _join(extra, f"{name}.@{key}", trimmed(value))
-        for child in element:
-            self._keep(f"{name}.{child.tag.rpartition('}')[2]}", child, extra)
-
-
-def _join(extra: dict[str, str], name: str, text: str | None) -> None:
-    if text is not None:
-        extra[name] = f"{extra[name]}\n{text}" if name in extra else text
-
-
-def _seconds(name: str, text: str | None, extra: dict[str, str]) -> int | None:
-    if text is None:
-        return None
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return int(text)
-    extra[name] = text
-    return None
+        if call.id in found:
+            del found[call.id]
+        found[call.id] = call
 
 
 def _settled(calls: list[Call], *, without_status: bool) -> list[Call]:

@@ -1,0 +1,68 @@
+"""Records in the very layout of the protocol document, matched by one regular expression. Pure.
+
+Rules:
+- The expression is a recogniser of well-formed XML: of a `Call` element between two others, with the document's
+  elements in the document's order, each absent, empty, or text with the five named references; a Journal also as CDATA.
+- It never backtracks (its repeats are possessive), so its time is linear.
+- Whatever it does not match is left to expat. It may be slow to say no, it must never say yes wrongly.
+"""
+
+from __future__ import annotations
+
+import re
+
+SPACE = "[ \t\n]*+"
+BEFORE = (
+    "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory".split()
+)
+ADDRESS = "FirstName MiddleInitial LastName StreetAddress SecondaryAddress City State ZIP ZIP4".split()
+AFTER = "ReviewedStatus DTMF SalesStatus Journal".split()
+STATUS = frozenset(("ReviewedStatus", "SalesStatus", "Journal"))
+CDATA = r"<!\[CDATA\[(?:[^\]]|\](?!\]>))*+\]\]>"
+SECTION = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
+UNNAMED = re.compile("&(?!(?:amp|lt|gt|quot|apos);)")
+END = "</Call>"
+
+
+def _leaf(name: str) -> str:
+    text = rf"[^<]*+(?:{CDATA}[^<]*+)*+" if name == "Journal" else "[^<]*+"
+    # That a status element is there says something even if it is empty, so its group must not be None.
+    empty = "" if name in STATUS else f"|<{name}/>{SPACE}"
+    return f"(?:<{name}>({text})</{name}>{SPACE}{empty})?+"
+
+
+def _expression() -> re.Pattern[str]:
+    address = f"(?:<Address>{SPACE}{''.join(map(_leaf, ADDRESS))}</Address>{SPACE}|<Address/>{SPACE})?+"
+    elements = f"{''.join(map(_leaf, BEFORE))}{address}{''.join(map(_leaf, AFTER))}"
+    return re.compile(rf'{SPACE}<Call ID="([^"<&\s]++)">{SPACE}{elements}</Call>')
+
+
+_match = _expression().match
+
+
+def match(text: str, at: int) -> tuple[list[str | None], int] | None:
+    """Match one record at a place between two elements: its trimmed values, the id first, in order, and its end."""
+    found = _match(text, at)
+    if found is None:
+        return None
+    end = found.end()
+    values = [value and value.strip() for value in found.groups()]
+    if text.find("&", at, end) >= 0 or text.find("]", at, end) >= 0:
+        if text.count("]]>", at, end) != text.count("<![CDATA[", at, end) or UNNAMED.search(text, at, end):
+            return None
+        values = [value if value is None else _plain(value) for value in values]
+    return values, end
+
+
+def _plain(text: str) -> str:
+    if "<" not in text:
+        return _resolved(text)
+    # The odd pieces are what stood in CDATA.
+    return "".join(piece if place % 2 else _resolved(piece) for place, piece in enumerate(SECTION.split(text))).strip()
+
+
+def _resolved(text: str) -> str:
+    if "&" in text:
+        for name, character in (("lt", "<"), ("gt", ">"), ("quot", '"'), ("apos", "'"), ("amp", "&")):
+            text = text.replace(f"&{name};", character)
+    return text
