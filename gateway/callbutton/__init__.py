@@ -1,5 +1,13 @@
 """The upstream: the only place that knows XML or Central Time.
 
-`service` POSTs and counts, `transport` keeps the time-outs, `wire` renders requests and reads replies, `charset` turns
-bytes into legal XML text, `central` turns wall time into UTC and back. The last three are pure.
+    service     the Callbutton server as a function: counts, logs, two tries at an EndDate
+    transport   one POST over httpx, with its time-outs
+    wire        a request to XML, a reply to calls
+    record      one call detail record
+    template    records in the document's own layout, fast
+    tree        XML text to a tree, through expat
+    charset     bytes to legal XML text
+    central     wall time to UTC and back
+
+All but the first two are pure.
 """

@@ -2,7 +2,7 @@
 
 Rules, strict out and liberal in:
 - A request lists `ClientCode`, each followed by the status flag if status is asked, then `StartDate`, `EndDate`.
-- A reply is read as it streams in: expat builds a tree, and what is complete is taken off it.
+- A reply is read as it streams in: `tree` grows, and what is complete is taken off it.
 - Both spellings of the response element may carry both success and failure. Within a `Client` every `CallDetails`
   belongs to the `ClientCode` before it. One record is read by `record`.
 - A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
@@ -15,9 +15,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
-from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
+from xml.etree.ElementTree import Element
 
 import msgspec
 import xmltodict
@@ -25,6 +24,7 @@ import xmltodict
 from gateway.callbutton import central, template
 from gateway.callbutton.charset import TextReader
 from gateway.callbutton.record import RecordReader, attribute, canonical, trimmed
+from gateway.callbutton.tree import TreeReader
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
 from gateway.model import Call, Certainty
 
@@ -68,78 +68,6 @@ class Reply(msgspec.Struct):
     repairs: Counter[str]
 
 
-class XmlReader:
-    """Expat, building a tree whose root is ours, so that it can be seen while it grows; knows where it is."""
-
-    def __init__(self) -> None:
-        self.in_cdata = False
-        self.commented = False  # a comment or processing instruction has been seen: text may not be what it seems
-        self._builder = TreeBuilder()
-        self.document = self._builder.start("document", {})
-        self._parser = XMLParser(target=self._builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
-        self._line, self._column = 1, 0  # after what expat has read
-        self._skipped = 0  # lines that expat has not read
-        self._shift = 0, 0  # a line, as expat counts, and how many columns its end is further than expat knows
-
-    def feed(self, text: str) -> None:
-        """Read a piece of text. Raises UpstreamMalformed."""
-        if not text:
-            return
-        if self.in_cdata or "<![CDATA[" in text:
-            self.in_cdata = text.rfind("<![CDATA[") > text.rfind("]]>") or (self.in_cdata and "]]>" not in text)
-        self.commented = self.commented or "<!--" in text or "<?" in text.removeprefix("<?xml")
-        try:
-            self._parser.feed(text)
-        except ParseError as error:
-            raise self._malformed(error) from error
-        self._line, self._column = _moved(text, self._line, self._column)
-
-    def close(self) -> None:
-        """Read the end. Raises UpstreamMalformed."""
-        try:
-            self._parser.close()
-        except ParseError as error:
-            raise self._malformed(error) from error
-
-    def skip(self, text: str) -> None:
-        """Pass over text that expat need not read."""
-        line, column = _moved(text, 0, self._column + (self._shift[1] if self._shift[0] == self._line else 0))
-        self._skipped += line
-        self._shift = self._line, column - self._column
-
-    def skip_space(self, text: str) -> str:
-        """Pass over white space before a declaration, which is not allowed there."""
-        stripped = text.lstrip()
-        self.skip(text[: len(text) - len(stripped)])
-        return stripped
-
-    @contextmanager
-    def marked(self) -> Iterator[Element]:
-        """Put an element of ours at the place that has been reached; gives the element that is open there."""
-        mark = self._builder.start("mark", {})
-        self._builder.end("mark")
-        parent = self.document
-        while parent[-1] is not mark:
-            parent = parent[-1]
-        yield parent
-        del parent[-1]
-
-    def _malformed(self, error: ParseError) -> UpstreamMalformed:
-        line, column = error.position
-        if line == self._shift[0]:
-            column += self._shift[1]
-        return UpstreamMalformed(
-            f"the Callbutton server's answer is not well-formed XML at line {line + self._skipped}, "
-            f"column {column + 1}: {str(error).partition(':')[0]}"
-        )
-
-
-def _moved(text: str, line: int, column: int) -> tuple[int, int]:
-    """The line and column after some text."""
-    lines = text.count("\n")
-    return line + lines, len(text) - text.rfind("\n") - 1 if lines else column + len(text)
-
-
 class ReplyParser:
     """Reads one reply as it arrives: `feed` pieces of the body, then `close`.
 
@@ -149,7 +77,7 @@ class ReplyParser:
     def __init__(self, *, status: bool = False, charset: str | None = None) -> None:
         self._status = status
         self._text = TextReader(charset)
-        self._xml = XmlReader()
+        self._tree = TreeReader()
         self._prolog: str | None = ""
         self._held = ""  # after a record: the beginning of what the next piece may end
         self._code: str | None = None  # whose records come next, if the last thing read was the end of a record
@@ -166,20 +94,20 @@ class ReplyParser:
             self._prolog += text
             if not self._root_seen():
                 return
-            text = self._xml.skip_space(self._prolog)
+            text = self._tree.skip_space(self._prolog)
             self._prolog = None
         self._read(self._held + text)
 
     def _read(self, text: str) -> None:
         at = 0
-        while self._misses < MOST_MISSES and not self._xml.commented:
+        while self._misses < MOST_MISSES and not self._tree.commented:
             if self._code is not None:
                 at = self._match(text, at, self._code)
             end = text.find(template.END, at)
             if end < 0:
                 break
             end += len(template.END)
-            self._xml.feed(text[at:end])
+            self._tree.feed(text[at:end])
             at = end
             self._misses += 1
             self._take_after_record()
@@ -187,7 +115,7 @@ class ReplyParser:
             self._code = None
         self._held = text[at:]
         if self._code is None or len(self._held) > MOST_HELD:
-            self._xml.feed(self._held)
+            self._tree.feed(self._held)
             self._held, self._code = "", None
             self._take(complete=False)
 
@@ -199,15 +127,15 @@ class ReplyParser:
             values, at = matched
             self._put(found, code, make(values, code, {}))
         if at > start:
-            self._xml.skip(text[start:at])
+            self._tree.skip(text[start:at])
             self._misses = 0
         return at
 
     def _take_after_record(self) -> None:
         """Take what is whole now that a tag `</Call>` has been read, and find out whether records come next."""
         self._code = None
-        if not self._xml.in_cdata:
-            with self._xml.marked() as parent:
+        if not self._tree.in_cdata:
+            with self._tree.marked() as parent:
                 details, code = self._take(complete=False)
                 self._code = code if details is parent else None
 
@@ -233,9 +161,9 @@ class ReplyParser:
             self._prolog += text
             if not self._root_seen():
                 raise UpstreamMalformed("the Callbutton server's answer is empty or ends before its root element")
-            text = self._xml.skip_space(self._prolog)
-        self._xml.feed(text.rstrip(" \t\n"))
-        self._xml.close()
+            text = self._tree.skip_space(self._prolog)
+        self._tree.feed(text.rstrip(" \t\n"))
+        self._tree.close()
         response = self._response()
         if response is None:
             raise UpstreamMalformed("the Callbutton server's answer has no GetCallDetailsResponse")
@@ -256,7 +184,7 @@ class ReplyParser:
 
     def _failure(self, verdict: str, response: Element) -> UpstreamError:
         if verdict == "UNAUTHORIZED":
-            root = self._xml.document[0]
+            root = self._tree.document[0]
             said = {canonical(child.tag): trimmed(child.text) for child in root}
             return UpstreamUnauthorized(said.get("Username"), said.get("Authentication"))
         if verdict != "ERROR":
@@ -267,7 +195,7 @@ class ReplyParser:
         return UpstreamFailed("the Callbutton server answered ERROR")
 
     def _response(self) -> Element | None:
-        for root in self._xml.document:
+        for root in self._tree.document:
             for service in root:
                 if canonical(service.tag) == "CallbuttonService":
                     for response in service:

@@ -1,0 +1,87 @@
+"""XML text to a tree that can be seen while it grows. Pure; nothing here knows the protocol.
+
+Rules:
+- Expat decides what is well-formed. Text that somebody else has vouched for may be skipped; places in error messages
+  count it all the same.
+- The caller refuses DOCTYPEs before the first piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
+
+from gateway.errors import UpstreamMalformed
+
+
+class TreeReader:
+    """Expat, building a tree whose root is ours, so that it can be seen while it grows; knows where it is."""
+
+    def __init__(self) -> None:
+        self.in_cdata = False
+        self.commented = False  # a comment or processing instruction has been seen: text may not be what it seems
+        self._builder = TreeBuilder()
+        self.document = self._builder.start("document", {})
+        self._parser = XMLParser(target=self._builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
+        self._line, self._column = 1, 0  # after what expat has read
+        self._skipped = 0  # lines that expat has not read
+        self._shift = 0, 0  # a line, as expat counts, and how many columns its end is further than expat knows
+
+    def feed(self, text: str) -> None:
+        """Read a piece of text. Raises UpstreamMalformed."""
+        if not text:
+            return
+        if self.in_cdata or "<![CDATA[" in text:
+            self.in_cdata = text.rfind("<![CDATA[") > text.rfind("]]>") or (self.in_cdata and "]]>" not in text)
+        self.commented = self.commented or "<!--" in text or "<?" in text.removeprefix("<?xml")
+        try:
+            self._parser.feed(text)
+        except ParseError as error:
+            raise self._malformed(error) from error
+        self._line, self._column = _moved(text, self._line, self._column)
+
+    def close(self) -> None:
+        """Read the end. Raises UpstreamMalformed."""
+        try:
+            self._parser.close()
+        except ParseError as error:
+            raise self._malformed(error) from error
+
+    def skip(self, text: str) -> None:
+        """Pass over text that expat need not read."""
+        line, column = _moved(text, 0, self._column + (self._shift[1] if self._shift[0] == self._line else 0))
+        self._skipped += line
+        self._shift = self._line, column - self._column
+
+    def skip_space(self, text: str) -> str:
+        """Pass over white space before a declaration, which is not allowed there."""
+        stripped = text.lstrip()
+        self.skip(text[: len(text) - len(stripped)])
+        return stripped
+
+    @contextmanager
+    def marked(self) -> Iterator[Element]:
+        """Put an element of ours at the place that has been reached; gives the element that is open there."""
+        mark = self._builder.start("mark", {})
+        self._builder.end("mark")
+        parent = self.document
+        while parent[-1] is not mark:
+            parent = parent[-1]
+        yield parent
+        del parent[-1]
+
+    def _malformed(self, error: ParseError) -> UpstreamMalformed:
+        line, column = error.position
+        if line == self._shift[0]:
+            column += self._shift[1]
+        return UpstreamMalformed(
+            f"the Callbutton server's answer is not well-formed XML at line {line + self._skipped}, "
+            f"column {column + 1}: {str(error).partition(':')[0]}"
+        )
+
+
+def _moved(text: str, line: int, column: int) -> tuple[int, int]:
+    """The line and column after some text."""
+    lines = text.count("\n")
+    return line + lines, len(text) - text.rfind("\n") - 1 if lines else column + len(text)
