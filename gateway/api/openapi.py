@@ -17,8 +17,12 @@ DESCRIPTION = """\
 Calls of a Callbutton call-tracking server as JSON, in UTC.
 
 Access control is not part of this version: run it where only trusted programs reach it."""
-LISTS = {"/clients/{code}/calls": [400, 422, 500, 502, 504], "/calls": [400, 422, 500, 502, 504]}
-EXAMPLES = {kind.status: kind for kind in (*problems.KINDS.values(), problems.INTERNAL)} | {502: problems.UNREACHABLE}
+LISTS = ("/clients/{code}/calls", "/calls")
+LIST_PROBLEMS = (400, 422, 500, 502, 504)
+OTHER_PROBLEMS = (405,)
+EXAMPLES = {kind.status: kind for kind in (*problems.KINDS.values(), problems.NOT_ALLOWED, problems.INTERNAL)} | {
+    502: problems.UNREACHABLE
+}
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
     {"name": "operations", "description": "For whoever runs the gateway."},
@@ -43,7 +47,9 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
             operation.setdefault("responses", {})
             if path in LISTS:
                 _complete_list(operation, path)
-            for status in LISTS.get(path, []):
+            else:
+                operation["responses"]["200"]["description"] = "Yes."
+            for status in LIST_PROBLEMS if path in LISTS else OTHER_PROBLEMS:
                 operation["responses"][str(status)] = _problem(status)
     return {
         "openapi": "3.1.0",

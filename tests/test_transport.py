@@ -1,0 +1,200 @@
+"""One POST over real sockets against servers that misbehave below HTTP, or slower than a test has patience for."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import httpcore
+import pytest
+
+from gateway.callbutton.transport import Limits, Transport
+from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+
+QUICK = Limits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """Serve raw TCP; the handler begins after the request's head."""
+
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        under_way.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await reader.readuntil(b"\r\n\r\n")
+                await handler(reader, writer)
+                await writer.drain()
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/xml.jsp"
+    finally:
+        server.close()
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way)
+
+
+async def post(transport: Transport) -> tuple[int, str | None, bytes]:
+    async with transport.post(b"<x/>", lambda: None) as answer:
+        return answer.status, answer.charset, b"".join([piece async for piece in answer.chunks])
+
+
+def outcome(handler: Handler, limits: Limits = QUICK) -> tuple[int, str | None, bytes]:
+    async def run() -> tuple[int, str | None, bytes]:
+        async with serving(handler) as url:
+            transport = Transport(url, limits)
+            try:
+                return await post(transport)
+            finally:
+                await transport.close()
+
+    return asyncio.run(run())
+
+
+def answering(*pieces: bytes, pause: float = 0) -> Handler:
+    async def handler(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause)
+
+    return handler
+
+
+def test_an_answer_comes_with_status_charset_and_body():
+    body = outcome(answering(HEAD, b"Content-Length: 5\r\n\r\n", b"<a/>\n"))
+    assert body == (200, "iso-8859-1", b"<a/>\n")
+
+
+def test_gzip_is_undone_piece_by_piece():
+    packed = gzip.compress(b"x" * 90_000)
+    head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    assert outcome(answering(head, packed[:20], packed[20:], pause=0.01))[2] == b"x" * 90_000
+
+
+def test_headers_dripped_byte_by_byte_do_not_evade_the_time_out():
+    drip = answering(*[bytes([byte]) for byte in HEAD], pause=0.05)
+    with pytest.raises(UpstreamTimeout) as caught:
+        outcome(drip)
+    assert caught.value.answering
+
+
+def test_a_body_dripped_within_the_idle_time_ends_with_the_deadline():
+    with pytest.raises(UpstreamTimeout, match="did not finish"):
+        outcome(answering(HEAD + b"Content-Length: 100\r\n\r\n", *[b"x"] * 100, pause=0.1))
+
+
+def test_no_answer_within_the_first_byte_time_is_a_time_out():
+    with pytest.raises(UpstreamTimeout, match="did not begin") as caught:
+        outcome(answering(b"", pause=5))
+    assert not caught.value.answering
+
+
+def test_a_pause_longer_than_the_idle_time_is_a_time_out():
+    with pytest.raises(UpstreamTimeout, match="did not finish"):
+        outcome(answering(HEAD + b"Content-Length: 9\r\n\r\n<", b"a/>", pause=0.6))
+
+
+BROKEN = {
+    "short of its Content-Length": (HEAD + b"Content-Length: 100\r\n\r\n<Callbutton>",),
+    "in the middle of a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n10\r\n<Callbu",),
+    "not HTTP": (b"220 smtp.example ready\r\n\r\n",),
+    "gzip cut off": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" + gzip.compress(b"x" * 99)[:20],),
+    "not gzip": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",),
+    "an encoding nobody asked for": (HEAD + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",),
+    "too large": (HEAD + b"Content-Length: 200000\r\n\r\n", b"x" * 200_000),
+    "a gzip bomb": (
+        HEAD + b"Content-Encoding: gzip\r\n\r\n",
+        zlib.compressobj(9, zlib.DEFLATED, 31).compress(b"\0" * 50_000_000),
+    ),
+}
+
+
+@pytest.mark.parametrize("pieces", BROKEN.values(), ids=BROKEN)
+def test_a_broken_answer_is_malformed(pieces: tuple[bytes, ...]):
+    with pytest.raises(UpstreamMalformed):
+        outcome(answering(*pieces))
+
+
+def test_a_connection_closed_without_an_answer_is_unreachable():
+    with pytest.raises(UpstreamUnreachable, match="without an answer"):
+        outcome(answering())
+
+
+def test_a_redirect_is_not_followed_and_no_cookie_is_kept():
+    seen: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readexactly(4))
+        writer.write(b"HTTP/1.1 301 Gone\r\nLocation: /other\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n")
+
+    assert outcome(handler)[0] == 301
+    assert seen == [b"<x/>"]
+
+
+def test_no_more_posts_than_allowed_are_under_way_and_all_connections_are_usable_afterwards():
+    under_way, most = 0, 0
+
+    async def handler(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.02)
+        under_way -= 1
+        writer.write(HEAD + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+
+    async def run() -> None:
+        async with serving(handler) as url:
+            transport = Transport(url, QUICK)
+            await asyncio.gather(*(post(transport) for _ in range(10)))
+            pool = transport._client._transport._pool  # type: ignore[attr-defined]
+            assert isinstance(pool, httpcore.AsyncConnectionPool)
+            assert [connection for connection in pool.connections if not connection.is_closed()] == []
+            await transport.close()
+
+    asyncio.run(run())
+    assert most == 2
+
+
+def test_time_outs_leave_no_connection_behind():
+    async def run() -> None:
+        async with serving(answering(b"", pause=5)) as url:
+            transport = Transport(url, Limits(first_byte=0.05, concurrency=2))
+            for _ in range(5):
+                with pytest.raises(UpstreamTimeout):
+                    await post(transport)
+            assert transport._client._transport._pool.connections == []  # type: ignore[attr-defined]
+            await transport.close()
+
+    asyncio.run(run())
+
+
+def test_an_environment_proxy_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert outcome(answering(HEAD + b"Content-Length: 0\r\n\r\n"))[0] == 200
+
+
+def test_a_proxy_that_is_set_is_used():
+    async def run() -> None:
+        answer = answering(HEAD + b"Content-Length: 0\r\n\r\n")
+        async with serving(answer) as url:
+            transport = Transport("http://callbutton.invalid/xml.jsp", QUICK, url.removesuffix("/xml.jsp"))
+            assert (await post(transport))[0] == 200
+            await transport.close()
+
+    asyncio.run(run())
