@@ -221,3 +221,22 @@ def test_a_request_id_is_taken_over_if_it_is_sound(stand: Make):
     assert gateway.client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert gateway.client.get("/healthz", headers={"X-Request-Id": "a b"}).headers["x-request-id"] != "a b"
     assert gateway.client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_a_bug_is_a_problem_with_its_request_id_and_its_text_stays_inside(
+    stand: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    async def crash(*_: object) -> None:
+        raise RuntimeError("8005550100 of Ada Lovelace")
+
+    gateway = stand()
+    monkeypatch.setattr("gateway.api.calls.CallLists.answer", crash)
+    answer = gateway.get(CALLS, **FOLD)
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (500, "/problems/internal-error")
+    assert problem["requestId"] == answer.headers["x-request-id"]
+    lines = [JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway")]
+    (crashed,) = [line for line in lines if "request crashed" in line]
+    assert '"error":"RuntimeError"' in crashed
+    assert problem["requestId"] in crashed
+    assert "Lovelace" not in answer.text + crashed
