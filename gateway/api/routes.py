@@ -116,7 +116,7 @@ def create_api(lists: CallLists, metrics: Metrics) -> tuple[Edge, Litestar]:
         HANDLERS,
         openapi_config=None,
         logging_config=None,
-        exception_handlers={HTTPException: answer_problem, GatewayError: answer_problem},
+        exception_handlers={Exception: answer_problem},
         state=State({"lists": lists, "metrics": metrics}),
         debug=False,
         pdb_on_exception=False,
