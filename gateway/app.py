@@ -46,6 +46,8 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         max_span=int(settings.upstream_max_span),
         batch=settings.upstream_batch,
         cache_bytes=settings.cache_bytes,
+        stale_if_error=settings.stale_if_error,
+        stale_while_revalidate=settings.stale_while_revalidate,
     )
     ledger = Ledger(service.fetch, rules, metrics, clock)
     lists = CallLists(ledger, clock, settings.signing_key.encode(), settings.history_start, settings.request_deadline)

@@ -61,7 +61,11 @@ class UpstreamRejected(UpstreamError):  # noqa: N818
 
 
 class UpstreamFailed(UpstreamError):  # noqa: N818
-    """Any other ERROR, or an HTTP status that is not 200."""
+    """Any other ERROR (`reported`), or an HTTP status that is not 200."""
+
+    def __init__(self, detail: str, *, reported: bool = False) -> None:
+        super().__init__(detail)
+        self.reported = reported
 
 
 class UpstreamMalformed(UpstreamError):  # noqa: N818

@@ -11,6 +11,8 @@ from gateway import __version__
 
 PREFIX = "callbutton_gateway"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
+AGES = (15, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 31 * 86400)
 
 
 class Metrics:
@@ -22,8 +24,10 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
-            return Histogram(f"{PREFIX}_{name}", text, labels, registry=registry, buckets=SECONDS)
+        def histogram(
+            name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = SECONDS
+        ) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}", text, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"{PREFIX}_{name}", text, labels, registry=registry)
@@ -45,5 +49,11 @@ class Metrics:
         self.cache_bytes = gauge("cache_bytes", "Bytes that the ledger holds, estimated.")
         self.evictions = counter("cache_evictions", "Extents dropped to stay within the bound.")
         self.joined = counter("flights_joined", "Reads that joined a flight under way.")
+        self.batch_codes = histogram("batch_codes", "Client codes of a flight.", buckets=COUNTS)
+        self.read_gaps = histogram("read_gaps", "Windows that a read had to fetch.", buckets=COUNTS)
+        self.rows = counter("rows", "Calls that answers rest on, by where they were.", ("source",))
+        self.stale_seconds = histogram("stale_seconds", "Seconds past freshness of stale answers.", buckets=AGES)
+        self.lateness = histogram("lateness_seconds", "From a call's start to its first being seen.", buckets=AGES)
+        self.skew = counter("clock_skew", "Extents dropped because they were sent in the future.")
         self.build = gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build.labels(__version__).set(1)

@@ -44,6 +44,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     fresh_ratio: float = 0.1
     fresh_max: float = 7 * 86400
     fresh_status_ratio: float = 0.01
+    stale_while_revalidate: float = 0
+    stale_if_error: float = 86400
     cache_bytes: int = 256 * 1024**2
     auth: str = "keys"
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
@@ -156,6 +158,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "fresh_ratio": fraction,
     "fresh_max": positive_duration,
     "fresh_status_ratio": fraction,
+    "stale_while_revalidate": duration,
+    "stale_if_error": duration,
     "cache_bytes": size,
     "auth": choice("keys", "none"),
     "signing_key": secret,

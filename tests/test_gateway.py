@@ -62,7 +62,8 @@ def test_an_answer_has_the_documented_shape(stand: Make):
 def test_a_second_read_is_a_hit_and_costs_no_post(stand: Make):
     gateway = stand()
     gateway.get(CALLS, **FOLD)
-    assert gateway.get(CALLS, **FOLD).headers["cache-status"] == "callbutton-gateway; hit"
+    # The window ends 17 days ago: a tenth of that is its life.
+    assert gateway.get(CALLS, **FOLD).headers["cache-status"] == "callbutton-gateway; hit; ttl=147640"
     assert gateway.simulator.posts == 1
 
 
@@ -158,10 +159,12 @@ def test_each_fault_of_the_upstream_is_its_problem_and_nothing_is_kept_of_it(
     gateway = stand(upstream_timeout=0.5, upstream_idle_timeout=0.5, upstream_deadline=1.0)
     for fault, (status, name) in FAULTS.items():
         gateway.simulator.misbehave(fault)
+        gateway.clock.now += 2  # an error is remembered for a second
         answer = gateway.get(CALLS, **FOLD)
         assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{name}"), fault
         assert answer.headers["content-type"] == "application/problem+json"
     gateway.simulator.misbehave()
+    gateway.clock.now += 2
     assert gateway.get(CALLS, **FOLD).headers["cache-status"] == "callbutton-gateway; fwd=miss"
     lines = "\n".join(JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway"))
     assert "upstream failed" in lines
@@ -240,3 +243,54 @@ def test_a_bug_is_a_problem_with_its_request_id_and_its_text_stays_inside(
     assert '"error":"RuntimeError"' in crashed
     assert problem["requestId"] in crashed
     assert "Lovelace" not in answer.text + crashed
+
+
+def test_an_answer_that_has_not_changed_is_not_sent_again(stand: Make):
+    gateway = stand()
+    first = gateway.get(CALLS, **FOLD)
+    gateway.clock.now += 7 * 86400
+    unchanged = gateway.client.get(CALLS, params=FOLD, headers={"If-None-Match": f'"x", {first.headers["etag"]}'})
+    assert (unchanged.status_code, unchanged.content, gateway.simulator.posts) == (304, b"", 2)
+    assert unchanged.headers["etag"] == first.headers["etag"]
+    assert unchanged.headers["age"] == "0"
+    assert gateway.get(CALLS, **FOLD, limit=5).headers["etag"] != first.headers["etag"]
+
+
+def test_no_cache_asks_the_upstream_anew(stand: Make):
+    gateway = stand()
+    gateway.get(CALLS, **FOLD)
+    gateway.clock.now += 5
+    anew = gateway.client.get(CALLS, params=FOLD, headers={"Cache-Control": "no-cache"})
+    assert (anew.headers["cache-status"], gateway.simulator.posts) == ("callbutton-gateway; fwd=partial", 2)
+    gateway.simulator.misbehave("error")
+    gateway.clock.now += 5
+    assert gateway.client.get(CALLS, params=FOLD, headers={"Cache-Control": "no-cache"}).status_code == 502
+
+
+def test_a_stale_answer_says_so_and_what_was_never_fetched_is_never_stale(stand: Make):
+    gateway = stand(Options(), stale_if_error=3600.0)
+    live = {"start": "2026-11-18T00:00:00Z", "end": "2026-11-18T11:00:00Z"}
+    fresh = gateway.get(CALLS, **live)
+    gateway.simulator.misbehave("http-500")
+    gateway.clock.now += 600
+    stale = gateway.get(CALLS, **live)
+    assert stale.json()["data"] == fresh.json()["data"]
+    assert (stale.status_code, stale.json()["meta"]["stale"], stale.headers["age"]) == (200, True, "600")
+    assert stale.headers["cache-status"] == "callbutton-gateway; hit; ttl=-560"
+    assert gateway.metric("stale_seconds_count") == 1
+    assert gateway.get(CALLS, **live | {"start": "2026-11-17T23:00:00Z"}).status_code == 502
+    gateway.clock.now += 3600
+    assert gateway.get(CALLS, **live).status_code == 502
+
+
+def test_stale_while_revalidating_answers_at_once_and_fetches_meanwhile(stand: Make):
+    gateway = stand(stale_while_revalidate=600.0)
+    live = {"start": "2026-11-18T00:00:00Z", "end": "2026-11-18T11:00:00Z"}
+    gateway.get(CALLS, **live)
+    gateway.clock.now += 120
+    assert gateway.get(CALLS, **live).json()["meta"]["stale"] is True
+    for _ in range(200):
+        if not gateway.get(CALLS, **live).json()["meta"]["stale"]:
+            break
+    assert gateway.get(CALLS, **live).headers["cache-status"].startswith("callbutton-gateway; hit; ttl=")
+    assert gateway.simulator.posts == 2

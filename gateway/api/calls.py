@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from urllib.parse import urlencode
@@ -13,8 +15,8 @@ from msgspec import Struct
 
 from gateway.api import params
 from gateway.api.cursors import Cursor, read_cursor, render_cursor
-from gateway.errors import UpstreamTimeout
-from gateway.ledger.reader import Ledger, Page
+from gateway.ledger.pages import Page, read_page
+from gateway.ledger.reader import Ledger, Question
 from gateway.model import Call
 
 _encode = msgspec.json.Encoder().encode
@@ -65,18 +67,16 @@ class CallLists(Struct, frozen=True):
         else:
             wanted = params.read_list(params.read_codes(code, values), values, self.clock(), self.history_start)
             parameters, after = values, None
-        try:
-            async with asyncio.timeout(self.deadline):
-                page = await self.ledger.read_page(
-                    wanted.codes,
-                    wanted.window,
-                    status=wanted.status,
-                    newest_first=wanted.newest_first,
-                    limit=wanted.limit,
-                    after=after,
-                )
-        except TimeoutError as error:
-            raise UpstreamTimeout("the answer is still being fetched", answering=False) from error
+        question = Question(
+            codes=wanted.codes,
+            window=wanted.window,
+            status=wanted.status,
+            insist="no-cache" in request.headers.get("cache-control", "").lower(),
+            deadline=asyncio.get_running_loop().time() + self.deadline,
+        )
+        page = await read_page(
+            self.ledger, question, self.clock(), newest_first=wanted.newest_first, limit=wanted.limit, after=after
+        )
         following = None
         if page.after is not None:
             following = render_cursor(Cursor(wanted, dict(parameters), page.after), self.signing_key)
@@ -101,15 +101,37 @@ class CallLists(Struct, frozen=True):
                 unreadable=page.unreadable,
             ),
         )
-        use = "hit" if page.lookup == "hit" else f"fwd={page.lookup}"
+        encoded = _encode(body)
         headers = {
             "Cache-Control": "private",
+            "ETag": _etag(encoded[: encoded.rindex(b'],"page":')], more=following is not None),
             "Age": str(max(0, int(self.clock() - page.as_of))),
-            "Cache-Status": f"callbutton-gateway; {use}",
+            "Cache-Status": f"callbutton-gateway; {_cache_status(page)}",
+            "Vary": "Authorization, X-API-Key, Accept, Accept-Encoding, Origin",
         }
         if following is not None:
             headers["Link"] = f'<{request.scope["path"]}?{urlencode({"cursor": following})}>; rel="next"'
-        return Response(_encode(body), media_type="application/json", headers=headers)
+        if _matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+            return Response(b"", status_code=304, headers=headers)
+        return Response(encoded, media_type="application/json", headers=headers)
+
+
+def _etag(data: bytes, *, more: bool) -> str:
+    """Name an answer by its data and whether a next page exists, not by when it was fetched."""
+    return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if more else b"end").hexdigest()}"'
+
+
+def _matches(header: str, etag: str) -> bool:
+    """Compare as If-None-Match does: weakly."""
+    given = {tag.strip().removeprefix("W/") for tag in header.split(",")}
+    return "*" in given or etag.removeprefix("W/") in given
+
+
+def _cache_status(page: Page) -> str:
+    """Say where the answer is from (RFC 9211); a negative ttl is how long it has been stale."""
+    if page.lookup == "hit" or page.stale:
+        return f"hit; ttl={-math.ceil(page.past)}"
+    return f"fwd={page.lookup}{'; collapsed' if page.collapsed else ''}"
 
 
 def present(call: Call, *, status: bool) -> Call:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from gateway.api.params import ListRequest
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.ledger.reader import Position
+from gateway.ledger.pages import Position
 
 SIGNATURE = 16  # bytes
 

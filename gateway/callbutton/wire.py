@@ -192,7 +192,7 @@ class ReplyParser:
         message = "".join(c for c in " ".join("".join(response.itertext()).split()) if c.isprintable())[:200]
         if REJECTED.search(message):
             return UpstreamRejected(message)
-        return UpstreamFailed("the Callbutton server answered ERROR")
+        return UpstreamFailed("the Callbutton server answered ERROR", reported=True)
 
     def _response(self) -> Element | None:
         for root in self._tree.document:

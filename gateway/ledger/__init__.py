@@ -1,6 +1,11 @@
 """The cache that understands time.
 
-`extents` are windows of one client with the instant of their POST; `freshness` says which points are stale and what
-to POST; `memory` holds days of extents within a bound; `flights` are POSTs under way, shared; `reader` is the plan of
-a read. Extents and freshness are pure.
+pages       how far to read for a page
+reader      the plan of a read
+flights     POSTs under way, shared by all who need them
+posts       the POSTs of one flight: batches, halves, what is missing
+codes       what has been learned of client codes
+memory      days of extents within a bound
+freshness   which points are stale, and what to POST; pure
+extents     windows of one client with the instant of their POST; pure
 """

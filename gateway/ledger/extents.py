@@ -1,15 +1,17 @@
-"""Extents: windows of one client for which the ledger is complete, with the instant their POST was sent.
+"""Extents: windows of one client for which the ledger is complete, with the instant their POST was sent. Pure.
 
 Rules:
 - An extent and its calls are one value, sorted by time. It is cut, never edited for another's calls (T2).
 - Where extents overlap, the one whose POST was sent later counts, point by point.
+- An extent of every client (`*`) knows which client codes it lists: a code that is not listed is unknown, not empty.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 
 import msgspec
 from msgspec import Struct
@@ -17,34 +19,45 @@ from msgspec import Struct
 from gateway.model import Call, Window
 
 DAY = 86400
+_start_time = attrgetter("start_time")
 
 
 class Extent(Struct, frozen=True):
-    """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them; `unreadable` were left out."""
+    """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them; `unreadable` were left out.
+
+    `listed` is there in an extent of every client: the same calls, by client code.
+    """
 
     window: Window
     sent: float
-    calls: tuple[Call, ...]
+    calls: tuple[Call, ...] = ()
     unreadable: int = 0
+    listed: dict[str, tuple[Call, ...]] | None = None
 
     def within(self, window: Window) -> Extent:
         """The part inside a window that overlaps."""
         start, end = max(self.window.start, window.start), min(self.window.end, window.end)
         if (start, end) == (self.window.start, self.window.end):
             return self
-        first, last = (bisect_left(self.calls, instant(edge), key=_start_time) for edge in (start, end))
-        return msgspec.structs.replace(self, window=Window(start, end), calls=self.calls[first:last])
+        inside = Window(start, end)
+        listed = self.listed and {code: _cut(calls, inside) for code, calls in self.listed.items()}
+        return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
 
     def without(self, window: Window) -> list[Extent]:
         """The parts outside a window: none, one or two."""
         if not self.window.overlaps(window):
             return [self]
-        before, after = Window(self.window.start, window.start), Window(window.end, self.window.end)
-        return [self.within(part) for part in (before, after) if part.start < part.end]
+        return [self.within(part) for part in minus(self.window, window)]
+
+    def of_client(self, code: str) -> Extent | None:
+        """The part of one client of an extent of every client; None if it does not list the code."""
+        calls = None if self.listed is None else self.listed.get(code)
+        return None if calls is None else Extent(self.window, self.sent, calls, self.unreadable)
 
 
-def _start_time(call: Call) -> datetime:
-    return call.start_time
+def _cut(calls: tuple[Call, ...], window: Window) -> tuple[Call, ...]:
+    first, last = (bisect_left(calls, instant(edge), key=_start_time) for edge in (window.start, window.end))
+    return calls[first:last]
 
 
 def instant(seconds: float) -> datetime:
@@ -52,11 +65,26 @@ def instant(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def minus(window: Window, other: Window) -> list[Window]:
+    """The parts of a window outside another."""
+    if not window.overlaps(other):
+        return [window]
+    parts = (Window(window.start, other.start), Window(other.end, window.end))
+    return [part for part in parts if part.start < part.end]
+
+
 def make_extent(window: Window, sent: float, calls: Iterable[Call], unreadable: int = 0) -> Extent:
-    """An extent of those of the calls that lie in the window."""
+    """An extent of one client, of those of the calls that lie in the window; of two with one id the last counts."""
     start, end = instant(window.start), instant(window.end)
-    inside = sorted((call for call in calls if start <= call.start_time < end), key=_start_time)
-    return Extent(window, sent, tuple(inside), unreadable)
+    by_id = {(call.client_code, call.id): call for call in calls if start <= call.start_time < end}
+    return Extent(window, sent, tuple(sorted(by_id.values(), key=_start_time)), unreadable)
+
+
+def make_extent_of_all(window: Window, sent: float, calls: Mapping[str, Iterable[Call]], unreadable: int = 0) -> Extent:
+    """An extent of every client, of calls by client code."""
+    listed = {code: make_extent(window, sent, found).calls for code, found in calls.items()}
+    every = sorted((call for found in listed.values() for call in found), key=_start_time)
+    return Extent(window, sent, tuple(every), unreadable, listed)
 
 
 def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
@@ -77,10 +105,20 @@ def by_day(extent: Extent) -> Iterable[tuple[int, Extent]]:
         yield day, extent.within(Window(day * DAY, (day + 1) * DAY))
 
 
-def merge(extents: Sequence[Extent]) -> list[Call]:
+def covers(extents: Sequence[Extent], window: Window) -> bool:
+    """Whether sorted extents leave no point of a window out."""
+    reached = window.start
+    for extent in extents:
+        if extent.window.start > reached:
+            return False
+        reached = max(reached, extent.window.end)
+    return reached >= window.end
+
+
+def merge(extents: Iterable[Extent]) -> list[Call]:
     """The calls of extents that do not overlap, one for each client and id: the later POST's (T2)."""
     found: dict[tuple[str, str], Call] = {}
-    for extent in sorted(extents, key=lambda extent: extent.sent):
+    for extent in sorted(extents, key=attrgetter("sent")):
         for call in extent.calls:
             found[call.client_code, call.id] = call
     return list(found.values())

@@ -2,151 +2,266 @@
 
 Rules:
 - A flight is a detached task. No consumer who leaves cancels it; it has the upstream's deadlines, waiters have theirs.
-- In a batch the listed codes stand and foreign ones are discarded; missing codes are sent singly. A single reply is
-  attributed to the code asked, whatever it echoes.
-- What lands is stored before anybody is told.
+- A flight under way is joined for the points that would be fresh if it landed now.
+- The first need goes at once. While a flight of the same client or window is up, further needs collect until it lands,
+  at most 50 ms, and go together: windows of a client that are near each other as one, clients of one window as one.
+- An error is remembered for a second, for needs that hold all of what failed; nobody else inherits it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-import msgspec
+from msgspec import Struct
 
-from gateway.callbutton.service import Fetched
-from gateway.errors import GatewayError
-from gateway.ledger.extents import Extent, make_extent
-from gateway.model import Call, Window
+from gateway.callbutton.central import whole
+from gateway.errors import UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
+from gateway.ledger.codes import Codes
+from gateway.ledger.extents import Extent, minus
+from gateway.ledger.freshness import COVER, Rule, cut, stale_from, together
+from gateway.ledger.posts import Landed, Posts
+from gateway.metrics import Metrics
+from gateway.model import Window
 
-EVERY_CLIENT = "*"
+LOGGER = logging.getLogger(__name__)
+COLLECT = 0.05  # seconds
+REMEMBER = 1.0  # seconds
+MOST_ERRORS = 10_000  # remembered
+EVERYTHING = "*"
+INSISTED = Rule(minimum=1, ratio=1e-9, maximum=1)  # who insists joins nothing older than a second
 
 
-class Fetch(Protocol):
-    """The network: the calls of some codes in a window, planned at `now`. Raises UpstreamError."""
+class Need(NamedTuple):
+    """A window of a client that must be fetched, by POSTs of at most `span` seconds if nothing is known against it."""
 
-    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
-        """POST."""
+    code: str
+    window: Window
+    span: int
 
 
 class Flight:
-    """One POST for some codes and a window; `reach` is the window for whose points it counts."""
+    """POSTs for some codes and a window, under way or landed."""
 
-    def __init__(self, codes: Sequence[str], window: Window, reach: Window, *, status: bool, planned: float) -> None:
-        self.codes = tuple(codes)
+    def __init__(
+        self, codes: Sequence[str], window: Window, planned: float, task: asyncio.Task[dict[str, Landed]]
+    ) -> None:
+        self.codes = frozenset(codes)
         self.window = window
-        self.reach = reach
-        self.status = status
         self.planned = planned
-        self.result: dict[str, Extent] | BaseException | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        self.task = task
 
-    async def wait(self) -> dict[str, Extent]:
-        """Wait for it to land: extents by code. Raises the flight's UpstreamError."""
-        if self.result is None:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.discard(waiter)
-        if isinstance(self.result, GatewayError):
-            raise self.result.with_traceback(None)
-        if isinstance(self.result, BaseException) or self.result is None:
-            raise RuntimeError("a flight crashed; its own log line says where") from self.result
-        return self.result
+    def serves(self, now: float, rule: Rule, fresh: float) -> Window | None:
+        """The window for whose points it counts, if it landed now."""
+        open_end = self.window.end >= self.planned
+        reach = Window(
+            self.window.start, int(max(self.window.end, self.planned + fresh)) if open_end else self.window.end
+        )
+        stale = stale_from(Extent(reach, self.planned), now, rule)
+        end = reach.end if stale is None else int(stale)
+        return Window(reach.start, end) if end > reach.start else None
 
-    def land(self, result: dict[str, Extent] | BaseException) -> None:
-        """Tell everybody who waits."""
-        self.result = result
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+
+class Ticket(Struct, eq=False):
+    """A claim on flights for one need, or a part of it. `joined` tells that somebody else sent them."""
+
+    need: Need
+    flights: list[Flight]
+    joined: bool
+    collected: asyncio.Future[None] | None = None
+    error: UpstreamError | None = None
+
+    async def wait(self) -> list[Extent]:
+        """Wait for the extents. Raises UpstreamError; leaving does not touch the flights."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        if self.collected is not None:
+            await asyncio.shield(self.collected)
+        extents: list[Extent] = []
+        for flight in self.flights:
+            landed = (await asyncio.shield(flight.task))[self.need.code]
+            extents += landed.extents
+            if landed.error is not None:
+                raise landed.error.with_traceback(None)
+        return extents
+
+
+class Collection:
+    """Needs that wait to go together."""
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self.codes: set[str] = set()
+        self.windows: set[Window] = set()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Flights:
     """All flights under way."""
 
-    def __init__(self, fetch: Fetch, store: Callable[[str, Extent, bool], None], fresh: float) -> None:
-        self._send = fetch
-        self._store = store
-        self._fresh = fresh  # seconds for which points after the POST count as fetched
-        self._up: dict[Flight, asyncio.Task[None]] = {}
-        self._alone: set[str] = set()  # codes that answer under another code
+    def __init__(self, posts: Posts, codes: Codes, fresh: float, clock: Callable[[], float], metrics: Metrics) -> None:
+        self._posts = posts
+        self._codes = codes
+        self._fresh = fresh  # seconds for which points after an open POST count as fetched
+        self._clock = clock
+        self._metrics = metrics
+        self._up: dict[bool, dict[str, set[Flight]]] = {False: defaultdict(set), True: defaultdict(set)}
+        self._windows: dict[Window, int] = defaultdict(int)  # of flights under way
+        self._collections: dict[bool, Collection] = {}
+        self._errors: dict[tuple[str, bool], tuple[float, Window, UpstreamError]] = {}
 
-    def joinable(self, code: str, gap: Window, now: float, *, status: bool) -> Iterable[Flight]:
-        """Flights whose landing would make points of the gap fresh."""
-        for flight in self._up:
-            fits = flight.result is None and (flight.status or not status)
-            if fits and code in flight.codes and flight.reach.overlaps(gap) and now - flight.planned < self._fresh:
-                yield flight
+    def ask(
+        self, needs: Iterable[Need], rules: Mapping[str, Rule], *, status: bool, insist: bool = False
+    ) -> list[Ticket]:
+        """Join flights that serve the needs, and send or collect the rest; `rules` are by client code."""
+        now = self._clock()
+        tickets: list[Ticket] = []
+        at_once: list[Ticket] = []
+        for need in needs:
+            rule = INSISTED if insist else rules[need.code]
+            for window in self._join(need, rule, status, now, tickets):
+                part = Need(need.code, window, need.span)
+                ticket = Ticket(part, [], joined=False, error=self._remembered(part, status))
+                tickets.append(ticket)
+                if ticket.error is None:
+                    at_once.append(ticket)
+        waiting = [ticket for ticket in at_once if self._busy(ticket.need, status)]
+        for ticket in waiting:
+            self._collect(ticket, status)
+        self._launch([ticket for ticket in at_once if ticket.collected is None], status)
+        return tickets
 
-    def start(self, codes: Sequence[str], window: Window, now: float, *, status: bool) -> Flight:
-        """Send a POST, detached."""
-        open_end = window.end if window.end < now else max(window.end, math.ceil(now + self._fresh))
-        flight = Flight(codes, window, Window(window.start, open_end), status=status, planned=now)
-        task = asyncio.get_running_loop().create_task(self._fly(flight, now))
-        self._up[flight] = task
-        task.add_done_callback(lambda _: self._up.pop(flight, None))
+    def _join(self, need: Need, rule: Rule, status: bool, now: float, tickets: list[Ticket]) -> list[Window]:
+        rest = [need.window]
+        for kind in (True,) if status else (False, True):
+            for flight in self._up[kind].get(need.code, ()):
+                served = flight.serves(now, rule, self._fresh)
+                if served is not None and any(served.overlaps(window) for window in rest):
+                    tickets.append(Ticket(need, [flight], joined=True))
+                    rest = [whole(part) for window in rest for part in minus(window, served)]
+        if len(rest) != 1 or rest[0] != need.window:
+            self._metrics.joined.inc()
+        return rest
+
+    def _busy(self, need: Need, status: bool) -> bool:
+        if need.code in self._up[status] or need.window in self._windows:
+            return True
+        collection = self._collections.get(status)
+        return collection is not None and (need.code in collection.codes or need.window in collection.windows)
+
+    def _collect(self, ticket: Ticket, status: bool) -> None:
+        collection = self._collections.get(status)
+        if collection is None:
+            collection = self._collections[status] = Collection()
+            asyncio.get_running_loop().call_later(COLLECT, self._flush, status, collection)
+        collection.tickets.append(ticket)
+        collection.codes.add(ticket.need.code)
+        collection.windows.add(ticket.need.window)
+        ticket.collected = collection.done
+
+    def _flush(self, status: bool, collection: Collection) -> None:
+        if self._collections.get(status) is collection:
+            del self._collections[status]
+            self._launch(collection.tickets, status)
+            collection.done.set_result(None)
+
+    def _launch(self, tickets: Sequence[Ticket], status: bool) -> None:
+        """Send what the tickets need: windows of one client merged, clients of one window batched."""
+        now = self._clock()
+        wanted: dict[str, list[Window]] = defaultdict(list)
+        spans: dict[str, int] = {}
+        for ticket in tickets:
+            code = ticket.need.code
+            wanted[code].append(ticket.need.window)
+            spans[code] = max(spans.get(code, 0), ticket.need.span)
+        by_window: dict[Window, list[str]] = defaultdict(list)
+        for code, windows in wanted.items():
+            span = self._codes.span(code, now, spans[code])
+            for window in together(windows):
+                for part in cut(window, span, whole):
+                    by_window[part].append(code)
+        sent: dict[str, list[Flight]] = defaultdict(list)
+        for window, codes in _alike(by_window, self._codes.max_span):
+            for batch in self._codes.batches(codes, now):
+                flight = self._start(batch, window, status, now)
+                for code in batch:
+                    sent[code].append(flight)
+        for ticket in tickets:
+            ticket.flights += [
+                flight for flight in sent[ticket.need.code] if flight.window.overlaps(ticket.need.window)
+            ]
+
+    def _start(self, codes: Sequence[str], window: Window, status: bool, now: float) -> Flight:
+        task = asyncio.get_running_loop().create_task(self._posts.fetch(codes, window, status=status, now=now))
+        flight = Flight(codes, window, now, task)
+        self._metrics.batch_codes.observe(len(codes))
+        self._windows[window] += 1
+        for code in codes:
+            self._up[status][code].add(flight)
+        task.add_done_callback(lambda _: self._land(flight, status))
         return flight
 
-    def batches(self, codes: Sequence[str], size: int) -> list[list[str]]:
-        """Cut codes into batches; a code that answers under another name travels alone."""
-        together = [code for code in codes if code not in self._alone]
-        singly = [[code] for code in codes if code in self._alone]
-        return [together[index : index + size] for index in range(0, len(together), size)] + singly
+    def _land(self, flight: Flight, status: bool) -> None:
+        self._windows[flight.window] -= 1
+        if not self._windows[flight.window]:
+            del self._windows[flight.window]
+        for code in flight.codes:
+            self._up[status][code].discard(flight)
+            if not self._up[status][code]:
+                del self._up[status][code]
+        if (collection := self._collections.get(status)) is not None:
+            self._flush(status, collection)
+        if flight.task.cancelled():
+            return
+        if (crash := flight.task.exception()) is not None:
+            LOGGER.error("flight crashed", exc_info=crash)
+            return
+        until = self._clock() + REMEMBER
+        if len(self._errors) > MOST_ERRORS:
+            self._errors.clear()
+        for code, landed in flight.task.result().items():
+            if landed.error is not None:
+                everything = isinstance(landed.error, (UpstreamUnreachable, UpstreamUnauthorized))
+                self._errors[EVERYTHING if everything else code, status] = until, flight.window, landed.error
+
+    def _remembered(self, need: Need, status: bool) -> UpstreamError | None:
+        """The error of a second ago that a need would meet again."""
+        now = self._clock()
+        for key in ((need.code, status), (EVERYTHING, status)):
+            if (found := self._errors.get(key)) is None:
+                continue
+            until, window, error = found
+            if until <= now:
+                del self._errors[key]
+            elif isinstance(error, (UpstreamUnreachable, UpstreamUnauthorized)) or (
+                need.window.start <= window.start and window.end <= need.window.end
+            ):
+                return error
+        return None
 
     async def close(self) -> None:
         """Wait for what is under way."""
-        await asyncio.gather(*self._up.values(), return_exceptions=True)
-
-    async def _fly(self, flight: Flight, now: float) -> None:
-        try:
-            flight.land(await self._fetch(flight, now))
-        except BaseException as error:
-            flight.land(error)
-            if not isinstance(error, GatewayError):
-                raise
-
-    async def _fetch(self, flight: Flight, now: float) -> dict[str, Extent]:
-        fetched = await self._send(flight.codes, flight.window, status=flight.status, now=now)
-        if len(flight.codes) > 1:
-            missing = [code for code in flight.codes if code not in fetched.calls and code not in fetched.unreadable]
-        else:
-            missing = []
-            fetched = self._attributed(flight.codes[0], fetched)
-        extents = {}
-        for code in flight.codes:
-            if code in missing:
-                single = await self._send([code], flight.window, status=flight.status, now=now)
-                extents[code] = self._keep(code, flight, self._attributed(code, single))
-            else:
-                extents[code] = self._keep(code, flight, fetched)
-        return extents
-
-    def _attributed(self, code: str, fetched: Fetched) -> Fetched:
-        if code == EVERY_CLIENT:
-            calls = [call for found in fetched.calls.values() for call in found]
-            return msgspec.structs.replace(fetched, calls={code: calls}, unreadable=_total(code, fetched))
-        if any(echoed != code for echoed in fetched.calls):
-            self._alone.add(code)
-        found: list[Call] = []
-        for echoed, calls in fetched.calls.items():
-            found += calls if echoed == code else [msgspec.structs.replace(call, client_code=code) for call in calls]
-        return msgspec.structs.replace(fetched, calls={code: found}, unreadable=_total(code, fetched))
-
-    def _keep(self, code: str, flight: Flight, fetched: Fetched) -> Extent:
-        end = flight.reach.end
-        if end > flight.window.end:  # open: points after the POST count as fetched by it
-            end = max(end, math.ceil(fetched.sent + self._fresh))
-        by_id = {(call.client_code, call.id): call for call in fetched.calls.get(code, [])}  # the last one counts
-        window = Window(flight.window.start, end)
-        extent = make_extent(window, fetched.sent, by_id.values(), fetched.unreadable.get(code, 0))
-        self._store(code, extent, flight.status)
-        return extent
+        while self._collections or any(self._up.values()):
+            for status, collection in list(self._collections.items()):
+                self._flush(status, collection)
+            flights = {flight for kind in self._up.values() for up in kind.values() for flight in up}
+            await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
+            await asyncio.sleep(0)
 
 
-def _total(code: str, fetched: Fetched) -> dict[str, int]:
-    return {code: sum(fetched.unreadable.values())}
+def _alike(by_window: dict[Window, list[str]], most: int) -> list[tuple[Window, list[str]]]:
+    """Group clients whose windows are nearly one: a window for all asks each for at most twice what it needs."""
+    groups: list[tuple[Window, int, list[str]]] = []  # with the shortest window in it
+    for window, codes in sorted(by_window.items()):
+        if groups:
+            union, least, others = groups[-1]
+            wider = Window(union.start, max(union.end, window.end))
+            least = min(least, window.end - window.start)
+            if wider.end - wider.start <= min(COVER * least, most) and not set(codes) & set(others):
+                groups[-1] = wider, least, others + codes
+                continue
+        groups.append((window, window.end - window.start, codes))
+    return [(window, codes) for window, _, codes in groups]

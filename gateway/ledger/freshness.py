@@ -9,7 +9,7 @@ they need. All pure: `now` is an argument, in seconds since 1970.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -18,6 +18,9 @@ from gateway.model import Window
 
 AHEAD = 0.5  # of the ratio
 COVER = 2.0  # times what the gaps need
+OLD = 0.8  # of the maximum: from here on old points are fetched again in the background, each extent at its own time
+
+Whole = Callable[[Window], Window]  # widens a window so that it does not split what cannot be split
 
 
 class Rule(Struct, frozen=True):
@@ -26,6 +29,10 @@ class Rule(Struct, frozen=True):
     minimum: float = 15
     ratio: float = 0.1
     maximum: float = 7 * 86400
+
+    def life(self, point: float, sent: float) -> float:
+        """How long a point is fresh after its POST was sent."""
+        return min(max(self.ratio * (sent - point), self.minimum), self.maximum)
 
 
 def stale_from(extent: Extent, now: float, rule: Rule) -> float | None:
@@ -39,43 +46,71 @@ def stale_from(extent: Extent, now: float, rule: Rule) -> float | None:
     return point if point < extent.window.end else None
 
 
-def gaps(
-    extents: Sequence[Extent], window: Window, now: float, rule: Rule, whole: Callable[[Window], Window]
-) -> list[Window]:
-    """Plan the windows to POST so that all of `window` is fresh; `extents` are sorted and do not overlap.
+def seconds_past(extents: Iterable[Extent], now: float, rule: Rule) -> float:
+    """How long the stalest point of some extents has been stale; negative: how long the least fresh stays fresh."""
+    return max(now - extent.sent - rule.life(extent.window.end, extent.sent) for extent in extents)
 
-    `whole` widens a window so that it does not split what cannot be split.
-    """
-    ahead_rule = Rule(0, rule.ratio * AHEAD, rule.maximum)
-    found: list[tuple[int, int]] = []
-    covered = window.start
+
+def runs(extents: Sequence[Extent]) -> list[Extent]:
+    """Put together again what was cut, without the calls: neighbours of the same POST."""
+    found: list[Extent] = []
     for extent in extents:
+        if found and found[-1].sent == extent.sent and found[-1].window.end == extent.window.start:
+            found[-1] = Extent(Window(found[-1].window.start, extent.window.end), extent.sent)
+        else:
+            found.append(Extent(extent.window, extent.sent))
+    return found
+
+
+def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, whole: Whole) -> list[Window]:
+    """Plan the windows to POST so that all of `window` is fresh; `extents` are sorted and do not overlap."""
+    ahead_rule = Rule(0, rule.ratio * AHEAD, rule.maximum)
+    found: list[Window] = []
+    covered = window.start
+    for extent in runs(extents):
         start, end = max(extent.window.start, window.start), min(extent.window.end, window.end)
         if start >= end:
             continue
         if start > covered:
-            found.append((covered, start))
+            found.append(Window(covered, start))
         point = stale_from(extent, now, rule)
         if point is not None and point < end:
             ahead = stale_from(extent, now, ahead_rule)
-            begin = max(start, math.floor(point if ahead is None else min(point, ahead)))
-            found.append((begin, end))
+            found.append(Window(max(start, math.floor(point if ahead is None else min(point, ahead))), end))
         covered = max(covered, end)
     if covered < window.end:
-        found.append((covered, window.end))
+        found.append(Window(covered, window.end))
+    return together(map(whole, found))
+
+
+def together(windows: Iterable[Window]) -> list[Window]:
+    """Merge neighbouring windows while one asks for at most twice what they need; the result does not overlap."""
     merged: list[tuple[Window, int]] = []  # with the seconds that are needed of it
-    for start, end in found:
-        gap = whole(Window(start, end))
+    for window in sorted(windows):
+        needed = window.end - window.start
         if merged:
-            last, needed = merged[-1]
-            if gap.start <= last.end or gap.end - last.start <= COVER * (needed + gap.end - gap.start):
-                merged[-1] = (Window(min(last.start, gap.start), max(last.end, gap.end)), needed + gap.end - gap.start)
+            last, before = merged[-1]
+            overlap = max(0, min(last.end, window.end) - window.start)
+            needed_of_both = before + needed - overlap
+            end = max(last.end, window.end)
+            if window.start <= last.end or end - last.start <= COVER * needed_of_both:
+                merged[-1] = (Window(last.start, end), needed_of_both)
                 continue
-        merged.append((gap, gap.end - gap.start))
-    return [gap for gap, _ in merged]
+        merged.append((window, needed))
+    return [window for window, _ in merged]
 
 
-def cut(window: Window, span: int, whole: Callable[[Window], Window]) -> list[Window]:
+def old(extents: Sequence[Extent], now: float, rule: Rule) -> list[Window]:
+    """Find the windows of extents that soon reach the maximum; each has a moment of its own, so that not all come."""
+    found = []
+    for extent in runs(extents):
+        jitter = hash((extent.window, extent.sent)) % 1000 / 1000
+        if rule.maximum * (OLD + (1 - OLD) * jitter) <= now - extent.sent < rule.maximum:
+            found.append(extent.window)
+    return found
+
+
+def cut(window: Window, span: int, whole: Whole) -> list[Window]:
     """Cut a long window into parts of at most about `span` seconds, none of which splits what cannot be split."""
     parts, start = [], window.start
     while start < window.end:

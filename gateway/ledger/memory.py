@@ -12,6 +12,8 @@ from gateway.model import Call, Window
 
 Key = tuple[str, bool, int]  # client, with status, day since 1970
 SAMPLE = 8  # every so many calls are measured
+EVERY_CLIENT = "*"
+SKEW = 1.0  # seconds
 EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
 
 
@@ -41,33 +43,51 @@ class Memory:
         self._days: OrderedDict[Key, tuple[list[Extent], int]] = OrderedDict()
         self._bytes = 0
 
-    def lookup(self, code: str, window: Window, *, status: bool) -> list[Extent]:
-        """Extents that overlap the window, sorted, not overlapping each other.
+    def lookup(self, code: str, window: Window, now: float, *, status: bool) -> list[Extent]:
+        """Extents that overlap the window, sorted, not overlapping each other: for each point the latest POST's.
 
-        With status: those with status alone; without: the later of both kinds for each point.
+        With status: those with status alone. Those of every client serve each client that they list. One that was
+        sent over a second ahead of now is dropped: the clock was wrong, then or now.
         """
         found: list[Extent] = []
         for day in range(window.start // DAY, -(-window.end // DAY)):
-            extents = self._day(code, day, status=True)
-            if not status:
-                plain = self._day(code, day, status=False)
-                for extent in extents:
-                    plain = overlay(plain, extent)
-                extents = plain
-            found += [extent for extent in extents if extent.window.overlaps(window)]
+            merged: list[Extent] = []
+            for kind in (True,) if status else (True, False):
+                layers = [self._day((code, kind, day), now)]
+                if code != EVERY_CLIENT:
+                    of_all = self._day((EVERY_CLIENT, kind, day), now)
+                    layers.append([part for one in of_all if (part := one.of_client(code))])
+                for layer in filter(None, layers):
+                    if not merged:
+                        merged = layer
+                    else:
+                        for extent in layer:
+                            merged = overlay(merged, extent)
+            found += [extent for extent in merged if extent.window.overlaps(window)]
         return found
 
-    def _day(self, code: str, day: int, *, status: bool) -> list[Extent]:
-        held = self._days.get((code, status, day))
+    def _day(self, key: Key, now: float) -> list[Extent]:
+        held = self._days.get(key)
         if held is None:
             return []
-        self._days.move_to_end((code, status, day))
-        return held[0]
+        self._days.move_to_end(key)
+        extents, _ = held
+        if any(extent.sent > now + SKEW for extent in extents):
+            self._metrics.skew.inc()
+            extents = [extent for extent in extents if extent.sent <= now + SKEW]
+            self._put(key, extents)
+        return extents
 
     def store(self, code: str, extent: Extent, *, status: bool) -> None:
-        """Keep an extent; where another's POST was sent later, the other stays."""
+        """Keep an extent; where another's POST was sent later, the other stays. One with status replaces both kinds."""
         for day, part in by_day(extent):
-            self._put((code, status, day), overlay(self._day(code, day, status=status), part))
+            key = code, status, day
+            self._put(key, overlay(self._days[key][0] if key in self._days else (), part))
+            if status and (plain := (code, False, day)) in self._days:
+                kept = [one for one in self._days[plain][0] if one.sent > part.sent] + [
+                    rest for one in self._days[plain][0] if one.sent <= part.sent for rest in one.without(part.window)
+                ]
+                self._put(plain, sorted(kept, key=lambda one: one.window))
         while self._bytes > self._bound and self._days:
             _, (_, size) = self._days.popitem(last=False)
             self._bytes -= size
@@ -76,7 +96,8 @@ class Memory:
 
     def _put(self, key: Key, extents: Iterable[Extent]) -> None:
         _, size = self._days.pop(key, ([], 0))
-        kept = list(extents)
-        now = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
-        self._bytes += now - size
-        self._days[key] = (kept, now)
+        self._bytes -= size
+        if kept := list(extents):
+            now = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
+            self._bytes += now
+            self._days[key] = (kept, now)

@@ -1,74 +1,73 @@
-"""The plan of a read: normalise, look up, find gaps, join flights, batch, POST, merge, filter.
+"""The plan of a read: normalise, look up, find gaps, join, fetch, store, merge, filter.
 
-Rules: a read rests on values that it holds (extents looked up, extents that its flights brought), so that nothing
-dropped meanwhile is missing (T1). If any flight fails, the read fails (T3).
+Rules:
+- A read rests on values that it holds (extents looked up, extents that its flights brought), so that nothing dropped
+  meanwhile is missing (T1). If any part cannot be had, the read fails, or is stale and says so (T3).
+- Freshness is judged once, when the read is planned; what it fetches or joins is fresh for it.
+- Who joined a flight that failed asks once more on its own account.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
-from gateway.ledger.extents import DAY, Extent, instant, merge, overlay
-from gateway.ledger.flights import Fetch, Flight, Flights
-from gateway.ledger.freshness import Rule, cut, gaps
+from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
+from gateway.ledger.codes import Codes
+from gateway.ledger.extents import Extent, covers, merge, overlay
+from gateway.ledger.flights import Flights, Need
+from gateway.ledger.freshness import Rule, gaps, old, seconds_past
 from gateway.ledger.memory import Memory
+from gateway.ledger.posts import Fetch, Posts
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 
-SPARSE = 100  # calls: spans double while the last held fewer
-MOST_POSTS = 8  # a page that has cost so many is answered short
-
-
-class Position(NamedTuple):
-    """The place of a call in the order of all lists."""
-
-    start_time: datetime
-    id: str
-    client_code: str
-
-
-class Page(Struct):
-    """Calls in order; `after` is where the next page begins, None at the end. Instants are seconds since 1970."""
-
-    calls: list[Call]
-    after: Position | None
-    as_of: float
-    oldest_fetch: float
-    stale: bool
-    unreadable: int
-    lookup: str
-
-
-class Reading(Struct):
-    """The calls of a window, unordered, and what they rest on."""
-
-    calls: list[Call]
-    as_of: float
-    oldest_fetch: float
-    unreadable: int
-    cached: bool
-    posts: int
+MOST_REVALIDATED = 2  # windows fetched again in the background for one read
+LIVE = 3600  # seconds: a client read so lately is watched, and what is new after the last look is counted as late
+Held = dict[str, list[Extent]]  # by client code
 
 
 class LedgerSettings(Struct, frozen=True):
-    """How the ledger reads. `max_span` in seconds, `cache_bytes` in bytes."""
+    """How the ledger reads. `max_span`, `stale_if_error` and `stale_while_revalidate` in seconds."""
 
     plain: Rule
     with_status: Rule
     max_span: int
     batch: int
     cache_bytes: int
+    stale_if_error: float = 0
+    stale_while_revalidate: float = 0
 
 
-def position(call: Call) -> Position:
-    """The place of a call."""
-    return Position(call.start_time, call.id, call.client_code)
+class Question(Struct, frozen=True, kw_only=True):
+    """What is read: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock."""
+
+    codes: tuple[str, ...]
+    window: Window
+    status: bool = False
+    insist: bool = False  # on what is sent from now on
+    deadline: float | None = None
+
+
+class Reading(Struct, kw_only=True):
+    """The calls of a window, unordered, and what they rest on; instants in seconds since 1970.
+
+    `past` is how long the stalest point has been stale, negative while all is fresh.
+    """
+
+    calls: list[Call]
+    as_of: float
+    oldest_fetch: float
+    past: float
+    stale: bool = False
+    unreadable: int = 0
+    lookup: str = "hit"  # or partial, miss
+    collapsed: bool = False  # it rests on flights of others alone
+    posts: int = 0  # needs of its own that were not joined to flights of others
 
 
 class Ledger:
@@ -79,128 +78,133 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._memory = Memory(settings.cache_bytes, metrics)
-        self._flights = Flights(fetch, self._store, settings.plain.minimum)
-
-    def _store(self, code: str, extent: Extent, status: bool) -> None:
-        self._memory.store(code, extent, status=status)
+        self._codes = Codes(settings.max_span, settings.batch)
+        fresh = settings.plain.minimum
+        posts = Posts(fetch, self._codes, self._store, clock, fresh)
+        self._flights = Flights(posts, self._codes, fresh, clock, metrics)
 
     async def close(self) -> None:
         """Let the flights land."""
         await self._flights.close()
 
-    async def read(self, codes: Sequence[str], window: Window, *, status: bool, span: int = 0) -> Reading:
-        """Read the calls of a window. No POST asks for more than the longest span allowed, or `span` seconds if longer.
-
-        Raises UpstreamError.
-        """
+    async def read(self, question: Question, span: int = 0) -> Reading:
+        """Read the calls of a window, by POSTs of at most `span` seconds or the span allowed. Raises UpstreamError."""
         now = self._clock()
-        window = Window(window.start, min(window.end, math.ceil(now)))
+        window = Window(question.window.start, min(question.window.end, math.ceil(now)))
         if window.start >= window.end:
-            return Reading([], now, now, 0, cached=True, posts=0)
+            return Reading(calls=[], as_of=now, oldest_fetch=now, past=-self._settings.plain.minimum)
+        rules = {code: self._rule(code, status=question.status) for code in question.codes}
+        held = {code: self._memory.lookup(code, window, now, status=question.status) for code in question.codes}
+        needs = self._needs(question, window, now, rules, held, span)
+        complete = all(covers(found, window) for found in held.values())
+        before = _reading(held, window, now, rules) if complete else None
+        if before is not None and not needs:
+            self._revalidate(held, now, rules, status=question.status)
+            self._metrics.rows.labels("ledger").inc(len(before.calls))
+            return before
+        if before and not question.insist and before.past < self._settings.stale_while_revalidate:
+            self._flights.ask(needs, rules, status=question.status)
+            return self._stale(before)
+        known = sum(len(extent.calls) for found in held.values() for extent in found)
+        lookup = "partial" if any(held.values()) else "miss"
+        try:
+            posts, joined = await self._fetch(question, needs, rules, held)
+        except UpstreamError as error:
+            refused = question.insist or isinstance(error, UpstreamRejected)
+            if before is None or refused or before.past >= self._settings.stale_if_error:
+                raise
+            return self._stale(before)
+        if not all(covers(found, window) for found in held.values()):
+            raise RuntimeError("a read does not rest on all of its window")
+        reading = _reading(held, window, now, rules)
+        reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
+        kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
+        self._metrics.rows.labels("ledger").inc(min(kept, known, len(reading.calls)))
+        self._metrics.rows.labels("upstream").inc(max(0, len(reading.calls) - min(kept, known)))
+        return reading
+
+    def _store(self, code: str, extent: Extent, *, status: bool) -> None:
+        """Keep what landed, and note how late calls showed up where the ledger had looked before."""
+        if held := self._memory.lookup(code, extent.window, extent.sent, status=status):
+            known = {(call.client_code, call.id) for one in held for call in one.calls}
+            edge = held[-1].window.end if extent.sent - held[-1].sent < LIVE else math.inf
+            for call in extent.calls:
+                start = call.start_time.timestamp()
+                looked = start >= edge or any(start in one.window for one in held)
+                if looked and (call.client_code, call.id) not in known:
+                    self._metrics.lateness.observe(max(0.0, extent.sent - start))
+        self._memory.store(code, extent, status=status)
+
+    def _rule(self, code: str, *, status: bool) -> Rule:
+        """The freshness rule of a client: a slow upstream is not asked again before twice the time that it takes."""
         rule = self._settings.with_status if status else self._settings.plain
-        held = {code: self._memory.lookup(code, window, status=status) for code in codes}
-        flights: list[Flight] = []
-        wanted: dict[Window, list[str]] = {}
-        for code in codes:
-            code_gaps = gaps(held[code], window, now, rule, whole)
-            self._metrics.lookups.labels("hit" if not code_gaps else "partial" if held[code] else "miss").inc()
-            for gap in code_gaps:
-                for rest in self._join(code, gap, now, status, flights):
-                    for part in cut(rest, max(span, self._settings.max_span), whole):
-                        wanted.setdefault(part, []).append(code)
-        joined = len(flights)
-        for gap, needing in wanted.items():
-            batches = self._flights.batches(needing, self._settings.batch)
-            flights += [self._flights.start(batch, gap, now, status=status) for batch in batches]
-        self._metrics.joined.inc(joined)
-        for flight in flights:
-            for code, extent in (await flight.wait()).items():
-                if code in held:
-                    held[code] = overlay(held[code], extent)
-        used = [extent.within(window) for code in codes for extent in held[code] if extent.window.overlaps(window)]
-        return Reading(
-            merge(used),
-            min(e.sent for e in used if e.window.end == window.end),
-            min(e.sent for e in used),
-            sum({id(e): e.unreadable for e in used}.values()),
-            cached=not flights,
-            posts=len(flights) - joined,
-        )
+        minimum = min(max(rule.minimum, 2 * self._codes.of(code).took), rule.maximum)
+        return rule if minimum == rule.minimum else Rule(minimum, rule.ratio, rule.maximum)
 
-    def _join(self, code: str, gap: Window, now: float, status: bool, flights: list[Flight]) -> list[Window]:
-        """Join the flights that serve a gap; return what is left of it."""
-        rest = [gap]
-        for flight in self._flights.joinable(code, gap, now, status=status):
-            if flight not in flights:
-                flights.append(flight)
-            rest = [part for window in rest for part in _minus(window, flight.reach)]
-        return [whole(window) for window in rest]
+    def _needs(
+        self, question: Question, window: Window, now: float, rules: Mapping[str, Rule], held: Held, span: int
+    ) -> list[Need]:
+        needs: list[Need] = []
+        for code, found in held.items():
+            windows = [whole(window)] if question.insist else gaps(found, window, now, rules[code], whole)
+            self._metrics.lookups.labels("hit" if not windows else "partial" if found else "miss").inc()
+            needs += [Need(code, gap, span) for gap in windows]
+        self._metrics.read_gaps.observe(len(needs))
+        return needs
 
-    async def read_page(
-        self,
-        codes: Sequence[str],
-        window: Window,
-        *,
-        status: bool,
-        newest_first: bool,
-        limit: int,
-        after: Position | None,
-    ) -> Page:
-        """Read one page, fetching no further than it needs. Raises UpstreamError."""
-        now = self._clock()
-        rest = Window(window.start, min(window.end, max(window.start, math.ceil(now))))
-        if after is not None:
-            second = math.floor(after.start_time.timestamp())
-            rest = Window(rest.start, min(rest.end, second + 1)) if newest_first else Window(second, rest.end)
-        calls: list[Call] = []
-        readings: list[Reading] = []
-        span = DAY
-        while rest.start < rest.end and len(calls) <= limit and sum(r.posts for r in readings) < MOST_POSTS:
-            part = (
-                Window(max(rest.start, rest.end - span), rest.end)
-                if newest_first
-                else Window(rest.start, min(rest.end, rest.start + span))
-            )
-            part = _clipped(whole(part), rest)
-            reading = await self.read(codes, part, status=status, span=span)
-            rest = Window(rest.start, part.start) if newest_first else Window(part.end, rest.end)
-            found = sorted(reading.calls, key=position, reverse=newest_first)
-            if after is not None:
-                found = [c for c in found if (position(c) < after if newest_first else position(c) > after)]
-            calls += found
-            readings.append(reading)
-            if len(reading.calls) < SPARSE:
-                span *= 2
-        following = position(calls[limit - 1]) if len(calls) > limit or (len(calls) == limit and _left(rest)) else None
-        if following is None and _left(rest):
-            following = Position(instant(rest.end if newest_first else rest.start), "", "")
-        newest = readings[0 if newest_first else -1] if readings else None
-        return Page(
-            calls=calls[:limit],
-            after=following,
-            as_of=newest.as_of if newest else now,
-            oldest_fetch=min((r.oldest_fetch for r in readings), default=now),
-            stale=False,
-            unreadable=sum(r.unreadable for r in readings),
-            lookup=_lookup(readings),
-        )
+    async def _fetch(
+        self, question: Question, needs: Sequence[Need], rules: Mapping[str, Rule], held: Held
+    ) -> tuple[int, bool]:
+        """Fetch what is needed into `held`; returns how many needs went out, and whether any joined a flight."""
+        posts, joined = 0, False
+        for last in (False, True):
+            tickets = self._flights.ask(needs, rules, status=question.status, insist=question.insist)
+            failed: list[Need] = []
+            for ticket in tickets:
+                try:
+                    async with asyncio.timeout_at(question.deadline):
+                        extents = await ticket.wait()
+                except TimeoutError:
+                    raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
+                except UpstreamError:
+                    if last or not ticket.joined:
+                        raise
+                    failed.append(ticket.need)
+                else:
+                    for extent in extents:
+                        held[ticket.need.code] = overlay(held[ticket.need.code], extent)
+                joined, posts = joined or ticket.joined, posts + (not ticket.joined)
+            needs = failed
+            if not failed:
+                break
+        return posts, joined
+
+    def _revalidate(self, held: Held, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
+        """Fetch in the background what soon reaches the maximum, a little for each read."""
+        windows = [Need(code, whole(w), 0) for code, found in held.items() for w in old(found, now, rules[code])]
+        if windows:
+            self._flights.ask(windows[:MOST_REVALIDATED], rules, status=status)
+
+    def _stale(self, reading: Reading) -> Reading:
+        reading.stale = reading.past > 0
+        self._metrics.rows.labels("ledger").inc(len(reading.calls))
+        if reading.stale:
+            self._metrics.stale_seconds.observe(reading.past)
+        return reading
 
 
-def _lookup(readings: Sequence[Reading]) -> str:
-    cached = [reading.cached for reading in readings]
-    return "hit" if all(cached) else "partial" if any(cached) else "miss"
-
-
-def _left(window: Window) -> bool:
-    return window.start < window.end
-
-
-def _clipped(window: Window, to: Window) -> Window:
-    return Window(max(window.start, to.start), min(window.end, to.end))
-
-
-def _minus(window: Window, other: Window) -> list[Window]:
-    if not window.overlaps(other):
-        return [window]
-    parts = (Window(window.start, other.start), Window(other.end, window.end))
-    return [part for part in parts if _left(part)]
+def _reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) -> Reading:
+    """Put together what extents that cover the window hold."""
+    used = {
+        code: [extent.within(window) for extent in found if extent.window.overlaps(window)]
+        for code, found in held.items()
+    }
+    every = [extent for extents in used.values() for extent in extents]
+    unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
+    return Reading(
+        calls=merge(every),
+        as_of=min(extent.sent for extent in every if extent.window.end == window.end),
+        oldest_fetch=min(extent.sent for extent in every),
+        past=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+        unreadable=sum(unreadable.values()),
+    )

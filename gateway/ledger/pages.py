@@ -1,0 +1,109 @@
+"""Pages of a list: how far to read for one, and where the next begins.
+
+Rules: a page is fetched no further than it needs. The first span is the 24 hours nearest the sort's beginning; spans
+double while the last held few calls. A page that has cost 8 POSTs is answered short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from gateway.callbutton.central import whole
+from gateway.ledger.extents import DAY, instant
+from gateway.ledger.reader import Ledger, Question, Reading
+from gateway.model import Call, Window
+
+SPARSE = 100  # calls: spans double while the last held fewer
+MOST_POSTS = 8  # a page that has cost so many is answered short
+
+
+class Position(NamedTuple):
+    """The place of a call in the order of all lists."""
+
+    start_time: datetime
+    id: str
+    client_code: str
+
+
+class Page(Struct):
+    """Calls in order; `after` is where the next page begins, None at the end. Instants are seconds since 1970."""
+
+    calls: list[Call]
+    after: Position | None
+    as_of: float
+    oldest_fetch: float
+    past: float
+    stale: bool
+    unreadable: int
+    lookup: str
+    collapsed: bool
+
+
+def position(call: Call) -> Position:
+    """The place of a call."""
+    return Position(call.start_time, call.id, call.client_code)
+
+
+async def read_page(
+    ledger: Ledger, question: Question, now: float, *, newest_first: bool, limit: int, after: Position | None
+) -> Page:
+    """Read one page, fetching no further than it needs. Raises UpstreamError."""
+    window = question.window
+    rest = Window(window.start, min(window.end, max(window.start, math.ceil(now))))
+    if after is not None:
+        second = math.floor(after.start_time.timestamp())
+        rest = Window(rest.start, min(rest.end, second + 1)) if newest_first else Window(second, rest.end)
+    calls: list[Call] = []
+    readings: list[Reading] = []
+    span = DAY
+    while _left(rest) and len(calls) <= limit and sum(reading.posts for reading in readings) < MOST_POSTS:
+        if newest_first:
+            part = Window(max(rest.start, rest.end - span), rest.end)
+        else:
+            part = Window(rest.start, min(rest.end, rest.start + span))
+        part = _clipped(whole(part), rest)
+        reading = await ledger.read(msgspec.structs.replace(question, window=part), span)
+        rest = Window(rest.start, part.start) if newest_first else Window(part.end, rest.end)
+        found = sorted(reading.calls, key=position, reverse=newest_first)
+        if after is not None:
+            found = [call for call in found if (position(call) < after if newest_first else position(call) > after)]
+        calls += found
+        readings.append(reading)
+        if len(reading.calls) < SPARSE:
+            span *= 2
+    following = None
+    if len(calls) > limit or (len(calls) == limit and _left(rest)):
+        following = position(calls[limit - 1])
+    elif _left(rest):
+        following = Position(instant(rest.end if newest_first else rest.start), "", "")
+    newest = readings[0 if newest_first else -1] if readings else None
+    return Page(
+        calls=calls[:limit],
+        after=following,
+        as_of=newest.as_of if newest else now,
+        oldest_fetch=min((reading.oldest_fetch for reading in readings), default=now),
+        past=max((reading.past for reading in readings), default=0),
+        stale=any(reading.stale for reading in readings),
+        unreadable=sum(reading.unreadable for reading in readings),
+        lookup=_lookup(readings),
+        collapsed=any(r.collapsed for r in readings) and all(r.collapsed or r.lookup == "hit" for r in readings),
+    )
+
+
+def _lookup(readings: Sequence[Reading]) -> str:
+    found = {reading.lookup for reading in readings}
+    return "hit" if found <= {"hit"} else "miss" if found == {"miss"} else "partial"
+
+
+def _left(window: Window) -> bool:
+    return window.start < window.end
+
+
+def _clipped(window: Window, to: Window) -> Window:
+    return Window(max(window.start, to.start), min(window.end, to.end))
