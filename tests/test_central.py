@@ -140,3 +140,14 @@ def test_in_the_fold_an_end_ahead_is_sent_rather_than_null():
     window = central.whole(Window(at("2026-11-01T03:00"), now + 1))
     assert central.edges(window, now).end == "11/01/2026 04:00:01"
     assert central.edges_null_end(window, now).end is None
+
+
+@pytest.mark.parametrize("year", [1999, 2006, 2021, 2026])
+def test_a_window_from_one_fold_to_the_next_has_the_anchors_of_both(year: int):
+    before, after = (central.fold_near(int(datetime(y, 7, 1, tzinfo=UTC).timestamp())) for y in (year, year + 1))
+    assert before
+    assert after
+    found = central.edges(Window(before.start, after.start), 4e9)
+    assert found.start.endswith("23:59:59")
+    assert found.end is not None
+    assert found.end.endswith("04:00:01")

@@ -57,6 +57,7 @@ class Upstream:
         self.failure: Exception | None = None
         self.leave_out: set[str] = set()
         self.gate: asyncio.Event | None = None
+        self.unreadable: dict[str, int] = {}
 
     async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:  # noqa: ARG002
         self.posts.append((tuple(codes), window))
@@ -75,7 +76,7 @@ class Upstream:
             await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        return Fetched(sent, found, {}, status_ignored=False)
+        return Fetched(sent, found, dict(self.unreadable), status_ignored=False)
 
 
 def ledger_of(upstream: Upstream, **changes: int) -> Ledger:
@@ -233,6 +234,38 @@ def test_pages_hold_every_call_once_in_order(newest_first: bool) -> None:
     calls = asyncio.run(run())
     expected = sorted((one for _, one in upstream.published), key=lambda one: one.start_time, reverse=newest_first)
     assert [one.id for one in calls] == [one.id for one in expected]
+
+
+def test_a_call_that_moved_from_one_span_to_another_is_there_once() -> None:
+    upstream = Upstream()
+    old = call("x", NOW - 2 * DAY)
+    upstream.published = [(0, old), (0, call("y", NOW - 3 * DAY))]
+
+    async def run() -> list[Call]:
+        ledger = ledger_of(upstream)
+        question = ask(["a"], Window(NOW - 5 * DAY, NOW + DAY))
+        await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
+        upstream.now += 60
+        upstream.published = [(0, call("x", NOW + 30)), (0, call("y", NOW - 3 * DAY))]
+        page = await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
+        return page.calls
+
+    assert [(one.id, one.start_time.timestamp()) for one in asyncio.run(run())] == [
+        ("x", NOW + 30),
+        ("y", NOW - 3 * DAY),
+    ]
+
+
+def test_unreadable_calls_are_counted_once_however_often_their_extent_was_cut() -> None:
+    upstream = Upstream()
+    upstream.unreadable = {"a": 1}
+
+    async def run() -> list[int]:
+        ledger = ledger_of(upstream)
+        question = ask(["a"], Window(NOW - 30 * DAY, NOW))
+        return [(await ledger.read(question)).unreadable for _ in range(2)]
+
+    assert asyncio.run(run()) == [1, 1]
 
 
 def test_a_list_without_dates_costs_a_few_posts_not_all_of_history() -> None:

@@ -87,6 +87,17 @@ def test_gzip_is_undone_piece_by_piece():
     assert outcome(answering(head, packed[:20], packed[20:], pause=0.01))[2] == b"x" * 90_000
 
 
+def test_gzip_of_several_members_is_read_to_its_end():
+    packed = gzip.compress(b"<a>") + gzip.compress(b"</a>")
+    head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    assert outcome(answering(head, packed))[2] == b"<a></a>"
+
+
+def test_a_content_type_that_cannot_be_read_has_no_charset():
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset*=a; charset*0=b\r\nContent-Length: 0\r\n\r\n"
+    assert outcome(answering(head)) == (200, None, b"")
+
+
 def test_headers_dripped_byte_by_byte_do_not_evade_the_time_out():
     drip = answering(*[bytes([byte]) for byte in HEAD], pause=0.05)
     with pytest.raises(UpstreamTimeout) as caught:

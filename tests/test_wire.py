@@ -90,6 +90,8 @@ BROKEN = {
     "an entity bomb": b'<!DOCTYPE Callbutton [<!ENTITY a "aa">]><Callbutton>&a;</Callbutton>',
     "mismatched tags": reply(f'<Call ID="1">{START}</call>'),
     "junk after the root": REPLY + b"<more/>",
+    "a root that begins alike": b"<Callbutton-x/>",
+    "a space that XML does not know": "\u00a0".encode() + REPLY,
     "no response": b"<Callbutton/>",
     "an unknown status": reply("", status="PARTIAL"),
     "no status": envelope("<GetCallDetailsResponse/>"),
@@ -318,6 +320,86 @@ def test_records_after_a_comment_that_looks_like_records_are_not_made_up():
     assert [call.id for call in wire.parse_reply(reply(good + trap)).calls["a"]] == ["1", "3"]
     trap = f'<Call ID="2">{START}<Journal><![CDATA[{good}</Call><Call ID="9">]]></Journal></Call>'
     assert [call.id for call in wire.parse_reply(reply(good + trap)).calls["a"]] == ["1", "2"]
+
+
+FAR = '<Call ID="far"><StartTime>{}</StartTime></Call>'
+
+
+@pytest.mark.parametrize("wall", ["12/31/9999 23:59:59", "11/07/9999 01:30:00", "01/01/0001 00:00:00"])
+def test_a_time_far_off_is_unreadable_and_takes_no_other_call_with_it(wall: str):
+    found = wire.parse_reply(reply(f'<Call ID="1">{START}</Call>{FAR.format(wall)}'))
+    assert ([call.id for call in found.calls["a"]], found.unreadable) == (["1"], {"a": 1})
+
+
+PADDING = f"<Username>{'u' * 600}</Username>"  # so that the first records come in a piece of their own
+
+
+def padded(response: str) -> bytes:
+    return envelope(f'<GetCallDetailsResponse status="OK">{response}</GetCallDetailsResponse>').replace(
+        b"<Username>u</Username>", PADDING.encode()
+    )
+
+
+def client(calls: str, code: str = "a") -> str:
+    return f"<Client><ClientCode>{code}</ClientCode><CallDetails>{calls}</CallDetails></Client>"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 10_000])
+def test_the_end_of_a_record_in_a_comment_cuts_nothing(size: int):
+    found = in_pieces(padded(client(f'<Call ID="1">{START}</Call>', "80055<!-- </Call> -->51212")), size)
+    assert [call.id for call in found.calls["8005551212"]] == ["1"]
+    body = padded(client(f'<Call ID="1">{START}</Call><Call ID="2">{START}<DTMF>1<!-- </Call> -->2</DTMF></Call>'))
+    assert [call.dtmf for call in in_pieces(body, size).calls["a"]] == [None, "12"]
+
+
+@pytest.mark.parametrize("target", ["xml-x", "yml", "xmlish"])
+def test_records_in_a_processing_instruction_are_none(target: str):
+    good = f'<Call ID="{{}}">{START}</Call>'
+    hidden = f"<?{target} </Call>{good.format('evil')} ?>"
+    found = wire.parse_reply(padded(client(good.format(1) + hidden + good.format(2))))
+    assert [call.id for call in found.calls["a"]] == ["1", "2"]
+
+
+NOT_CALLS_OF_A_CLIENT = {
+    "CallDetails without a Client": f'<ClientCode>a</ClientCode><CallDetails><Call ID="1">{START}</Call></CallDetails>',
+    "a Call without CallDetails": f'<Client><ClientCode>a</ClientCode><Call ID="1">{START}</Call></Client>',
+    "a section in a section": client(
+        f'<Call ID="1">{START}</Call><Call ID="2">{START}<Journal><![CDATA[ <![CDATA[ ]]> x ]]></Journal></Call>'
+    ),
+    "another response": f'{client("")}</GetCallDetailsResponse><GetCallDetailsResponse status="OK">{client("", "b")}',
+}
+
+
+@pytest.mark.parametrize("response", NOT_CALLS_OF_A_CLIENT.values(), ids=NOT_CALLS_OF_A_CLIENT)
+def test_calls_out_of_their_place_are_malformed_rather_than_lost(response: str):
+    with pytest.raises(UpstreamMalformed):
+        wire.parse_reply(padded(response), status=True)
+
+
+def test_a_client_of_many_codes_takes_time_in_proportion_and_loses_none():
+    pair = f'<ClientCode>c{{}}</ClientCode><CallDetails><Call ID="1">{START}</Call></CallDetails><Odd/>'
+    body = padded("<Client>" + "".join(pair.format(number) for number in range(3000)) + "</Client>" + client("", "z"))
+    parser = wire.ReplyParser()
+    most = 0
+    for at in range(0, len(body), 1000):
+        parser.feed(body[at : at + 1000])
+        most = max(most, sum(len(one) for one in parser._tree.document.iter("Client")))
+    found = parser.close()
+    assert len(found.calls) == 3001
+    assert all([call.client_code for call in calls] == [code] for code, calls in found.calls.items() if code != "z")
+    assert found.unknown_elements == 3000
+    assert most < 50  # what is taken does not stay on the tree
+
+
+def test_text_around_nested_elements_and_all_values_of_repeated_ones_are_kept():
+    body = reply(
+        f'<Call ID="1">{START}<Journal>line1<br/>line2</Journal><Foo>a<b>c</b>d</Foo><Duration>5</Duration>'
+        "<Duration>abc</Duration><SalesStatus>Made sale</SalesStatus><SalesStatus>Lost</SalesStatus></Call>"
+    )
+    call = only(body, status=True)
+    assert call.status is not None
+    assert call.status.journal == "line1line2"
+    assert call.extra == {"Foo": "ad", "Foo.b": "c", "Duration": "5\nabc", "SalesStatus": "Made sale\nLost"}
 
 
 CHARSETS = {

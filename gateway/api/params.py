@@ -120,7 +120,7 @@ def read_list(codes: tuple[str, ...], values: Mapping[str, list[str]], now: floa
     faults: list[ParameterFault] = []
     single = {name: found[0] for name, found in values.items()}
     zone = UTC if (name := single.get("tz", "UTC")) == "UTC" else _zone(name, faults)
-    start = _moment("start", single.get("start"), zone, faults, default=history_start)
+    start = max(history_start, _moment("start", single.get("start"), zone, faults, default=history_start))
     end = _moment("end", single.get("end"), zone, faults, default=math.ceil(now))
     if single.get("include", "status") != "status":
         faults.append(ParameterFault("include", "is not status, the only thing that can be included"))
@@ -128,7 +128,7 @@ def read_list(codes: tuple[str, ...], values: Mapping[str, list[str]], now: floa
     if sort not in ("startTime", "-startTime"):
         faults.append(ParameterFault("sort", "is neither startTime nor -startTime"))
     limit = single.get("limit", "100")
-    if re.fullmatch(r"[0-9]{1,4}", limit) is None or not 1 <= int(limit) <= MOST_LIMIT:
+    if re.fullmatch(r"[1-9][0-9]{0,3}", limit) is None or not 1 <= int(limit) <= MOST_LIMIT:
         faults.append(ParameterFault("limit", f"is not a whole number from 1 to {MOST_LIMIT}"))
     if not faults and start >= end:
         faults.append(ParameterFault("start", "is not before end"))

@@ -28,6 +28,7 @@ except ZoneInfoNotFoundError as error:
     raise RuntimeError("the zone America/Chicago is missing: install the package tzdata") from error
 
 HOUR = 3600
+LAST_YEAR = 9000  # some servers write 12/31/9999 where they have no date
 DAY = 86400
 WALL = re.compile(r"\s*(\d{1,2})/(\d{1,2})/(\d{4})\s+(\d{1,2}):(\d{1,2}):(\d{1,2})\s*", re.ASCII)
 WITHIN_HOUR = {
@@ -99,8 +100,8 @@ def read_wall(text: str) -> tuple[datetime, Certainty]:
     if match is None:
         raise ValueError("not a time in the form MM/DD/YYYY HH:MM:SS")
     month, day, year, clock, minute, second = map(int, match.groups())
-    if year < 1900:
-        raise ValueError("a year before 1900")
+    if not 1900 <= year <= LAST_YEAR:
+        raise ValueError("a year that no call is of")
     within = timedelta(minutes=minute, seconds=second)
     if minute > 59 or second > 59:
         raise ValueError("a minute or second above 59")
@@ -167,29 +168,30 @@ def whole(window: Window) -> Window:
 
 def edges(window: Window, now: float) -> Edges:
     """Find the wall times to send for a whole window, at `now`."""
-    start, fold = _start(window)
-    end = window.end + 1
-    if fold is not None and end <= fold.end + 2 * HOUR + 1:
-        anchored = fold.end + 2 * HOUR + 1
-        return Edges(write_wall(start), write_wall(anchored) if now <= anchored or window.end < now else None)
+    start, end = window.start - 1, window.end + 1
+    first, last = _touched(start, window), _touched(end, window)
+    if first is not None:
+        start = min(start, first.start - HOUR - 1)
+    elif (gap := gap_near(start)) is not None and gap <= start < gap + HOUR:
+        start = gap - 1
+    if last is not None and end <= (anchored := last.end + 2 * HOUR + 1):
+        if start >= last.start - HOUR - 1:
+            start = last.start - HOUR - 1
+        ahead = now <= anchored or window.end < now
+        return Edges(write_wall(start), write_wall(anchored) if ahead else None)
     return Edges(write_wall(start), write_wall(end) if window.end < now else None)
+
+
+def _touched(edge: int, window: Window) -> Fold | None:
+    """Find the fold near an edge, if the edge is near enough for its anchors and something of it is asked for."""
+    fold = fold_near(edge)
+    if fold is None or not (window.start - 1 < fold.end and window.end + 1 >= fold.start):
+        return None
+    if edge == window.start - 1:
+        return fold if edge >= fold.start - HOUR - 1 else None
+    return fold if edge <= fold.end + 2 * HOUR + 1 else None
 
 
 def edges_null_end(window: Window, now: float) -> Edges:
     """Find the wall times for an upstream that refuses an EndDate ahead of it."""
     return edges(window, now)._replace(end=None)
-
-
-def _start(window: Window) -> tuple[int, Fold | None]:
-    """Find the instant to ask from, and the fold whose anchors must be asked for."""
-    start, end = window.start - 1, window.end + 1
-    for fold in (fold_near(start), fold_near(end)):
-        # The window's edges, with their second, lie near the fold, and something of the fold is asked for.
-        if fold is not None and start < fold.end and end >= fold.start:
-            first, last = fold.start - HOUR - 1, fold.end + 2 * HOUR + 1
-            if start >= first or end <= last:
-                return min(start, first), fold
-    gap = gap_near(start)
-    if gap is not None and gap <= start < gap + HOUR:
-        start = gap - 1
-    return start, None

@@ -59,6 +59,11 @@ def trimmed(text: str | None) -> str | None:
     return (text.strip() or None) if text else None
 
 
+def own_text(element: Element) -> str | None:
+    """All text of an element but that of elements in it, trimmed."""
+    return trimmed("".join([element.text or "", *(child.tail or "" for child in element)]))
+
+
 def words(text: str | None) -> str | None:
     """The text in lower case with single spaces, to compare with the values of the document."""
     return " ".join(text.lower().split()) if text else None
@@ -86,6 +91,8 @@ def _layout(element: Element, *, address: bool) -> tuple[Shape, list[str | None]
     """Find the shape of an element, and the trimmed texts of its children with a None after them."""
     shape = study(tuple([child.tag for child in element]), address=address)
     texts: list[str | None] = [text and text.strip() for text in [child.text for child in element]]
+    if any(map(len, element)):
+        texts = [own_text(child) if len(child) else text for child, text in zip(element, texts, strict=True)]
     texts.append(None)
     return shape, texts
 
@@ -93,10 +100,12 @@ def _layout(element: Element, *, address: bool) -> tuple[Shape, list[str | None]
 def _status(reviewed: str | None, sales: str | None, journal: str | None, extra: dict[str, str]) -> Status:
     sold = SALES.get(sales.lower()) or SALES.get(words(sales) or "") if sales else SalesStatus.NONE
     if sold is None:
-        sold, extra["SalesStatus"] = SalesStatus.OTHER, sales or ""
+        sold = SalesStatus.OTHER
+        extra.setdefault("SalesStatus", sales or "")
     seen = REVIEWED.get(reviewed.lower()) if reviewed else False
     if seen is None:
-        seen, extra["ReviewedStatus"] = False, reviewed or ""
+        seen = False
+        extra.setdefault("ReviewedStatus", reviewed or "")
     return Status(reviewed=seen, sales=sold, journal=journal or None)
 
 
@@ -152,10 +161,12 @@ class RecordReader:
             self._texts.clear()
         outcome = RESULTS.get(result.lower()) or RESULTS.get(words(result) or "") if result else Result.OTHER
         if outcome is None:
-            outcome, extra["Result"] = Result.OTHER, result or ""
+            outcome = Result.OTHER
+            extra.setdefault("Result", result or "")
         phone_type = PHONE_TYPES.get(digits.lower() if digits else None)
         if phone_type is None:
-            phone_type, extra["InfoDigits"] = PhoneType.OTHER, digits or ""
+            phone_type = PhoneType.OTHER
+            extra.setdefault("InfoDigits", digits or "")
         if first or last or street or city or postal or middle or secondary or state or postal4:
             address = Address(
                 first_name=keep(first, first) if first else None,
@@ -218,14 +229,14 @@ class RecordReader:
             if name not in fields:
                 self._keep(prefix + name, child, extra)
                 continue
-            if counts[name] > 1 and name not in STATUS:
-                join(extra, prefix + name, trimmed(child.text))
+            if counts[name] > 1 and (self._status or name not in STATUS):
+                join(extra, prefix + name, own_text(child))
             for inner in child:
                 self._keep(f"{prefix}{name}.{inner.tag.rpartition('}')[2]}", inner, extra)
 
     def _keep(self, name: str, element: Element, extra: dict[str, str]) -> None:
         self.unknown += 1
-        join(extra, name, trimmed(element.text))
+        join(extra, name, own_text(element))
         for key, value in element.items():
             join(extra, f"{name}.@{key}", trimmed(value))
         for child in element:
@@ -242,5 +253,5 @@ def seconds(name: str, text: str, extra: dict[str, str]) -> int | None:
     """A whole number of seconds; None, with the text in `extra`, for anything else."""
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
-    extra[name] = text
+    extra.setdefault(name, text)
     return None

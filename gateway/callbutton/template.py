@@ -48,7 +48,8 @@ def match(text: str, at: int) -> tuple[list[str | None], int] | None:
     end = found.end()
     values = [value and value.strip() for value in found.groups()]
     if text.find("&", at, end) >= 0 or text.find("]", at, end) >= 0:
-        if text.count("]]>", at, end) != text.count("<![CDATA[", at, end) or UNNAMED.search(text, at, end):
+        outside = SECTION.sub("", found[0])
+        if "]]>" in outside or UNNAMED.search(outside):
             return None
         values = [value if value is None else _plain(value) for value in values]
     return values, end

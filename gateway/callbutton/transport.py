@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,6 +28,7 @@ from gateway import __version__
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
 PIECE = 65536  # bytes
+CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
 
 
 class Limits(Struct, frozen=True):
@@ -154,7 +156,9 @@ class Transport:
                 }
                 async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
                     self._client.cookies.clear()
-                    yield Answer(response.status_code, response.charset_encoding, self._chunks(response, received))
+                    named = CHARSET.search(response.headers.get("content-type", ""))
+                    charset = named[1] if named else None
+                    yield Answer(response.status_code, charset, self._chunks(response, received))
             except httpx.HTTPError as error:
                 raise _translated(error, timer, received[0]) from error
             finally:
@@ -176,6 +180,8 @@ class Transport:
                     except zlib.error as error:
                         raise UpstreamMalformed("the Callbutton server's answer is not sound gzip") from error
                     data = inflate.unconsumed_tail
+                    if inflate.eof and inflate.unused_data:  # another member (RFC 1952)
+                        data, inflate = inflate.unused_data, zlib.decompressobj(31)
                 received[0] += len(piece)
                 if received[0] > self._limits.max_bytes:
                     raise UpstreamMalformed(

@@ -8,11 +8,14 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 from gateway.errors import UpstreamMalformed
+
+DECLARATION = re.compile(r"\A<\?xml[ \t\n][^>]*\?>")
 
 
 class TreeReader:
@@ -20,6 +23,7 @@ class TreeReader:
 
     def __init__(self) -> None:
         self.in_cdata = False
+        self._begun = False
         self.commented = False  # a comment or processing instruction has been seen: text may not be what it seems
         self._builder = TreeBuilder()
         self.document = self._builder.start("document", {})
@@ -34,9 +38,13 @@ class TreeReader:
             return
         if self.in_cdata or "<![CDATA[" in text:
             self.in_cdata = text.rfind("<![CDATA[") > text.rfind("]]>") or (self.in_cdata and "]]>" not in text)
-        self.commented = self.commented or "<!--" in text or "<?" in text.removeprefix("<?xml")
+        body = text if self._begun else DECLARATION.sub("", text)
+        self._begun = True
+        self.commented = self.commented or "<!--" in body or "<?" in body
         try:
             self._parser.feed(text)
+            if hasattr(self._parser, "flush"):  # expat 2.6 and later may put off what it has been fed
+                self._parser.flush()
         except ParseError as error:
             raise self._malformed(error) from error
         self._line, self._column = _moved(text, self._line, self._column)
@@ -56,7 +64,7 @@ class TreeReader:
 
     def skip_space(self, text: str) -> str:
         """Pass over white space before a declaration, which is not allowed there."""
-        stripped = text.lstrip()
+        stripped = text.lstrip(" \t\n")
         self.skip(text[: len(text) - len(stripped)])
         return stripped
 

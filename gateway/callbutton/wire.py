@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from xml.etree.ElementTree import Element
 
 import msgspec
@@ -31,9 +30,9 @@ from gateway.model import Call, Certainty
 CLIENT_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}|\*", re.ASCII)
 RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
 REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
-MISC = r"(?>\s++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: nothing is searched twice
+MISC = r"(?>[ \t\n]++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: nothing is searched twice
 DOCTYPE = re.compile(MISC + "<!DOCTYPE", re.DOTALL)
-ROOT = re.compile(MISC + r"<(?:[\w.-]+:)?(\w+)", re.DOTALL)
+ROOT = re.compile(MISC + r"<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 PROLOG_LIMIT = 65536  # characters before the root element
 MOST_HELD = 65536  # characters of a record
 MOST_MISSES = 100  # records in a row that the template does not match: it is given up
@@ -81,6 +80,7 @@ class ReplyParser:
         self._prolog: str | None = ""
         self._held = ""  # after a record: the beginning of what the next piece may end
         self._code: str | None = None  # whose records come next, if the last thing read was the end of a record
+        self._client_code: str | None = None  # that holds in the Client that is growing
         self._misses = 0
         self._records = RecordReader(status=status)
         self._calls: dict[str, dict[str, Call]] = {}
@@ -134,7 +134,7 @@ class ReplyParser:
     def _take_after_record(self) -> None:
         """Take what is whole now that a tag `</Call>` has been read, and find out whether records come next."""
         self._code = None
-        if not self._tree.in_cdata:
+        if not self._tree.in_cdata and not self._tree.commented:
             with self._tree.marked() as parent:
                 details, code = self._take(complete=False)
                 self._code = code if details is parent else None
@@ -164,14 +164,14 @@ class ReplyParser:
             text = self._tree.skip_space(self._prolog)
         self._tree.feed(text.rstrip(" \t\n"))
         self._tree.close()
-        response = self._response()
-        if response is None:
-            raise UpstreamMalformed("the Callbutton server's answer has no GetCallDetailsResponse")
+        if len(responses := self._responses()) != 1:
+            count = "several" if responses else "no"
+            raise UpstreamMalformed(f"the Callbutton server's answer has {count} GetCallDetailsResponse")
+        (response,) = responses
         verdict = (attribute(response, "status") or "").strip().upper()
         if verdict != "OK":
             raise self._failure(verdict, response)
         self._take(complete=True)
-        self._unknown += sum(canonical(child.tag) not in ("Client", "ClientCode", "CallDetails") for child in response)
         calls = {code: list(found.values()) for code, found in self._calls.items()}
         ignored = self._status and not self._records.status_seen and any(calls.values())
         return Reply(
@@ -194,36 +194,46 @@ class ReplyParser:
             return UpstreamRejected(message)
         return UpstreamFailed("the Callbutton server answered ERROR", reported=True)
 
-    def _response(self) -> Element | None:
-        for root in self._tree.document:
-            for service in root:
-                if canonical(service.tag) == "CallbuttonService":
-                    for response in service:
-                        if canonical(response.tag) in RESPONSES:
-                            return response
-        return None
+    def _responses(self) -> list[Element]:
+        return [
+            response
+            for root in self._tree.document
+            for service in root
+            if canonical(service.tag) == "CallbuttonService"
+            for response in service
+            if canonical(response.tag) in RESPONSES
+        ]
 
     def _take(self, *, complete: bool) -> tuple[Element | None, str | None]:
-        """Take the calls that are whole off the tree; the last element of each level may still grow.
+        """Take what is whole off the tree; the last element of each level may still grow.
 
         Returns the CallDetails that may still grow, and its client code.
         """
-        response = self._response()
         details, code = None, None
-        if response is None or (attribute(response, "status") or "").strip().upper() != "OK":
+        responses = self._responses()
+        if len(responses) != 1 or (attribute(responses[0], "status") or "").strip().upper() != "OK":
             return details, code
-        for client in list(response):
-            growing = not complete and client is response[-1]
-            if canonical(client.tag) == "Client":
+        (response,) = responses
+        clients = list(response)
+        for client in clients:
+            growing = not complete and client is clients[-1]
+            name = canonical(client.tag)
+            if name == "Client":
                 details, code = self._take_client(client, growing=growing)
-                if not growing:
-                    response.remove(client)
+            elif name in ("CallDetails", "Call"):
+                raise UpstreamMalformed(f"the Callbutton server's answer has {name} outside of a Client")
+            elif not growing:
+                self._unknown += 1
+        del response[: len(clients) - (not complete)]
         return details, code
 
     def _take_client(self, client: Element, *, growing: bool) -> tuple[Element | None, str | None]:
-        details, code = None, None
-        for child in client:
-            last = growing and child is client[-1]
+        """Take what is whole of a Client; the code that holds for the rest of it is kept until it ends."""
+        details = None
+        code = kept = self._client_code
+        children = list(client)
+        for child in children:
+            last = growing and child is children[-1]
             name = canonical(child.tag)
             if name == "ClientCode":
                 code = trimmed(child.text)
@@ -236,8 +246,14 @@ class ReplyParser:
                 self._take_calls(child[:count], code)
                 del child[:count]
                 details = child
-            elif not growing:
+            elif name == "Call":
+                raise UpstreamMalformed("the Callbutton server's answer has a Call outside of CallDetails")
+            elif not last:
                 self._unknown += 1
+            if not last:
+                kept = code
+        del client[: len(children) - growing]
+        self._client_code = kept if growing else None
         return details, code
 
     def _take_calls(self, elements: list[Element], code: str) -> None:
@@ -259,22 +275,13 @@ class ReplyParser:
 
 def _settled(calls: list[Call], *, without_status: bool) -> list[Call]:
     """The calls of one client code with their folds decided by the order of the reply (T4)."""
-    if any(_in_doubt(call.start_time_certainty) and central.in_fold(call.start_time) for call in calls):
-        for index, instant in central.infer_folds(_times(calls)).items():
+    exact = Certainty.EXACT
+    if any(call.start_time_certainty is not exact and central.in_fold(call.start_time) for call in calls):
+        for index, instant in central.infer_folds([call.start_time for call in calls]).items():
             calls[index] = msgspec.structs.replace(
                 calls[index], start_time=instant, start_time_certainty=Certainty.INFERRED
             )
-    if without_status:
-        return [msgspec.structs.replace(call, status=None) for call in calls]
-    return calls
-
-
-def _in_doubt(certainty: Certainty) -> bool:
-    return certainty is not Certainty.EXACT
-
-
-def _times(calls: Sequence[Call]) -> list[datetime]:
-    return [call.start_time for call in calls]
+    return [msgspec.structs.replace(call, status=None) for call in calls] if without_status else calls
 
 
 def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:

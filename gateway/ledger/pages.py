@@ -70,7 +70,8 @@ async def read_page(
         part = _clipped(whole(part), rest)
         reading = await ledger.read(msgspec.structs.replace(question, window=part), span)
         rest = Window(rest.start, part.start) if newest_first else Window(part.end, rest.end)
-        found = sorted(reading.calls, key=position, reverse=newest_first)
+        calls, fresh = _distinct(calls, readings, reading)
+        found = sorted(fresh, key=position, reverse=newest_first)
         if after is not None:
             found = [call for call in found if (position(call) < after if newest_first else position(call) > after)]
         calls += found
@@ -94,6 +95,16 @@ async def read_page(
         lookup=_lookup(readings),
         collapsed=any(r.collapsed for r in readings) and all(r.collapsed or r.lookup == "hit" for r in readings),
     )
+
+
+def _distinct(calls: list[Call], readings: Sequence[Reading], reading: Reading) -> tuple[list[Call], list[Call]]:
+    """Of calls of which two spans have a version keep the later POST's (T2): those had, and those of a new span."""
+    had = {(call.client_code, call.id): call for call in calls}
+    new = {(call.client_code, call.id): call for call in reading.calls}
+    for key in had.keys() & new.keys():
+        before = max(one.sent(had[key]) for one in readings)
+        del (new if before > reading.sent(new[key]) else had)[key]
+    return list(had.values()), list(new.values())
 
 
 def _lookup(readings: Sequence[Reading]) -> str:

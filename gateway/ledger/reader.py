@@ -13,6 +13,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
@@ -65,9 +66,16 @@ class Reading(Struct, kw_only=True):
     past: float
     stale: bool = False
     unreadable: int = 0
+    used: Held = msgspec.field(default_factory=dict)
     lookup: str = "hit"  # or partial, miss
     collapsed: bool = False  # it rests on flights of others alone
     posts: int = 0  # needs of its own that were not joined to flights of others
+
+    def sent(self, call: Call) -> float:
+        """When the POST that a call is from was sent; 0 if it is not from here."""
+        start = call.start_time.timestamp()
+        extents = self.used.get(call.client_code) or self.used.get("*") or []
+        return next((extent.sent for extent in extents if start in extent.window), 0)
 
 
 class Ledger:
@@ -203,6 +211,7 @@ def _reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) 
     unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
     return Reading(
         calls=merge(every),
+        used=used,
         as_of=min(extent.sent for extent in every if extent.window.end == window.end),
         oldest_fetch=min(extent.sent for extent in every),
         past=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),

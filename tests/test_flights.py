@@ -1,0 +1,328 @@
+"""Flights, their POSTs and what is learned of codes, against an upstream that is a plain function."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.callbutton.service import Fetched
+from gateway.errors import (
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamMalformed,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from gateway.ledger.codes import Codes
+from gateway.ledger.extents import Extent, covers, overlay
+from gateway.ledger.freshness import Rule, gaps, old, seconds_past, stale_from, together
+from gateway.ledger.reader import Ledger
+from gateway.model import Window
+from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
+
+HOUR = 3600
+LAST_HOUR = Window(NOW - HOUR, NOW)
+Fault = Callable[[Sequence[str], Window], UpstreamError | None]
+
+
+class Faulty(Upstream):
+    """An upstream whose POSTs fail by their codes and window, and that may echo other codes."""
+
+    def __init__(self, fault: Fault | None = None) -> None:
+        super().__init__()
+        self.fault = fault
+        self.echoes: dict[str, str] = {}
+
+    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
+        fetched = await super().__call__(codes, window, status=status, now=now)
+        if self.fault is not None and (error := self.fault(codes, window)) is not None:
+            raise error
+        return Fetched(
+            fetched.sent,
+            {self.echoes.get(code, code): calls for code, calls in fetched.calls.items()},
+            fetched.unreadable,
+            status_ignored=False,
+        )
+
+
+def codes_posted(upstream: Upstream) -> list[tuple[str, ...]]:
+    return [codes for codes, _ in upstream.posts]
+
+
+async def read_all(ledger: Ledger, codes: Sequence[str], window: Window) -> list[str]:
+    return ids((await ledger.read(ask(codes, window))).calls)
+
+
+def test_fifty_clients_at_once_cost_two_posts():
+    upstream = Upstream()
+    upstream.published = [(0, call(f"id{number}", NOW - 60, f"c{number}")) for number in range(50)]
+
+    async def run() -> list[list[str]]:
+        ledger = ledger_of(upstream)
+        return await asyncio.gather(*(read_all(ledger, [f"c{number}"], LAST_HOUR) for number in range(50)))
+
+    assert asyncio.run(run()) == [[f"id{number}"] for number in range(50)]
+    assert [len(codes) for codes in codes_posted(upstream)] == [1, 49]
+
+
+def test_a_hundred_overlapping_windows_of_one_client_cost_at_most_three_posts():
+    upstream = Upstream()
+    upstream.published = [(0, call(str(number), NOW - number * 600)) for number in range(1, 200)]
+    draw = random.Random(3)
+    windows = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(0, HOUR)) for _ in range(100)]
+
+    async def run() -> list[list[str]]:
+        ledger = ledger_of(upstream)
+        return await asyncio.gather(*(read_all(ledger, ["a"], window) for window in windows))
+
+    expected = [
+        sorted(one.id for _, one in upstream.published if one.start_time.timestamp() in window) for window in windows
+    ]
+    assert asyncio.run(run()) == expected
+    assert len(upstream.posts) <= 3
+
+
+def test_a_batch_that_fails_is_halved_down_to_the_code_that_fails():
+    codes = [f"c{number}" for number in range(8)]
+    upstream = Faulty(lambda codes, _: UpstreamMalformed("broken") if "c5" in codes else None)
+    upstream.published = [(0, call("1", NOW - 60, "c4"))]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        with pytest.raises(UpstreamMalformed):
+            await ledger.read(ask(codes, LAST_HOUR))
+        good = [code for code in codes if code != "c5"]
+        before = len(upstream.posts)
+        assert await read_all(ledger, good, LAST_HOUR) == ["1"]  # what landed is kept
+        assert len(upstream.posts) == before
+        upstream.now += 60
+        with pytest.raises(UpstreamMalformed):
+            await ledger.read(ask(codes, Window(NOW - HOUR, NOW + 60)))
+        assert {frozenset(codes) for codes in codes_posted(upstream)[before:]} == {frozenset(good), frozenset(["c5"])}
+
+    asyncio.run(run())
+
+
+def test_a_window_that_is_too_much_is_halved_and_the_span_is_remembered():
+    too_much = UpstreamFailed("ERROR", reported=True)
+    upstream = Faulty(lambda _, window: too_much if window.end - window.start > 3 * DAY else None)
+    upstream.published = [(0, call(str(day), NOW - day * DAY - 60)) for day in range(10)]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        assert await read_all(ledger, ["a"], Window(NOW - 10 * DAY, NOW)) == [str(day) for day in range(10)]
+        failed = sum(window.end - window.start > 3 * DAY for _, window in upstream.posts)
+        upstream.posts.clear()
+        await read_all(ledger, ["a"], Window(NOW - 20 * DAY, NOW - 11 * DAY))
+        assert failed == 3
+        assert all(window.end - window.start <= 3 * DAY for _, window in upstream.posts)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("error", "posts"),
+    [
+        (UpstreamFailed("ERROR", reported=True), 8),  # 5 days to 2 hours and less: an hour is the least
+        (UpstreamFailed("HTTP status 500"), 1),
+        (UpstreamTimeout("no byte", answering=False), 1),
+        (UpstreamTimeout("in the middle", answering=True), 8),
+        (UpstreamRejected("Client code not valid"), 1),
+        (UpstreamUnreachable("refused"), 1),
+    ],
+    ids=["ERROR", "500", "no answer", "broke off", "rejected", "unreachable"],
+)
+def test_an_upstream_that_always_fails_is_not_asked_without_end(error: UpstreamError, posts: int):
+    upstream = Faulty(lambda _, __: error)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        with pytest.raises(type(error)):
+            await ledger.read(ask(["a"], Window(NOW - 5 * DAY, NOW)))
+
+    asyncio.run(run())
+    assert len(upstream.posts) == posts
+
+
+def test_a_code_that_is_echoed_otherwise_keeps_its_calls_and_travels_alone():
+    upstream = Faulty()
+    upstream.echoes = {"8005550100": "cust7"}
+    upstream.published = [(0, call("1", NOW - 60, "8005550100")), (0, call("2", NOW - 60, "b"))]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        for later in (0, 60):
+            upstream.now = NOW + later
+            window = Window(NOW - HOUR, NOW + later)
+            reading = await ledger.read(ask(["8005550100", "b"], window))
+            assert sorted((one.client_code, one.id) for one in reading.calls) == [("8005550100", "1"), ("b", "2")]
+
+    asyncio.run(run())
+    assert codes_posted(upstream)[:2] == [("8005550100", "b"), ("8005550100",)]
+    assert ("8005550100", "b") not in codes_posted(upstream)[2:]
+
+
+def test_a_plain_code_that_a_batch_leaves_out_is_empty():
+    upstream = Upstream()
+    upstream.leave_out = {"b"}
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        await read_all(ledger, ["a", "b"], LAST_HOUR)
+        assert codes_posted(upstream) == [("a", "b"), ("b",)]
+        upstream.now += 60
+        await read_all(ledger, ["a", "b"], Window(NOW - HOUR, NOW + 60))
+        assert codes_posted(upstream)[2:] == [("a", "b")]
+
+    asyncio.run(run())
+
+
+def test_extents_of_every_client_serve_those_that_they_list_and_no_others():
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 60, "a")), (0, call("2", NOW - 90, "b"))]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        assert await read_all(ledger, ["*"], LAST_HOUR) == ["1", "2"]
+        assert await read_all(ledger, ["b"], LAST_HOUR) == ["2"]
+        assert codes_posted(upstream) == [("*",)]
+        assert await read_all(ledger, ["c"], LAST_HOUR) == []  # not listed is unknown, not empty
+        assert codes_posted(upstream) == [("*",), ("c",)]
+        assert await read_all(ledger, ["*"], LAST_HOUR) == ["1", "2"]
+
+    asyncio.run(run())
+
+
+def test_who_joined_a_flight_that_failed_asks_on_its_own_account():
+    late = UpstreamTimeout("too late", answering=False)
+    upstream = Faulty(lambda _, window: late if window.end - window.start > HOUR else None)
+    upstream.published = [(0, call("1", NOW - 60))]
+
+    async def run() -> None:
+        upstream.gate = asyncio.Event()
+        ledger = ledger_of(upstream)
+        large = asyncio.create_task(ledger.read(ask(["a"], Window(NOW - 2 * HOUR, NOW))))
+        await asyncio.sleep(0)
+        small = asyncio.create_task(read_all(ledger, ["a"], LAST_HOUR))
+        await asyncio.sleep(0.01)
+        upstream.gate.set()
+        with pytest.raises(UpstreamTimeout):
+            await large
+        assert await small == ["1"]
+
+    asyncio.run(run())
+
+
+def test_an_extent_from_the_future_is_dropped():
+    upstream = Upstream()
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        await read_all(ledger, ["a"], LAST_HOUR)
+        upstream.now -= 60
+        await read_all(ledger, ["a"], Window(NOW - HOUR, NOW - 600))
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 2
+
+
+def test_old_points_are_fetched_again_in_the_background():
+    upstream = Upstream()
+    window = Window(NOW - 400 * DAY, NOW - 399 * DAY)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        await read_all(ledger, ["a"], window)
+        upstream.now += 7 * DAY - 1
+        reading = await ledger.read(ask(["a"], window))
+        assert (reading.lookup, reading.stale) == ("hit", False)
+        await ledger.close()
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 2
+
+
+def test_a_slow_upstream_lengthens_the_least_life():
+    codes = Codes(DAY, 50)
+    codes.of("a").took = 20
+    assert [codes.span("a", NOW), codes.span("a", NOW, 9 * DAY)] == [DAY, 9 * DAY]
+    codes.halve("a", DAY, NOW)
+    assert [codes.span("a", NOW + 3599, 9 * DAY), codes.span("a", NOW + 3601)] == [DAY // 2, DAY]
+
+
+SPANS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers(0, 1000)), max_size=8)
+
+
+@given(SPANS)
+def test_windows_put_together_cover_what_they_were_made_of_and_do_not_overlap(spans: list[tuple[int, int, int]]):
+    windows = [Window(start, start + length) for start, length, _ in spans]
+    merged = together(windows)
+    assert all(before.end < after.start for before, after in pairwise(merged))
+    assert all(any(m.start <= w.start and w.end <= m.end for m in merged) for w in windows)
+    needed = len({point for w in windows for point in range(w.start, w.end)})
+    assert sum(m.end - m.start for m in merged) <= 2 * needed
+
+
+@given(SPANS, st.integers(1001, 9000))
+def test_seconds_past_agree_with_the_stale_points(spans: list[tuple[int, int, int]], now: int):
+    rule = Rule(minimum=15, ratio=0.1, maximum=2000)
+    extents: list[Extent] = []
+    for start, length, sent in spans:
+        extents = overlay(extents, Extent(Window(start, start + length), float(sent)))
+    for extent in extents:
+        past = seconds_past([extent], now, rule)
+        assert past <= 0 or stale_from(extent, now, rule) is not None
+    assert covers(extents, Window(0, 600)) == all(any(p in e.window for e in extents) for p in range(600))
+
+
+CASES = [  # days, seconds between reads, hours, ratio; POSTs a read, share of the data, extents: the model's figures
+    (30, 30, 24, 0.1, 1.12, 0.0018, 28),
+    (7, 30, 24, 0.1, 1.12, 0.0062, 27),
+    (1, 15, 24, 0.1, 0.87, 0.0164, 28),
+    (1, 5, 12, 0.1, 0.52, 0.0055, 41),
+    (30, 300, 72, 0.1, 1.07, 0.0134, 17),
+    (30, 30, 24, 0.01, 1.07, 0.0128, 21),
+]
+
+
+@pytest.mark.parametrize(("days", "refresh", "hours", "ratio", "posts", "share", "most"), CASES)
+def test_a_refreshing_dashboard_costs_no_more_than_the_model(
+    days: int, refresh: int, hours: int, ratio: float, posts: float, share: float, most: int
+):
+    """Simulated with the pure functions: extents are stored as the ledger does, but not cut by day."""
+    rule, draw = Rule(ratio=ratio), random.Random(1)
+    extents: list[Extent] = []
+    reads = sent = largest = 0
+    fetched = asked = 0.0
+    now = float(NOW)
+    while now < NOW + hours * HOUR:
+        window = Window(int(now) - days * DAY, int(now) + 1)
+        reads, asked = reads + 1, asked + days * DAY
+        kept = Window(window.start, window.end + DAY)
+        extents = [extent.within(kept) for extent in extents if extent.window.overlaps(kept)]
+        for gap in gaps(extents, window, now, rule, lambda window: window):
+            reach = Window(gap.start, int(now + rule.minimum) + 1) if gap.end >= now else gap
+            extents = overlay(extents, Extent(reach, now))
+            sent, fetched = sent + 1, fetched + gap.end - gap.start
+        largest = max(largest, len(extents))
+        now += refresh * (0.85 + 0.3 * draw.random())
+    assert sent / reads <= posts * 1.03
+    assert fetched / asked <= share * 1.07
+    assert largest <= most * 1.1
+
+
+def test_extents_reach_their_maximum_each_at_its_own_time():
+    rule = Rule(maximum=1000)
+    extents = [Extent(Window(start, start + 5), 0.0) for start in range(0, 1000, 10)]
+    counts = [len(old(extents, now, rule)) for now in (790, 850, 900, 950, 999)]
+    assert counts[0] == 0
+    assert counts[-1] == 100
+    assert counts == sorted(counts)
+    assert 0 < counts[2] < 100
