@@ -321,7 +321,7 @@ def test_a_refreshing_dashboard_costs_no_more_than_the_model(
 def test_extents_reach_their_maximum_each_at_its_own_time():
     rule = Rule(maximum=1000)
     extents = [Extent(Window(start, start + 5), 0.0) for start in range(0, 1000, 10)]
-    counts = [len(old(extents, now, rule)) for now in (790, 850, 900, 950, 999)]
+    counts = [len(old(extents, now, rule)) for now in (790, 850, 900, 950, 999.9)]
     assert counts[0] == 0
     assert counts[-1] == 100
     assert counts == sorted(counts)

@@ -113,7 +113,7 @@ def old(extents: Sequence[Extent], now: float, rule: Rule) -> list[Window]:
     """Find the windows of extents that soon reach the maximum; each has a moment of its own, so that not all come."""
     found = []
     for extent in runs(extents):
-        jitter = hash((extent.window, extent.sent)) % 1000 / 1000
+        jitter = (extent.window.start * 2654435761 + int(extent.sent)) % 1000 / 1000  # Knuth's multiplier
         if rule.maximum * (OLD + (1 - OLD) * jitter) <= now - extent.sent < rule.maximum:
             found.append(extent.window)
     return found
