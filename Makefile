@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench openapi
+.PHONY: demo test lint bench soak openapi
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -20,7 +20,12 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/translate.py
+	@$(BIN)/python -m benchmarks.translate
+	@$(BIN)/python -m benchmarks.ledger
+
+soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
+	@echo "== 3,500 sequences of 60 steps"
+	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
 
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
