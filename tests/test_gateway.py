@@ -1,7 +1,9 @@
 """The gateway end to end: a real simulator behind it, real sockets on both sides."""
 
+import asyncio
 import logging
 import re
+from urllib.parse import urlencode
 
 import pytest
 
@@ -297,3 +299,28 @@ def test_stale_while_revalidating_answers_at_once_and_fetches_meanwhile(stand: M
             break
     assert gateway.get(CALLS, **live).headers["cache-status"].startswith("callbutton-gateway; hit; ttl=")
     assert gateway.simulator.posts == 2
+
+
+def test_ten_thousand_consumers_who_leave_cost_one_post_and_leave_every_connection_usable(stand: Make):
+    gateway = stand(Options(latency=1.0), upstream_concurrency=2)
+    query = f"{CALLS}?{urlencode(FOLD)}"
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    assert port
+
+    async def leave() -> None:
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(f"GET {query} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
+        await writer.drain()
+        await asyncio.sleep(0.002)
+        writer.transport.abort()
+
+    async def crowd() -> None:
+        for _ in range(100):
+            await asyncio.gather(*(leave() for _ in range(100)))
+
+    asyncio.run(crowd())
+    assert gateway.simulator.posts <= 2  # the first, and another if all this took longer than the first
+    gateway.simulator.misbehave()
+    for number in range(4):  # more than there are connections
+        assert gateway.get(f"/clients/800555010{number}/calls", **FOLD).status_code == 200
+    assert gateway.metric("upstream_posts_in_flight") == 0
