@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamTimeout
-from gateway.ledger.extents import Extent, make_extent, overlay
+from gateway.ledger.extents import Extent, by_day, make_extent, overlay
 from gateway.ledger.freshness import Rule, gaps, stale_from
 from gateway.ledger.pages import Position, read_page
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
@@ -266,6 +266,39 @@ def test_unreadable_calls_are_counted_once_however_often_their_extent_was_cut() 
         return [(await ledger.read(question)).unreadable for _ in range(2)]
 
     assert asyncio.run(run()) == [1, 1]
+
+
+def test_years_without_calls_take_little_room_and_little_time() -> None:
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 4000 * DAY)), (0, call("2", NOW - 20 * DAY))]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream, max_span=20_000 * DAY)
+        window = Window(946684800, NOW)
+        for _ in range(2):
+            assert ids((await ledger.read(ask(["a"], window))).calls) == ["1", "2"]
+        assert len(ledger._memory._days) < 60
+        assert ids((await ledger.read(ask(["a"], Window(NOW - 4001 * DAY, NOW - 3999 * DAY)))).calls) == ["1"]
+        assert ids((await ledger.read(ask(["a"], Window(NOW - 900 * DAY, NOW - 21 * DAY)))).calls) == []
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 1
+
+
+@given(st.lists(st.integers(0, 2000), max_size=6), st.integers(0, 86_399), st.integers(1, 2000))
+def test_an_extent_by_day_is_the_extent(days: list[int], offset: int, length: int) -> None:
+    calls = [call(str(day), day * DAY + offset) for day in days]
+    extent = make_extent(Window(offset, offset + length * 50_000), 1.0, calls)
+    parts = [part for _, part in by_day(extent, 32 * DAY)]
+    assert [part.window.start for part in parts] == [offset, *(part.window.end for part in parts[:-1])]
+    assert parts[-1].window.end == extent.window.end
+    assert sum((part.calls for part in parts), ()) == extent.calls
+    for day, part in by_day(extent, 32 * DAY):
+        if day is None:
+            assert not part.calls
+            assert part.window.end - part.window.start >= 32 * DAY
+        else:
+            assert day * DAY <= part.window.start < part.window.end <= (day + 1) * DAY
 
 
 def test_a_list_without_dates_costs_a_few_posts_not_all_of_history() -> None:

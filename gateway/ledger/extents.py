@@ -99,10 +99,22 @@ def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
     return sorted(result + parts, key=lambda extent: extent.window)
 
 
-def by_day(extent: Extent) -> Iterable[tuple[int, Extent]]:
-    """The extent cut at UTC midnights, each part with its day's number since 1970."""
-    for day in range(extent.window.start // DAY, -(-extent.window.end // DAY)):
-        yield day, extent.within(Window(day * DAY, (day + 1) * DAY))
+def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
+    """The extent cut at UTC midnights, each part with its day's number since 1970.
+
+    A stretch of at least `long` seconds without calls stays whole, with None: years of nothing are one thing.
+    """
+    reached = extent.window.start
+    busy = {int(call.start_time.timestamp()) // DAY for call in extent.calls}
+    for busy_day in [*sorted(busy), None]:
+        until = extent.window.end if busy_day is None else busy_day * DAY
+        if until - reached >= long:
+            yield None, extent.within(Window(reached, until))
+            reached = until
+        end = until if busy_day is None else min(extent.window.end, until + DAY)
+        for day in range(reached // DAY, -(-end // DAY) if end > reached else 0):
+            yield day, extent.within(Window(max(reached, day * DAY), min(end, (day + 1) * DAY)))
+        reached = max(reached, end)
 
 
 def covers(extents: Sequence[Extent], window: Window) -> bool:

@@ -10,7 +10,8 @@ from gateway.ledger.extents import DAY, Extent, by_day, overlay
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 
-Key = tuple[str, bool, int]  # client, with status, day since 1970
+Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
+LONG = 32 * DAY
 SAMPLE = 8  # every so many calls are measured
 EVERY_CLIENT = "*"
 SKEW = 1.0  # seconds
@@ -42,6 +43,7 @@ class Memory:
         self._metrics = metrics
         self._days: OrderedDict[Key, tuple[list[Extent], int]] = OrderedDict()
         self._bytes = 0
+        self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
     def lookup(self, code: str, window: Window, now: float, *, status: bool) -> list[Extent]:
         """Extents that overlap the window, sorted, not overlapping each other: for each point the latest POST's.
@@ -49,22 +51,42 @@ class Memory:
         With status: those with status alone. Those of every client serve each client that they list. One that was
         sent over a second ahead of now is dropped: the clock was wrong, then or now.
         """
+        kinds = (True,) if status else (True, False)
+        owners = (code,) if code == EVERY_CLIENT else (code, EVERY_CLIENT)
         found: list[Extent] = []
-        for day in range(window.start // DAY, -(-window.end // DAY)):
+        for day in self._days_held(owners, kinds, window):
             merged: list[Extent] = []
-            for kind in (True,) if status else (True, False):
-                layers = [self._day((code, kind, day), now)]
-                if code != EVERY_CLIENT:
-                    of_all = self._day((EVERY_CLIENT, kind, day), now)
-                    layers.append([part for one in of_all if (part := one.of_client(code))])
-                for layer in filter(None, layers):
+            for kind in kinds:
+                for owner in owners:
+                    layer = self._of(owner, code, kind, day, now)
                     if not merged:
                         merged = layer
                     else:
                         for extent in layer:
                             merged = overlay(merged, extent)
             found += [extent for extent in merged if extent.window.overlaps(window)]
+        for kind in kinds:
+            for owner in owners:
+                for extent in self._of(owner, code, kind, None, now):
+                    if extent.window.overlaps(window):
+                        found = overlay(found, extent.within(window))
         return found
+
+    def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
+        """The days of a window of which something is held, in order, at the cost of the smaller of the two."""
+        first, after = window.start // DAY, -(-window.end // DAY)
+        days: set[int] = set()
+        for held in (self._held.get((owner, kind), set()) for owner in owners for kind in kinds):
+            days |= (
+                {d for d in held if first <= d < after}
+                if len(held) < after - first
+                else held & set(range(first, after))
+            )
+        return sorted(days)
+
+    def _of(self, owner: str, code: str, kind: bool, day: int | None, now: float) -> list[Extent]:
+        extents = self._day((owner, kind, day), now)
+        return extents if owner == code else [part for extent in extents if (part := extent.of_client(code))]
 
     def _day(self, key: Key, now: float) -> list[Extent]:
         held = self._days.get(key)
@@ -80,7 +102,7 @@ class Memory:
 
     def store(self, code: str, extent: Extent, *, status: bool) -> None:
         """Keep an extent; where another's POST was sent later, the other stays. One with status replaces both kinds."""
-        for day, part in by_day(extent):
+        for day, part in by_day(extent, LONG):
             key = code, status, day
             self._put(key, overlay(self._days[key][0] if key in self._days else (), part))
             if status and (plain := (code, False, day)) in self._days:
@@ -89,15 +111,28 @@ class Memory:
                 ]
                 self._put(plain, sorted(kept, key=lambda one: one.window))
         while self._bytes > self._bound and self._days:
-            _, (_, size) = self._days.popitem(last=False)
+            (owner, kind, oldest), (_, size) = self._days.popitem(last=False)
             self._bytes -= size
+            self._forget(owner, kind, oldest)
             self._metrics.evictions.inc()
         self._metrics.cache_bytes.set(self._bytes)
 
     def _put(self, key: Key, extents: Iterable[Extent]) -> None:
+        owner, kind, day = key
         _, size = self._days.pop(key, ([], 0))
         self._bytes -= size
         if kept := list(extents):
             now = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
             self._bytes += now
             self._days[key] = (kept, now)
+            if day is not None:
+                self._held.setdefault((owner, kind), set()).add(day)
+        else:
+            self._forget(owner, kind, day)
+
+    def _forget(self, owner: str, kind: bool, day: int | None) -> None:
+        days = self._held.get((owner, kind))
+        if days is not None and day is not None:
+            days.discard(day)
+            if not days:
+                del self._held[owner, kind]
