@@ -170,16 +170,15 @@ def edges(window: Window, now: float) -> Edges:
     """Find the wall times to send for a whole window, at `now`."""
     start, end = window.start - 1, window.end + 1
     first, last = _touched(start, window), _touched(end, window)
+    closed = window.end < now
     if first is not None:
-        start = min(start, first.start - HOUR - 1)
+        start = first.start - HOUR - 1
     elif (gap := gap_near(start)) is not None and gap <= start < gap + HOUR:
         start = gap - 1
-    if last is not None and end <= (anchored := last.end + 2 * HOUR + 1):
-        if start >= last.start - HOUR - 1:
-            start = last.start - HOUR - 1
-        ahead = now <= anchored or window.end < now
-        return Edges(write_wall(start), write_wall(anchored) if ahead else None)
-    return Edges(write_wall(start), write_wall(end) if window.end < now else None)
+    if last is not None:
+        end = last.end + 2 * HOUR + 1
+        closed = closed or now <= end
+    return Edges(write_wall(start), write_wall(end) if closed else None)
 
 
 def _touched(edge: int, window: Window) -> Fold | None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from gateway.ledger.extents import EVERY_CLIENT
+
 MOST_CODES = 20_000  # remembered; the one not used for longest is forgotten
 FAILED = 600  # seconds
 SPAN = 3600  # seconds
@@ -78,4 +80,4 @@ class Codes:
 
     def _travels_alone(self, code: str, now: float) -> bool:
         known = self.of(code)
-        return code == "*" or known.alone or now - known.failed < FAILED
+        return code == EVERY_CLIENT or known.alone or now - known.failed < FAILED

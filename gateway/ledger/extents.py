@@ -19,6 +19,7 @@ from msgspec import Struct
 from gateway.model import Call, Window
 
 DAY = 86400
+EVERY_CLIENT = "*"
 _start_time = attrgetter("start_time")
 
 

@@ -6,14 +6,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from gateway.ledger.extents import DAY, Extent, by_day, overlay
+from gateway.ledger.extents import DAY, EVERY_CLIENT, Extent, by_day, overlay
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
 SAMPLE = 8  # every so many calls are measured
-EVERY_CLIENT = "*"
 SKEW = 1.0  # seconds
 EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
 

@@ -21,10 +21,9 @@ from gateway.callbutton.central import whole
 from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import HOUR, Codes
-from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
+from gateway.ledger.extents import EVERY_CLIENT, Extent, make_extent, make_extent_of_all
 from gateway.model import Window
 
-EVERY_CLIENT = "*"
 MOST = 32
 
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 from gateway.callbutton.central import whole
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, covers, merge, overlay
+from gateway.ledger.extents import EVERY_CLIENT, Extent, covers, merge, overlay
 from gateway.ledger.flights import Flights, Need
 from gateway.ledger.freshness import Rule, gaps, old, seconds_past
 from gateway.ledger.memory import Memory
@@ -74,7 +74,7 @@ class Reading(Struct, kw_only=True):
     def sent(self, call: Call) -> float:
         """When the POST that a call is from was sent; 0 if it is not from here."""
         start = call.start_time.timestamp()
-        extents = self.used.get(call.client_code) or self.used.get("*") or []
+        extents = self.used.get(call.client_code) or self.used.get(EVERY_CLIENT) or []
         return next((extent.sent for extent in extents if start in extent.window), 0)
 
 
