@@ -220,6 +220,19 @@ def test_who_joined_a_flight_that_failed_asks_on_its_own_account():
     asyncio.run(run())
 
 
+def test_a_failed_read_of_every_client_is_not_the_failure_of_one():
+    upstream = Faulty(lambda codes, _: UpstreamTimeout("no byte", answering=False) if "*" in codes else None)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        with pytest.raises(UpstreamTimeout):
+            await ledger.read(ask(["*"], LAST_HOUR))
+        assert await read_all(ledger, ["a"], LAST_HOUR) == []
+
+    asyncio.run(run())
+    assert codes_posted(upstream) == [("*",), ("a",)]
+
+
 def test_an_extent_from_the_future_is_dropped():
     upstream = Upstream()
 

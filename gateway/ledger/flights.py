@@ -31,7 +31,7 @@ LOGGER = logging.getLogger(__name__)
 COLLECT = 0.05  # seconds
 REMEMBER = 1.0  # seconds
 MOST_ERRORS = 10_000  # remembered
-EVERYTHING = "*"
+EVERYTHING = ""  # the key of errors that any POST would meet; no client code is empty
 INSISTED = Rule(minimum=1, ratio=1e-9, maximum=1)  # who insists joins nothing older than a second
 
 
