@@ -48,6 +48,15 @@ class Landed(Struct):
     error: UpstreamError | None = None
 
 
+class Errand(Struct):
+    """What stays the same for all POSTs of a flight, what they bring, and how many are left."""
+
+    status: bool
+    now: float  # when it was planned
+    landed: dict[str, Landed]
+    left: int = MOST
+
+
 class Posts:
     """Sends the POSTs of flights."""
 
@@ -67,50 +76,38 @@ class Posts:
 
     async def fetch(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> dict[str, Landed]:
         """Fetch a window of some codes, planned at `now`; what fails is in the result."""
-        landed = {code: Landed() for code in codes}
-        budget = [MOST]
-        await self._fetch(list(codes), window, status, now, landed, budget)
-        return landed
+        errand = Errand(status, now, {code: Landed() for code in codes})
+        await self._fetch(list(codes), window, errand)
+        return errand.landed
 
-    async def _fetch(
-        self, codes: list[str], window: Window, status: bool, now: float, landed: dict[str, Landed], budget: list[int]
-    ) -> None:
+    async def _fetch(self, codes: list[str], window: Window, errand: Errand) -> None:
         began = self._clock()
-        budget[0] -= 1
+        errand.left -= 1
         try:
-            fetched = await self._send(codes, window, status=status, now=now)
+            fetched = await self._send(codes, window, status=errand.status, now=errand.now)
         except UpstreamError as error:
-            await self._recover(error, codes, window, status, now, landed, budget)
+            await self._recover(error, codes, window, errand)
             return
         for code in codes:
             self._codes.of(code).took = max(0.0, self._clock() - began)
         if len(codes) == 1:
             self._codes.learn(codes[0], fetched.calls)
-            self._keep(codes[0], window, status, now, _attributed(codes[0], fetched), landed)
+            self._keep(codes[0], window, _attributed(codes[0], fetched), errand)
             return
-        foreign = any(code not in landed for code in fetched.calls)
+        foreign = any(code not in errand.landed for code in fetched.calls)
         for code in codes:
             if code in fetched.calls or code in fetched.unreadable or (self._codes.of(code).plain and not foreign):
-                self._keep(code, window, status, now, fetched, landed)
+                self._keep(code, window, fetched, errand)
             else:
-                await self._fetch([code], window, status, now, landed, budget)
+                await self._fetch([code], window, errand)
 
-    async def _recover(
-        self,
-        error: UpstreamError,
-        codes: list[str],
-        window: Window,
-        status: bool,
-        now: float,
-        landed: dict[str, Landed],
-        budget: list[int],
-    ) -> None:
+    async def _recover(self, error: UpstreamError, codes: list[str], window: Window, errand: Errand) -> None:
         seconds = window.end - window.start
         if _only_shortens(error):
             for code in codes:
                 self._codes.halve(code, seconds, self._clock())
         halves: list[tuple[list[str], Window]] = []
-        if _splits(error) and budget[0] > 0:
+        if _splits(error) and errand.left > 0:
             middle = len(codes) // 2
             if middle:
                 halves = [(codes[:middle], window), (codes[middle:], window)]
@@ -121,16 +118,14 @@ class Posts:
             for code in codes:
                 if len(codes) == 1 and _splits(error):
                     self._codes.fail(code, self._clock())
-                landed[code].error = landed[code].error or error
+                errand.landed[code].error = errand.landed[code].error or error
         for part, within in halves:
             # One half of a client's window that cannot be had is enough to fail its flight.
-            if len(part) > 1 or landed[part[0]].error is None:
-                await self._fetch(part, within, status, now, landed, budget)
+            if len(part) > 1 or errand.landed[part[0]].error is None:
+                await self._fetch(part, within, errand)
 
-    def _keep(
-        self, code: str, window: Window, status: bool, now: float, fetched: Fetched, landed: dict[str, Landed]
-    ) -> None:
-        if window.end >= now:  # open: points after the POST count as fetched by it
+    def _keep(self, code: str, window: Window, fetched: Fetched, errand: Errand) -> None:
+        if window.end >= errand.now:  # open: points after the POST count as fetched by it
             window = Window(window.start, max(window.end, math.ceil(fetched.sent + self._fresh)))
         if code == EVERY_CLIENT:
             unreadable = sum(fetched.unreadable.values())
@@ -138,8 +133,8 @@ class Posts:
         else:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
             extent = make_extent(window, fetched.sent, calls, unreadable)
-        self._store(code, extent, status=status)
-        landed[code].extents.append(extent)
+        self._store(code, extent, status=errand.status)
+        errand.landed[code].extents.append(extent)
 
 
 def _attributed(code: str, fetched: Fetched) -> Fetched:
