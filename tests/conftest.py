@@ -63,6 +63,12 @@ class Stand:
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"callbutton_gateway_{name}"))
 
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock, once every flight has landed: what lands is remembered from then on."""
+        while self.metric("upstream_posts_in_flight"):
+            time.sleep(0.01)
+        self.clock.now += seconds
+
 
 Make = Callable[..., Stand]
 

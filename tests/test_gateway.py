@@ -161,13 +161,13 @@ def test_each_fault_of_the_upstream_is_its_problem_and_nothing_is_kept_of_it(
     gateway = stand(upstream_timeout=0.5, upstream_idle_timeout=0.5, upstream_deadline=1.0)
     for fault, (status, name) in FAULTS.items():
         gateway.simulator.misbehave(fault)
-        gateway.clock.now += 2  # an error is remembered for a second
+        gateway.pass_time(2)  # an error is remembered for a second
         answer = gateway.get(CALLS, **FOLD)
         assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{name}"), fault
         assert answer.headers["content-type"] == "application/problem+json"
     gateway.simulator.misbehave()
     for _ in range(20):  # half a second is short on a busy machine
-        gateway.clock.now += 2
+        gateway.pass_time(2)
         if (answer := gateway.get(CALLS, **FOLD)).status_code == 200:
             break
     assert answer.headers["cache-status"] == "callbutton-gateway; fwd=miss"
