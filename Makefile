@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench soak openapi
+.PHONY: demo test lint bench soak openapi lock
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -30,6 +30,12 @@ soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
 	@echo "wrote openapi/openapi.yaml"
+
+LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml
+
+lock: $(READY)  ## both lock files from pyproject.toml; versions that fit are kept
+	@$(BIN)/$(LOCK) -o requirements.lock
+	@$(BIN)/$(LOCK) --extra dev --extra otel -o requirements-dev.lock
 
 $(READY): requirements-dev.lock pyproject.toml
 	@echo "== making .venv (once, about a minute)"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 from openapi_spec_validator import validate
 
 from gateway.api.routes import document, document_yaml
 from tests.conftest import Make
+from tests.tools import need, tool
 
 ROOT = Path(__file__).parent.parent
 NODE = ROOT / "tests" / "node"
@@ -33,10 +32,15 @@ def test_openapi_spec_validator_finds_nothing():
 
 def test_redocly_finds_nothing_at_its_strictest():
     redocly = NODE / "node_modules" / ".bin" / "redocly"
-    if not redocly.exists() or not shutil.which("node"):
-        assert not os.environ.get("REQUIRE_NODE"), "run npm ci in tests/node first"
-        pytest.skip("Node is not here, or npm ci has not been run in tests/node; .ci/run does both")
-    command = [str(redocly), "lint", "--config", str(NODE / "redocly.yaml"), str(ROOT / "openapi" / "openapi.yaml")]
+    need(redocly.exists(), "npm ci in tests/node")
+    command = [
+        tool("node"),
+        str(redocly),
+        "lint",
+        "--config",
+        str(NODE / "redocly.yaml"),
+        str(ROOT / "openapi" / "openapi.yaml"),
+    ]
     environment = os.environ | {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
