@@ -14,6 +14,7 @@ from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
+from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 
@@ -51,6 +52,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     )
     ledger = Ledger(service.fetch, rules, metrics, clock)
     lists = CallLists(ledger, clock, settings.signing_key.encode(), settings.history_start, settings.request_deadline)
-    app, litestar = create_api(lists, metrics)
-    litestar.on_shutdown += [ledger.close, service.close]
+    access_log = AccessLog(settings.log_format, settings.log_level)
+    app, litestar = create_api(lists, metrics, access_log)
+    litestar.on_shutdown += [ledger.close, service.close, access_log.flush]
     return app

@@ -1,11 +1,20 @@
 """Every series of the gateway, its help and its labels, on a registry that is handed in.
 
-Rule: no label takes a value that consumers or the upstream choose freely. Routes are templates, outcomes are enums.
+Rules:
+- No label takes a value that consumers or the upstream choose freely. Routes are templates, outcomes are enums.
+- What every request counts is kept in plain numbers until somebody scrapes: a hit lasts less than a labelled counter.
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from gateway import __version__
 
@@ -13,6 +22,44 @@ PREFIX = "callbutton_gateway"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
 AGES = (15, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 31 * 86400)
+
+
+class RequestTally(Collector):
+    """Requests answered, how long they took, and how many are under way."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.under_way = 0
+        self._answered: dict[tuple[str, str, int], int] = {}
+        self._buckets: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def add(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        key = method, route, status
+        self._answered[key] = self._answered.get(key, 0) + 1
+        buckets = self._buckets.get(route)
+        if buckets is None:
+            buckets = self._buckets[route] = [0] * (len(SECONDS) + 1)
+            self._sums[route] = 0.0
+        buckets[bisect_left(SECONDS, seconds)] += 1
+        self._sums[route] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the three series."""
+        answered = CounterMetricFamily(f"{PREFIX}_requests", "Requests answered.", labels=("method", "route", "status"))
+        for (method, route, status), count in self._answered.items():
+            answered.add_metric((method, route, str(status)), count)
+        yield answered
+        seconds = HistogramMetricFamily(
+            f"{PREFIX}_request_seconds", "Time from request to end of answer.", labels=("route",)
+        )
+        edges = [*map(floatToGoString, SECONDS), "+Inf"]
+        for route, buckets in self._buckets.items():
+            counts = zip(edges, accumulate(buckets), strict=True)
+            seconds.add_metric((route,), [(edge, float(count)) for edge, count in counts], self._sums[route])
+        yield seconds
+        yield GaugeMetricFamily(f"{PREFIX}_requests_in_flight", "Requests under way.", self.under_way)
 
 
 class Metrics:
@@ -32,9 +79,7 @@ class Metrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"{PREFIX}_{name}", text, labels, registry=registry)
 
-        self.requests = counter("requests", "Requests answered.", ("method", "route", "status"))
-        self.request_seconds = histogram("request_seconds", "Time from request to end of answer.", ("route",))
-        self.requests_in_flight = gauge("requests_in_flight", "Requests under way.")
+        self.requests = RequestTally(registry)
         self.posts = counter("upstream_posts", "POSTs to the upstream, by what came of them.", ("outcome",))
         self.post_seconds = histogram("upstream_post_seconds", "Time from sending a POST to the end of its answer.")
         self.posts_in_flight = gauge("upstream_posts_in_flight", "POSTs under way, queue not counted.")

@@ -6,18 +6,19 @@ paths or queries: client codes are telephone numbers.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from gateway.api import problems
+from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 
-ACCESS = logging.getLogger("gateway.access")
 LOGGER = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
@@ -27,9 +28,12 @@ GONE = 499  # the consumer left before the answer began
 class Edge:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
+        self._process = secrets.token_hex(8)
+        self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -40,7 +44,7 @@ class Edge:
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else f"{self._process}{next(self._numbers):010x}"
         scope.setdefault("state", {})["request_id"] = request_id
         status, began = GONE, time.perf_counter()
 
@@ -51,7 +55,7 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
             await send(message)
 
-        self._metrics.requests_in_flight.inc()
+        self._metrics.requests.under_way += 1
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
@@ -66,8 +70,6 @@ class Edge:
             seconds = time.perf_counter() - began
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
-            self._metrics.requests_in_flight.dec()
-            self._metrics.requests.labels(method, route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(seconds)
-            fields = {"requestId": request_id, "method": method, "route": route, "status": status}
-            ACCESS.info("request", extra={"fields": fields | {"seconds": round(seconds, 6)}})
+            self._metrics.requests.under_way -= 1
+            self._metrics.requests.add(method, route, status, seconds)
+            self._access_log.write(time.time(), request_id, method, route, status, seconds)

@@ -17,6 +17,7 @@ from gateway.api.calls import CallLists, CallPage
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
 from gateway.errors import GatewayError, InvalidParameters, ParameterFault, UpstreamRejected
+from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 
 PAGE = {200: ResponseSpec(CallPage, description="A page of calls.", generate_examples=False)}
@@ -110,7 +111,7 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
     return Response(body, status_code=kind.status, media_type=problems.MEDIA_TYPE, headers=headers)
 
 
-def create_api(lists: CallLists, metrics: Metrics) -> tuple[Edge, Litestar]:
+def create_api(lists: CallLists, metrics: Metrics, access_log: AccessLog) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it."""
     app = Litestar(
         HANDLERS,
@@ -121,4 +122,4 @@ def create_api(lists: CallLists, metrics: Metrics) -> tuple[Edge, Litestar]:
         debug=False,
         pdb_on_exception=False,
     )
-    return Edge(app, metrics), app
+    return Edge(app, metrics, access_log), app
