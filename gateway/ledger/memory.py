@@ -12,16 +12,16 @@ from gateway.model import Call, Window
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
-SAMPLE = 8  # every so many calls are measured
+SAMPLE = 32  # of an extent's calls, at most so many are measured
 SKEW = 1.0  # seconds
 EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
 
 
 def bytes_of(calls: tuple[Call, ...]) -> int:
     """Estimate what calls hold in memory, from a sample."""
-    sample = calls[::SAMPLE]
-    if not sample:
+    if not calls:
         return 0
+    sample = calls[:: -(-len(calls) // SAMPLE)]
     return len(calls) * sum(map(_bytes_of_call, sample)) // len(sample)
 
 
