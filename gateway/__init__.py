@@ -3,6 +3,7 @@
 The package from top to bottom; imports go downwards only, and `tests/test_layout.py` holds it:
 
     __main__      the command line
+    commands/     what it can be told, one module a command
     app           composition root: the one place that knows everything
     settings      one frozen Struct, read once from the environment
     api/          HTTP in, HTTP out: the only place that imports Litestar
@@ -10,6 +11,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     callbutton/   the upstream: the only place that knows XML or Central Time
     metrics       every series, its help and its labels
     logs          structured log lines, without personal data
+    server        listening sockets and the HTTP server
     model         Call, Address, Status, Window: frozen Structs
     errors        the tree of errors
     simulator/    a stand-in Callbutton server; imports nothing from the rest

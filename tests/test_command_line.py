@@ -19,7 +19,11 @@ import pytest
 import yaml
 
 from gateway import errors
-from gateway.__main__ import ADVICE, EXAMPLES, address_of, demo_paths, listen, main, make_server, print_failure
+from gateway.__main__ import main
+from gateway.commands import COMMANDS
+from gateway.commands.check import ADVICE, print_failure
+from gateway.commands.demo import demo_paths
+from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
 
 ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("GATEWAY_")}
@@ -77,12 +81,12 @@ def refused_port() -> Iterator[int]:
         yield bound.getsockname()[1]
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    assert f"example:\n  {EXAMPLES[command]}" in capsys.readouterr().out
+    assert f"example:\n  {COMMANDS[command].EXAMPLE}" in capsys.readouterr().out
 
 
 def test_help_lists_every_command_and_loads_no_server():
@@ -96,7 +100,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert list(EXAMPLES) == re.findall(r"^    (\w+) ", done.stdout, re.MULTILINE)
+    assert list(COMMANDS) == re.findall(r"^    (\w+) ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from gateway.__main__ import EXAMPLES, demo_paths
 from gateway.api import params, problems
+from gateway.commands import COMMANDS
+from gateway.commands.demo import demo_paths
 from gateway.metrics import Metrics
 from gateway.settings import PREFIX, READERS, Settings
 from tests.conftest import Make
@@ -64,7 +65,7 @@ def test_every_problem_is_in_the_readme_with_its_status_and_nothing_else_is():
 
 
 def test_every_command_is_in_the_readme_and_nothing_else_is():
-    assert list(EXAMPLES) == [row[0] for row in rows("## Try it")]
+    assert list(COMMANDS) == [row[0] for row in rows("## Try it")]
 
 
 def test_the_example_is_what_the_demo_answers(stand: Make):

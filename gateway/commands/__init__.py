@@ -1,0 +1,37 @@
+"""The commands, one module each.
+
+Rules:
+- A module has `TEXT` and `EXAMPLE` for its help, `add_arguments` and `run`, which returns the exit code.
+- What it needs to run it imports in `run`, so that `--help` is quick.
+- It raises SettingsError or ValueError for what cannot be used (exit code 2), OSError for what is in the way (1).
+- What is asked for goes to standard output, logs and complaints go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Protocol
+
+from gateway.commands import check, demo, openapi, serve, simulate
+
+
+class Command(Protocol):
+    """What a module of a command has."""
+
+    TEXT: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Describe the options."""
+
+    def run(self, chosen: argparse.Namespace) -> int:
+        """Do it; returns the exit code."""
+
+
+COMMANDS: dict[str, Command] = {
+    "serve": serve,
+    "demo": demo,
+    "simulate": simulate,
+    "check": check,
+    "openapi": openapi,
+}

@@ -1,0 +1,76 @@
+"""`check`: ask the upstream for one hour, and say in plain words what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+
+from gateway import errors, logs
+from gateway.commands.environment import reachable_settings
+from gateway.settings import Settings
+
+HOUR = 3600
+TEXT = "Ask the upstream for one hour, and say what is wrong."
+EXAMPLE = "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp callbutton-gateway check"
+ADVICE: dict[type[errors.UpstreamError], str] = {
+    errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or go out through one that it allows "
+    "(GATEWAY_UPSTREAM_PROXY)",
+    errors.UpstreamRejected: "the server refuses a window of one hour: is it an xml.jsp of 2009?",
+    errors.UpstreamFailed: "the server is there but fails: try again later, then ask Callbutton",
+    errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
+    errors.UpstreamUnreachable: "check GATEWAY_UPSTREAM_URL, name resolution and firewalls",
+    errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are no options."""
+
+
+def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
+    """Check. Raises SettingsError."""
+    return asyncio.run(check(reachable_settings()))
+
+
+async def check(settings: Settings) -> int:
+    """Ask for the last hour with and without status; explain what fails. Returns the exit code."""
+    from prometheus_client import CollectorRegistry
+
+    from gateway.app import build_service
+    from gateway.metrics import Metrics
+    from gateway.model import Window
+
+    logs.configure(settings.log_format, "error")
+    service = build_service(settings, Metrics(CollectorRegistry()))
+    now = time.time()
+    window = Window(int(now) - HOUR, int(now) - 60)
+    try:
+        for status in (False, True):
+            kind = "with" if status else "without"
+            try:
+                fetched = await service.fetch(["*"], window, status=status, now=now)
+            except errors.UpstreamError as error:
+                print_failure(error, status=status)
+                return 1
+            calls = sum(map(len, fetched.calls.values()))
+            if fetched.status_ignored:
+                print(
+                    f"does not work: calls with status: the server ignores <{settings.status_flag_element}>\n"
+                    "what to do: ask Callbutton for the element's name and set GATEWAY_STATUS_FLAG_ELEMENT; without "
+                    "it the gateway serves calls, but no status"
+                )
+            else:
+                proof = "" if calls or not status else "; no call to tell by whether the flag is understood"
+                print(f"works: calls {kind} status: {calls} of {len(fetched.calls)} clients in the last hour{proof}")
+    finally:
+        await service.close()
+    return 0
+
+
+def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
+    """Print what does not work, and what to do."""
+    print(f"does not work: calls {'with' if status else 'without'} status: {error}")
+    if isinstance(error, errors.UpstreamUnauthorized):
+        print(f"the server saw: username {error.username}, address {error.address}")
+    print(f"what to do: {ADVICE[type(error)]}")

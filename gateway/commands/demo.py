@@ -1,0 +1,63 @@
+"""`demo`: simulator and gateway together, with nothing to set."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from datetime import UTC, datetime, timedelta
+
+from gateway import logs
+from gateway.server import address_of, listen, make_server
+from gateway.settings import Settings
+
+TEXT = "Run simulator and gateway together, with nothing to set."
+EXAMPLE = "callbutton-gateway demo --port 9090"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
+    parser.add_argument("--port", type=int, default=8080, help="of the gateway (default: %(default)s)")
+    parser.add_argument("--simulator-port", type=int, default=8081, help="default: %(default)s")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run both until told to stop. Raises OSError."""
+    from gateway import app
+    from gateway.simulator.server import PATH, Options, create
+
+    logs.configure("", "info")
+    with listen("127.0.0.1", chosen.simulator_port) as behind, listen("127.0.0.1", chosen.port) as front:
+        simulator = make_server(create(Options()), lifespan="off")
+        thread = threading.Thread(target=simulator.run, kwargs={"sockets": [behind]})
+        thread.start()
+        try:
+            settings = Settings(upstream_url=f"{address_of(behind)}{PATH}", auth="none")
+            print(f"A simulated Callbutton server, and on {address_of(front)} the gateway in front of it. Try:\n")
+            for path in demo_paths(datetime.now(UTC)):
+                print(f"  curl '{address_of(front)}{path}'")
+            print("\nStop with Ctrl-C. A log line for each request follows.", flush=True)
+            make_server(app.create(settings)).run(sockets=[front])
+        finally:
+            simulator.should_exit = True
+            thread.join()
+    return 0
+
+
+def demo_paths(now: datetime) -> list[str]:
+    """Find what to try: the last night in which clocks went back, the newest calls of two clients, the metrics."""
+    night = next(
+        night
+        for year in (now.year, now.year - 1)
+        if (night := _first_sunday_of_november(year) + timedelta(hours=5)) + timedelta(hours=4) < now
+    )
+    window = f"start={night:%Y-%m-%dT%H:%M:%SZ}&end={night + timedelta(hours=4):%Y-%m-%dT%H:%M:%SZ}"
+    return [
+        f"/clients/8005550100/calls?{window}&limit=1",
+        "/calls?client=8005550100&client=8005550101&include=status&limit=5",
+        "/metrics",
+    ]
+
+
+def _first_sunday_of_november(year: int) -> datetime:
+    first = datetime(year, 11, 1, tzinfo=UTC)
+    return first + timedelta(days=(6 - first.weekday()) % 7)

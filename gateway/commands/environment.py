@@ -1,0 +1,15 @@
+"""The settings of commands that need the upstream."""
+
+from __future__ import annotations
+
+import os
+
+from gateway.settings import Settings, SettingsError, read_settings
+
+
+def reachable_settings() -> Settings:
+    """Read the settings of a command that needs the upstream. Raises SettingsError."""
+    settings = read_settings(os.environ)
+    if not settings.upstream_url:
+        raise SettingsError("GATEWAY_UPSTREAM_URL is not set: it is the address of the server's xml.jsp")
+    return settings

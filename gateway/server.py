@@ -1,0 +1,39 @@
+"""The HTTP server around an application: its listening socket and uvicorn."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import uvicorn
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket. Raises OSError, which names the address."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(error.errno, f"{host} port {port}: {os.strerror(error.errno or 0)}") from error
+
+
+def address_of(opened: socket.socket) -> str:
+    """Write the address of a listening socket as consumers use it."""
+    host, port = opened.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(application: Any, *, lifespan: str = "on") -> uvicorn.Server:  # noqa: ANN401 - either kind of ASGI
+    """Make an HTTP server that logs nothing of its own but warnings."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            lifespan=lifespan,  # type: ignore[arg-type]
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+    )
