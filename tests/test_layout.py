@@ -21,6 +21,7 @@ LAYERS = {
     "logs": 2,
     "server": 2,
     "settings": 2,
+    "formats": 2,
     "model": 1,
     "errors": 1,
     "": 0,  # gateway/__init__.py: the version

@@ -1,0 +1,137 @@
+"""Calls as text that streams: NDJSON and CSV. Pure: calls in, bytes out.
+
+Rules:
+- NDJSON is a call a line, as the JSON lists show it. The last line is `{"meta": {…}}`: without it the text broke off.
+- CSV is RFC 4180 with a header. Columns are flat and nested names dotted; null is empty; `extra` is JSON in one column.
+- A text that a spreadsheet would take for a formula gets an apostrophe before it.
+- `fields` are columns, or `address` and `status` whole. A call is always known by its `KEYS` in JSON and NDJSON; CSV
+  has the columns asked for and no other, in that order.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.model import Address, Call, Status
+
+KEYS = ("id", "clientCode", "startTime")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets know the full-width signs too
+_encoder = msgspec.json.Encoder()
+
+
+def _attributes(struct: type[Struct]) -> dict[str, str]:
+    return {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
+
+
+PARTS: dict[str, type[Struct]] = {"address": Address, "status": Status}
+ATTRIBUTES = {name: _attributes(part) for name, part in PARTS.items()} | {"": _attributes(Call)}
+COLUMNS = tuple(
+    column
+    for name in ATTRIBUTES[""]
+    for column in ([f"{name}.{inner}" for inner in ATTRIBUTES[name]] if name in PARTS else [name])
+)
+FIELDS = (*COLUMNS, *PARTS)
+
+
+class Projection:
+    """Of each call some fields only, as a mapping that is written as JSON."""
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        wanted: dict[str, list[str] | None] = dict.fromkeys(KEYS)
+        for name in (field for field in ATTRIBUTES[""] if any(one.split(".")[0] == field for one in fields)):
+            inner = [one.partition(".")[2] for one in fields if one.startswith(f"{name}.")]
+            wanted[name] = inner if inner and name not in fields else None
+        self._parts = [
+            (name, ATTRIBUTES[""][name], [(one, ATTRIBUTES[name][one]) for one in inner or ()])
+            for name, inner in wanted.items()
+        ]
+
+    def __call__(self, call: Call) -> dict[str, Any]:
+        """Take the fields of a call."""
+        row = {}
+        for name, outer, inner in self._parts:
+            value = getattr(call, outer)
+            if inner and value is not None:
+                value = {one: getattr(value, attribute) for one, attribute in inner}
+            row[name] = value
+        return row
+
+
+class Ndjson:
+    """A call a line."""
+
+    def __init__(self, fields: Sequence[str] = ()) -> None:
+        self._project = Projection(fields) if fields else None
+
+    def begin(self) -> bytes:
+        """What comes before the calls: nothing."""
+        return b""
+
+    def rows(self, calls: Iterable[Call]) -> bytes:
+        """Write some calls."""
+        return _encoder.encode_lines([self._project(call) for call in calls] if self._project else list(calls))
+
+    def end(self, meta: object) -> bytes:
+        """Write the last line, which says that nothing is missing."""
+        return _encoder.encode({"meta": meta}) + b"\n"
+
+
+class Csv:
+    """A header, then a call a record."""
+
+    def __init__(self, fields: Sequence[str] = ()) -> None:
+        self._columns = _columns(fields)
+        self._readers = [_reader(column) for column in self._columns]
+
+    def begin(self) -> bytes:
+        """Write the header."""
+        return _records([self._columns])
+
+    def rows(self, calls: Iterable[Call]) -> bytes:
+        """Write some calls."""
+        readers = self._readers
+        return _records([read(call) for read in readers] for call in calls)
+
+    def end(self, meta: object) -> bytes:  # noqa: ARG002 - what NDJSON takes
+        """What comes after the calls: nothing. A text that broke off is known by its connection."""
+        return b""
+
+
+def _columns(fields: Sequence[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for field in fields or COLUMNS:
+        found |= dict.fromkeys([f"{field}.{inner}" for inner in ATTRIBUTES[field]] if field in PARTS else [field])
+    return list(found)
+
+
+def _reader(column: str) -> Callable[[Call], str | int | None]:
+    """Make the function that reads a column of a call."""
+    part, _, inner = column.rpartition(".")
+    read = attrgetter(ATTRIBUTES[part][inner])
+    if part:
+        of_call = attrgetter(ATTRIBUTES[""][part])
+        return lambda call: None if (found := of_call(call)) is None else _cell(read(found))
+    return lambda call: _cell(read(call))
+
+
+def _cell(value: Any) -> str | int | None:  # noqa: ANN401 - any value that a call has
+    if value is None or type(value) is int:
+        return value
+    if type(value) is not str:
+        if not value and isinstance(value, dict):
+            return None
+        value = msgspec.json.encode(value).decode().strip('"')
+    return f"'{value}" if value.startswith(FORMULA) else value
+
+
+def _records(records: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(records)
+    return text.getvalue().encode()

@@ -1,0 +1,123 @@
+"""NDJSON and CSV: what a program and a spreadsheet make of them."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.formats import COLUMNS, FIELDS, FORMULA, Csv, Ndjson, Projection
+from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
+
+ADDRESS = Address(
+    first_name="Ada",
+    middle_initial=None,
+    last_name='Love"lace, Countess',
+    street="1 Lake\nShore",
+    secondary=None,
+    city="Chicago",
+    state="IL",
+    zip="02134",
+    zip4=None,
+)
+CALL = Call(
+    id="0188",
+    client_code="8005550100",
+    start_time=datetime(2026, 11, 1, 6, 30, tzinfo=UTC),
+    start_time_certainty=Certainty.EXACT,
+    campaign="4471",
+    did="8005550100",
+    ani="3125550100",
+    other_data="=HYPERLINK(1)",
+    phone_type=PhoneType.CELL,
+    target="+13125550199",
+    result=Result.NO_ANSWER,
+    duration_seconds=63,
+    talk_time_seconds=None,
+    index_number="0042",
+    dtmf="@1",
+    recording_url=None,
+    address=ADDRESS,
+    status=Status(reviewed=False, sales=SalesStatus.MADE_SALE, journal="-1+1"),
+    extra={"Lead": "Núñez, a; b"},
+)
+BARE = msgspec.structs.replace(CALL, address=None, status=None, extra={}, other_data=None)
+
+
+def read_csv(body: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(body.decode(), newline="")))
+
+
+def test_ndjson_is_a_call_a_line_and_ends_with_meta():
+    form = Ndjson()
+    lines = (form.begin() + form.rows([CALL, BARE]) + form.end({"stale": False})).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        json.loads(msgspec.json.encode(CALL)),
+        json.loads(msgspec.json.encode(BARE)),
+        {"meta": {"stale": False}},
+    ]
+
+
+def test_csv_has_flat_columns_and_leaves_strings_strings():
+    form = Csv()
+    first, second = read_csv(form.begin() + form.rows([CALL, BARE]))
+    assert list(first) == list(COLUMNS)
+    assert first["id"] == "0188"
+    assert first["startTime"] == "2026-11-01T06:30:00Z"
+    assert (first["phoneType"], first["result"], first["talkTimeSeconds"]) == ("cell", "no_answer", "")
+    assert (first["address.lastName"], first["address.street"]) == ('Love"lace, Countess', "1 Lake\nShore")
+    assert (first["status.reviewed"], first["status.sales"]) == ("false", "made_sale")
+    assert json.loads(first["extra"]) == {"Lead": "Núñez, a; b"}
+    assert {second[name] for name in COLUMNS if name.startswith(("address.", "status.", "extra"))} == {""}
+
+
+def test_csv_lines_end_as_rfc_4180_says():
+    form = Csv(["id", "clientCode"])
+    assert form.begin() + form.rows([CALL]) + form.end({}) == b"id,clientCode\r\n0188,8005550100\r\n"
+
+
+def test_no_cell_is_a_formula():
+    (row,) = read_csv(Csv().begin() + Csv().rows([CALL]))
+    assert (row["otherData"], row["target"], row["dtmf"]) == ("'=HYPERLINK(1)", "'+13125550199", "'@1")
+    assert row["status.journal"] == "'-1+1"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_comes_back_from_csv_and_no_formula_does(text: str):
+    call = msgspec.structs.replace(CALL, other_data=text)
+    form = Csv(["id", "otherData", "dtmf"])
+    (row,) = read_csv(form.begin() + form.rows([call]))
+    assert row["otherData"] == (f"'{text}" if text.startswith(FORMULA) else text)
+    assert not row["otherData"].startswith(FORMULA)
+
+
+FIELD_CASES = {
+    "some": (["ani", "result"], ["id", "clientCode", "startTime", "ani", "result"]),
+    "a part": (["address"], ["id", "clientCode", "startTime", "address"]),
+    "keys": (["startTime"], ["id", "clientCode", "startTime"]),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), FIELD_CASES.values(), ids=FIELD_CASES)
+def test_fields_leave_the_keys(fields: list[str], expected: list[str]):
+    assert list(Projection(fields)(CALL)) == expected
+    assert json.loads(Ndjson(fields).rows([CALL])) == {
+        name: value for name, value in json.loads(msgspec.json.encode(CALL)).items() if name in expected
+    }
+
+
+def test_dotted_fields_take_parts():
+    fields = ["address.city", "address.zip", "status.sales"]
+    assert json.loads(Ndjson(fields).rows([CALL]))["address"] == {"city": "Chicago", "zip": "02134"}
+    assert json.loads(Ndjson(fields).rows([BARE]))["address"] is None
+    assert list(read_csv(Csv(fields).begin() + Csv(fields).rows([CALL]))[0]) == fields
+
+
+def test_every_field_can_be_a_column():
+    for field in FIELDS:
+        assert Csv([field]).rows([CALL])
+        assert Ndjson([field]).rows([BARE])
