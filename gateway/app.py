@@ -18,6 +18,7 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 
+REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
 Clock = Callable[[], float]
 
 
@@ -53,6 +54,6 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     ledger = Ledger(service.fetch, rules, metrics, clock)
     lists = CallLists(ledger, clock, settings.signing_key.encode(), settings.history_start, settings.request_deadline)
     access_log = AccessLog(settings.log_format, settings.log_level)
-    app, litestar = create_api(lists, metrics, access_log)
+    app, litestar = create_api(lists, metrics, access_log, settings.cache_bytes // REPEATS)
     litestar.on_shutdown += [ledger.close, service.close, access_log.flush]
     return app

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from gateway.api import params
 from gateway.api.cursors import Cursor, read_cursor, render_cursor
+from gateway.api.repeats import Lifetime, matches
 from gateway.ledger.pages import Page, read_page
 from gateway.ledger.reader import Ledger, Question
 from gateway.model import Call
@@ -74,12 +75,17 @@ class CallLists(Struct, frozen=True):
             insist="no-cache" in request.headers.get("cache-control", "").lower(),
             deadline=asyncio.get_running_loop().time() + self.deadline,
         )
+        now = self.clock()
         page = await read_page(
-            self.ledger, question, self.clock(), newest_first=wanted.newest_first, limit=wanted.limit, after=after
+            self.ledger, question, now, newest_first=wanted.newest_first, limit=wanted.limit, after=after
         )
         following = None
         if page.after is not None:
             following = render_cursor(Cursor(wanted, dict(parameters), page.after), self.signing_key)
+        if not page.stale:
+            # A window that reaches into the future grows by the second.
+            until = math.inf if wanted.window.end <= now else math.ceil(now)
+            request.scope["state"]["lifetime"] = Lifetime(page.as_of, now - page.past, until)
         return self._render(request, wanted, page, following)
 
     def _render(
@@ -111,7 +117,7 @@ class CallLists(Struct, frozen=True):
         }
         if following is not None:
             headers["Link"] = f'<{request.scope["path"]}?{urlencode({"cursor": following})}>; rel="next"'
-        if _matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+        if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
             return Response(b"", status_code=304, headers=headers)
         return Response(encoded, media_type="application/json", headers=headers)
 
@@ -119,12 +125,6 @@ class CallLists(Struct, frozen=True):
 def _etag(data: bytes, *, more: bool) -> str:
     """Name an answer by its data and whether a next page exists, not by when it was fetched."""
     return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if more else b"end").hexdigest()}"'
-
-
-def _matches(header: str, etag: str) -> bool:
-    """Compare as If-None-Match does: weakly."""
-    given = {tag.strip().removeprefix("W/") for tag in header.split(",")}
-    return "*" in given or etag.removeprefix("W/") in given
 
 
 def _cache_status(page: Page) -> str:

@@ -16,6 +16,7 @@ from gateway.api import problems
 from gateway.api.calls import CallLists, CallPage
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
+from gateway.api.repeats import Repeats
 from gateway.errors import GatewayError, InvalidParameters, ParameterFault, UpstreamRejected
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
@@ -111,7 +112,7 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
     return Response(body, status_code=kind.status, media_type=problems.MEDIA_TYPE, headers=headers)
 
 
-def create_api(lists: CallLists, metrics: Metrics, access_log: AccessLog) -> tuple[Edge, Litestar]:
+def create_api(lists: CallLists, metrics: Metrics, access_log: AccessLog, repeats_bytes: int) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it."""
     app = Litestar(
         HANDLERS,
@@ -122,4 +123,5 @@ def create_api(lists: CallLists, metrics: Metrics, access_log: AccessLog) -> tup
         debug=False,
         pdb_on_exception=False,
     )
-    return Edge(app, metrics, access_log), app
+    repeats = Repeats(app, lists.clock, repeats_bytes, metrics.lookups.labels("repeat"))
+    return Edge(repeats, metrics, access_log), app

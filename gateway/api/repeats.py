@@ -1,0 +1,153 @@
+"""Exact repeats: an answer that is asked for again within its freshness goes out as the bytes that it was.
+
+Rules:
+- It stands between the edge, which authenticates, counts and logs every request alike, and Litestar. It knows nothing
+  of calls: a handler that has an answer worth keeping leaves a `Lifetime` in the request's state.
+- What an answer depends on is its key: consumer, path, query, and the headers Accept, Accept-Encoding and Origin. An
+  entry is for the very consumer that it was made for: whose rights are read anew is another.
+- `Age`, `Cache-Status` and `304` are made anew each time. What is revalidated (`no-cache`) or not GET goes past it.
+- A life is at most a minute, so that the ledger learns which days are in use, and the entries are bounded in bytes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from msgspec import Struct
+from prometheus_client import Counter
+
+LONGEST = 60.0  # seconds
+LARGEST = 1024**2  # bytes of a body
+ENTRY_BYTES = 2000  # of an entry without its body
+MADE_ANEW = {b"age", b"cache-status", b"server-timing", b"x-request-id"}
+Headers = list[tuple[bytes, bytes]]
+
+
+class Lifetime(Struct, frozen=True):
+    """How long an answer holds: fetched `as_of`, fresh until `fresh_until`, the same for repeats until `until`."""
+
+    as_of: float
+    fresh_until: float
+    until: float
+
+
+class Entry(Struct, frozen=True):
+    """An answer."""
+
+    consumer: object
+    route: str
+    headers: Headers
+    etag: bytes
+    body: bytes
+    lifetime: Lifetime
+
+
+class Repeats:
+    """An ASGI application around another."""
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float], bound: int, served: Counter) -> None:
+        self._app = app
+        self._clock = clock
+        self._bound = bound
+        self._served = served
+        self._held: OrderedDict[tuple[object, ...], Entry] = OrderedDict()
+        self._bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer from what is held, or hold what is answered."""
+        if scope["type"] != ScopeType.HTTP or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        state = scope["state"]
+        consumer = state.get("consumer")
+        key = (
+            consumer and consumer.name,
+            scope["raw_path"],
+            scope["query_string"],
+            headers.get(b"accept"),
+            headers.get(b"accept-encoding"),
+            headers.get(b"origin"),
+        )
+        entry = self._held.get(key)
+        if entry is None or b"cache-control" in headers or b"pragma" in headers:
+            await self._ask(scope, receive, send, key)
+            return
+        now = self._clock()
+        lifetime = entry.lifetime
+        if now >= lifetime.until or entry.consumer is not consumer:
+            self._drop(key)
+            await self._ask(scope, receive, send, key)
+            return
+        self._held.move_to_end(key)
+        self._served.inc()
+        scope["path_template"] = entry.route
+        age = now - lifetime.as_of
+        answered = [
+            *entry.headers,
+            (b"age", b"%d" % age if age > 0 else b"0"),
+            (b"cache-status", b"callbutton-gateway; hit; ttl=%d" % (lifetime.fresh_until - now)),
+        ]
+        if (asked := headers.get(b"if-none-match")) is not None and matches(
+            asked.decode("latin-1"), entry.etag.decode()
+        ):
+            answered = [pair for pair in answered if pair[0] not in (b"content-length", b"content-type")]
+            await send({"type": "http.response.start", "status": 304, "headers": answered})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": answered})
+        await send({"type": "http.response.body", "body": entry.body, "more_body": False})
+
+    async def _ask(self, scope: HTTPScope, receive: Receive, send: Send, key: tuple[object, ...]) -> None:
+        headers: Headers = []
+
+        async def keep(message: Message) -> None:
+            nonlocal headers
+            await send(message)
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"]) if message["status"] == 200 else []
+            elif headers and message["type"] == "http.response.body":
+                lifetime = scope["state"].get("lifetime")
+                if lifetime is not None and not message.get("more_body") and len(message["body"]) <= LARGEST:
+                    self._keep(scope, key, headers, message["body"], lifetime)
+                headers = []
+
+        await self._app(scope, receive, keep)
+
+    def _keep(
+        self, scope: HTTPScope, key: tuple[object, ...], headers: Headers, body: bytes, lifetime: Lifetime
+    ) -> None:
+        kept = [(name, value) for name, value in headers if name.lower() not in MADE_ANEW]
+        etag = next((value for name, value in kept if name.lower() == b"etag"), None)
+        if etag is None:
+            return
+        until = min(lifetime.until, lifetime.fresh_until, self._clock() + LONGEST)
+        entry = Entry(
+            scope["state"].get("consumer"),
+            str(scope.get("path_template")),
+            kept,
+            etag,
+            body,
+            Lifetime(lifetime.as_of, lifetime.fresh_until, until),
+        )
+        self._drop(key)
+        self._held[key] = entry
+        self._bytes += ENTRY_BYTES + len(body)
+        while self._bytes > self._bound:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, key: tuple[object, ...]) -> None:
+        if (entry := self._held.pop(key, None)) is not None:
+            self._bytes -= ENTRY_BYTES + len(entry.body)
+
+
+def matches(header: str, etag: str) -> bool:
+    """Compare as If-None-Match does: weakly."""
+    given = {tag.strip().removeprefix("W/") for tag in header.split(",")}
+    return "*" in given or etag.removeprefix("W/") in given
