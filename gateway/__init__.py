@@ -12,6 +12,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     metrics       every series, its help and its labels
     logs          structured log lines, without personal data
     server        listening sockets and the HTTP server
+    access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure
     model         Call, Address, Status, Window: frozen Structs
     errors        the tree of errors

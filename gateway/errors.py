@@ -2,6 +2,9 @@
 
     GatewayError
     ├── InvalidParameters          what the consumer asked cannot be read
+    ├── Unauthenticated            no credentials, or none that count
+    ├── Forbidden                  not for this consumer, whether or not it exists
+    ├── RateLimited                this consumer asks too much; when to come again
     └── UpstreamError              the upstream did not give an answer that can be used
         ├── UpstreamUnauthorized   the upstream does not know our address
         ├── UpstreamRejected       ERROR about the request itself: the date range, the client code
@@ -37,6 +40,30 @@ class InvalidParameters(GatewayError):  # noqa: N818 - the name of a problem, no
     def __init__(self, faults: Sequence[ParameterFault]) -> None:
         super().__init__("; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults))
         self.faults = tuple(faults)
+
+
+class Unauthenticated(GatewayError):  # noqa: N818
+    """No credentials, or none that count; `reason` is a word for logs and metrics."""
+
+    def __init__(self, detail: str, reason: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Forbidden(GatewayError):  # noqa: N818
+    """Not for this consumer, whether or not it exists; `reason` is a word for logs and metrics."""
+
+    def __init__(self, detail: str, reason: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class RateLimited(GatewayError):  # noqa: N818
+    """A consumer asks too much; `seconds` until it may again."""
+
+    def __init__(self, detail: str, seconds: float) -> None:
+        super().__init__(detail)
+        self.seconds = seconds
 
 
 class UpstreamError(GatewayError):

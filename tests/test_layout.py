@@ -22,6 +22,7 @@ LAYERS = {
     "server": 2,
     "settings": 2,
     "formats": 2,
+    "access": 2,
     "model": 1,
     "errors": 1,
     "": 0,  # gateway/__init__.py: the version

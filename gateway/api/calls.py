@@ -13,6 +13,7 @@ import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
+from gateway.access import Consumer, present
 from gateway.api import params
 from gateway.api.cursors import Cursor, read_cursor, render_cursor
 from gateway.api.repeats import Lifetime, matches
@@ -95,8 +96,9 @@ class CallLists(Struct, frozen=True):
         page: Page,
         following: str | None,
     ) -> Response[bytes]:
+        consumer: Consumer = request.scope["state"]["consumer"]
         body = CallPage(
-            data=[present(call, status=wanted.status) for call in page.calls],
+            data=[present(call, consumer, status=wanted.status) for call in page.calls],
             page=PageLinks(limit=wanted.limit, next_cursor=following),
             meta=Meta(
                 start=_instant(wanted.window.start),
@@ -132,13 +134,6 @@ def _cache_status(page: Page) -> str:
     if page.lookup == "hit" or page.stale:
         return f"hit; ttl={-math.ceil(page.past)}"
     return f"fwd={page.lookup}{'; collapsed' if page.collapsed else ''}"
-
-
-def present(call: Call, *, status: bool) -> Call:
-    """Make the call as consumers see it: the upstream's own recording address stays inside."""
-    if call.recording_url is None and (status or call.status is None):
-        return call
-    return msgspec.structs.replace(call, recording_url=None, status=call.status if status else None)
 
 
 def _instant(seconds: float) -> datetime:

@@ -15,6 +15,7 @@ import time
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from gateway.access import ANYONE
 from gateway.api import problems
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
@@ -45,7 +46,8 @@ class Edge:
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"{self._process}{next(self._numbers):010x}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"], state["consumer"] = request_id, ANYONE
         status, began = GONE, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:

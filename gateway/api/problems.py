@@ -11,9 +11,12 @@ import msgspec
 from msgspec import Struct
 
 from gateway.errors import (
+    Forbidden,
     GatewayError,
     InvalidParameters,
     ParameterFault,
+    RateLimited,
+    Unauthenticated,
     UpstreamFailed,
     UpstreamMalformed,
     UpstreamRejected,
@@ -35,6 +38,11 @@ class Kind(NamedTuple):
 
 
 INVALID = Kind(400, "invalid-parameter", "A parameter cannot be read", "Correct the parameters named in errors.")
+UNAUTHENTICATED = Kind(
+    401, "unauthenticated", "Who asks is not known", "Send an access key in X-API-Key or Authorization: Bearer."
+)
+FORBIDDEN = Kind(403, "forbidden", "Not for this consumer", "Ask whoever runs this gateway for the right to see it.")
+RATE_LIMITED = Kind(429, "rate-limited", "Too many requests", "Ask again after the seconds of Retry-After.")
 NOT_FOUND = Kind(404, "not-found", "There is nothing here", "The paths are listed in /openapi.json.")
 NOT_ALLOWED = Kind(
     405, "method-not-allowed", "This method is not allowed here", "The header Allow lists those that are."
@@ -50,6 +58,9 @@ UNREACHABLE = Kind(502, "upstream-unreachable", "The Callbutton server cannot be
 TIMEOUT = Kind(504, "upstream-timeout", "The Callbutton server is too slow", "Ask again in a moment, or for less.")
 KINDS: dict[type[GatewayError], Kind] = {
     InvalidParameters: INVALID,
+    Unauthenticated: UNAUTHENTICATED,
+    Forbidden: FORBIDDEN,
+    RateLimited: RATE_LIMITED,
     UpstreamRejected: REJECTED,
     UpstreamUnauthorized: UNAUTHORIZED,
     UpstreamFailed: FAILED,
