@@ -1,6 +1,7 @@
 """The cache that understands time.
 
 pages       how far to read for a page
+stream      a whole window, in bounded memory
 reader      the plan of a read
 flights     POSTs under way, shared by all who need them
 posts       the POSTs of one flight: batches, halves, what is missing

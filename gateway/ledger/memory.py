@@ -1,4 +1,8 @@
-"""Level 1: extents in process, by client and day, bounded in bytes; the least recently used day goes first."""
+"""Level 1: extents in process, by client and day, bounded in bytes.
+
+Rule: the day that goes first is the least recently used of those that nobody has used since they were stored. So an
+export, which stores much and uses nothing twice, pushes out what it stored itself; what is used again stays.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from gateway.model import Call, Window
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
+USED = 0.8  # of the bound, at most, for days that were used again
 SAMPLE = 32  # of an extent's calls, at most so many are measured
 SKEW = 1.0  # seconds
 EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
@@ -40,15 +45,18 @@ class Memory:
     def __init__(self, bound: int, metrics: Metrics) -> None:
         self._bound = bound
         self._metrics = metrics
-        self._days: OrderedDict[Key, tuple[list[Extent], int]] = OrderedDict()
+        self._days: dict[Key, tuple[list[Extent], int]] = {}
+        self._once: OrderedDict[Key, None] = OrderedDict()  # stored, and not used since
+        self._again: OrderedDict[Key, None] = OrderedDict()
         self._bytes = 0
+        self._bytes_again = 0
         self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
-    def lookup(self, code: str, window: Window, now: float, *, status: bool) -> list[Extent]:
+    def lookup(self, code: str, window: Window, now: float, *, status: bool, used: bool = False) -> list[Extent]:
         """Extents that overlap the window, sorted, not overlapping each other: for each point the latest POST's.
 
         With status: those with status alone. Those of every client serve each client that they list. One that was
-        sent over a second ahead of now is dropped: the clock was wrong, then or now.
+        sent over a second ahead of now is dropped: the clock was wrong, then or now. `used`: somebody reads it.
         """
         kinds = (True,) if status else (True, False)
         owners = (code,) if code == EVERY_CLIENT else (code, EVERY_CLIENT)
@@ -63,7 +71,10 @@ class Memory:
                     else:
                         for extent in layer:
                             merged = overlay(merged, extent)
-            found += [extent for extent in merged if extent.window.overlaps(window)]
+            if within := [extent for extent in merged if extent.window.overlaps(window)]:
+                found += within
+                if used:
+                    self._use((owner, kind, day) for owner in owners for kind in kinds)
         for kind in kinds:
             for owner in owners:
                 for extent in self._of(owner, code, kind, None, now):
@@ -91,7 +102,6 @@ class Memory:
         held = self._days.get(key)
         if held is None:
             return []
-        self._days.move_to_end(key)
         extents, _ = held
         if any(extent.sent > now + SKEW for extent in extents):
             self._metrics.skew.inc()
@@ -110,24 +120,43 @@ class Memory:
                 ]
                 self._put(plain, sorted(kept, key=lambda one: one.window))
         while self._bytes > self._bound and self._days:
-            (owner, kind, oldest), (_, size) = self._days.popitem(last=False)
-            self._bytes -= size
-            self._forget(owner, kind, oldest)
+            self._put(next(iter(self._once or self._again)), ())
             self._metrics.evictions.inc()
         self._metrics.cache_bytes.set(self._bytes)
 
     def _put(self, key: Key, extents: Iterable[Extent]) -> None:
         owner, kind, day = key
-        _, size = self._days.pop(key, ([], 0))
-        self._bytes -= size
-        if kept := list(extents):
-            now = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
-            self._bytes += now
-            self._days[key] = (kept, now)
+        _, before = self._days.pop(key, ([], 0))
+        kept = list(extents)
+        size = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
+        self._bytes += size - before
+        if key in self._again:
+            self._bytes_again += size - before
+        if kept:
+            self._days[key] = (kept, size)
+            rank = self._again if key in self._again else self._once
+            rank[key] = None
+            rank.move_to_end(key)
             if day is not None:
                 self._held.setdefault((owner, kind), set()).add(day)
         else:
+            self._once.pop(key, None)
+            self._again.pop(key, None)
             self._forget(owner, kind, day)
+
+    def _use(self, keys: Iterable[Key]) -> None:
+        """Raise days to those used again, and the least recently used of these down, if they are too much."""
+        for key in keys:
+            if key in self._again:
+                self._again.move_to_end(key)
+            elif key in self._once:
+                del self._once[key]
+                self._again[key] = None
+                self._bytes_again += self._days[key][1]
+        while self._bytes_again > USED * self._bound:
+            key, _ = self._again.popitem(last=False)
+            self._bytes_again -= self._days[key][1]
+            self._once[key] = None
 
     def _forget(self, owner: str, kind: bool, day: int | None) -> None:
         days = self._held.get((owner, kind))

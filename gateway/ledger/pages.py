@@ -1,13 +1,13 @@
 """Pages of a list: how far to read for one, and where the next begins.
 
 Rules: a page is fetched no further than it needs. The first span is the 24 hours nearest the sort's beginning; spans
-double while the last held few calls. A page that has cost 8 POSTs is answered short.
+double while the last held few calls. A page that has cost 8 POSTs, or looked at 100,000 calls, is answered short.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import NamedTuple
@@ -22,6 +22,9 @@ from gateway.model import Call, Window
 
 SPARSE = 100  # calls: spans double while the last held fewer
 MOST_POSTS = 8  # a page that has cost so many is answered short
+MOST_CALLS = 100_000  # looked at for one page
+
+Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
 
 
 class Position(NamedTuple):
@@ -46,7 +49,7 @@ class Page(Struct):
     collapsed: bool
 
 
-_order = attrgetter(*Position._fields)  # a call's position as a bare tuple, four times as quick
+order = attrgetter(*Position._fields)  # a call's position as a bare tuple, four times as quick
 
 
 def position(call: Call) -> Position:
@@ -55,9 +58,16 @@ def position(call: Call) -> Position:
 
 
 async def read_page(
-    ledger: Ledger, question: Question, now: float, *, newest_first: bool, limit: int, after: Position | None
+    ledger: Ledger,
+    question: Question,
+    now: float,
+    *,
+    newest_first: bool,
+    limit: int,
+    after: Position | None,
+    keep: Keep = list,
 ) -> Page:
-    """Read one page, fetching no further than it needs. Raises UpstreamError."""
+    """Read one page of the calls to keep, fetching no further than it needs. Raises UpstreamError."""
     window = question.window
     rest = Window(window.start, min(window.end, max(window.start, math.ceil(now))))
     if after is not None:
@@ -66,7 +76,8 @@ async def read_page(
     calls: list[Call] = []
     readings: list[Reading] = []
     span = DAY
-    while _left(rest) and len(calls) <= limit and sum(reading.posts for reading in readings) < MOST_POSTS:
+    posts = looked_at = 0
+    while _left(rest) and len(calls) <= limit and posts < MOST_POSTS and looked_at < MOST_CALLS:
         if newest_first:
             part = Window(max(rest.start, rest.end - span), rest.end)
         else:
@@ -74,12 +85,13 @@ async def read_page(
         part = _clipped(whole(part), rest)
         reading = await ledger.read(msgspec.structs.replace(question, window=part), span)
         rest = Window(rest.start, part.start) if newest_first else Window(part.end, rest.end)
-        calls, fresh = _distinct(calls, readings, reading)
-        found = sorted(fresh, key=_order, reverse=newest_first)
+        calls, fresh = _distinct(calls, readings, reading, keep(reading.calls))
+        found = sorted(fresh, key=order, reverse=newest_first)
         if after is not None:
             found = [call for call in found if (position(call) < after if newest_first else position(call) > after)]
         calls += found
         readings.append(reading)
+        posts, looked_at = posts + reading.posts, looked_at + len(reading.calls)
         if len(reading.calls) < SPARSE:
             span *= 2
     following = None
@@ -101,14 +113,16 @@ async def read_page(
     )
 
 
-def _distinct(calls: list[Call], readings: Sequence[Reading], reading: Reading) -> tuple[list[Call], list[Call]]:
-    """Of calls of which two spans have a version keep the later POST's (T2): those had, and those of a new span."""
-    had = {(call.client_code, call.id): call for call in calls}
-    new = {(call.client_code, call.id): call for call in reading.calls}
-    for key in had.keys() & new.keys():
-        before = max(one.sent(had[key]) for one in readings)
-        del (new if before > reading.sent(new[key]) else had)[key]
-    return list(had.values()), list(new.values())
+def _distinct(
+    calls: list[Call], readings: Sequence[Reading], reading: Reading, fresh: Sequence[Call]
+) -> tuple[list[Call], list[Call]]:
+    """Of calls of which two spans have a version keep the later POST's (T2), whichever of the two are to be kept."""
+    if reading.meets(calls):
+        calls = [call for call in calls if reading.sent(call) < max(one.sent(call) for one in readings)]
+    for earlier in readings:
+        if earlier.meets(fresh):
+            fresh = [call for call in fresh if earlier.sent(call) <= reading.sent(call)]
+    return calls, list(fresh)
 
 
 def _lookup(readings: Sequence[Reading]) -> str:

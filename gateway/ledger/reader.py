@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +20,7 @@ from msgspec import Struct
 from gateway.callbutton.central import whole
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import EVERY_CLIENT, Extent, covers, merge, overlay
+from gateway.ledger.extents import Extent, covers, merge, overlay
 from gateway.ledger.flights import Flights, Need
 from gateway.ledger.freshness import Rule, gaps, old, seconds_past
 from gateway.ledger.memory import Memory
@@ -45,22 +46,25 @@ class LedgerSettings(Struct, frozen=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """What is read: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock."""
+    """What is read: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
+
+    `passing` is for who reads much once: it does not count as a use of what the ledger holds.
+    """
 
     codes: tuple[str, ...]
     window: Window
     status: bool = False
     insist: bool = False  # on what is sent from now on
+    passing: bool = False
     deadline: float | None = None
 
 
-class Reading(Struct, kw_only=True):
+class Reading(Struct, kw_only=True, dict=True):
     """The calls of a window, unordered, and what they rest on; instants in seconds since 1970.
 
     `past` is how long the stalest point has been stale, negative while all is fresh.
     """
 
-    calls: list[Call]
     as_of: float
     oldest_fetch: float
     past: float
@@ -71,11 +75,37 @@ class Reading(Struct, kw_only=True):
     collapsed: bool = False  # it rests on flights of others alone
     posts: int = 0  # needs of its own that were not joined to flights of others
 
+    @cached_property
+    def extents(self) -> list[Extent]:
+        """All extents of the window."""
+        return [extent for extents in self.used.values() for extent in extents]
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """The calls, put together when first asked for."""
+        return merge(self.extents)
+
     def sent(self, call: Call) -> float:
-        """When the POST that a call is from was sent; 0 if it is not from here."""
-        start = call.start_time.timestamp()
-        extents = self.used.get(call.client_code) or self.used.get(EVERY_CLIENT) or []
-        return next((extent.sent for extent in extents if start in extent.window), 0)
+        """When the POST of the latest version of a call was sent, by its id; 0 if there is none here."""
+        return max(
+            (
+                extent.sent
+                for extent in self.extents
+                if call.id in extent.ids
+                and any(one.id == call.id and one.client_code == call.client_code for one in extent.calls)
+            ),
+            default=0,
+        )
+
+    def meets(self, calls: Iterable[Call]) -> bool:
+        """Whether some of the calls may be here too."""
+        ids = {call.id for call in calls}
+        return bool(ids) and any(not extent.ids.isdisjoint(ids) for extent in self.extents)
+
+    @property
+    def size(self) -> int:
+        """How many calls its extents have."""
+        return sum(len(extent.calls) for extent in self.extents)
 
 
 class Ledger:
@@ -100,15 +130,18 @@ class Ledger:
         now = self._clock()
         window = Window(question.window.start, min(question.window.end, math.ceil(now)))
         if window.start >= window.end:
-            return Reading(calls=[], as_of=now, oldest_fetch=now, past=-self._settings.plain.minimum)
+            return Reading(as_of=now, oldest_fetch=now, past=-self._settings.plain.minimum)
         rules = {code: self._rule(code, status=question.status) for code in question.codes}
-        held = {code: self._memory.lookup(code, window, now, status=question.status) for code in question.codes}
+        held = {
+            code: self._memory.lookup(code, window, now, status=question.status, used=not question.passing)
+            for code in question.codes
+        }
         needs = self._needs(question, window, now, rules, held, span)
         complete = all(covers(found, window) for found in held.values())
         before = _reading(held, window, now, rules) if complete else None
         if before is not None and not needs:
             self._revalidate(held, now, rules, status=question.status)
-            self._metrics.rows.labels("ledger").inc(len(before.calls))
+            self._metrics.rows.labels("ledger").inc(before.size)
             return before
         if before and not question.insist and before.past < self._settings.stale_while_revalidate:
             self._flights.ask(needs, rules, status=question.status)
@@ -127,9 +160,19 @@ class Ledger:
         reading = _reading(held, window, now, rules)
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
-        self._metrics.rows.labels("ledger").inc(min(kept, known, len(reading.calls)))
-        self._metrics.rows.labels("upstream").inc(max(0, len(reading.calls) - min(kept, known)))
+        self._metrics.rows.labels("ledger").inc(min(kept, known, reading.size))
+        self._metrics.rows.labels("upstream").inc(max(0, reading.size - min(kept, known)))
         return reading
+
+    def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
+        """The second in which the ledger last saw a call start, however long ago; None if it never did."""
+        now = self._clock()
+        for extent in reversed(self._memory.lookup(code, Window(0, math.ceil(now)), now, status=status)):
+            for call in extent.calls:
+                if call.id == identity:
+                    second = int(call.start_time.timestamp())
+                    return Window(second, second + 1)
+        return None
 
     def _store(self, code: str, extent: Extent, *, status: bool) -> None:
         """Keep what landed, and note how late calls showed up where the ledger had looked before."""
@@ -195,7 +238,7 @@ class Ledger:
 
     def _stale(self, reading: Reading) -> Reading:
         reading.stale = reading.past > 0
-        self._metrics.rows.labels("ledger").inc(len(reading.calls))
+        self._metrics.rows.labels("ledger").inc(reading.size)
         if reading.stale:
             self._metrics.stale_seconds.observe(reading.past)
         return reading
@@ -210,7 +253,6 @@ def _reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) 
     every = [extent for extents in used.values() for extent in extents]
     unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
     return Reading(
-        calls=merge(every),
         used=used,
         as_of=min(extent.sent for extent in every if extent.window.end == window.end),
         oldest_fetch=min(extent.sent for extent in every),
