@@ -29,33 +29,116 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Kind(NamedTuple):
-    """A kind of problem, and what to do about it."""
+    """A kind of problem: what it means, for its page, and what to do about it, for every body."""
 
     status: int
     name: str
     title: str
     advice: str
+    meaning: str = ""
 
 
-INVALID = Kind(400, "invalid-parameter", "A parameter cannot be read", "Correct the parameters named in errors.")
+INVALID = Kind(
+    400,
+    "invalid-parameter",
+    "A parameter cannot be read",
+    "Correct the parameters named in errors.",
+    "A parameter is unknown, given twice, or has a value that cannot be read: a date, a time zone, a client code, a "
+    "cursor of another list. Parameters are read strictly, so that a slip of the pen is not an answer to another "
+    "question. The list `errors` names every one of them and says what is wrong with it.",
+)
+NOT_FOUND = Kind(
+    404,
+    "not-found",
+    "There is nothing here",
+    "The paths are listed in /openapi.json.",
+    "The gateway has no such path, or what the path names does not exist.",
+)
 UNAUTHENTICATED = Kind(
-    401, "unauthenticated", "Who asks is not known", "Send an access key in X-API-Key or Authorization: Bearer."
+    401,
+    "unauthenticated",
+    "Who asks is not known",
+    "Send an access key in X-API-Key or Authorization: Bearer.",
+    "The request came without credentials, or with some that are not known, have expired, or cannot be read. Whoever "
+    "runs the gateway hands out access keys.",
 )
-FORBIDDEN = Kind(403, "forbidden", "Not for this consumer", "Ask whoever runs this gateway for the right to see it.")
-RATE_LIMITED = Kind(429, "rate-limited", "Too many requests", "Ask again after the seconds of Retry-After.")
-NOT_FOUND = Kind(404, "not-found", "There is nothing here", "The paths are listed in /openapi.json.")
+FORBIDDEN = Kind(
+    403,
+    "forbidden",
+    "Not for this consumer",
+    "Ask whoever runs this gateway for the right to see it.",
+    "The credentials are good, but they do not allow this client, or this kind of data. The answer is the same whether "
+    "or not the client exists.",
+)
+RATE_LIMITED = Kind(
+    429,
+    "rate-limited",
+    "Too many requests",
+    "Ask again after the seconds of Retry-After.",
+    "This consumer has asked more often than it may. The headers `RateLimit` and `RateLimit-Policy` say how often that "
+    "is, and what is left of it.",
+)
 NOT_ALLOWED = Kind(
-    405, "method-not-allowed", "This method is not allowed here", "The header Allow lists those that are."
+    405,
+    "method-not-allowed",
+    "This method is not allowed here",
+    "The header Allow lists those that are.",
+    "The path exists, but not with this method. The gateway only reads: nothing can be changed through it.",
 )
-INTERNAL = Kind(500, "internal-error", "The gateway failed", "Report the requestId to whoever runs this gateway.")
-REJECTED = Kind(422, "upstream-rejected", "The Callbutton server refused the request", "Check dates and client code.")
+INTERNAL = Kind(
+    500,
+    "internal-error",
+    "The gateway failed",
+    "Report the requestId to whoever runs this gateway.",
+    "A bug of the gateway: something happened that nobody foresaw. The log has the place in the code.",
+)
+REJECTED = Kind(
+    422,
+    "upstream-rejected",
+    "The Callbutton server refused the request",
+    "Check dates and client code.",
+    "The request was well formed, but the Callbutton server refuses its dates or its client code. Its own words are in "
+    "`detail`. Asking again brings the same answer.",
+)
 UNAUTHORIZED = Kind(
-    502, "upstream-unauthorized", "The Callbutton server does not know the gateway", "Have its address allowed there."
+    502,
+    "upstream-unauthorized",
+    "The Callbutton server does not know the gateway",
+    "Have its address allowed there.",
+    "The Callbutton server knows its partners by their IP addresses, and the gateway's is not among them. It is not "
+    "about the credentials of your request. Whoever runs the gateway finds the address that the server saw in the log, "
+    "and with the command `callbutton-gateway check`.",
 )
-FAILED = Kind(502, "upstream-error", "The Callbutton server reports an error", "Try again later.")
-MALFORMED = Kind(502, "upstream-malformed", "The Callbutton server's answer is unreadable", "Try again later.")
-UNREACHABLE = Kind(502, "upstream-unreachable", "The Callbutton server cannot be reached", "Try again later.")
-TIMEOUT = Kind(504, "upstream-timeout", "The Callbutton server is too slow", "Ask again in a moment, or for less.")
+FAILED = Kind(
+    502,
+    "upstream-error",
+    "The Callbutton server reports an error",
+    "Try again later.",
+    "The Callbutton server was reached and says that it failed. The gateway has already tried smaller windows.",
+)
+MALFORMED = Kind(
+    502,
+    "upstream-malformed",
+    "The Callbutton server's answer is unreadable",
+    "Try again later.",
+    "The answer was not what the protocol says, or it broke off. The gateway throws such an answer away whole, and "
+    "never hands out the half that it could read.",
+)
+UNREACHABLE = Kind(
+    502,
+    "upstream-unreachable",
+    "The Callbutton server cannot be reached",
+    "Try again later.",
+    "No connection to the Callbutton server could be made. It is down, or the network between is.",
+)
+TIMEOUT = Kind(
+    504,
+    "upstream-timeout",
+    "The Callbutton server is too slow",
+    "Ask again in a moment, or for less.",
+    "The answer did not come in time. What is under way goes on, and is kept when it lands: the same request a moment "
+    "later often finds it there.",
+)
 KINDS: dict[type[GatewayError], Kind] = {
     InvalidParameters: INVALID,
     Unauthenticated: UNAUTHENTICATED,
@@ -68,6 +151,7 @@ KINDS: dict[type[GatewayError], Kind] = {
     UpstreamUnreachable: UNREACHABLE,
     UpstreamTimeout: TIMEOUT,
 }
+BY_NAME = {kind.name: kind for kind in (*KINDS.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
 
 
 class Fault(Struct, frozen=True, kw_only=True):

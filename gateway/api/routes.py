@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.api import problems
+from gateway.api import problems, reference
 from gateway.api.calls import CallLists, CallPage
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
@@ -75,7 +75,16 @@ async def openapi_yaml() -> Response[str]:
     return Response(document_yaml(), media_type="application/yaml")
 
 
-HANDLERS = [list_client_calls, list_calls, health, readiness, metrics_text, openapi_json, openapi_yaml]
+HANDLERS = [
+    list_client_calls,
+    list_calls,
+    health,
+    readiness,
+    metrics_text,
+    openapi_json,
+    openapi_yaml,
+    *reference.HANDLERS,
+]
 
 
 def document() -> dict[str, Any]:

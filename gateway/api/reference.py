@@ -1,0 +1,65 @@
+"""The pages for people: the contract to read and try at `/docs`, and what each problem means at `/problems/{type}`.
+
+Rules: no other host, no inline script or style, and a Content-Security-Policy that says so. Links are relative, so that
+the pages work behind an ingress path. The page is written by hand: 23 kB rather than the 1.5 MB of a bundle.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from litestar import Response, get
+from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
+
+from gateway.api import problems
+
+ASSETS = files("gateway.api") / "assets"
+MEDIA_TYPES = {"docs.css": "text/css", "docs.js": "text/javascript", "icon.svg": "image/svg+xml"}
+HEADERS = {
+    "Cache-Control": "public, max-age=300",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@get("/docs", include_in_schema=False)
+async def docs() -> Response[str]:
+    """The page to try the API on."""
+    return _page((ASSETS / "docs.html").read_text("utf-8"), "text/html")
+
+
+@get("/docs/{name:str}", include_in_schema=False)
+async def docs_asset(name: FromPath[str]) -> Response[str]:
+    """What the pages are made of."""
+    if name not in MEDIA_TYPES:
+        raise NotFoundException
+    return _page((ASSETS / name).read_text("utf-8"), MEDIA_TYPES[name])
+
+
+@get("/problems/{name:str}", include_in_schema=False)
+async def problem_page(name: FromPath[str]) -> Response[str]:
+    """What a kind of problem means, and what to do about it."""
+    kind = problems.BY_NAME.get(name)
+    if kind is None:
+        raise NotFoundException
+    shown = {field: _prose(str(value)) for field, value in kind._asdict().items()}
+    return _page(Template((ASSETS / "problem.html").read_text("utf-8")).substitute(shown), "text/html")
+
+
+def _page(text: str, media_type: str) -> Response[str]:
+    return Response(text, media_type=media_type, headers=HEADERS)
+
+
+def _prose(text: str) -> str:
+    """Write a text as HTML, with `code` marked."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+
+
+HANDLERS = [docs, docs_asset, problem_page]

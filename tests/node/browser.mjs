@@ -1,0 +1,82 @@
+// Looks at the pages for people in a real browser and prints what it saw, as JSON: browser.mjs CHROMIUM URL [PICTURES]
+import { chromium } from "playwright-core";
+
+const [executablePath, base, pictures] = process.argv.slice(2);
+const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
+const browser = await chromium.launch({ executablePath, args });
+const seen = { requests: [], complaints: [], backgrounds: {} };
+
+async function open(path, colorScheme, viewport = { width: 1280, height: 900 }) {
+  const page = await browser.newPage({ colorScheme, viewport });
+  page.on("request", (request) => seen.requests.push(new URL(request.url()).origin));
+  page.on("console", (message) => ["error", "warning"].includes(message.type()) && seen.complaints.push(message.text()));
+  page.on("pageerror", (error) => seen.complaints.push(String(error)));
+  await page.addInitScript(() => {
+    document.addEventListener("securitypolicyviolation", (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+  });
+  await page.goto(base + path);
+  return page;
+}
+
+async function shot(page, name) {
+  if (pictures) await page.screenshot({ path: `${pictures}/${name}.png` });
+}
+
+// Press Tab until this has the focus.
+async function tabTo(page, selector) {
+  for (let presses = 0; presses < 300; presses += 1) {
+    await page.keyboard.press("Tab");
+    if (await page.evaluate((wanted) => document.activeElement?.matches(wanted), selector)) return;
+  }
+  throw new Error(`Tab does not lead to ${selector}`);
+}
+
+for (const scheme of ["light", "dark"]) {
+  const page = await open("/docs", scheme);
+  await page.locator("details.card").first().waitFor();
+  seen.backgrounds[scheme] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  await shot(page, `docs-${scheme}`);
+  await page.close();
+}
+
+const narrow = await open("/docs", "light", { width: 400, height: 800 });
+await narrow.locator("details.card").first().waitFor();
+seen.overflow = await narrow.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+await shot(narrow, "docs-narrow");
+await narrow.close();
+
+// By keyboard alone: open an operation, send its request, turn the page.
+const page = await open("/docs", "dark");
+await page.locator("details.card").first().waitFor();
+seen.operations = await page.locator("details.card .path").allTextContents();
+seen.unlabelled = await page.locator("input, select, textarea").evaluateAll((all) => all.filter((one) => !one.labels?.length).map((one) => one.outerHTML));
+await tabTo(page, "a.skip");
+await page.keyboard.press("Enter");
+await tabTo(page, "#listCalls > summary");
+await page.keyboard.press("Enter");
+await tabTo(page, "#listCalls textarea");
+await page.keyboard.press("Control+A");
+await page.keyboard.type("8005550100");
+await tabTo(page, "#listCalls button[type=submit]");
+await page.keyboard.press("Enter");
+const answer = page.locator("#listCalls .answer");
+await answer.locator(".status").waitFor();
+seen.command = await page.locator("#listCalls .actions code").textContent();
+seen.first = { status: await answer.locator(".status").textContent(), body: JSON.parse(await answer.locator(".body").textContent()) };
+await answer.scrollIntoViewIfNeeded();
+await shot(page, "answer");
+await tabTo(page, "#listCalls .answer button");
+await page.keyboard.press("Enter");
+await page.waitForFunction((before) => {
+  const shown = document.querySelector("#listCalls .answer .body")?.textContent;
+  return shown && JSON.parse(shown).data[0].id !== before;
+}, seen.first.body.data[0].id);
+seen.second = JSON.parse(await answer.locator(".body").textContent());
+await page.close();
+
+const problem = await open("/problems/upstream-timeout", "light");
+seen.problem = await problem.locator("h1").textContent();
+await shot(problem, "problem");
+
+await browser.close();
+console.log(JSON.stringify(seen));
