@@ -17,7 +17,7 @@ from gateway.model import Call, Window
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
 USED = 0.8  # of the bound, at most, for days that were used again
-SAMPLE = 32  # of an extent's calls, at most so many are measured
+SAMPLE = 8  # of an extent's calls, at most so many are measured
 SKEW = 1.0  # seconds
 EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
 
