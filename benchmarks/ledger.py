@@ -19,6 +19,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from gateway.callbutton import central, wire
+from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
 from gateway.ledger.freshness import Rule
 from gateway.ledger.pages import read_page
@@ -43,7 +44,15 @@ class Upstream:
         self.asked = 0
         self.landed = 0.0
 
-    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,
+        now: float,
+        demand: Demand,  # noqa: ARG002
+    ) -> Fetched:
         """POST."""
         self.posts += 1
         self.asked += (min(window.end, int(now)) - window.start) * len(codes)

@@ -11,7 +11,10 @@
         ├── UpstreamFailed         any other ERROR, or an HTTP status that is not 200
         ├── UpstreamMalformed      not the protocol, or broken off
         ├── UpstreamUnreachable    no connection
-        └── UpstreamTimeout        a deadline passed
+        ├── UpstreamTimeout        a deadline passed
+        └── Postponed              it was not asked; it may be later
+            ├── UpstreamCircuitOpen    it has failed several times in a row
+            └── Overloaded             too much waits already
 
 The text of an error is in our words and may be shown to consumers; what the upstream said is never part of it, but
 for `UpstreamRejected.message`.
@@ -88,11 +91,13 @@ class UpstreamRejected(UpstreamError):  # noqa: N818
 
 
 class UpstreamFailed(UpstreamError):  # noqa: N818
-    """Any other ERROR (`reported`), or an HTTP status that is not 200."""
+    """Any other ERROR (`reported`), or an HTTP status that is not 200; it asks for `retry_after` seconds."""
 
-    def __init__(self, detail: str, *, reported: bool = False) -> None:
+    def __init__(self, detail: str, *, reported: bool = False, status: int = 0, retry_after: float = 0) -> None:
         super().__init__(detail)
         self.reported = reported
+        self.status = status
+        self.retry_after = retry_after
 
 
 class UpstreamMalformed(UpstreamError):  # noqa: N818
@@ -104,8 +109,25 @@ class UpstreamUnreachable(UpstreamError):  # noqa: N818
 
 
 class UpstreamTimeout(UpstreamError):  # noqa: N818
-    """A deadline passed; `answering` tells whether bytes had come."""
+    """A deadline passed; `answering` tells whether bytes had come, `connecting` that there was no connection yet."""
 
-    def __init__(self, detail: str, *, answering: bool) -> None:
+    def __init__(self, detail: str, *, answering: bool, connecting: bool = False) -> None:
         super().__init__(detail)
         self.answering = answering
+        self.connecting = connecting
+
+
+class Postponed(UpstreamError):  # noqa: N818
+    """The upstream was not asked; it may be in `wait` seconds."""
+
+    def __init__(self, detail: str, wait: int) -> None:
+        super().__init__(detail)
+        self.wait = wait
+
+
+class UpstreamCircuitOpen(Postponed):
+    """Not asked: the upstream has failed several times in a row."""
+
+
+class Overloaded(Postponed):
+    """Not asked: too much waits already."""

@@ -65,7 +65,7 @@ class Stand:
 
     def pass_time(self, seconds: float) -> None:
         """Move the clock, once every flight has landed: what lands is remembered from then on."""
-        while self.metric("upstream_posts_in_flight"):
+        while self.metric("upstream_posts_in_flight") + self.metric("upstream_queue_length"):
             time.sleep(0.01)
         self.metric("build_info")  # its POST may be over just now: a turn of the loop later the flight has landed
         self.clock.now += seconds

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
 from gateway.errors import (
     UpstreamError,
@@ -40,8 +41,16 @@ class Faulty(Upstream):
         self.fault = fault
         self.echoes: dict[str, str] = {}
 
-    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
-        fetched = await super().__call__(codes, window, status=status, now=now)
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,
+        now: float,
+        demand: Demand,
+    ) -> Fetched:
+        fetched = await super().__call__(codes, window, status=status, now=now, demand=demand)
         if self.fault is not None and (error := self.fault(codes, window)) is not None:
             raise error
         return Fetched(

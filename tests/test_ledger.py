@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamTimeout
 from gateway.ledger.extents import Extent, by_day, make_extent, overlay
@@ -59,7 +60,15 @@ class Upstream:
         self.gate: asyncio.Event | None = None
         self.unreadable: dict[str, int] = {}
 
-    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:  # noqa: ARG002
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,  # noqa: ARG002
+        now: float,
+        demand: Demand,  # noqa: ARG002
+    ) -> Fetched:
         self.posts.append((tuple(codes), window))
         sent = self.now
         end = self.now if window.end >= now else window.end + 1

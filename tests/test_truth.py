@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from prometheus_client import CollectorRegistry
 
 from gateway.callbutton.central import whole
+from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.ledger.freshness import Rule
@@ -68,7 +69,15 @@ class World:
         self.versions[index] = version._replace(until=min(version.until, self.now))
         return version
 
-    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:  # noqa: ARG002
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,  # noqa: ARG002
+        now: float,
+        demand: Demand,  # noqa: ARG002
+    ) -> Fetched:
         assert whole(window) == window
         sent = self.now
         await asyncio.sleep(0)

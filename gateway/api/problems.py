@@ -14,9 +14,12 @@ from gateway.errors import (
     Forbidden,
     GatewayError,
     InvalidParameters,
+    Overloaded,
     ParameterFault,
+    Postponed,
     RateLimited,
     Unauthenticated,
+    UpstreamCircuitOpen,
     UpstreamFailed,
     UpstreamMalformed,
     UpstreamRejected,
@@ -139,6 +142,22 @@ TIMEOUT = Kind(
     "The answer did not come in time. What is under way goes on, and is kept when it lands: the same request a moment "
     "later often finds it there.",
 )
+OVERLOADED = Kind(
+    503,
+    "overloaded",
+    "Too much is asked at present",
+    "Ask again after the seconds of Retry-After.",
+    "More is asked than the gateway, or the Callbutton server behind it, can bear at a time. Nothing was sent: asking "
+    "again costs nobody anything.",
+)
+CIRCUIT_OPEN = Kind(
+    503,
+    "upstream-circuit-open",
+    "The Callbutton server is given time to recover",
+    "Ask again after the seconds of Retry-After.",
+    "The Callbutton server has failed several times in a row, so it is left alone for some seconds, then tried with a "
+    "single request. Nothing was sent for yours.",
+)
 KINDS: dict[type[GatewayError], Kind] = {
     InvalidParameters: INVALID,
     Unauthenticated: UNAUTHENTICATED,
@@ -150,6 +169,8 @@ KINDS: dict[type[GatewayError], Kind] = {
     UpstreamMalformed: MALFORMED,
     UpstreamUnreachable: UNREACHABLE,
     UpstreamTimeout: TIMEOUT,
+    UpstreamCircuitOpen: CIRCUIT_OPEN,
+    Overloaded: OVERLOADED,
 }
 BY_NAME = {kind.name: kind for kind in (*KINDS.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
 
@@ -176,6 +197,11 @@ class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=T
 def kind_of(error: BaseException) -> Kind:
     """Find the kind of problem that an error is."""
     return KINDS.get(type(error), INTERNAL) if isinstance(error, GatewayError) else INTERNAL
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """Find the headers that go with an error."""
+    return {"Retry-After": str(error.wait)} if isinstance(error, Postponed) else {}
 
 
 def render_problem(

@@ -103,7 +103,7 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
     detail, headers = "", {}
     faults: tuple[ParameterFault, ...] = ()
     if isinstance(error, GatewayError):
-        kind = problems.kind_of(error)
+        kind, headers = problems.kind_of(error), problems.headers_of(error)
         if isinstance(error, InvalidParameters):
             faults = error.faults
         else:

@@ -1,6 +1,11 @@
 """The upstream: the only place that knows XML or Central Time.
 
     service     the Callbutton server as a function: counts, logs, two tries at an EndDate
+    gate        the way there: queue, limit and breaker as one
+    queue       what waits for a place: who goes first, what is dropped unsent
+    limit       how many POSTs may be under way
+    breaker     whether to ask at all
+    retry       whether to ask once more
     transport   one POST over httpx, with its time-outs
     wire        a request to XML, a reply to calls
     record      one call detail record
@@ -9,5 +14,5 @@
     charset     bytes to legal XML text
     central     wall time to UTC and back
 
-All but the first two are pure.
+All but service, gate and transport are pure.
 """

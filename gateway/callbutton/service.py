@@ -1,18 +1,23 @@
 """The upstream as a function: calls of some clients in a window.
 
-Rules: one `fetch` is one POST, or two where the upstream refuses an EndDate that lies ahead (T4). Nothing is retried
-otherwise, nothing is cached, and nothing of the upstream's text is logged.
+Rules: one `fetch` is one POST through the `gate`, two where the upstream refuses an EndDate that lies ahead (T4), each
+once more where `retry` allows. Nothing is cached, and nothing of the upstream's text is logged.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from gateway.callbutton import central, wire
+from gateway.callbutton import central, retry, wire
+from gateway.callbutton.gate import Gate
+from gateway.callbutton.queue import Demand, Priority
 from gateway.callbutton.transport import Limits, Transport
 from gateway.errors import (
     UpstreamError,
@@ -63,42 +68,66 @@ class Service:
         self._metrics = metrics
         self._clock = clock
         self._transport = Transport(settings.url, settings.limits, settings.proxy)
+        self._gate = Gate(settings.limits.concurrency, metrics)
+        self._budget = retry.Budget()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
 
-    async def fetch(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
+    async def fetch(
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand | None = None
+    ) -> Fetched:
         """Ask for the calls of `codes` in a window (that `central.whole` left as it is), planned at `now`.
 
-        The reply may hold calls outside of it. Raises UpstreamError.
+        The reply may hold calls outside of it. Without a `demand` it waits for its turn as long as that takes. Raises
+        UpstreamError.
         """
         edges = central.edges(window, now)
+        demand = demand or Demand(background=Priority.MISS)
         try:
-            return await self._post(codes, edges, status=status)
+            return await self._ask(codes, edges, demand, status=status)
         except UpstreamRejected:
             without_end = central.edges_null_end(window, now)
             if window.end < now or edges.end is None:
                 raise
-            return await self._post(codes, without_end, status=status)
+            return await self._ask(codes, without_end, demand, status=status)
 
-    async def _post(self, codes: Sequence[str], edges: central.Edges, *, status: bool) -> Fetched:
+    async def _ask(self, codes: Sequence[str], edges: central.Edges, demand: Demand, *, status: bool) -> Fetched:
+        """POST, and once more where that can help, all within one deadline."""
         body = wire.render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
-        queued = self._clock()
-        sent: float | None = None
+        loop = asyncio.get_running_loop()
+        until = math.inf
+        self._budget.earn()
+        try:
+            async with self._gate.through(codes, demand):
+                until = loop.time() + self._settings.limits.deadline
+                return await self._post(body, until, status=status)
+        except UpstreamError as error:
+            if not retry.helps(error) or self._gate.failures > 1 or not self._budget.spend():
+                raise
+            failure = error
+        await asyncio.sleep(retry.pause(random.random()))  # noqa: S311 - not a secret
+        if self._gate.failures > 1 or loop.time() >= until:
+            self._budget.give_back()
+            raise failure
+        async with self._gate.through(codes, demand):
+            self._metrics.retries.inc()
+            return await self._post(body, until, status=status)
 
-        def mark_sent() -> None:
-            nonlocal sent
-            sent = self._clock()
-            self._metrics.posts_in_flight.inc()
-
+    async def _post(self, body: bytes, until: float, *, status: bool) -> Fetched:
+        sent = self._clock()
         outcome = "cancelled"
         try:
-            async with self._transport.post(body, mark_sent) as answer:
+            async with self._transport.post(body, until) as answer:
                 if answer.status in (401, 403):
                     raise UpstreamUnauthorized(None, None)
                 if answer.status not in (200, 203):
-                    raise UpstreamFailed(f"the Callbutton server answered with HTTP status {answer.status}")
+                    raise UpstreamFailed(
+                        f"the Callbutton server answered with HTTP status {answer.status}",
+                        status=answer.status,
+                        retry_after=answer.retry_after,
+                    )
                 parser = wire.ReplyParser(status=status, charset=answer.charset)
                 async for piece in answer.chunks:
                     self._metrics.reply_bytes.inc(len(piece))
@@ -111,11 +140,9 @@ class Service:
             raise
         finally:
             self._metrics.posts.labels(outcome).inc()
-            if sent is not None:
-                self._metrics.post_seconds.observe(max(0.0, self._clock() - sent))
-                self._metrics.posts_in_flight.dec()
+            self._metrics.post_seconds.observe(max(0.0, self._clock() - sent))
         self._count(reply)
-        return Fetched(queued if sent is None else sent, reply.calls, reply.unreadable, reply.status_ignored)
+        return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
 
     def _log(self, error: UpstreamError, outcome: str) -> None:
         fields: dict[str, object] = {"outcome": outcome}

@@ -3,8 +3,8 @@
 Rules:
 - httpx's pool can wedge when requests are cancelled (encode/httpcore issue 1093), and its `read` time-out is per chunk.
   So a backend under the pool caps every read at the time that the flight has left, and nothing is cancelled.
-- A flight has `first_byte` seconds to the first byte of the answer, `idle` between bytes, `deadline` in all, counted
-  from when it had its place among `concurrency`.
+- A POST has `first_byte` seconds to the first byte of the answer, `idle` between bytes, and until an instant of the
+  event loop's clock in all.
 - Bodies come in pieces of at most 64 KiB, decompressed by us, at most `max_bytes`; the loop runs between pieces.
 - Errors are translated here, once.
 """
@@ -12,10 +12,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -29,6 +30,7 @@ from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, Up
 
 PIECE = 65536  # bytes
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
+SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
 class Limits(Struct, frozen=True):
@@ -42,19 +44,19 @@ class Limits(Struct, frozen=True):
 
 
 class Timer:
-    """The time that one flight has left."""
+    """The time that one POST has left."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, until: float) -> None:
         self._limits = limits
+        self._until = until
         self._began = asyncio.get_running_loop().time()
         self.answering = False
 
     def left(self) -> float:
         """Seconds for the next step."""
-        elapsed = asyncio.get_running_loop().time() - self._began
-        whole = self._limits.deadline - elapsed
-        step = self._limits.idle if self.answering else self._limits.first_byte - elapsed
-        return max(0.001, min(whole, step))
+        now = asyncio.get_running_loop().time()
+        step = self._limits.idle if self.answering else self._limits.first_byte - (now - self._began)
+        return max(0.001, min(self._until - now, step))
 
 
 _timer: ContextVar[Timer] = ContextVar("timer")
@@ -119,16 +121,16 @@ class Answer(Struct):
 
     status: int
     charset: str | None
+    retry_after: float
     chunks: AsyncIterator[bytes]
 
 
 class Transport:
-    """POSTs to one address, a bounded number at a time."""
+    """POSTs to one address."""
 
     def __init__(self, url: str, limits: Limits, proxy: str | None = None) -> None:
         self._url = url
         self._limits = limits
-        self._places = asyncio.Semaphore(limits.concurrency)
         transport = httpx.AsyncHTTPTransport(
             proxy=proxy, limits=httpx.Limits(max_connections=limits.concurrency, keepalive_expiry=5)
         )
@@ -141,28 +143,31 @@ class Transport:
         await self._client.aclose()
 
     @asynccontextmanager
-    async def post(self, body: bytes, on_sent: Callable[[], None]) -> AsyncIterator[Answer]:
-        """POST, after a place is free; `on_sent` is called just before sending. Raises UpstreamError."""
-        async with self._places:
-            timer = Timer(self._limits)
-            token = _timer.set(timer)
-            received = [0]
-            try:
-                on_sent()
-                headers = {
-                    "Content-Type": "text/xml; charset=utf-8",
-                    "Accept-Encoding": "gzip, identity",
-                    "User-Agent": f"callbutton-gateway/{__version__}",
-                }
-                async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-                    self._client.cookies.clear()
-                    named = CHARSET.search(response.headers.get("content-type", ""))
-                    charset = named[1] if named else None
-                    yield Answer(response.status_code, charset, self._chunks(response, received))
-            except httpx.HTTPError as error:
-                raise _translated(error, timer, received[0]) from error
-            finally:
-                _timer.reset(token)
+    async def post(self, body: bytes, until: float) -> AsyncIterator[Answer]:
+        """POST; all must have been read by an instant of the event loop's clock. Raises UpstreamError."""
+        timer = Timer(self._limits, until)
+        token = _timer.set(timer)
+        received = [0]
+        headers = {
+            "Content-Type": "text/xml; charset=utf-8",
+            "Accept-Encoding": "gzip, identity",
+            "User-Agent": f"callbutton-gateway/{__version__}",
+        }
+        try:
+            async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+                self._client.cookies.clear()
+                named = CHARSET.search(response.headers.get("content-type", ""))
+                wait = response.headers.get("retry-after", "0")
+                yield Answer(
+                    status=response.status_code,
+                    charset=named[1] if named else None,
+                    retry_after=float(wait) if SECONDS.fullmatch(wait) else math.inf,
+                    chunks=self._chunks(response, received),
+                )
+        except httpx.HTTPError as error:
+            raise _translated(error, timer, received[0]) from error
+        finally:
+            _timer.reset(token)
 
     async def _chunks(self, response: httpx.Response, received: list[int]) -> AsyncIterator[bytes]:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -195,8 +200,12 @@ class Transport:
 
 def _translated(error: httpx.HTTPError, timer: Timer, received: int) -> UpstreamError:
     if isinstance(error, httpx.TimeoutException):
-        when = "did not finish its answer" if timer.answering else "did not begin to answer"
-        return UpstreamTimeout(f"the Callbutton server {when} in time", answering=timer.answering)
+        connecting = isinstance(error, httpx.ConnectTimeout)
+        when = "took no connection" if connecting else "did not begin to answer"
+        when = "did not finish its answer" if timer.answering else when
+        return UpstreamTimeout(
+            f"the Callbutton server {when} in time", answering=timer.answering, connecting=connecting
+        )
     if isinstance(error, (httpx.ConnectError, httpx.ProxyError)):
         return UpstreamUnreachable("no connection to the Callbutton server")
     if not timer.answering:

@@ -4,6 +4,7 @@ pages       how far to read for a page
 stream      a whole window, in bounded memory
 reader      the plan of a read
 flights     POSTs under way, shared by all who need them
+tickets     needs, flights, and the claims on them
 posts       the POSTs of one flight: batches, halves, what is missing
 codes       what has been learned of client codes
 memory      days of extents within a bound

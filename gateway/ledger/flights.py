@@ -5,7 +5,8 @@ Rules:
 - A flight under way is joined for the points that would be fresh if it landed now.
 - The first need goes at once. While a flight of the same client or window is up, further needs collect until it lands,
   at most 50 ms, and go together: windows of a client that are near each other as one, clients of one window as one.
-- An error is remembered for a second, for needs that hold all of what failed; nobody else inherits it.
+- An error is remembered for a second, for needs that hold all of what failed; nobody else inherits it. That the
+  upstream was not asked is not remembered: the next may be.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
-from msgspec import Struct
+import msgspec
 
 from gateway.callbutton.central import whole
-from gateway.errors import UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
+from gateway.callbutton.queue import FOR_EVER, Demand, Priority
+from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, minus
-from gateway.ledger.freshness import COVER, Rule, cut, stale_from, together
-from gateway.ledger.posts import Landed, Posts
+from gateway.ledger.extents import minus
+from gateway.ledger.freshness import COVER, Rule, cut, together
+from gateway.ledger.posts import Posts
+from gateway.ledger.tickets import Flight, Need, Ticket
 from gateway.metrics import Metrics
 from gateway.model import Window
 
@@ -33,60 +35,6 @@ REMEMBER = 1.0  # seconds
 MOST_ERRORS = 10_000  # remembered
 EVERYTHING = ""  # the key of errors that any POST would meet; no client code is empty
 INSISTED = Rule(minimum=1, ratio=1e-9, maximum=1)  # who insists joins nothing older than a second
-
-
-class Need(NamedTuple):
-    """A window of a client that must be fetched, by POSTs of at most `span` seconds if nothing is known against it."""
-
-    code: str
-    window: Window
-    span: int
-
-
-class Flight:
-    """POSTs for some codes and a window, under way or landed."""
-
-    def __init__(
-        self, codes: Sequence[str], window: Window, planned: float, task: asyncio.Task[dict[str, Landed]]
-    ) -> None:
-        self.codes = frozenset(codes)
-        self.window = window
-        self.planned = planned
-        self.task = task
-
-    def serves(self, now: float, rule: Rule, fresh: float) -> Window | None:
-        """The window for whose points it counts, if it landed now."""
-        open_end = self.window.end >= self.planned
-        reach = Window(
-            self.window.start, int(max(self.window.end, self.planned + fresh)) if open_end else self.window.end
-        )
-        stale = stale_from(Extent(reach, self.planned), now, rule)
-        end = reach.end if stale is None else int(stale)
-        return Window(reach.start, end) if end > reach.start else None
-
-
-class Ticket(Struct, eq=False):
-    """A claim on flights for one need, or a part of it. `joined` tells that somebody else sent them."""
-
-    need: Need
-    flights: list[Flight]
-    joined: bool
-    collected: asyncio.Future[None] | None = None
-    error: UpstreamError | None = None
-
-    async def wait(self) -> list[Extent]:
-        """Wait for the extents. Raises UpstreamError; leaving does not touch the flights."""
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-        if self.collected is not None:
-            await asyncio.shield(self.collected)
-        extents: list[Extent] = []
-        for flight in self.flights:
-            landed = (await asyncio.shield(flight.task))[self.need.code]
-            extents += landed.extents
-            if landed.error is not None:
-                raise landed.error.with_traceback(None)
-        return extents
 
 
 class Collection:
@@ -114,17 +62,30 @@ class Flights:
         self._errors: dict[tuple[str, bool], tuple[float, Window, UpstreamError]] = {}
 
     def ask(
-        self, needs: Iterable[Need], rules: Mapping[str, Rule], *, status: bool, insist: bool = False
+        self,
+        needs: Iterable[Need],
+        rules: Mapping[str, Rule],
+        *,
+        status: bool,
+        insist: bool = False,
+        background: Priority | None = None,
+        until: float | None = None,
     ) -> list[Ticket]:
-        """Join flights that serve the needs, and send or collect the rest; `rules` are by client code."""
+        """Join flights that serve the needs, and send or collect the rest; `rules` are by client code.
+
+        Who asks waits `until` an instant of the event loop's clock, and leaves each ticket; a `background` does not.
+        """
         now = self._clock()
         tickets: list[Ticket] = []
         at_once: list[Ticket] = []
         for need in needs:
             rule = INSISTED if insist else rules[need.code]
-            for window in self._join(need, rule, status, now, tickets):
+            claim = Ticket(need, joined=True, background=background, until=FOR_EVER if until is None else until)
+            for window in self._join(claim, rule, status, now, tickets):
                 part = Need(need.code, window, need.span)
-                ticket = Ticket(part, [], joined=False, error=self._remembered(part, status))
+                ticket = msgspec.structs.replace(
+                    claim, need=part, joined=False, flights=[], error=self._remembered(part, status)
+                )
                 tickets.append(ticket)
                 if ticket.error is None:
                     at_once.append(ticket)
@@ -134,13 +95,15 @@ class Flights:
         self._launch([ticket for ticket in at_once if ticket.collected is None], status)
         return tickets
 
-    def _join(self, need: Need, rule: Rule, status: bool, now: float, tickets: list[Ticket]) -> list[Window]:
+    def _join(self, claim: Ticket, rule: Rule, status: bool, now: float, tickets: list[Ticket]) -> list[Window]:
+        need = claim.need
         rest = [need.window]
         for kind in (True,) if status else (False, True):
             for flight in self._up[kind].get(need.code, ()):
                 served = flight.serves(now, rule, self._fresh)
                 if served is not None and any(served.overlaps(window) for window in rest):
-                    tickets.append(Ticket(need, [flight], joined=True))
+                    tickets.append(msgspec.structs.replace(claim, flights=[]))
+                    tickets[-1].board(flight)
                     rest = [whole(part) for window in rest for part in minus(window, served)]
         if len(rest) != 1 or rest[0] != need.window:
             self._metrics.joined.inc()
@@ -165,7 +128,7 @@ class Flights:
     def _flush(self, status: bool, collection: Collection) -> None:
         if self._collections.get(status) is collection:
             del self._collections[status]
-            self._launch(collection.tickets, status)
+            self._launch([ticket for ticket in collection.tickets if not ticket.left], status)
             collection.done.set_result(None)
 
     def _launch(self, tickets: Sequence[Ticket], status: bool) -> None:
@@ -183,20 +146,27 @@ class Flights:
             for window in together(windows):
                 for part in cut(window, span, whole):
                     by_window[part].append(code)
+        backgrounds = [ticket.background for ticket in tickets if ticket.background is not None]
+        background = min(backgrounds, default=None)
         sent: dict[str, list[Flight]] = defaultdict(list)
         for window, codes in _alike(by_window, self._codes.max_span):
             for batch in self._codes.batches(codes, now):
-                flight = self._start(batch, window, status, now)
+                flight = self._start(batch, window, status, now, background)
                 for code in batch:
                     sent[code].append(flight)
         for ticket in tickets:
-            ticket.flights += [
-                flight for flight in sent[ticket.need.code] if flight.window.overlaps(ticket.need.window)
-            ]
+            for flight in sent[ticket.need.code]:
+                if flight.window.overlaps(ticket.need.window):
+                    ticket.board(flight)
 
-    def _start(self, codes: Sequence[str], window: Window, status: bool, now: float) -> Flight:
-        task = asyncio.get_running_loop().create_task(self._posts.fetch(codes, window, status=status, now=now))
-        flight = Flight(codes, window, now, task)
+    def _start(
+        self, codes: Sequence[str], window: Window, status: bool, now: float, background: Priority | None
+    ) -> Flight:
+        demand = Demand(background)
+        task = asyncio.get_running_loop().create_task(
+            self._posts.fetch(codes, window, status=status, now=now, demand=demand)
+        )
+        flight = Flight(codes, window, now, demand, task)
         self._metrics.batch_codes.observe(len(codes))
         self._windows[window] += 1
         for code in codes:
@@ -223,7 +193,7 @@ class Flights:
         if len(self._errors) > MOST_ERRORS:
             self._errors.clear()
         for code, landed in flight.task.result().items():
-            if landed.error is not None:
+            if landed.error is not None and not isinstance(landed.error, Postponed):
                 everything = isinstance(landed.error, (UpstreamUnreachable, UpstreamUnauthorized))
                 self._errors[EVERYTHING if everything else code, status] = until, flight.window, landed.error
 

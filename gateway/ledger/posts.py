@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
+from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import HOUR, Codes
@@ -30,8 +31,10 @@ MOST = 32
 class Fetch(Protocol):
     """The network: the calls of some codes in a window, planned at `now`. Raises UpstreamError."""
 
-    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> Fetched:
-        """POST."""
+    async def __call__(
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand
+    ) -> Fetched:
+        """POST, unless nobody waits for it when its turn comes."""
 
 
 class Store(Protocol):
@@ -53,6 +56,7 @@ class Errand(Struct):
 
     status: bool
     now: float  # when it was planned
+    demand: Demand
     landed: dict[str, Landed]
     left: int = MOST
 
@@ -74,22 +78,23 @@ class Posts:
         self._clock = clock
         self._fresh = fresh  # seconds for which points after an open POST count as fetched
 
-    async def fetch(self, codes: Sequence[str], window: Window, *, status: bool, now: float) -> dict[str, Landed]:
+    async def fetch(
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand
+    ) -> dict[str, Landed]:
         """Fetch a window of some codes, planned at `now`; what fails is in the result."""
-        errand = Errand(status, now, {code: Landed() for code in codes})
+        errand = Errand(status, now, demand, {code: Landed() for code in codes})
         await self._fetch(list(codes), window, errand)
         return errand.landed
 
     async def _fetch(self, codes: list[str], window: Window, errand: Errand) -> None:
-        began = self._clock()
         errand.left -= 1
         try:
-            fetched = await self._send(codes, window, status=errand.status, now=errand.now)
+            fetched = await self._send(codes, window, status=errand.status, now=errand.now, demand=errand.demand)
         except UpstreamError as error:
             await self._recover(error, codes, window, errand)
             return
         for code in codes:
-            self._codes.of(code).took = max(0.0, self._clock() - began)
+            self._codes.of(code).took = max(0.0, self._clock() - fetched.sent)
         if len(codes) == 1:
             self._codes.learn(codes[0], fetched.calls)
             self._keep(codes[0], window, _attributed(codes[0], fetched), errand)

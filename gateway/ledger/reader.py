@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
+from gateway.callbutton.queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import Codes
 from gateway.ledger.extents import Extent, covers, merge, overlay
-from gateway.ledger.flights import Flights, Need
+from gateway.ledger.flights import Flights
 from gateway.ledger.freshness import Rule, gaps, old, seconds_past
 from gateway.ledger.memory import Memory
 from gateway.ledger.posts import Fetch, Posts
+from gateway.ledger.tickets import Need
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 
@@ -144,7 +146,7 @@ class Ledger:
             self._metrics.rows.labels("ledger").inc(before.size)
             return before
         if before and not question.insist and before.past < self._settings.stale_while_revalidate:
-            self._flights.ask(needs, rules, status=question.status)
+            self._flights.ask(needs, rules, status=question.status, background=Priority.REVALIDATION)
             return self._stale(before)
         known = sum(len(extent.calls) for found in held.values() for extent in found)
         lookup = "partial" if any(held.values()) else "miss"
@@ -204,29 +206,34 @@ class Ledger:
         return needs
 
     async def _fetch(
-        self, question: Question, needs: Sequence[Need], rules: Mapping[str, Rule], held: Held
+        self, question: Question, needs: list[Need], rules: Mapping[str, Rule], held: Held
     ) -> tuple[int, bool]:
         """Fetch what is needed into `held`; returns how many needs went out, and whether any joined a flight."""
         posts, joined = 0, False
         for last in (False, True):
-            tickets = self._flights.ask(needs, rules, status=question.status, insist=question.insist)
-            failed: list[Need] = []
-            for ticket in tickets:
-                try:
-                    async with asyncio.timeout_at(question.deadline):
-                        extents = await ticket.wait()
-                except TimeoutError:
-                    raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
-                except UpstreamError:
-                    if last or not ticket.joined:
-                        raise
-                    failed.append(ticket.need)
-                else:
-                    for extent in extents:
-                        held[ticket.need.code] = overlay(held[ticket.need.code], extent)
-                joined, posts = joined or ticket.joined, posts + (not ticket.joined)
-            needs = failed
-            if not failed:
+            tickets = self._flights.ask(
+                needs, rules, status=question.status, insist=question.insist, until=question.deadline
+            )
+            needs = []
+            try:
+                for ticket in tickets:
+                    try:
+                        async with asyncio.timeout_at(question.deadline):
+                            extents = await ticket.wait()
+                    except TimeoutError:
+                        raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
+                    except UpstreamError:
+                        if last or not ticket.joined:
+                            raise
+                        needs.append(ticket.need)
+                    else:
+                        for extent in extents:
+                            held[ticket.need.code] = overlay(held[ticket.need.code], extent)
+                    joined, posts = joined or ticket.joined, posts + (not ticket.joined)
+            finally:
+                for ticket in tickets:
+                    ticket.leave()
+            if not needs:
                 break
         return posts, joined
 
@@ -234,7 +241,7 @@ class Ledger:
         """Fetch in the background what soon reaches the maximum, a little for each read."""
         windows = [Need(code, whole(w), 0) for code, found in held.items() for w in old(found, now, rules[code])]
         if windows:
-            self._flights.ask(windows[:MOST_REVALIDATED], rules, status=status)
+            self._flights.ask(windows[:MOST_REVALIDATED], rules, status=status, background=Priority.PREFETCH)
 
     def _stale(self, reading: Reading) -> Reading:
         reading.stale = reading.past > 0
