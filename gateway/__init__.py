@@ -9,9 +9,11 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     api/          HTTP in, HTTP out: the only place that imports Litestar
     ledger/       windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time
+    credentials/  from a credential to a consumer: keys of a file, tokens of an issuer
     metrics       every series, its help and its labels
     logs          structured log lines, without personal data
     server        listening sockets and the HTTP server
+    rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure
     model         Call, Address, Status, Window: frozen Structs

@@ -12,11 +12,14 @@ from gateway.api.edge import Edge
 from gateway.api.routes import create_api
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
+from gateway.credentials.identity import Identity
+from gateway.credentials.keyfile import KeyFile
+from gateway.credentials.keys import KeysError
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 
 REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
 Clock = Callable[[], float]
@@ -38,6 +41,19 @@ def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time
     )
 
 
+def build_identity(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Identity | None:
+    """Build what tells consumers apart; None if anyone may ask. Raises SettingsError without a way to tell."""
+    if settings.auth == "none":
+        return None
+    if not settings.keys_file:
+        raise SettingsError("GATEWAY_KEYS_FILE is not set: make a key with `keys new`, or say GATEWAY_AUTH=none")
+    try:
+        keys = KeyFile(settings.keys_file, metrics)
+    except KeysError as error:
+        raise SettingsError(f"GATEWAY_KEYS_FILE cannot be used: {error}") from error
+    return Identity(clock, keys)
+
+
 def create(settings: Settings, registry: CollectorRegistry | None = None, clock: Clock = time.time) -> Edge:
     """Build the gateway from the settings."""
     metrics = Metrics(registry or CollectorRegistry())
@@ -52,8 +68,20 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         stale_while_revalidate=settings.stale_while_revalidate,
     )
     ledger = Ledger(service.fetch, rules, metrics, clock)
-    lists = CallLists(ledger, clock, settings.signing_key.encode(), settings.history_start, settings.request_deadline)
+    lists = CallLists(
+        ledger,
+        clock,
+        settings.signing_key.encode(),
+        settings.history_start,
+        settings.request_deadline,
+        settings.extra_public,
+    )
     access_log = AccessLog(settings.log_format, settings.log_level)
-    app, litestar = create_api(lists, metrics, access_log, settings.cache_bytes // REPEATS)
+    identity = build_identity(settings, metrics, clock)
+    identify = None if identity is None else identity.consumer
+    app, litestar = create_api(lists, identify, metrics, access_log, settings.cache_bytes // REPEATS)
+    if identity is not None:
+        litestar.on_startup += [identity.start]
+        litestar.on_shutdown += [identity.close]
     litestar.on_shutdown += [ledger.close, service.close, access_log.flush]
     return app

@@ -62,11 +62,12 @@ class Forbidden(GatewayError):  # noqa: N818
 
 
 class RateLimited(GatewayError):  # noqa: N818
-    """A consumer asks too much; `seconds` until it may again."""
+    """A consumer asks too much; `seconds` until it may again. `reason` is a word for logs and metrics."""
 
-    def __init__(self, detail: str, seconds: float) -> None:
+    def __init__(self, detail: str, seconds: float, reason: str = "rate") -> None:
         super().__init__(detail)
         self.seconds = seconds
+        self.reason = reason
 
 
 class UpstreamError(GatewayError):

@@ -29,13 +29,17 @@ class RequestTally(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.under_way = 0
+        self._asked: dict[tuple[str, int], int] = {}
         self._answered: dict[tuple[str, str, int], int] = {}
         self._buckets: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
         registry.register(self)
 
-    def add(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
+    def add(self, method: str, route: str, status: int, seconds: float, consumer: str = "") -> None:
+        """Count one request; `consumer` is the label of one that is known."""
+        if consumer:
+            asked = consumer, status
+            self._asked[asked] = self._asked.get(asked, 0) + 1
         key = method, route, status
         self._answered[key] = self._answered.get(key, 0) + 1
         buckets = self._buckets.get(route)
@@ -59,6 +63,12 @@ class RequestTally(Collector):
             counts = zip(edges, accumulate(buckets), strict=True)
             seconds.add_metric((route,), [(edge, float(count)) for edge, count in counts], self._sums[route])
         yield seconds
+        asked = CounterMetricFamily(
+            f"{PREFIX}_consumer_requests", "Requests answered, by who asked.", labels=("consumer", "status")
+        )
+        for (consumer, status), count in self._asked.items():
+            asked.add_metric((consumer, str(status)), count)
+        yield asked
         yield GaugeMetricFamily(f"{PREFIX}_requests_in_flight", "Requests under way.", self.under_way)
 
 
@@ -107,5 +117,7 @@ class Metrics:
         self.stale_seconds = histogram("stale_seconds", "Seconds past freshness of stale answers.", buckets=AGES)
         self.lateness = histogram("lateness_seconds", "From a call's start to its first being seen.", buckets=AGES)
         self.skew = counter("clock_skew", "Extents dropped because they were sent in the future.")
+        self.refused = counter("refused", "Requests refused for who asked.", ("reason",))
+        self.keys_file_broken = gauge("keys_file_broken", "1 while the keys file cannot be used and old keys stay.")
         self.build = gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build.labels(__version__).set(1)

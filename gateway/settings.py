@@ -48,6 +48,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     stale_if_error: float = 86400
     cache_bytes: int = 256 * 1024**2
     auth: str = "keys"
+    keys_file: str = ""
+    extra_public: frozenset[str] = frozenset()
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
     host: str = "127.0.0.1"
     port: int = 8080
@@ -102,6 +104,14 @@ def element_name(text: str) -> str:
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", text) is None:
         raise ValueError("is not the name of an XML element")
     return text
+
+
+def element_names(text: str) -> frozenset[str]:
+    """Read names of elements as `extra` has them, separated by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if any(re.fullmatch(r"@?[A-Za-z_][A-Za-z0-9_.@-]{0,127}", name) is None for name in names):
+        raise ValueError("is not a list of names in extra, separated by commas")
+    return frozenset(names)
 
 
 def history_date(text: str) -> int:
@@ -162,6 +172,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "stale_if_error": duration,
     "cache_bytes": size,
     "auth": choice("keys", "none"),
+    "keys_file": str,
+    "extra_public": element_names,
     "signing_key": secret,
     "host": str,
     "port": whole(0, 65535),

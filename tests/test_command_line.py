@@ -107,7 +107,7 @@ finally:
     ("command", "variables", "named"),
     [
         ("serve", {}, "GATEWAY_UPSTREAM_URL is not set"),
-        ("serve", {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/"}, "access keys are not built yet"),
+        ("serve", {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/"}, "GATEWAY_KEYS_FILE is not set"),
         ("serve", {"GATEWAY_PORT": "tcp://10.0.0.1:80"}, "GATEWAY_PORT is not"),
         ("check", {}, "GATEWAY_UPSTREAM_URL is not set"),
         ("check", {"GATEWAY_UPSTREAM_URL": "callbutton"}, "GATEWAY_UPSTREAM_URL is not"),
@@ -128,7 +128,7 @@ def test_serve_on_a_taken_port_ends_with_1_and_one_line_after_the_log():
     assert done.returncode == 1
     assert "ddress already in use" in last
     assert [json.loads(line)["level"] for line in logged] == ["warning", "warning"]
-    assert "every consumer sees every client" in logged[0]
+    assert "whoever reaches this address sees every client" in logged[0]
     assert "GATEWAY_SIGNING_KEY" in logged[1]
 
 
@@ -166,15 +166,18 @@ def test_every_upstream_error_has_its_own_advice(capsys: pytest.CaptureFixture[s
 
 def test_the_demo_answers_its_first_command_and_ends_cleanly():
     with started("demo", "--port", "0", "--simulator-port", "0") as demo:
-        commands = re.findall(r"curl '(.*)'", lines_until(demo, "Ctrl-C"))
+        commands = re.findall(r"curl -H 'X-API-Key: (cbg_.*)' '(.*)'", lines_until(demo, "Ctrl-C"))
         assert len(commands) == 3
-        with urllib.request.urlopen(commands[0], timeout=20) as answer:
+        key, address = commands[0]
+        request = urllib.request.Request(address, headers={"X-API-Key": key})
+        with urllib.request.urlopen(request, timeout=20) as answer:
             page = json.load(answer)
         demo.send_signal(signal.SIGINT)
         _, logged = demo.communicate(timeout=20)
     assert page["data"]
     assert demo.returncode == 0
     assert [json.loads(line)["event"] for line in logged.splitlines()] == ["request"]
+    assert key not in logged
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_every_command_is_in_the_readme_and_nothing_else_is():
 def test_the_example_is_what_the_demo_answers(stand: Make):
     block = README.split("<!-- example -->")[1].split("<!-- /example -->")[0]
     shown = json.loads(block.split("```json\n")[1].split("```")[0])
-    command = re.search(r"curl 'http://127.0.0.1:8080(.*)'", block)
+    command = re.search(r"curl -H \"X-API-Key: \$KEY\" 'http://127.0.0.1:8080(.*)'", block)
     assert command is not None
     assert command[1] == demo_paths(datetime(2026, 11, 23, tzinfo=UTC))[0]
     answer = stand().client.get(command[1]).json()

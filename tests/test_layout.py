@@ -17,14 +17,16 @@ LAYERS = {
     "api": 5,
     "ledger": 4,
     "callbutton": 3,
+    "credentials": 3,
+    "rates": 2,
     "metrics": 2,
     "logs": 2,
     "server": 2,
     "settings": 2,
     "formats": 2,
-    "access": 2,
-    "model": 1,
-    "errors": 1,
+    "access": 1,
+    "model": 0,
+    "errors": 0,
     "": 0,  # gateway/__init__.py: the version
 }
 FILES = sorted(ROOT.rglob("*.py"))

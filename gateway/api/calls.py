@@ -13,7 +13,7 @@ import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, present
+from gateway.access import Consumer, codes_to_read, may_see, present, require_list
 from gateway.api import params
 from gateway.api.cursors import Cursor, read_cursor, render_cursor
 from gateway.api.repeats import Lifetime, matches
@@ -58,6 +58,7 @@ class CallLists(Struct, frozen=True):
     signing_key: bytes
     history_start: int
     deadline: float
+    public_extra: frozenset[str] = frozenset()
 
     async def answer(self, request: Request, code: str | None) -> Response[bytes]:  # type: ignore[type-arg]
         """Answer a list of one client's calls, or of those named by `client`. Raises GatewayError."""
@@ -69,11 +70,14 @@ class CallLists(Struct, frozen=True):
         else:
             wanted = params.read_list(params.read_codes(code, values), values, self.clock(), self.history_start)
             parameters, after = values, None
+        consumer: Consumer = request.scope["state"]["consumer"]
+        # A cursor gives no rights: whoever brings it is asked for theirs.
+        require_list(consumer, parameters, status=wanted.status)
         question = Question(
-            codes=wanted.codes,
+            codes=codes_to_read(consumer, wanted.codes),
             window=wanted.window,
             status=wanted.status,
-            insist="no-cache" in request.headers.get("cache-control", "").lower(),
+            insist=_insists(request) and "refresh" in consumer.scopes,
             deadline=asyncio.get_running_loop().time() + self.deadline,
         )
         now = self.clock()
@@ -98,7 +102,11 @@ class CallLists(Struct, frozen=True):
     ) -> Response[bytes]:
         consumer: Consumer = request.scope["state"]["consumer"]
         body = CallPage(
-            data=[present(call, consumer, status=wanted.status) for call in page.calls],
+            data=[
+                present(call, consumer, status=wanted.status, public_extra=self.public_extra)
+                for call in page.calls
+                if may_see(consumer, call.client_code)
+            ],
             page=PageLinks(limit=wanted.limit, next_cursor=following),
             meta=Meta(
                 start=_instant(wanted.window.start),
@@ -114,7 +122,7 @@ class CallLists(Struct, frozen=True):
             "Cache-Control": "private",
             "ETag": _etag(encoded[: encoded.rindex(b'],"page":')], more=following is not None),
             "Age": str(max(0, int(self.clock() - page.as_of))),
-            "Cache-Status": f"callbutton-gateway; {_cache_status(page)}",
+            "Cache-Status": f"callbutton-gateway; {_cache_status(page)}{_ignored(request, consumer)}",
             "Vary": "Authorization, X-API-Key, Accept, Accept-Encoding, Origin",
         }
         if following is not None:
@@ -127,6 +135,16 @@ class CallLists(Struct, frozen=True):
 def _etag(data: bytes, *, more: bool) -> str:
     """Name an answer by its data and whether a next page exists, not by when it was fetched."""
     return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if more else b"end").hexdigest()}"'
+
+
+def _insists(request: Request) -> bool:  # type: ignore[type-arg]
+    return "no-cache" in request.headers.get("cache-control", "").lower()
+
+
+def _ignored(request: Request, consumer: Consumer) -> str:  # type: ignore[type-arg]
+    """Say that `no-cache` was not heeded: browsers send it on each reload, so it is no reason to refuse."""
+    heeded = "refresh" in consumer.scopes or not _insists(request)
+    return "" if heeded else '; detail="no-cache needs the scope refresh"'
 
 
 def _cache_status(page: Page) -> str:

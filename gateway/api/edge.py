@@ -15,7 +15,7 @@ import time
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from gateway.access import ANYONE
+from gateway.access import Consumer
 from gateway.api import problems
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
@@ -47,7 +47,7 @@ class Edge:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"{self._process}{next(self._numbers):010x}"
         state = scope.setdefault("state", {})
-        state["request_id"], state["consumer"] = request_id, ANYONE
+        state["request_id"] = request_id
         status, began = GONE, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -64,14 +64,12 @@ class Edge:
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
             if status != GONE:
                 raise  # the answer has begun: breaking it off is all that can be said
-            body = problems.render_problem(problems.INTERNAL, scope["path"], request_id)
-            headers = [(b"content-type", problems.MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-            await send_with_id({"type": "http.response.start", "status": 500, "headers": headers})
-            await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
+            await problems.send_problem(send_with_id, problems.INTERNAL, scope["path"], request_id)
         finally:
             seconds = time.perf_counter() - began
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
             self._metrics.requests.under_way -= 1
-            self._metrics.requests.add(method, route, status, seconds)
+            consumer: Consumer | None = state.get("consumer")
+            self._metrics.requests.add(method, route, status, seconds, consumer.label if consumer else "")
             self._access_log.write(time.time(), request_id, method, route, status, seconds)

@@ -5,9 +5,12 @@ Rule: this is the only place that knows the status code of an error.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+from litestar.types import Send
 from msgspec import Struct
 
 from gateway.errors import (
@@ -28,7 +31,9 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 
+Headers = Sequence[tuple[bytes, bytes]]
 MEDIA_TYPE = "application/problem+json"
+NO_CREDENTIAL = "no credential"  # the reason when none came
 
 
 class Kind(NamedTuple):
@@ -201,7 +206,26 @@ def kind_of(error: BaseException) -> Kind:
 
 def headers_of(error: BaseException) -> dict[str, str]:
     """Find the headers that go with an error."""
-    return {"Retry-After": str(error.wait)} if isinstance(error, Postponed) else {}
+    match error:
+        case Unauthenticated():
+            wrong = "" if error.reason == NO_CREDENTIAL else ', error="invalid_token"'
+            return {"WWW-Authenticate": f'Bearer realm="callbutton-gateway"{wrong}'}
+        case RateLimited():
+            return {"Retry-After": str(max(1, math.ceil(error.seconds)))}
+        case Postponed():
+            return {"Retry-After": str(error.wait)}
+        case _:
+            return {}
+
+
+async def send_problem(
+    send: Send, kind: Kind, instance: str, request_id: str, detail: str = "", headers: Headers = ()
+) -> None:
+    """Answer with a problem."""
+    body = render_problem(kind, instance, request_id, detail)
+    always = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": kind.status, "headers": [*always, *headers]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def render_problem(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -12,14 +14,25 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from gateway.access import ANYONE
 from gateway.api import problems, reference
+from gateway.api.authentication import Authentication, Identify, note_refusal
 from gateway.api.calls import CallLists, CallPage
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
 from gateway.api.repeats import Repeats
-from gateway.errors import GatewayError, InvalidParameters, ParameterFault, UpstreamRejected
+from gateway.errors import (
+    Forbidden,
+    GatewayError,
+    InvalidParameters,
+    ParameterFault,
+    RateLimited,
+    Unauthenticated,
+    UpstreamRejected,
+)
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
+from gateway.rates import Rates
 
 PAGE = {200: ResponseSpec(CallPage, description="A page of calls.", generate_examples=False)}
 
@@ -101,6 +114,8 @@ def document_yaml() -> str:
 def answer_problem(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
     """Turn an error into a problem. What is not foreseen goes on to the edge."""
     detail, headers = "", {}
+    if isinstance(error, (Unauthenticated, Forbidden, RateLimited)):
+        note_refusal(request.app.state.metrics, request.scope, error)
     faults: tuple[ParameterFault, ...] = ()
     if isinstance(error, GatewayError):
         kind, headers = problems.kind_of(error), problems.headers_of(error)
@@ -121,8 +136,19 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
     return Response(body, status_code=kind.status, media_type=problems.MEDIA_TYPE, headers=headers)
 
 
-def create_api(lists: CallLists, metrics: Metrics, access_log: AccessLog, repeats_bytes: int) -> tuple[Edge, Litestar]:
-    """Put the API together: the application, and Litestar inside it."""
+def templates(app: Litestar) -> Callable[[str], str]:
+    """What finds the template of a path; for refusals, which come before the router."""
+    found = [
+        (re.compile(re.sub(r"\\{[^}]+\\}", "[^/]+", re.escape(route.path_format))), route.path_format)
+        for route in app.routes
+    ]
+    return lambda path: next((template for pattern, template in found if pattern.fullmatch(path)), "unmatched")
+
+
+def create_api(
+    lists: CallLists, identify: Identify | None, metrics: Metrics, access_log: AccessLog, repeats_bytes: int
+) -> tuple[Edge, Litestar]:
+    """Put the API together: the application, and Litestar inside it. Without `identify` anyone sees everything."""
     app = Litestar(
         HANDLERS,
         openapi_config=None,
@@ -133,4 +159,5 @@ def create_api(lists: CallLists, metrics: Metrics, access_log: AccessLog, repeat
         pdb_on_exception=False,
     )
     repeats = Repeats(app, lists.clock, repeats_bytes, metrics.lookups.labels("repeat"))
-    return Edge(repeats, metrics, access_log), app
+    inside = Authentication(repeats, identify, ANYONE, Rates(), lists.clock, metrics, templates(app))
+    return Edge(inside, metrics, access_log), app

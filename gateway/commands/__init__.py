@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from gateway.commands import check, demo, openapi, serve, simulate
+from gateway.commands import check, demo, keys, openapi, serve, simulate
 
 
 class Command(Protocol):
@@ -33,5 +33,6 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "simulate": simulate,
     "check": check,
+    "keys": keys,
     "openapi": openapi,
 }

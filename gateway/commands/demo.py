@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from gateway import logs
+from gateway.access import SCOPES
+from gateway.commands.keys import with_key
 from gateway.server import address_of, listen, make_server
 from gateway.settings import Settings
 
@@ -23,18 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run both until told to stop. Raises OSError."""
     from gateway import app
+    from gateway.credentials.keys import fingerprint, new_key
     from gateway.simulator.server import PATH, Options, create
 
     logs.configure("", "info")
-    with listen("127.0.0.1", chosen.simulator_port) as behind, listen("127.0.0.1", chosen.port) as front:
+    with (
+        listen("127.0.0.1", chosen.simulator_port) as behind,
+        listen("127.0.0.1", chosen.port) as front,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        key, keys_file = new_key(), Path(folder) / "keys.toml"
+        keys_file.write_text(with_key("", "demo", f'{{ sha256 = "{fingerprint(key)}" }}', ["*"], SCOPES, None), "utf-8")
         simulator = make_server(create(Options()), lifespan="off")
         thread = threading.Thread(target=simulator.run, kwargs={"sockets": [behind]})
         thread.start()
         try:
-            settings = Settings(upstream_url=f"{address_of(behind)}{PATH}", auth="none")
+            settings = Settings(upstream_url=f"{address_of(behind)}{PATH}", keys_file=str(keys_file))
             print(f"A simulated Callbutton server, and on {address_of(front)} the gateway in front of it. Try:\n")
             for path in demo_paths(datetime.now(UTC)):
-                print(f"  curl '{address_of(front)}{path}'")
+                print(f"  curl -H 'X-API-Key: {key}' '{address_of(front)}{path}'")
             print("\nStop with Ctrl-C. A log line for each request follows.", flush=True)
             make_server(app.create(settings)).run(sockets=[front])
         finally:

@@ -9,12 +9,12 @@ import os
 from gateway import __version__, logs
 from gateway.commands.environment import reachable_settings
 from gateway.server import address_of, listen, make_server
-from gateway.settings import SettingsError
 
 LOGGER = logging.getLogger("gateway")
 TEXT = "Serve the gateway; settings come from GATEWAY_ variables."
 EXAMPLE = (
-    "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp GATEWAY_AUTH=none callbutton-gateway serve"
+    "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp GATEWAY_KEYS_FILE=keys.toml "
+    "callbutton-gateway serve"
 )
 
 
@@ -27,18 +27,15 @@ def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
     from gateway import app
 
     settings = reachable_settings()
-    if settings.auth != "none":
-        raise SettingsError(
-            f"GATEWAY_AUTH is {settings.auth!r}, but access keys are not built yet: only none, which lets every "
-            "consumer see every client, starts"
-        )
     logs.configure(settings.log_format, settings.log_level)
-    LOGGER.warning("no access control: every consumer sees every client")
+    application = app.create(settings)
+    if settings.auth == "none":
+        LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
         LOGGER.warning(
             "GATEWAY_SIGNING_KEY is not set: cursors end with this process, and replicas refuse each other's"
         )
     opened = listen(settings.host, settings.port)
     LOGGER.info("serving", extra={"fields": {"address": address_of(opened), "version": __version__}})
-    make_server(app.create(settings)).run(sockets=[opened])
+    make_server(application).run(sockets=[opened])
     return 0

@@ -1,0 +1,135 @@
+"""Who asks, and how often they may: the layer inside the edge through which every request goes.
+
+Rules:
+- Open are the paths of `OPEN`, spelt exactly so, and nothing else: whatever a path means to the router, it needs a
+  credential unless it is one of these.
+- A credential comes once, in `X-API-Key` or as `Authorization: Bearer`. In a URL it would be logged by everybody on the
+  way: there it is an unknown parameter.
+- The consumer goes into the request's state as `consumer`; without it no handler answers.
+- Each refusal is counted by its reason and is one line of the log, with the consumer and the route, never the
+  credential.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from gateway.access import Consumer
+from gateway.api import problems
+from gateway.errors import Forbidden, RateLimited, Unauthenticated
+from gateway.metrics import Metrics
+from gateway.rates import Bucket, Rates, header_fields
+
+AUDIT = logging.getLogger("gateway.audit")
+OPEN = re.compile(
+    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[A-Za-z0-9._-]+)?|problems/[a-z-]+)", re.ASCII
+)
+Identify = Callable[..., Awaitable[Consumer]]
+RouteOf = Callable[[str], str]
+
+
+class Authentication:
+    """An ASGI application around another; `identify` is None where anyone may ask as `anyone`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        identify: Identify | None,
+        anyone: Consumer,
+        rates: Rates,
+        clock: Callable[[], float],
+        metrics: Metrics,
+        route_of: RouteOf,
+    ) -> None:
+        self._app = app
+        self._identify = identify
+        self._anyone = anyone
+        self._rates = rates
+        self._clock = clock
+        self._metrics = metrics
+        self._route_of = route_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through with its consumer, or refuse it."""
+        if scope["type"] != ScopeType.HTTP or OPEN.fullmatch(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        bucket = None
+        try:
+            consumer = await self._consumer(scope)
+            scope["state"]["consumer"] = consumer
+            if consumer.rate is not None:
+                now = self._clock()
+                bucket = self._rates.bucket(consumer, now)
+                if not bucket.take(now):
+                    raise RateLimited("this consumer has used up its rate", bucket.wait())
+        except (Unauthenticated, RateLimited) as error:
+            await self._refuse(scope, send, error, bucket)
+            return
+        await self._app(scope, receive, send if bucket is None else _with_rate(send, bucket))
+
+    async def _consumer(self, scope: HTTPScope) -> Consumer:
+        if self._identify is None:
+            return self._anyone
+        credential, bearer = read_credential(scope["headers"])
+        return await self._identify(credential, bearer=bearer)
+
+    async def _refuse(
+        self, scope: HTTPScope, send: Send, error: Unauthenticated | RateLimited, bucket: Bucket | None
+    ) -> None:
+        state = scope["state"]
+        scope["path_template"] = self._route_of(scope["path"])
+        note_refusal(self._metrics, scope, error)
+        headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
+        send = send if bucket is None else _with_rate(send, bucket)
+        await problems.send_problem(
+            send, problems.kind_of(error), scope["path"], state["request_id"], str(error), headers=headers
+        )
+
+
+def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bool]:
+    """Read the credential, and whether it is a bearer's. Raises Unauthenticated."""
+    found = [(name, value) for name, value in headers if name in (b"x-api-key", b"authorization")]
+    if not found:
+        raise Unauthenticated("a credential is needed", problems.NO_CREDENTIAL)
+    if len(found) > 1:
+        raise Unauthenticated("more than one credential came", "several credentials")
+    name, value = found[0]
+    text = value.decode("latin-1").strip()
+    if name == b"x-api-key":
+        return text, False
+    scheme, _, credential = text.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("Authorization is not of the kind Bearer", "other scheme")
+    return credential.strip(), True
+
+
+def note_refusal(metrics: Metrics, scope: HTTPScope, error: Unauthenticated | Forbidden | RateLimited) -> None:
+    """Count a refusal and write its line."""
+    metrics.refused.labels(error.reason).inc()
+    consumer: Consumer | None = scope["state"].get("consumer")
+    fields = {
+        "requestId": scope["state"]["request_id"],
+        "consumer": consumer and consumer.name,
+        "route": str(scope.get("path_template") or "unmatched"),
+        "reason": error.reason,
+    }
+    AUDIT.warning("refused", extra={"fields": fields})
+
+
+def _with_rate(send: Send, bucket: Bucket) -> Send:
+    policy, left = (value.encode("ascii") for value in header_fields(bucket))
+
+    async def send_with_rate(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            # A message of our own: what lies inside keeps the one it made.
+            headers = [*message["headers"], (b"ratelimit-policy", policy), (b"ratelimit", left)]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_rate

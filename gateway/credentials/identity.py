@@ -1,0 +1,41 @@
+"""Whose request it is: the credential that came is handed to whoever can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.access import Consumer
+from gateway.credentials.keyfile import KeyFile
+from gateway.credentials.keys import PREFIX
+from gateway.errors import Unauthenticated
+
+MOST_LENGTH = 8192  # characters of a credential
+
+
+class Identity:
+    """Finds the consumer of a credential."""
+
+    def __init__(self, clock: Callable[[], float], keys: KeyFile | None) -> None:
+        self._clock = clock
+        self._keys = keys
+
+    async def start(self) -> None:
+        """Keep what decisions rest on up to date, from now on."""
+        if self._keys is not None:
+            await self._keys.start()
+
+    async def close(self) -> None:
+        """Stop that."""
+        if self._keys is not None:
+            await self._keys.close()
+
+    async def consumer(self, credential: str, *, bearer: bool) -> Consumer:
+        """The consumer of an access key, or of a bearer token. Raises Unauthenticated, the same whatever is wrong."""
+        reason = "no such kind"
+        if len(credential) > MOST_LENGTH:
+            reason = "too long"
+        elif self._keys is not None and (credential.startswith(PREFIX) or not bearer):
+            consumer, reason = self._keys.keys.find(credential, self._clock())
+            if consumer is not None:
+                return consumer
+        raise Unauthenticated("the credential is not known, or no longer", reason)
