@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -91,7 +91,7 @@ def require_list(consumer: Consumer, parameters: Collection[str], *, status: boo
 def codes_to_read(consumer: Consumer, codes: Sequence[str]) -> tuple[str, ...]:
     """The codes, or `*`, to read from the ledger; `*` asked means the consumer's own clients. Raises Forbidden.
 
-    What is read for `*` is to be filtered by `may_see` unless `sees_all`: prefixes cannot be asked of the upstream.
+    Of what is read `keep_seen` keeps the consumer's own: prefixes cannot be asked of the upstream.
     """
     if tuple(codes) != (EVERY_CLIENT,):
         if not all(may_see(consumer, code) for code in codes):
@@ -103,9 +103,11 @@ def codes_to_read(consumer: Consumer, codes: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(consumer.clients)) if exact else (EVERY_CLIENT,)
 
 
-def sees_all(consumer: Consumer) -> bool:
-    """Whether every client is for this consumer."""
-    return EVERY_CLIENT in consumer.clients
+def keep_seen(consumer: Consumer, read: Sequence[str]) -> Callable[[Sequence[Call]], Sequence[Call]]:
+    """What keeps, of calls of the codes that `codes_to_read` gave, those that the consumer may see."""
+    if tuple(read) != (EVERY_CLIENT,) or EVERY_CLIENT in consumer.clients:
+        return list
+    return lambda calls: [call for call in calls if may_see(consumer, call.client_code)]
 
 
 def present(call: Call, consumer: Consumer, *, status: bool, public_extra: Collection[str] = ()) -> Call:

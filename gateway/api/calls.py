@@ -13,7 +13,7 @@ import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, codes_to_read, may_see, present, require_list
+from gateway.access import Consumer, codes_to_read, keep_seen, present, require_list
 from gateway.api import params
 from gateway.api.cursors import Cursor, read_cursor, render_cursor
 from gateway.api.repeats import Lifetime, matches
@@ -82,7 +82,13 @@ class CallLists(Struct, frozen=True):
         )
         now = self.clock()
         page = await read_page(
-            self.ledger, question, now, newest_first=wanted.newest_first, limit=wanted.limit, after=after
+            self.ledger,
+            question,
+            now,
+            newest_first=wanted.newest_first,
+            limit=wanted.limit,
+            after=after,
+            keep=keep_seen(consumer, question.codes),
         )
         following = None
         if page.after is not None:
@@ -102,11 +108,7 @@ class CallLists(Struct, frozen=True):
     ) -> Response[bytes]:
         consumer: Consumer = request.scope["state"]["consumer"]
         body = CallPage(
-            data=[
-                present(call, consumer, status=wanted.status, public_extra=self.public_extra)
-                for call in page.calls
-                if may_see(consumer, call.client_code)
-            ],
+            data=[present(call, consumer, status=wanted.status, public_extra=self.public_extra) for call in page.calls],
             page=PageLinks(limit=wanted.limit, next_cursor=following),
             meta=Meta(
                 start=_instant(wanted.window.start),
