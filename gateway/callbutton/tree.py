@@ -3,7 +3,8 @@
 Rules:
 - Expat decides what is well-formed. Text that somebody else has vouched for may be skipped; places in error messages
   count it all the same.
-- The caller refuses DOCTYPEs before the first piece.
+- The caller refuses DOCTYPEs before the first piece, and takes off the tree what is whole. What is left is bounded in
+  depth and in elements, so that neither bombs nor a record without end fill the memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 from gateway.errors import UpstreamMalformed
 
+MOST_DEPTH = 40  # levels: the protocol has nine
+MOST_ELEMENTS = 50_000  # in the tree at a time: a piece of a body has at most a third of that
 DECLARATION = re.compile(r"\A<\?xml[ \t\n][^>]*\?>")
 
 
@@ -48,6 +51,7 @@ class TreeReader:
         except ParseError as error:
             raise self._malformed(error) from error
         self._line, self._column = _moved(text, self._line, self._column)
+        self._measure()
 
     def close(self) -> None:
         """Read the end. Raises UpstreamMalformed."""
@@ -78,6 +82,16 @@ class TreeReader:
             parent = parent[-1]
         yield parent
         del parent[-1]
+
+    def _measure(self) -> None:
+        depth, elements, level = 0, 0, list(self.document)
+        while level:
+            depth, elements = depth + 1, elements + len(level)
+            if depth > MOST_DEPTH or elements > MOST_ELEMENTS:
+                what = "is nested too deeply" if depth > MOST_DEPTH else "has too many elements"
+                line = self._line + self._skipped
+                raise UpstreamMalformed(f"the Callbutton server's answer {what}, before line {line}")
+            level = [child for element in level for child in element]
 
     def _malformed(self, error: ParseError) -> UpstreamMalformed:
         line, column = error.position
