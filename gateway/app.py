@@ -54,10 +54,8 @@ def build_identity(settings: Settings, metrics: Metrics, clock: Clock = time.tim
     return Identity(clock, keys)
 
 
-def create(settings: Settings, registry: CollectorRegistry | None = None, clock: Clock = time.time) -> Edge:
-    """Build the gateway from the settings."""
-    metrics = Metrics(registry or CollectorRegistry())
-    service = build_service(settings, metrics, clock)
+def build_ledger(settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time) -> Ledger:
+    """Build the cache in front of the upstream."""
     rules = LedgerSettings(
         plain=Rule(settings.fresh_min, settings.fresh_ratio, settings.fresh_max),
         with_status=Rule(settings.fresh_min, settings.fresh_status_ratio, settings.fresh_max),
@@ -67,7 +65,14 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         stale_if_error=settings.stale_if_error,
         stale_while_revalidate=settings.stale_while_revalidate,
     )
-    ledger = Ledger(service.fetch, rules, metrics, clock)
+    return Ledger(service.fetch, rules, metrics, clock)
+
+
+def create(settings: Settings, registry: CollectorRegistry | None = None, clock: Clock = time.time) -> Edge:
+    """Build the gateway from the settings."""
+    metrics = Metrics(registry or CollectorRegistry())
+    service = build_service(settings, metrics, clock)
+    ledger = build_ledger(settings, service, metrics, clock)
     lists = CallLists(
         ledger,
         clock,

@@ -1,6 +1,7 @@
 """Calls as text that streams: NDJSON and CSV. Pure: calls in, bytes out.
 
 Rules:
+- JSON is one object, `data` and `meta`, a call a line.
 - NDJSON is a call a line, as the JSON lists show it. The last line is `{"meta": {…}}`: without it the text broke off.
 - CSV is RFC 4180 with a header. Columns are flat and nested names dotted; null is empty; `extra` is JSON in one column.
 - A text that a spreadsheet would take for a formula gets an apostrophe before it.
@@ -14,7 +15,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -64,6 +65,42 @@ class Projection:
         return row
 
 
+class Format(Protocol):
+    """A way to write calls."""
+
+    def begin(self) -> bytes:
+        """Write what comes before the calls."""
+
+    def rows(self, calls: Iterable[Call]) -> bytes:
+        """Write some calls."""
+
+    def end(self, meta: object) -> bytes:
+        """Write what comes after the calls."""
+
+
+class Json:
+    """One object; `begun` when calls have been written before."""
+
+    def __init__(self, fields: Sequence[str] = (), *, begun: bool = False) -> None:
+        self._lines = Ndjson(fields)
+        self._begun = begun
+
+    def begin(self) -> bytes:
+        """Open the object."""
+        return b'{"data":[\n'
+
+    def rows(self, calls: Iterable[Call]) -> bytes:
+        """Write some calls, a line each."""
+        lines = self._lines.rows(calls).rstrip(b"\n").replace(b"\n", b",\n")  # a newline inside a call is escaped
+        before = b",\n" if lines and self._begun else b""
+        self._begun = self._begun or bool(lines)
+        return before + lines
+
+    def end(self, meta: object) -> bytes:
+        """Close the object."""
+        return b'\n],"meta":' + _encoder.encode(meta) + b"}\n"
+
+
 class Ndjson:
     """A call a line."""
 
@@ -102,6 +139,16 @@ class Csv:
     def end(self, meta: object) -> bytes:  # noqa: ARG002 - what NDJSON takes
         """What comes after the calls: nothing. A text that broke off is known by its connection."""
         return b""
+
+
+FORMATS = ("json", "ndjson", "csv")
+
+
+def make_format(name: str, fields: Sequence[str] = (), *, begun: bool = False) -> Format:
+    """Make one of `FORMATS`; `begun` when calls have been written before."""
+    if name == "json":
+        return Json(fields, begun=begun)
+    return Ndjson(fields) if name == "ndjson" else Csv(fields)
 
 
 def _columns(fields: Sequence[str]) -> list[str]:

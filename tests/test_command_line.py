@@ -21,7 +21,7 @@ import yaml
 from gateway import errors
 from gateway.__main__ import main
 from gateway.commands import COMMANDS
-from gateway.commands.check import ADVICE, print_failure
+from gateway.commands.check import ADVICE, advice_on, print_failure
 from gateway.commands.demo import demo_paths
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
@@ -160,6 +160,7 @@ def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: st
 
 def test_every_upstream_error_has_its_own_advice(capsys: pytest.CaptureFixture[str]):
     assert set(errors.UpstreamError.__subclasses__()) == set(ADVICE)
+    assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.Postponed]
     print_failure(errors.UpstreamTimeout("no answer within 30 s", answering=False), status=True)
     assert f"no answer within 30 s\nwhat to do: {ADVICE[errors.UpstreamTimeout]}\n" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.formats import COLUMNS, FIELDS, FORMULA, Csv, Ndjson, Projection
+from gateway.formats import COLUMNS, FIELDS, FORMULA, Csv, Ndjson, Projection, make_format
 from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
 
 ADDRESS = Address(
@@ -121,3 +121,15 @@ def test_every_field_can_be_a_column():
     for field in FIELDS:
         assert Csv([field]).rows([CALL])
         assert Ndjson([field]).rows([BARE])
+
+
+@given(st.lists(st.integers(0, 3)), st.booleans())
+def test_json_is_one_object_however_its_calls_come(batches: list[int], broken_off: bool):
+    writer = make_format("json")
+    text = writer.begin()
+    for place, count in enumerate(batches):
+        if broken_off and place == len(batches) // 2:
+            writer = make_format("json", begun=any(batches[:place]))
+        text += writer.rows([CALL] * count)
+    document = json.loads(text + writer.end({"stale": False}))
+    assert document == {"data": [json.loads(msgspec.json.encode(CALL))] * sum(batches), "meta": {"stale": False}}

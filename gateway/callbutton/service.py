@@ -93,7 +93,11 @@ class Service:
                 raise
             return await self._ask(codes, without_end, demand, status=status)
 
-    async def _ask(self, codes: Sequence[str], edges: central.Edges, demand: Demand, *, status: bool) -> Fetched:
+    async def fetch_all(self, codes: Sequence[str], *, status: bool) -> Fetched:
+        """Ask for all calls of `codes` by null dates, in one POST. Raises UpstreamError."""
+        return await self._ask(codes, None, Demand(background=Priority.MISS), status=status)
+
+    async def _ask(self, codes: Sequence[str], edges: central.Edges | None, demand: Demand, *, status: bool) -> Fetched:
         """POST, and once more where that can help, all within one deadline."""
         body = wire.render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
         loop = asyncio.get_running_loop()

@@ -39,9 +39,9 @@ MOST_MISSES = 100  # records in a row that the template does not match: it is gi
 
 
 def render_request(
-    codes: Sequence[str], edges: central.Edges, *, status: bool = False, flag_element: str = "StatusFlag"
+    codes: Sequence[str], edges: central.Edges | None, *, status: bool = False, flag_element: str = "StatusFlag"
 ) -> bytes:
-    """The body of a POST for the calls of `codes` between two wall times. Raises ValueError for a bad client code."""
+    """The body of a POST for the calls of `codes` between two wall times, or all. Raises ValueError for a bad one."""
     elements: list[tuple[str, str | None]] = []
     for code in codes:
         if CLIENT_CODE.fullmatch(code) is None:
@@ -49,7 +49,7 @@ def render_request(
         elements.append(("ClientCode", code))
         if status:
             elements.append((flag_element, "true"))
-    elements += [("StartDate", edges.start), ("EndDate", edges.end)]
+    elements += [("StartDate", edges and edges.start), ("EndDate", edges and edges.end)]
     listed = "".join(xmltodict.unparse({name: value}, full_document=False) for name, value in elements)
     return (
         '<?xml version="1.0"?>\n<Callbutton version="B"><CallbuttonService><GetCallDetailsRequest>'

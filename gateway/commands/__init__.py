@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from gateway.commands import check, demo, keys, openapi, serve, simulate
+from gateway.commands import check, demo, fetch, keys, openapi, serve, simulate
 
 
 class Command(Protocol):
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "simulate": simulate,
     "check": check,
+    "fetch": fetch,
     "keys": keys,
     "openapi": openapi,
 }

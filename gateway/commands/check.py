@@ -25,6 +25,11 @@ ADVICE: dict[type[errors.UpstreamError], str] = {
 }
 
 
+def advice_on(error: errors.UpstreamError) -> str:
+    """Say what to do about an error."""
+    return next(ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """There are no options."""
 
@@ -74,4 +79,4 @@ def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
     print(f"does not work: calls {'with' if status else 'without'} status: {error}")
     if isinstance(error, errors.UpstreamUnauthorized):
         print(f"the server saw: username {error.username}, address {error.address}")
-    print(f"what to do: {ADVICE[type(error)]}")
+    print(f"what to do: {advice_on(error)}")

@@ -97,7 +97,7 @@ class Posts:
             self._codes.of(code).took = max(0.0, self._clock() - fetched.sent)
         if len(codes) == 1:
             self._codes.learn(codes[0], fetched.calls)
-            self._keep(codes[0], window, _attributed(codes[0], fetched), errand)
+            self._keep(codes[0], window, attributed(codes[0], fetched), errand)
             return
         foreign = any(code not in errand.landed for code in fetched.calls)
         for code in codes:
@@ -142,7 +142,7 @@ class Posts:
         errand.landed[code].extents.append(extent)
 
 
-def _attributed(code: str, fetched: Fetched) -> Fetched:
+def attributed(code: str, fetched: Fetched) -> Fetched:
     """Give a reply to one code to it."""
     if code == EVERY_CLIENT or (set(fetched.calls) <= {code} and set(fetched.unreadable) <= {code}):
         return fetched

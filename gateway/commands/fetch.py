@@ -1,0 +1,251 @@
+"""`fetch`: calls of a window to a file or standard output, oldest first.
+
+Rules: it asks the upstream itself, through the ledger, with the settings of `serve`; nothing stale goes out. A file has
+its name only when it is whole, and an interrupted one goes on where it stopped. `recordingUrl` is the upstream's own.
+Exit codes: 0 done, 1 the upstream or the disk failed, 2 the command or a setting cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway import errors, logs
+from gateway.commands.check import advice_on
+from gateway.commands.environment import reachable_settings
+from gateway.commands.partial import Mark, PartialFile
+from gateway.commands.progress import Progress
+from gateway.formats import FIELDS, FORMATS, make_format
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.callbutton.service import Service
+    from gateway.ledger.reader import Ledger, Reading
+    from gateway.model import Call
+
+Save = Callable[[Mark], object]
+
+INTERRUPTED = 130
+PATIENCE = 10  # deadlines of a POST: a span may be halved that often
+HELD = 32 * 1024**2  # bytes that the ledger may hold: an export reads everything once
+ENDINGS = {".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+TEXT = "Export the calls of a window to a file or standard output; an interrupted export goes on where it stopped."
+EXAMPLE = (
+    "callbutton-gateway fetch 8005550100 --start 2026-10-01 --end 2026-11-01 --tz America/Chicago -o october.csv\n"
+    "  callbutton-gateway fetch '*' --start 2026-11-01 --format ndjson | jq .startTime"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
+    parser.add_argument("code", nargs="*", metavar="CODE", help="a client code; '*' is every client")
+    parser.add_argument("--client", action="append", default=[], metavar="CODE", help="the same (repeatable)")
+    parser.add_argument("--start", help="instant, date, or date-time (default: the beginning of history); included")
+    parser.add_argument("--end", help="the same (default: now); excluded")
+    parser.add_argument("--tz", default="UTC", metavar="ZONE", help="zone of dates without offset (default: UTC)")
+    parser.add_argument(
+        "--all", action="store_true", help="ask for everything in one POST, with null dates; cannot be resumed"
+    )
+    parser.add_argument("--status", action="store_true", help="with what people said of each call")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of the file, else ndjson")
+    parser.add_argument("--fields", default="", help="some fields only, separated by commas")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--restart", action="store_true", help="drop what an interrupted export left")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Export. Raises ValueError, OSError."""
+    settings = reachable_settings()
+    now = time.time()
+    first = read_arguments(chosen, settings, now)
+    if chosen.output and chosen.output.exists() and not chosen.overwrite:
+        raise ValueError(f"{chosen.output} is there already; --overwrite replaces it")
+    logs.configure(settings.log_format, "error")
+    settings = msgspec.structs.replace(
+        settings, stale_if_error=0, stale_while_revalidate=0, cache_bytes=min(settings.cache_bytes, HELD)
+    )
+    try:
+        if chosen.output is None:
+            asyncio.run(Export(settings, first, write_out, lambda _: None).run(now))
+            return 0
+        with closing(PartialFile(chosen.output, first, restart=chosen.restart)) as partial:
+            asyncio.run(Export(settings, partial.mark, partial.write, partial.save).run(now))
+            partial.finish()
+    except errors.UpstreamError as error:
+        complain(f"broken off: {error}\nwhat to do: {advice_on(error)}{_going_on(chosen)}")
+        return 1
+    except KeyboardInterrupt:
+        complain(f"interrupted{_going_on(chosen)}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read has enough
+        return 1
+    return 0
+
+
+def write_out(data: bytes) -> None:
+    """Write to standard output, at once."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def complain(text: str) -> None:
+    """Say what is wrong."""
+    print(f"callbutton-gateway: {text}", file=sys.stderr)
+
+
+def _going_on(chosen: argparse.Namespace) -> str:
+    if chosen.output is None or chosen.all:
+        return "; what was written is not whole"
+    return "; the same command goes on where this one stopped"
+
+
+def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -> Mark:
+    """Read what is asked as the mark before the first call. Raises ValueError."""
+    from gateway.api import params
+
+    suffix = chosen.output.suffix.lower() if chosen.output else ""
+    values = {name: [getattr(chosen, name)] for name in ("start", "end", "tz") if getattr(chosen, name)}
+    if chosen.all and (chosen.start or chosen.end):
+        raise ValueError("--all asks without dates: leave --start and --end out")
+    fields = [field.strip() for field in chosen.fields.split(",") if field.strip()]
+    if unknown := next((field for field in fields if field not in FIELDS), None):
+        raise ValueError(f"{unknown} is not a field; there are {', '.join(FIELDS)}")
+    try:
+        codes = params.read_codes(None, {"client": [*chosen.code, *chosen.client]})
+        window = params.read_list(codes, values, now, settings.history_start).window
+    except errors.InvalidParameters as error:
+        raise ValueError(str(error).replace("client: is required; client=*", "CODE: is required; '*'")) from error
+    asked = {
+        "clients": ",".join(codes),
+        "start": chosen.start or "",
+        "end": chosen.end or "",
+        "tz": chosen.tz,
+        "all": str(chosen.all).lower(),
+        "status": str(chosen.status).lower(),
+        "format": chosen.format or ENDINGS.get(suffix, "ndjson"),
+        "fields": ",".join(fields),
+    }
+    return Mark(asked, (window.start, window.end), window.start)
+
+
+class Export:
+    """An export that begins, or goes on, at a mark. `save` is told each mark that it reaches."""
+
+    def __init__(self, settings: Settings, mark: Mark, write: Callable[[bytes], Any], save: Save) -> None:
+        self._settings = settings
+        self._mark = mark
+        self._write = write
+        self._save = save
+        fields = [field for field in mark.asked["fields"].split(",") if field]
+        self._format = make_format(mark.asked["format"], fields, begun=mark.calls > 0)
+        self._codes = tuple(mark.asked["clients"].split(","))
+        self._status = mark.asked["status"] == "true"
+        self._progress = Progress(*mark.window)
+
+    async def run(self, now: float) -> None:
+        """Write what is missing. Raises UpstreamError, OSError."""
+        from prometheus_client import CollectorRegistry
+
+        from gateway.app import build_ledger, build_service
+        from gateway.metrics import Metrics
+
+        metrics = Metrics(CollectorRegistry())
+        service = build_service(self._settings, metrics)
+        ledger = build_ledger(self._settings, service, metrics)
+        if not self._mark.size:
+            self._write(self._format.begin())
+        try:
+            if self._mark.asked["all"] == "true":
+                await self._take_all(service)
+            else:
+                await self._read(ledger, now)
+        finally:
+            self._progress.clear()  # and who fails or presses Ctrl-C does not wait for what is under way
+        await ledger.close()
+        await service.close()
+        self._write(self._format.end(self._meta()))
+        if self._mark.unreadable:
+            complain(f"{self._mark.unreadable} calls could not be read, and are left out")
+        self._progress.end(self._mark.calls)
+
+    async def _read(self, ledger: Ledger, now: float) -> None:
+        from gateway.ledger.reader import Question
+        from gateway.ledger.stream import stream
+        from gateway.model import Window
+
+        rest = Window(self._mark.upto, self._mark.window[1])
+        question = Question(codes=self._codes, window=rest, status=self._status)
+        patience = self._settings.upstream_deadline * PATIENCE
+        before = {tuple(key) for key in self._mark.recent}
+        written: list[Call] = []  # of the span that is going out
+        first = True
+        async for part in stream(ledger, question, now, patience, newest_first=False):
+            calls = [call for call in part.calls if (call.client_code, call.id) not in before]
+            self._write(self._format.rows(calls))
+            written += calls
+            if not first:  # all of its span has gone out
+                self._reach(part.reading, written)
+                before = {(call.client_code, call.id) for call in written}
+                written = []
+            first = False
+
+    def _reach(self, reading: Reading, written: list[Call]) -> None:
+        mark = self._mark
+        self._mark = msgspec.structs.replace(
+            mark,
+            upto=min(mark.window[1], max(extent.window.end for extent in reading.extents)),
+            calls=mark.calls + len(written),
+            unreadable=mark.unreadable + reading.unreadable,
+            as_of=reading.as_of,
+            oldest_fetch=min(reading.oldest_fetch, mark.oldest_fetch or reading.oldest_fetch),
+            recent=[(call.client_code, call.id) for call in written],
+        )
+        self._save(self._mark)
+        self._progress.show(self._mark.upto, self._mark.calls)
+
+    async def _take_all(self, service: Service) -> None:
+        from gateway.ledger.pages import order
+        from gateway.ledger.posts import attributed
+
+        fetched = await service.fetch_all(self._codes, status=self._status)
+        if len(self._codes) == 1:
+            fetched = attributed(self._codes[0], fetched)
+        calls = sorted((call for found in fetched.calls.values() for call in found), key=order)
+        self._write(self._format.rows(calls))
+        self._mark = msgspec.structs.replace(
+            self._mark,
+            window=(self._mark.window[0], int(fetched.sent)),
+            calls=len(calls),
+            unreadable=sum(fetched.unreadable.values()),
+            as_of=fetched.sent,
+            oldest_fetch=fetched.sent,
+        )
+
+    def _meta(self) -> dict[str, object]:
+        """What the API's answers have as `meta`; nothing here is stale."""
+        mark = self._mark
+        dated = mark.asked["all"] == "false"
+        return {
+            "start": _instant(mark.window[0]) if dated else None,
+            "end": _instant(mark.window[1]),
+            "asOf": _instant(mark.as_of),
+            "oldestFetch": _instant(mark.oldest_fetch),
+            "stale": False,
+            "unreadable": mark.unreadable,
+        }
+
+
+def _instant(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
