@@ -7,14 +7,17 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
+from gateway.access import read_rate
 from gateway.api.calls import CallLists
 from gateway.api.edge import Edge
 from gateway.api.routes import create_api
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.credentials.identity import Identity
+from gateway.credentials.issuer import Issuer
 from gateway.credentials.keyfile import KeyFile
 from gateway.credentials.keys import KeysError
+from gateway.credentials.tokens import TokenRules
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
@@ -45,13 +48,38 @@ def build_identity(settings: Settings, metrics: Metrics, clock: Clock = time.tim
     """Build what tells consumers apart; None if anyone may ask. Raises SettingsError without a way to tell."""
     if settings.auth == "none":
         return None
+    ways = settings.auth.split("+")
+    return Identity(
+        clock,
+        build_keys(settings, metrics) if "keys" in ways else None,
+        build_issuer(settings, metrics, clock) if "oidc" in ways else None,
+    )
+
+
+def build_keys(settings: Settings, metrics: Metrics) -> KeyFile:
+    """Build what knows access keys. Raises SettingsError."""
     if not settings.keys_file:
         raise SettingsError("GATEWAY_KEYS_FILE is not set: make a key with `keys new`, or say GATEWAY_AUTH=none")
     try:
-        keys = KeyFile(settings.keys_file, metrics)
+        return KeyFile(settings.keys_file, metrics)
     except KeysError as error:
         raise SettingsError(f"GATEWAY_KEYS_FILE cannot be used: {error}") from error
-    return Identity(clock, keys)
+
+
+def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
+    """Build what knows bearer tokens. Raises SettingsError."""
+    for name in ("oidc_issuer", "oidc_audience"):
+        if not getattr(settings, name):
+            raise SettingsError(f"GATEWAY_{name.upper()} is not set: GATEWAY_AUTH={settings.auth} needs it")
+    rules = TokenRules(
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        clients_claim=settings.oidc_clients_claim,
+        scopes_claim=settings.oidc_scopes_claim,
+        name_claim=settings.oidc_name_claim,
+        rate=read_rate(settings.oidc_rate) if settings.oidc_rate else None,
+    )
+    return Issuer(rules, metrics, clock)
 
 
 def build_ledger(settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time) -> Ledger:

@@ -4,6 +4,7 @@
     ├── InvalidParameters          what the consumer asked cannot be read
     ├── Unauthenticated            no credentials, or none that count
     ├── Forbidden                  not for this consumer, whether or not it exists
+    ├── IssuerUnreachable          whether a token counts cannot be told now
     ├── RateLimited                this consumer asks too much; when to come again
     └── UpstreamError              the upstream did not give an answer that can be used
         ├── UpstreamUnauthorized   the upstream does not know our address
@@ -59,6 +60,16 @@ class Forbidden(GatewayError):  # noqa: N818
     def __init__(self, detail: str, reason: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class IssuerUnreachable(GatewayError):  # noqa: N818
+    """Whether a token counts cannot be told now; it may be in `seconds`."""
+
+    reason = "issuer unreachable"
+
+    def __init__(self, detail: str, seconds: float) -> None:
+        super().__init__(detail)
+        self.seconds = seconds
 
 
 class RateLimited(GatewayError):  # noqa: N818

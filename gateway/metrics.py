@@ -119,5 +119,6 @@ class Metrics:
         self.skew = counter("clock_skew", "Extents dropped because they were sent in the future.")
         self.refused = counter("refused", "Requests refused for who asked.", ("reason",))
         self.keys_file_broken = gauge("keys_file_broken", "1 while the keys file cannot be used and old keys stay.")
+        self.issuer_fetches = counter("issuer_fetches", "Fetches of the OIDC issuer's keys.", ("outcome",))
         self.build = gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build.labels(__version__).set(1)

@@ -49,6 +49,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     cache_bytes: int = 256 * 1024**2
     auth: str = "keys"
     keys_file: str = ""
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_clients_claim: str = "clients"
+    oidc_scopes_claim: str = "scope"
+    oidc_name_claim: str = "azp"
+    oidc_rate: str = ""
     extra_public: frozenset[str] = frozenset()
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
     host: str = "127.0.0.1"
@@ -103,6 +109,13 @@ def element_name(text: str) -> str:
     """Read the name of an XML element."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", text) is None:
         raise ValueError("is not the name of an XML element")
+    return text
+
+
+def rate(text: str) -> str:
+    """Read a number of requests in a time."""
+    if re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", text) is None:
+        raise ValueError("is not a rate such as 600/minute, of second, minute, hour or day")
     return text
 
 
@@ -171,8 +184,14 @@ READERS: dict[str, Callable[[str], Any]] = {
     "stale_while_revalidate": duration,
     "stale_if_error": duration,
     "cache_bytes": size,
-    "auth": choice("keys", "none"),
+    "auth": choice("keys", "oidc", "keys+oidc", "none"),
     "keys_file": str,
+    "oidc_issuer": web_address,
+    "oidc_audience": str,
+    "oidc_clients_claim": str,
+    "oidc_scopes_claim": str,
+    "oidc_name_claim": str,
+    "oidc_rate": rate,
     "extra_public": element_names,
     "signing_key": secret,
     "host": str,

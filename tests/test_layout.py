@@ -33,7 +33,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
 OWNERS = {
     "litestar": {"api", "app"},
-    "httpx": {"callbutton"},
+    "httpx": {"callbutton", "credentials"},
+    "jwt": {"credentials"},
     "httpcore": {"callbutton"},
     "xmltodict": {"callbutton", "simulator"},
     "xml": {"callbutton", "simulator"},

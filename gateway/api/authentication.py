@@ -21,7 +21,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from gateway.access import Consumer
 from gateway.api import problems
-from gateway.errors import Forbidden, RateLimited, Unauthenticated
+from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
 from gateway.rates import Bucket, Rates, header_fields
 
@@ -29,6 +29,7 @@ AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
     r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[A-Za-z0-9._-]+)?|problems/[a-z-]+)", re.ASCII
 )
+Refusal = Unauthenticated | Forbidden | RateLimited | IssuerUnreachable
 Identify = Callable[..., Awaitable[Consumer]]
 RouteOf = Callable[[str], str]
 
@@ -68,7 +69,7 @@ class Authentication:
                 bucket = self._rates.bucket(consumer, now)
                 if not bucket.take(now):
                     raise RateLimited("this consumer has used up its rate", bucket.wait())
-        except (Unauthenticated, RateLimited) as error:
+        except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
             await self._refuse(scope, send, error, bucket)
             return
         await self._app(scope, receive, send if bucket is None else _with_rate(send, bucket))
@@ -79,9 +80,7 @@ class Authentication:
         credential, bearer = read_credential(scope["headers"])
         return await self._identify(credential, bearer=bearer)
 
-    async def _refuse(
-        self, scope: HTTPScope, send: Send, error: Unauthenticated | RateLimited, bucket: Bucket | None
-    ) -> None:
+    async def _refuse(self, scope: HTTPScope, send: Send, error: Refusal, bucket: Bucket | None) -> None:
         state = scope["state"]
         scope["path_template"] = self._route_of(scope["path"])
         note_refusal(self._metrics, scope, error)
@@ -109,7 +108,7 @@ def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bool]:
     return credential.strip(), True
 
 
-def note_refusal(metrics: Metrics, scope: HTTPScope, error: Unauthenticated | Forbidden | RateLimited) -> None:
+def note_refusal(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:
     """Count a refusal and write its line."""
     metrics.refused.labels(error.reason).inc()
     consumer: Consumer | None = scope["state"].get("consumer")

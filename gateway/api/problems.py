@@ -17,6 +17,7 @@ from gateway.errors import (
     Forbidden,
     GatewayError,
     InvalidParameters,
+    IssuerUnreachable,
     Overloaded,
     ParameterFault,
     Postponed,
@@ -85,6 +86,14 @@ RATE_LIMITED = Kind(
     "Ask again after the seconds of Retry-After.",
     "This consumer has asked more often than it may. The headers `RateLimit` and `RateLimit-Policy` say how often that "
     "is, and what is left of it.",
+)
+ISSUER_UNREACHABLE = Kind(
+    503,
+    "issuer-unreachable",
+    "Tokens cannot be judged now",
+    "Ask again after the seconds of Retry-After, or use an access key.",
+    "The gateway has no keys of the issuer of bearer tokens, or has had them for too long, and cannot fetch them now. "
+    "The token may be good.",
 )
 NOT_ALLOWED = Kind(
     405,
@@ -168,6 +177,7 @@ KINDS: dict[type[GatewayError], Kind] = {
     Unauthenticated: UNAUTHENTICATED,
     Forbidden: FORBIDDEN,
     RateLimited: RATE_LIMITED,
+    IssuerUnreachable: ISSUER_UNREACHABLE,
     UpstreamRejected: REJECTED,
     UpstreamUnauthorized: UNAUTHORIZED,
     UpstreamFailed: FAILED,
@@ -210,7 +220,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
         case Unauthenticated():
             wrong = "" if error.reason == NO_CREDENTIAL else ', error="invalid_token"'
             return {"WWW-Authenticate": f'Bearer realm="callbutton-gateway"{wrong}'}
-        case RateLimited():
+        case RateLimited() | IssuerUnreachable():
             return {"Retry-After": str(max(1, math.ceil(error.seconds)))}
         case Postponed():
             return {"Retry-After": str(error.wait)}

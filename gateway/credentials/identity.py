@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.access import Consumer
+from gateway.credentials.issuer import Issuer
 from gateway.credentials.keyfile import KeyFile
 from gateway.credentials.keys import PREFIX
 from gateway.errors import Unauthenticated
@@ -15,9 +16,10 @@ MOST_LENGTH = 8192  # characters of a credential
 class Identity:
     """Finds the consumer of a credential."""
 
-    def __init__(self, clock: Callable[[], float], keys: KeyFile | None) -> None:
+    def __init__(self, clock: Callable[[], float], keys: KeyFile | None, issuer: Issuer | None) -> None:
         self._clock = clock
         self._keys = keys
+        self._issuer = issuer
 
     async def start(self) -> None:
         """Keep what decisions rest on up to date, from now on."""
@@ -28,13 +30,17 @@ class Identity:
         """Stop that."""
         if self._keys is not None:
             await self._keys.close()
+        if self._issuer is not None:
+            await self._issuer.close()
 
     async def consumer(self, credential: str, *, bearer: bool) -> Consumer:
-        """The consumer of an access key, or of a bearer token. Raises Unauthenticated, the same whatever is wrong."""
+        """The consumer of an access key, or of a bearer token. Raises Unauthenticated, IssuerUnreachable."""
         reason = "no such kind"
         if len(credential) > MOST_LENGTH:
             reason = "too long"
-        elif self._keys is not None and (credential.startswith(PREFIX) or not bearer):
+        elif self._issuer is not None and bearer and not credential.startswith(PREFIX):
+            return await self._issuer.consumer(credential)
+        elif self._keys is not None:
             consumer, reason = self._keys.keys.find(credential, self._clock())
             if consumer is not None:
                 return consumer

@@ -1,0 +1,87 @@
+"""A small OpenID Connect issuer: a real HTTP server with keys that can be changed and answers that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+RSA_KEYS = [rsa.generate_private_key(65537, 2048) for _ in range(2)]
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
+
+
+def jwk(key: Any, kid: str, **more: Any) -> dict[str, Any]:
+    """The public half of a key as a JWK."""
+    kinds: list[tuple[type, Any]] = [(rsa.RSAPrivateKey, RSAAlgorithm), (ec.EllipticCurvePrivateKey, ECAlgorithm)]
+    algorithm = next((found for kind, found in kinds if isinstance(key, kind)), OKPAlgorithm)
+    return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig", **more}
+
+
+class Issuer:
+    """What the server answers, and how often it was asked for keys."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.named = address
+        self.keys_at = f"{address}/keys"
+        self.keys = [jwk(RSA_KEYS[0], "one")]
+        self.status = 200
+        self.padding = 0
+        self.asked = 0
+
+    def answer(self, path: str) -> bytes:
+        if path == "/keys":
+            self.asked += 1
+            return json.dumps({"keys": self.keys, "padding": "x" * self.padding}).encode()
+        return json.dumps({"issuer": self.named, "jwks_uri": self.keys_at}).encode()
+
+    def token(self, now: float, key: Any = RSA_KEYS[0], alg: str = "RS256", kid: str = "one", **claims: Any) -> str:
+        """A good token but for what is said otherwise; None leaves a claim out."""
+        said = {
+            "iss": self.address,
+            "aud": "callbutton",
+            "exp": int(now) + 300,
+            "iat": int(now),
+            "azp": "crm",
+            "clients": ["8005550100"],
+            "scope": "openid calls personal",
+        } | claims
+        said = {name: value for name, value in said.items() if value is not None}
+        return jwt.encode(said, key, algorithm=alg, headers={"kid": kid})
+
+
+@contextmanager
+def issuing() -> Iterator[Issuer]:
+    """Run an issuer on a port of its own."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = issuer.answer(self.path)
+            self.send_response(issuer.status)
+            if issuer.status == 302:
+                self.send_header("Location", self.path + "?again")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    issuer = Issuer(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield issuer
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
