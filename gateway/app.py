@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from gateway.access import read_rate
-from gateway.api.calls import CallLists
+from gateway.api.answers import Desk
 from gateway.api.edge import Edge
 from gateway.api.routes import create_api
 from gateway.callbutton.service import Service, ServiceSettings
@@ -101,7 +101,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
     ledger = build_ledger(settings, service, metrics, clock)
-    lists = CallLists(
+    desk = Desk(
         ledger,
         clock,
         settings.signing_key.encode(),
@@ -112,7 +112,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     access_log = AccessLog(settings.log_format, settings.log_level)
     identity = build_identity(settings, metrics, clock)
     identify = None if identity is None else identity.consumer
-    app, litestar = create_api(lists, identify, metrics, access_log, settings.cache_bytes // REPEATS)
+    app, litestar = create_api(desk, identify, metrics, access_log, settings.cache_bytes // REPEATS)
     if identity is not None:
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]

@@ -5,6 +5,8 @@
     ├── Unauthenticated            no credentials, or none that count
     ├── Forbidden                  not for this consumer, whether or not it exists
     ├── IssuerUnreachable          whether a token counts cannot be told now
+    ├── NotFound                   there is no such thing
+    ├── NotAcceptable              not to be had in any form that the consumer accepts
     ├── RateLimited                this consumer asks too much; when to come again
     └── UpstreamError              the upstream did not give an answer that can be used
         ├── UpstreamUnauthorized   the upstream does not know our address
@@ -70,6 +72,14 @@ class IssuerUnreachable(GatewayError):  # noqa: N818
     def __init__(self, detail: str, seconds: float) -> None:
         super().__init__(detail)
         self.seconds = seconds
+
+
+class NotFound(GatewayError):  # noqa: N818
+    """There is no such thing."""
+
+
+class NotAcceptable(GatewayError):  # noqa: N818
+    """It is not to be had in any form that the consumer accepts."""
 
 
 class RateLimited(GatewayError):  # noqa: N818

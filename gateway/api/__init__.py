@@ -1,6 +1,7 @@
 """HTTP in, HTTP out: the only place that imports Litestar.
 
-`params` and `cursors` read what comes in, `calls` answers lists, `problems` has every failure's status code, `openapi`
-describes it all, `reference` shows it to people, `repeats` sends again what is asked for again, `edge` wraps it,
-`routes` puts it together.
+`params` names what may be asked; `wanted`, `moments`, `filters` and `cursors` read it; `negotiation` how to answer.
+`answers` is what all answers about calls share; `calls`, `exports` and `summaries` give them. `problems` has every
+failure's status code, `openapi` describes it all, `reference` shows it to people, `repeats` answers what was just
+answered, `edge` wraps it, `routes` puts it together.
 """

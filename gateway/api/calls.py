@@ -1,27 +1,26 @@
-"""The call lists: a query becomes one read of the ledger, a page becomes JSON."""
+"""Lists of calls and single calls: a query becomes one read of the ledger, a page becomes JSON."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import math
-from collections.abc import Callable
-from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlencode
 
-import msgspec
 from litestar import Request, Response
+from litestar.response import Stream
 from msgspec import Struct
 
-from gateway.access import Consumer, codes_to_read, keep_seen, present, require_list
 from gateway.api import params
+from gateway.api.answers import JSON, Asking, Desk, Meta, meta_of
 from gateway.api.cursors import Cursor, read_cursor, render_cursor
-from gateway.api.repeats import Lifetime, matches
+from gateway.api.exports import FORMS, MEDIA_TYPES, answer_export
+from gateway.api.wanted import ListRequest, read_call, read_list
+from gateway.errors import InvalidParameters, NotFound, ParameterFault
+from gateway.formats import Projection
+from gateway.ledger.extents import DAY
 from gateway.ledger.pages import Page, read_page
-from gateway.ledger.reader import Ledger, Question
-from gateway.model import Call
+from gateway.model import Call, Window
 
-_encode = msgspec.json.Encoder().encode
+LATELY = 31 * DAY  # in which a call is looked for that the ledger does not know
 
 
 class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -29,17 +28,6 @@ class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
 
     limit: int
     next_cursor: str | None
-
-
-class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the answer covers and how fresh it is."""
-
-    start: datetime
-    end: datetime
-    as_of: datetime
-    oldest_fetch: datetime
-    stale: bool
-    unreadable: int
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
@@ -50,111 +38,103 @@ class CallPage(Struct, frozen=True, kw_only=True):
     meta: Meta
 
 
-class CallLists(Struct, frozen=True):
-    """What the handlers of call lists need."""
+class SingleCall(Struct, frozen=True, kw_only=True):
+    """One call."""
 
-    ledger: Ledger
-    clock: Callable[[], float]
-    signing_key: bytes
-    history_start: int
-    deadline: float
-    public_extra: frozenset[str] = frozenset()
+    data: Call
+    meta: Meta
 
-    async def answer(self, request: Request, code: str | None) -> Response[bytes]:  # type: ignore[type-arg]
-        """Answer a list of one client's calls, or of those named by `client`. Raises GatewayError."""
-        values = params.read_query(request.scope["query_string"], with_client=code is None)
-        if "cursor" in values:
-            codes = params.read_codes(code, values) if code is not None or "client" in values else None
-            cursor = read_cursor(values["cursor"][0], codes, values, self.signing_key)
-            wanted, parameters, after = cursor.request, cursor.parameters, cursor.position
-        else:
-            wanted = params.read_list(params.read_codes(code, values), values, self.clock(), self.history_start)
-            parameters, after = values, None
-        consumer: Consumer = request.scope["state"]["consumer"]
-        # A cursor gives no rights: whoever brings it is asked for theirs.
-        require_list(consumer, parameters, status=wanted.status)
-        question = Question(
-            codes=codes_to_read(consumer, wanted.codes),
-            window=wanted.window,
-            status=wanted.status,
-            insist=_insists(request) and "refresh" in consumer.scopes,
-            deadline=asyncio.get_running_loop().time() + self.deadline,
-        )
-        now = self.clock()
+
+async def answer_list(desk: Desk, request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
+    """Answer a list of one client's calls, or of those named by `client`. Raises GatewayError."""
+    asking = Asking(desk, request)
+    values = params.read_query(request.scope["query_string"], "list", with_client=code is None)
+    named = values.get("format", [""])[0]
+    form = asking.choose(MEDIA_TYPES, named if named in params.FORMATS else None)
+    if form in FORMS:
+        _refuse_pages(form, values)
+    if "cursor" in values:
+        codes = params.read_codes(code, values) if code is not None or "client" in values else None
+        cursor = read_cursor(values["cursor"][0], codes, values, desk.signing_key)
+        wanted, parameters, after = cursor.request, cursor.parameters, cursor.position
+    else:
+        wanted = read_list(params.read_codes(code, values), values, desk.clock(), desk.history_start)
+        parameters, after = values, None
+    question = asking.question(wanted.codes, wanted.window, parameters, status=wanted.status)
+    keep = asking.keep(question, wanted.filters)
+    if form in FORMS:
+        return await answer_export(asking, wanted, question, keep, form)
+    page = await read_page(
+        desk.ledger,
+        question,
+        desk.clock(),
+        newest_first=wanted.newest_first,
+        limit=wanted.limit,
+        after=after,
+        keep=keep,
+    )
+    asking.has_read()
+    following = None
+    if page.after is not None:
+        following = render_cursor(Cursor(wanted, dict(parameters), page.after), desk.signing_key)
+    return _answer_page(asking, wanted, page, following)
+
+
+def _refuse_pages(form: str, values: dict[str, list[str]]) -> None:
+    detail = f"does not go with {form}, which is not paged: it is the whole window"
+    if faults := [ParameterFault(name, detail) for name in ("limit", "cursor") if name in values]:
+        raise InvalidParameters(faults)
+
+
+def _answer_page(asking: Asking, wanted: ListRequest, page: Page, following: str | None) -> Response[bytes]:
+    calls = asking.present(page.calls, status=wanted.status)
+    links, meta = PageLinks(limit=wanted.limit, next_cursor=following), meta_of(wanted.window, page)
+    body: object = CallPage(data=calls, page=links, meta=meta)
+    if wanted.fields:
+        body = {"data": list(map(Projection(wanted.fields), calls)), "page": links, "meta": meta}
+    link = f"{asking.request.scope['path']}?{urlencode({'cursor': following})}" if following else ""
+    return asking.answer(body, lambda text: text[: text.rindex(b'],"page":')], wanted.window, page, link)
+
+
+async def answer_call(desk: Desk, request: Request[Any, Any, Any], code: str, identity: str) -> Response[bytes]:
+    """Answer one call: from the window given, else from the ledger, else from the last 31 days. Raises GatewayError."""
+    asking = Asking(desk, request)
+    asking.choose(JSON)
+    values = params.read_query(request.scope["query_string"], "call")
+    (code,) = params.read_codes(code, values)
+    now = desk.clock()
+    wanted = read_call(values, now, desk.history_start)
+    lately = Window(int(now) - LATELY, int(now) + 1)
+    known = desk.ledger.whereabouts(code, identity, status=wanted.status)
+    # Where the ledger last saw it is read by the rule of freshness; it may have gone from there.
+    windows = [wanted.window] if wanted.window else [known, lately] if known else [lately]
+    for window in windows:
+        page = await _find(asking, code, identity, window, status=wanted.status)
+        if page.calls:
+            asking.has_read()
+            (call,) = asking.present(page.calls, status=wanted.status)
+            meta = meta_of(window, page)
+            body: object = SingleCall(data=call, meta=meta)
+            if wanted.fields:
+                body = {"data": Projection(wanted.fields)(call), "meta": meta}
+            return asking.answer(body, lambda text: text[: text.rindex(b',"meta":')], window, page)
+    raise NotFound("this client has no such call in the window that was looked at")
+
+
+async def _find(asking: Asking, code: str, identity: str, window: Window, *, status: bool) -> Page:
+    """Look for a call, the newest days first."""
+    question = asking.question((code,), window, (), status=status)
+    after = None
+    while True:
         page = await read_page(
-            self.ledger,
+            asking.desk.ledger,
             question,
-            now,
-            newest_first=wanted.newest_first,
-            limit=wanted.limit,
+            asking.desk.clock(),
+            newest_first=True,
+            limit=1,
             after=after,
-            keep=keep_seen(consumer, question.codes),
+            keep=lambda calls: [call for call in calls if call.id == identity],
         )
-        following = None
-        if page.after is not None:
-            following = render_cursor(Cursor(wanted, dict(parameters), page.after), self.signing_key)
-        if not page.stale:
-            # A window that reaches into the future grows by the second.
-            until = math.inf if wanted.window.end <= now else math.ceil(now)
-            request.scope["state"]["lifetime"] = Lifetime(page.as_of, now - page.past, until)
-        return self._render(request, wanted, page, following)
-
-    def _render(
-        self,
-        request: Request,  # type: ignore[type-arg]
-        wanted: params.ListRequest,
-        page: Page,
-        following: str | None,
-    ) -> Response[bytes]:
-        consumer: Consumer = request.scope["state"]["consumer"]
-        body = CallPage(
-            data=[present(call, consumer, status=wanted.status, public_extra=self.public_extra) for call in page.calls],
-            page=PageLinks(limit=wanted.limit, next_cursor=following),
-            meta=Meta(
-                start=_instant(wanted.window.start),
-                end=_instant(wanted.window.end),
-                as_of=_instant(page.as_of),
-                oldest_fetch=_instant(page.oldest_fetch),
-                stale=page.stale,
-                unreadable=page.unreadable,
-            ),
-        )
-        encoded = _encode(body)
-        headers = {
-            "Cache-Control": "private",
-            "ETag": _etag(encoded[: encoded.rindex(b'],"page":')], more=following is not None),
-            "Age": str(max(0, int(self.clock() - page.as_of))),
-            "Cache-Status": f"callbutton-gateway; {_cache_status(page)}{_ignored(request, consumer)}",
-            "Vary": "Authorization, X-API-Key, Accept, Accept-Encoding, Origin",
-        }
-        if following is not None:
-            headers["Link"] = f'<{request.scope["path"]}?{urlencode({"cursor": following})}>; rel="next"'
-        if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
-            return Response(b"", status_code=304, headers=headers)
-        return Response(encoded, media_type="application/json", headers=headers)
-
-
-def _etag(data: bytes, *, more: bool) -> str:
-    """Name an answer by its data and whether a next page exists, not by when it was fetched."""
-    return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if more else b"end").hexdigest()}"'
-
-
-def _insists(request: Request) -> bool:  # type: ignore[type-arg]
-    return "no-cache" in request.headers.get("cache-control", "").lower()
-
-
-def _ignored(request: Request, consumer: Consumer) -> str:  # type: ignore[type-arg]
-    """Say that `no-cache` was not heeded: browsers send it on each reload, so it is no reason to refuse."""
-    heeded = "refresh" in consumer.scopes or not _insists(request)
-    return "" if heeded else '; detail="no-cache needs the scope refresh"'
-
-
-def _cache_status(page: Page) -> str:
-    """Say where the answer is from (RFC 9211); a negative ttl is how long it has been stale."""
-    if page.lookup == "hit" or page.stale:
-        return f"hit; ttl={-math.ceil(page.past)}"
-    return f"fwd={page.lookup}{'; collapsed' if page.collapsed else ''}"
-
-
-def _instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(int(seconds), UTC)
+        if page.calls or page.after is None:
+            return page
+        after = page.after

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from gateway.api.params import ListRequest
+from gateway.api.wanted import ListRequest
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.ledger.pages import Position
 

@@ -12,25 +12,38 @@ import msgspec
 
 from gateway import __version__
 from gateway.api import params, problems
+from gateway.formats import KEYS
 
 DESCRIPTION = """\
 Calls of a Callbutton call-tracking server as JSON, in UTC.
 
 Access control is not part of this version: run it where only trusted programs reach it."""
-LISTS = ("/clients/{code}/calls", "/calls")
-LIST_PROBLEMS = (400, 422, 500, 502, 504)
+KINDS = {
+    "/clients/{code}/calls": "list",
+    "/calls": "list",
+    "/clients/{code}/calls/{call_id}": "call",
+    "/clients/{code}/calls/summary": "summary",
+    "/calls/summary": "summary",
+    "/clients": "clients",
+}  # of the routes about calls, as `params.TABLE` calls them
+CALL_PROBLEMS = (400, 406, 422, 500, 502, 504)
 OTHER_PROBLEMS = (405,)
-EXAMPLES = {kind.status: kind for kind in (*problems.KINDS.values(), problems.NOT_ALLOWED, problems.INTERNAL)} | {
-    502: problems.UNREACHABLE
+STREAMED = ("application/x-ndjson", "text/csv")
+EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
+    404: problems.NOT_FOUND,
+    502: problems.UNREACHABLE,
 }
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
+    {"name": "summaries", "description": "Figures of calls."},
     {"name": "operations", "description": "For whoever runs the gateway."},
 ]
 HEADERS = {
     "X-Request-Id": "The id of this request, also in the log.",
     "Age": "Seconds since the window's newest point was fetched.",
     "Cache-Status": "Whether the ledger had the answer (RFC 9211).",
+    "ETag": "Changes with the data, not with the time.",
+    "Server-Timing": "Milliseconds that the ledger and the writing took.",
 }
 
 
@@ -41,15 +54,16 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
         [problems.Problem, problems.Fault], ref_template="#/components/schemas/{name}"
     )
     schemas |= problem_schemas
+    schemas["Call"]["required"] = list(KEYS)  # all else may be left out by `fields`
     paths = generated["paths"]
     for path, item in paths.items():
         for operation in item.values():
             operation.setdefault("responses", {})
-            if path in LISTS:
-                _complete_list(operation, path)
+            if path in KINDS:
+                _complete_operation(operation, path)
             else:
                 operation["responses"]["200"]["description"] = "Yes."
-            for status in LIST_PROBLEMS if path in LISTS else OTHER_PROBLEMS:
+            for status in _problems_of(path):
                 operation["responses"][str(status)] = _problem(status)
     return {
         "openapi": "3.1.0",
@@ -68,34 +82,39 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _complete_list(operation: dict[str, Any], path: str) -> None:
-    described = []
-    if "{code}" in path:
-        described.append(
-            {
-                "name": "code",
-                "in": "path",
-                "required": True,
-                "description": "The client's code, often its toll-free number.",
-                "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
-                "example": "8005550100",
-            }
-        )
-    for parameter in params.TABLE if described else (params.CLIENT, *params.TABLE):
-        entry: dict[str, Any] = {
-            "name": parameter.name,
-            "in": "query",
-            "required": parameter is params.CLIENT,
-            "description": parameter.description,
-            "schema": dict(parameter.schema),
-        }
-        if parameter.example is not None:
-            entry["example"] = parameter.example
-        described.append(entry)
-    operation["parameters"] = described
-    operation["responses"]["200"]["headers"] = {
-        name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
+def _problems_of(path: str) -> tuple[int, ...]:
+    if path not in KINDS:
+        return OTHER_PROBLEMS
+    return (*CALL_PROBLEMS, 404) if KINDS[path] == "call" else CALL_PROBLEMS
+
+
+def _complete_operation(operation: dict[str, Any], path: str) -> None:
+    kind = KINDS[path]
+    described = [_parameter(parameter, "path") for parameter in params.PATH if f"{{{parameter.name}}}" in path]
+    if not described and kind != "clients":
+        described.append(_parameter(params.CLIENT, "query"))
+    operation["parameters"] = described + [_parameter(parameter, "query") for parameter in params.of_route(kind)]
+    for parameter in operation["parameters"] if kind in ("summary", "clients") else ():
+        if parameter["name"] == "start":
+            parameter["description"] = f"{params.START} Included. Required, unless `range` is there."
+    answer = operation["responses"]["200"]
+    answer["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()}
+    if kind == "list":
+        answer["headers"]["Link"] = {"description": "The next page, if there is one.", "schema": {"type": "string"}}
+        answer["content"] |= {media_type: {"schema": {"type": "string"}} for media_type in STREAMED}
+
+
+def _parameter(parameter: params.Parameter, place: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": parameter.name,
+        "in": place,
+        "required": place == "path" or parameter is params.CLIENT,
+        "description": parameter.description,
+        "schema": dict(parameter.schema),
     }
+    if parameter.example is not None:
+        entry["example"] = parameter.example
+    return entry
 
 
 def _problem(status: int) -> dict[str, Any]:

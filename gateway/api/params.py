@@ -1,81 +1,154 @@
-"""The query parameters of the call lists: one table, used to read requests and to describe the API.
+"""The query parameters: one table, used to read requests and to describe the API.
 
 Rules: strict. An unknown or repeated parameter, or a value that cannot be read, is a fault that names it; all faults
-are reported at once. Dates and date-times without offset are read in `tz`.
+are reported at once. What the values mean is read in `wanted`, `moments` and `filters`.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from msgspec import Struct
-
+from gateway.api.moments import RANGES
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.model import Window
+from gateway.formats import FIELDS
+from gateway.model import PhoneType, Result
 
 CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-MOMENT = re.compile(
-    r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2})?)(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
-)
 MOST_CLIENTS = 50
 MOST_LIMIT = 1000
-EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+FORMATS = ("json", "ndjson", "csv")
+INTERVALS = ("none", "hour", "day", "week", "month")
+GROUPS = ("result", "campaign", "did", "phoneType", "client")
 
 
 class Parameter(NamedTuple):
-    """One parameter as the OpenAPI document shows it."""
+    """One parameter as the OpenAPI document shows it, and the kinds of routes that take it."""
 
     name: str
     description: str
     schema: Mapping[str, Any]
+    routes: str  # of list, call, summary, clients
     example: Any = None
 
 
+ALL = "list call summary clients"
+FILTERED = "list summary"
 START = "An RFC 3339 instant, or a date or a date-time without offset, read in `tz`."
+TEXT = {"type": "string", "minLength": 1, "maxLength": 200}
+
+
+def _one_of(names: Sequence[str], **more: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(names), **more}
+
+
+def _list_of(names: Sequence[str]) -> dict[str, Any]:
+    one = "|".join(re.escape(name) for name in names)
+    return {"type": "string", "pattern": f"^({one})(,({one}))*$"}
+
+
 TABLE = (
-    Parameter("start", f"{START} Included. Omitted: the beginning of history.", {"type": "string"}, "2026-11-01"),
-    Parameter("end", f"{START} Excluded. Omitted: now.", {"type": "string"}, "2026-11-02T00:00:00Z"),
-    Parameter("tz", "IANA time zone of dates without offset.", {"type": "string", "default": "UTC"}, "America/Chicago"),
-    Parameter("include", "`status` adds what people said of each call.", {"type": "string", "enum": ["status"]}),
-    Parameter("sort", "The order.", {"type": "string", "enum": ["startTime", "-startTime"], "default": "-startTime"}),
+    Parameter("start", f"{START} Included. Omitted: the beginning of history.", {"type": "string"}, ALL, "2026-11-01"),
+    Parameter("end", f"{START} Excluded. Omitted: now.", {"type": "string"}, ALL, "2026-11-02T00:00:00Z"),
+    Parameter(
+        "range", "Days in `tz`, instead of `start` and `end`; those named `last` end today.", _one_of(list(RANGES)), ALL
+    ),
+    Parameter(
+        "tz", "IANA time zone of dates without offset.", {"type": "string", "default": "UTC"}, ALL, "America/Chicago"
+    ),
+    Parameter("include", "`status` adds what people said of each call.", _one_of(["status"]), "list call"),
+    Parameter(
+        "result",
+        "Calls with this result, or one of several, with commas.",
+        _list_of([one.value for one in Result]),
+        FILTERED,
+        "busy,no_answer",
+    ),
+    Parameter("campaign", "Calls of this campaign.", TEXT, FILTERED, "4018"),
+    Parameter("did", "Calls to this number.", TEXT, FILTERED, "8005550100"),
+    Parameter("ani", "Calls from this number.", TEXT, FILTERED, "3125550161"),
+    Parameter("target", "Calls that went on to this number.", TEXT, FILTERED, "7735550158"),
+    Parameter(
+        "phoneType",
+        "Calls from this type of phone, or one of several, with commas.",
+        _list_of([one.value for one in PhoneType]),
+        FILTERED,
+        "cell",
+    ),
+    Parameter("recorded", "Calls with a recording, or without.", _one_of(["true", "false"]), FILTERED),
+    Parameter(
+        "minDuration",
+        "Calls of at least so many seconds.",
+        {"type": "integer", "format": "int64", "minimum": 0, "maximum": 9999999},
+        FILTERED,
+        30,
+    ),
+    Parameter("sort", "The order.", _one_of(["startTime", "-startTime"], default="-startTime"), "list"),
     Parameter(
         "limit",
-        "The most calls of a page. A page may be shorter; a null `nextCursor` alone is the end.",
-        {"type": "integer", "minimum": 1, "maximum": MOST_LIMIT, "default": 100},
+        "The most calls of a page. A page may be shorter; a null `nextCursor` alone is the end. Not for NDJSON, CSV.",
+        {"type": "integer", "format": "int64", "minimum": 1, "maximum": MOST_LIMIT, "default": 100},
+        "list",
     ),
     Parameter(
         "cursor",
-        "`nextCursor` of the page before, alone or with the parameters that page was made from.",
+        "`nextCursor` of the page before, alone or with the parameters that page was made from. Not for NDJSON, CSV.",
         {"type": "string"},
+        "list",
     ),
+    Parameter(
+        "fields",
+        "Fields of the calls, with commas, dots before names inside: `ani,address.city`. JSON and NDJSON have `id`, "
+        "`clientCode` and `startTime` in any case; CSV has these columns in this order.",
+        _list_of(FIELDS),
+        "list call",
+        "ani,result,address.city",
+    ),
+    Parameter(
+        "format",
+        "How the calls are written, whatever `Accept` says. NDJSON and CSV are the whole window, streamed.",
+        _one_of(FORMATS),
+        "list",
+    ),
+    Parameter(
+        "interval",
+        "The length of the buckets, which begin on the clock and calendar of `tz`; weeks on Monday.",
+        _one_of(INTERVALS, default="none"),
+        "summary",
+        "day",
+    ),
+    Parameter("groupBy", "Figures of each group apart.", _one_of(GROUPS), "summary", "result"),
 )
 CLIENT = Parameter(
     "client",
     f"A client code, up to {MOST_CLIENTS} times; or `*` alone, for every client.",
     {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_CLIENTS},
+    FILTERED,
     ["8005550100", "8005550101"],
 )
 
+PATH = (
+    Parameter(
+        "code",
+        "The client's code, often its toll-free number.",
+        {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+        ALL,
+        "8005550100",
+    ),
+    Parameter("call_id", "The call's `id`.", {"type": "string", "minLength": 1, "maxLength": 200}, "call", "498200007"),
+)
 
-class ListRequest(Struct, frozen=True):
-    """What a consumer asks of a call list."""
 
-    codes: tuple[str, ...]
-    window: Window
-    status: bool
-    newest_first: bool
-    limit: int
+def of_route(kind: str) -> tuple[Parameter, ...]:
+    """Find the parameters of a kind of route, but for `client`."""
+    return tuple(parameter for parameter in TABLE if kind in parameter.routes.split())
 
 
-def read_query(query: bytes, *, with_client: bool) -> dict[str, list[str]]:
+def read_query(query: bytes, kind: str, *, with_client: bool = False) -> dict[str, list[str]]:
     """Take a query string apart. Raises InvalidParameters for unknown and repeated parameters."""
-    known = {parameter.name for parameter in TABLE} | ({"client"} if with_client else set())
+    known = {parameter.name for parameter in of_route(kind)} | ({"client"} if with_client else set())
     values: dict[str, list[str]] = {}
     faults = []
     try:
@@ -113,53 +186,3 @@ def read_codes(code: str | None, values: Mapping[str, list[str]]) -> tuple[str, 
     if detail:
         raise InvalidParameters([ParameterFault("client", detail)])
     return codes
-
-
-def read_list(codes: tuple[str, ...], values: Mapping[str, list[str]], now: float, history_start: int) -> ListRequest:
-    """Read all but the cursor. Raises InvalidParameters with every fault."""
-    faults: list[ParameterFault] = []
-    single = {name: found[0] for name, found in values.items()}
-    zone = UTC if (name := single.get("tz", "UTC")) == "UTC" else _zone(name, faults)
-    start = max(history_start, _moment("start", single.get("start"), zone, faults, default=history_start))
-    end = _moment("end", single.get("end"), zone, faults, default=math.ceil(now))
-    if single.get("include", "status") != "status":
-        faults.append(ParameterFault("include", "is not status, the only thing that can be included"))
-    sort = single.get("sort", "-startTime")
-    if sort not in ("startTime", "-startTime"):
-        faults.append(ParameterFault("sort", "is neither startTime nor -startTime"))
-    limit = single.get("limit", "100")
-    if re.fullmatch(r"[1-9][0-9]{0,3}", limit) is None or not 1 <= int(limit) <= MOST_LIMIT:
-        faults.append(ParameterFault("limit", f"is not a whole number from 1 to {MOST_LIMIT}"))
-    if not faults and start >= end:
-        faults.append(ParameterFault("start", "is not before end"))
-    if faults:
-        raise InvalidParameters(faults)
-    return ListRequest(codes, Window(start, end), "include" in single, sort == "-startTime", int(limit))
-
-
-def _zone(name: str, faults: list[ParameterFault]) -> Any:  # noqa: ANN401 - a tzinfo of either kind
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        faults.append(ParameterFault("tz", "is not an IANA time zone such as America/Chicago"))
-        return UTC
-
-
-def _moment(name: str, text: str | None, zone: Any, faults: list[ParameterFault], default: int) -> int:  # noqa: ANN401
-    """Read a moment as whole seconds since 1970; a fraction rounds outwards."""
-    if text is None:
-        return default
-    match = MOMENT.fullmatch(text)
-    if match is not None:
-        date, clock, fraction, offset = match.groups()
-        # A plus sign that was not encoded arrives as a space.
-        marked = "+00:00" if offset in ("Z", "z") else (offset or "").replace(" ", "+")
-        try:
-            moment = datetime.fromisoformat(f"{date}T{clock or '00:00'}{marked}")
-            moment = moment if marked else moment.replace(tzinfo=zone)
-            if EARLIEST <= moment.astimezone(UTC) <= LATEST:
-                return int(moment.timestamp()) + (name == "end" and bool((fraction or "").strip(".0")))
-        except (ValueError, OverflowError):
-            pass
-    faults.append(ParameterFault(name, "is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)"))
-    return default

@@ -18,6 +18,8 @@ from gateway.errors import (
     GatewayError,
     InvalidParameters,
     IssuerUnreachable,
+    NotAcceptable,
+    NotFound,
     Overloaded,
     ParameterFault,
     Postponed,
@@ -94,6 +96,14 @@ ISSUER_UNREACHABLE = Kind(
     "Ask again after the seconds of Retry-After, or use an access key.",
     "The gateway has no keys of the issuer of bearer tokens, or has had them for too long, and cannot fetch them now. "
     "The token may be good.",
+)
+NOT_ACCEPTABLE = Kind(
+    406,
+    "not-acceptable",
+    "There is no such form of this",
+    "Ask for a media type that there is, or send no Accept.",
+    "The header `Accept` allows no form in which this can be had. Lists of calls come as `application/json`, "
+    "`application/x-ndjson` and `text/csv`, all else about calls as `application/json`.",
 )
 NOT_ALLOWED = Kind(
     405,
@@ -176,6 +186,8 @@ KINDS: dict[type[GatewayError], Kind] = {
     InvalidParameters: INVALID,
     Unauthenticated: UNAUTHENTICATED,
     Forbidden: FORBIDDEN,
+    NotFound: NOT_FOUND,
+    NotAcceptable: NOT_ACCEPTABLE,
     RateLimited: RATE_LIMITED,
     IssuerUnreachable: ISSUER_UNREACHABLE,
     UpstreamRejected: REJECTED,

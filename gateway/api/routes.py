@@ -12,15 +12,18 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
+from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access import ANYONE
 from gateway.api import problems, reference
+from gateway.api.answers import Desk
 from gateway.api.authentication import Authentication, Identify, note_refusal
-from gateway.api.calls import CallLists, CallPage
+from gateway.api.calls import CallPage, SingleCall, answer_call, answer_list
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
 from gateway.api.repeats import Repeats
+from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -34,7 +37,9 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Rates
 
-PAGE = {200: ResponseSpec(CallPage, description="A page of calls.", generate_examples=False)}
+
+def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
+    return {200: ResponseSpec(struct, description=description, generate_examples=False)}
 
 
 @get(
@@ -42,19 +47,73 @@ PAGE = {200: ResponseSpec(CallPage, description="A page of calls.", generate_exa
     operation_id="listClientCalls",
     summary="List the calls of one client",
     tags=["calls"],
-    responses=PAGE,
+    responses=_answers(CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
 )
-async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[bytes]:
+async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
     """Calls of one client in a window, newest first unless `sort` says otherwise."""
-    lists: CallLists = request.app.state.lists
-    return await lists.answer(request, code)
+    return await answer_list(request.app.state.desk, request, code)
 
 
-@get("/calls", operation_id="listCalls", summary="List the calls of several clients", tags=["calls"], responses=PAGE)
-async def list_calls(request: Request[Any, Any, State]) -> Response[bytes]:
+@get(
+    "/calls",
+    operation_id="listCalls",
+    summary="List the calls of several clients",
+    tags=["calls"],
+    responses=_answers(CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
+)
+async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
     """Calls of several clients, or of all, in a window."""
-    lists: CallLists = request.app.state.lists
-    return await lists.answer(request, None)
+    return await answer_list(request.app.state.desk, request, None)
+
+
+@get(
+    "/clients/{code:str}/calls/{call_id:str}",
+    operation_id="getClientCall",
+    summary="Find one call of a client",
+    tags=["calls"],
+    responses=_answers(SingleCall, "The call."),
+)
+async def get_client_call(
+    request: Request[Any, Any, State], code: FromPath[str], call_id: FromPath[str]
+) -> Response[Any]:
+    """One call, looked for in the window given, else where the gateway last saw it, else in the last 31 days."""
+    return await answer_call(request.app.state.desk, request, code, call_id)
+
+
+@get(
+    "/clients/{code:str}/calls/summary",
+    operation_id="summarizeClientCalls",
+    summary="Summarize the calls of one client",
+    tags=["summaries"],
+    responses=_answers(CallSummary, "Figures by bucket and group, and of all calls."),
+)
+async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
+    """Counts and talk time of one client's calls in a window, by bucket of time and by group."""
+    return await answer_summary(request.app.state.desk, request, code)
+
+
+@get(
+    "/calls/summary",
+    operation_id="summarizeCalls",
+    summary="Summarize the calls of several clients",
+    tags=["summaries"],
+    responses=_answers(CallSummary, "Figures by bucket and group, and of all calls."),
+)
+async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
+    """Counts and talk time of the calls of several clients, or of all, in a window."""
+    return await answer_summary(request.app.state.desk, request, None)
+
+
+@get(
+    "/clients",
+    operation_id="listClients",
+    summary="List the clients that had calls",
+    tags=["summaries"],
+    responses=_answers(ClientList, "The clients, by code."),
+)
+async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
+    """Client codes that this consumer may see and that had calls in a window, with how many."""
+    return await answer_clients(request.app.state.desk, request)
 
 
 @get("/healthz", operation_id="getHealth", summary="Tell whether the process lives", tags=["operations"])
@@ -91,6 +150,10 @@ async def openapi_yaml() -> Response[str]:
 HANDLERS = [
     list_client_calls,
     list_calls,
+    get_client_call,
+    summarize_client_calls,
+    summarize_calls,
+    list_clients,
     health,
     readiness,
     metrics_text,
@@ -146,7 +209,7 @@ def templates(app: Litestar) -> Callable[[str], str]:
 
 
 def create_api(
-    lists: CallLists, identify: Identify | None, metrics: Metrics, access_log: AccessLog, repeats_bytes: int
+    desk: Desk, identify: Identify | None, metrics: Metrics, access_log: AccessLog, repeats_bytes: int
 ) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it. Without `identify` anyone sees everything."""
     app = Litestar(
@@ -154,10 +217,10 @@ def create_api(
         openapi_config=None,
         logging_config=None,
         exception_handlers={Exception: answer_problem},
-        state=State({"lists": lists, "metrics": metrics}),
+        state=State({"desk": desk, "metrics": metrics}),
         debug=False,
         pdb_on_exception=False,
     )
-    repeats = Repeats(app, lists.clock, repeats_bytes, metrics.lookups.labels("repeat"))
-    inside = Authentication(repeats, identify, ANYONE, Rates(), lists.clock, metrics, templates(app))
+    repeats = Repeats(app, desk.clock, repeats_bytes, metrics.lookups.labels("repeat"))
+    inside = Authentication(repeats, identify, ANYONE, Rates(), desk.clock, metrics, templates(app))
     return Edge(inside, metrics, access_log), app

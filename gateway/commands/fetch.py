@@ -113,7 +113,7 @@ def _going_on(chosen: argparse.Namespace) -> str:
 
 def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -> Mark:
     """Read what is asked as the mark before the first call. Raises ValueError."""
-    from gateway.api import params
+    from gateway.api import params, wanted
 
     suffix = chosen.output.suffix.lower() if chosen.output else ""
     values = {name: [getattr(chosen, name)] for name in ("start", "end", "tz") if getattr(chosen, name)}
@@ -124,7 +124,7 @@ def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -
         raise ValueError(f"{unknown} is not a field; there are {', '.join(FIELDS)}")
     try:
         codes = params.read_codes(None, {"client": [*chosen.code, *chosen.client]})
-        window = params.read_list(codes, values, now, settings.history_start).window
+        window = wanted.read_list(codes, values, now, settings.history_start).window
     except errors.InvalidParameters as error:
         raise ValueError(str(error).replace("client: is required; client=*", "CODE: is required; '*'")) from error
     asked = {

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter
@@ -165,3 +165,15 @@ def merge(extents: Iterable[Extent]) -> list[Call]:
         for call in extent.calls:
             found[call.client_code, call.id] = call
     return list(found.values())
+
+
+def distinct(extents: Sequence[Extent]) -> Sequence[Extent]:
+    """The extents themselves, or one of their merged calls, if an id may come twice."""
+    if not repeats(extents):
+        return extents
+    return [Extent(extents[0].window, 0, tuple(sorted(merge(extents), key=_start_time)))]
+
+
+def only(extent: Extent, keep: Callable[[Call], bool]) -> Extent:
+    """An extent with some of its calls."""
+    return Extent(extent.window, extent.sent, tuple(filter(keep, extent.calls)))

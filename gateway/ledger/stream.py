@@ -1,8 +1,8 @@
 """A window as a stream, in bounded memory: span after span, the next read while the last goes out.
 
 Rules:
-- Spans hold about as many calls as memory is meant for: the next is as long as the density of the last says, and at
-  most four times as long. The first is four hours.
+- Spans hold about as many calls as memory is meant for: the next is as long as the density of the last says, and
+  grows by no more than its pace allows.
 - A span goes out once its neighbour is read: an id that both have is kept where its POST was sent later (T2). Only the
   very first calls go at once; what has gone out is not sent again.
 - A failure ends the stream with its error, never as if it were whole (T3).
@@ -12,20 +12,32 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
+from gateway.ledger.extents import DAY, Extent, distinct, only
 from gateway.ledger.pages import Keep, order
 from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.model import Call, Window
 
 FIRST_SPAN = 4 * 3600  # seconds
-GROWTH = 4
-CALLS = 4000  # of a span, about
+CALLS = 4000  # of a span of rows that go out, about
 AT_ONCE = 100  # calls
+
+
+class Pace(Struct, frozen=True):
+    """How long spans are: the first, in seconds; how many times longer the next may be; how many calls one has."""
+
+    first: int
+    growth: int
+    calls: int
+
+
+ROWS = Pace(FIRST_SPAN, 4, CALLS)  # calls go out and are let go
+COUNTS = Pace(DAY, 32, 100_000)  # calls are counted where they are
 
 
 class Part(Struct, frozen=True):
@@ -35,17 +47,27 @@ class Part(Struct, frozen=True):
     reading: Reading
 
 
+class Counted(Struct, frozen=True):
+    """Extents with calls that nobody else has, and the reading that they are from."""
+
+    extents: Sequence[Extent]
+    reading: Reading
+
+
 class Spans:
     """The spans of a window, read one after another, the next one ahead."""
 
-    def __init__(self, ledger: Ledger, question: Question, now: float, patience: float, *, newest_first: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, question: Question, now: float, patience: float, pace: Pace, *, newest_first: bool
+    ) -> None:
         self._ledger = ledger
         self._question = question
         self._patience = patience
         self._newest_first = newest_first
         window = question.window
         self._rest = Window(window.start, min(window.end, max(window.start, math.ceil(now))))
-        self._span = FIRST_SPAN
+        self._pace = pace
+        self._span = pace.first
         self._ahead: asyncio.Task[Reading] | None = None
 
     def begin(self) -> None:
@@ -71,8 +93,8 @@ class Spans:
             return None
         reading = await self._ahead
         self._ahead = None
-        growth = CALLS / max(1, reading.size)
-        self._span = max(60, int(self._span * min(GROWTH, growth)))
+        growth = self._pace.calls / max(1, reading.size)
+        self._span = max(60, int(self._span * min(self._pace.growth, growth)))
         return reading
 
     def leave(self) -> None:
@@ -85,7 +107,7 @@ async def stream(
     ledger: Ledger, question: Question, now: float, patience: float, *, newest_first: bool, keep: Keep = list
 ) -> AsyncIterator[Part]:
     """Read a window as parts in order; each span may take `patience` seconds. Raises UpstreamError."""
-    spans = Spans(ledger, question, now, patience, newest_first=newest_first)
+    spans = Spans(ledger, question, now, patience, ROWS, newest_first=newest_first)
     try:
         spans.begin()
         reading = await spans.next()
@@ -115,6 +137,38 @@ async def stream(
             reading, calls, gone = following, found, []
     finally:
         spans.leave()
+
+
+async def counted(ledger: Ledger, question: Question, now: float, patience: float) -> AsyncIterator[Counted]:
+    """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError."""
+    spans = Spans(ledger, question, now, patience, COUNTS, newest_first=False)
+    try:
+        spans.begin()
+        reading = await spans.next()
+        extents = [] if reading is None else distinct(reading.extents)
+        while reading is not None:
+            spans.begin()
+            following = await spans.next()
+            found = [] if following is None else distinct(following.extents)
+            if following is not None and _meet(extents, found):
+                extents = [only(extent, _later(reading, following, ties=False)) for extent in extents]
+                found = [only(extent, _later(following, reading, ties=True)) for extent in found]
+            yield Counted(extents, reading)
+            reading, extents = following, found
+    finally:
+        spans.leave()
+
+
+def _later(reading: Reading, other: Reading, *, ties: bool) -> Callable[[Call], bool]:
+    """Tell whether a reading's version of a call is later than another's, if that has one."""
+    if ties:
+        return lambda call: reading.sent(call) >= other.sent(call)
+    return lambda call: reading.sent(call) > other.sent(call)
+
+
+def _meet(extents: Sequence[Extent], others: Sequence[Extent]) -> bool:
+    ids = frozenset().union(*[extent.ids for extent in extents])
+    return any(not other.ids.isdisjoint(ids) for other in others)
 
 
 def _ordered(calls: Sequence[Call], *, newest_first: bool) -> list[Call]:

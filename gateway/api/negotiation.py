@@ -1,0 +1,53 @@
+"""What a consumer accepts (RFC 9110, section 12): the best of what there is, by its weights. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def weights(header: str) -> list[tuple[str, float]]:
+    """Read a list of names with weights; a weight that cannot be read is 0."""
+    found = []
+    for part in header.split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip().lower() == "q":
+                weight = _weight(value.strip())
+        if name:
+            found.append((name.lower(), weight))
+    return found
+
+
+def media_type(accept: str, offered: Mapping[str, str]) -> str | None:
+    """Choose among offered media types, best first, by `Accept`; None if none is acceptable."""
+    asked = weights(accept) or [("*/*", 1.0)]
+    best, most = None, 0.0
+    for offer, choice in offered.items():
+        names = ("*/*", f"{offer.partition('/')[0]}/*", offer)
+        fitting = [(names.index(name), weight) for name, weight in asked if name in names]
+        weight = max(fitting)[1] if fitting else 0.0  # the most specific counts
+        if weight > most:
+            best, most = choice, weight
+    return best
+
+
+def coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
+    """Choose among offered codings, best first, by `Accept-Encoding`; None is the identity."""
+    asked = dict(weights(accept_encoding))
+    every = asked.get("*", 0.0)
+    identity = asked.get("identity", 0.0)
+    best, most = None, 0.0
+    for offer in offered:
+        weight = asked.get(offer, every)
+        if weight > most and weight >= identity:
+            best, most = offer, weight
+    return best
+
+
+def _weight(text: str) -> float:
+    try:
+        return min(1.0, max(0.0, float(text)))
+    except ValueError:
+        return 0.0
