@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench soak openapi lock
+.PHONY: demo test lint bench soak openapi chart alerts lock
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -31,11 +31,19 @@ openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
 	@echo "wrote openapi/openapi.yaml"
 
-LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml
+chart: $(READY) .venv-chart/.ready  ## the chart by both Helms, the schemas of two Kubernetes, checkov, and our own asserts
+	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix tests/node
+	@$(BIN)/python -m pytest -v tests/test_deploy.py tests/test_chart.py
 
-lock: $(READY)  ## both lock files from pyproject.toml; versions that fit are kept
-	@$(BIN)/$(LOCK) -o requirements.lock
-	@$(BIN)/$(LOCK) --extra dev --extra otel -o requirements-dev.lock
+alerts: $(READY)  ## alerts played by promtool, dashboard, a Prometheus that scrapes; Debian's package prometheus
+	@$(BIN)/python -m pytest -v tests/test_alerts.py
+
+LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
+
+lock: $(READY)  ## the lock files, from pyproject.toml and tests/chart; versions that fit are kept
+	@$(BIN)/$(LOCK) pyproject.toml -o requirements.lock
+	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel -o requirements-dev.lock
+	@$(BIN)/$(LOCK) tests/chart/requirements.in -o tests/chart/requirements.lock
 
 $(READY): requirements-dev.lock pyproject.toml
 	@echo "== making .venv (once, about a minute)"
@@ -43,3 +51,9 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+.venv-chart/.ready: tests/chart/requirements.lock
+	@echo "== making .venv-chart (once, about a minute)"
+	@$(PYTHON) -m venv .venv-chart
+	@.venv-chart/bin/python -m pip install --quiet --require-hashes -r tests/chart/requirements.lock
+	@touch .venv-chart/.ready

@@ -112,7 +112,9 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     access_log = AccessLog(settings.log_format, settings.log_level)
     identity = build_identity(settings, metrics, clock)
     identify = None if identity is None else identity.consumer
-    app, litestar = create_api(desk, identify, metrics, access_log, settings.cache_bytes // REPEATS)
+    app, litestar = create_api(
+        desk, identify, metrics, access_log, settings.cache_bytes // REPEATS, settings.metrics_port
+    )
     if identity is not None:
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]

@@ -59,6 +59,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
     host: str = "127.0.0.1"
     port: int = 8080
+    metrics_port: int = 0
     log_format: str = ""
     log_level: str = "info"
 
@@ -196,6 +197,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "signing_key": secret,
     "host": str,
     "port": whole(0, 65535),
+    "metrics_port": whole(1, 65535),
     "log_format": choice("json", "console"),
     "log_level": choice("debug", "info", "warning", "error"),
 }

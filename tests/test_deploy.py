@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +17,48 @@ from helm_python import Chart, lint
 from helm_python.errors import HelmError
 
 from gateway import __version__
+from gateway.access import SCOPES
+from gateway.credentials.keys import parse_keys
 from gateway.settings import PREFIX, READERS, read_settings
+from gateway.simulator.server import PATH
+from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
 
-ROOT = Path(__file__).parent.parent
-CHART = ROOT / "helm"
-VALUES = {"upstream": {"url": "http://callbutton.example/xml.jsp"}}
+SIMULATED: dict[str, Any] = {"simulator": {"enabled": True}}
+SECRETS = {"signing-key": "s" * 32}
+CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
-def render(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    manifests = Chart.load(CHART).render(values, name="gateway", namespace="default")
-    documents = [document for text in manifests.values() for document in yaml.safe_load_all(text) if document]
-    return {document["kind"]: document for document in documents}
+def one(values: dict[str, Any], kind: str, name: str = "gateway") -> dict[str, Any]:
+    (found,) = (made for made in with_helm4(values) if (made["kind"], made["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def pod_of(values: dict[str, Any], name: str = "gateway") -> dict[str, Any]:
+    pod: dict[str, Any] = one(values, "Deployment", name)["spec"]["template"]["spec"]
+    return pod
+
+
+def environment(values: dict[str, Any]) -> dict[str, str]:
+    (container,) = pod_of(values)["containers"]
+    return {
+        entry["name"]: entry.get("value") or SECRETS[entry["valueFrom"]["secretKeyRef"]["key"]]
+        for entry in container["env"]
+    }
+
+
+def pods(manifests: list[dict[str, Any]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """Labels and spec of each pod."""
+    templates = [made["spec"]["template"] for made in manifests if made["kind"] == "Deployment"]
+    templates += [made for made in manifests if made["kind"] == "Pod"]
+    return [(template["metadata"]["labels"], template["spec"]) for template in templates]
+
+
+def secret(values: dict[str, Any], name: str) -> dict[str, str]:
+    return {key: base64.b64decode(text).decode() for key, text in one(values, "Secret", name)["data"].items()}
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile():
-    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    hadolint = shutil.which("hadolint", path=str(shutil.which(sys.executable)).rpartition("/")[0])
     assert hadolint
     done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "")
@@ -44,38 +73,178 @@ def test_the_dockerfile_copies_what_exists_and_names_settings_that_exist():
 
 
 def test_helm_lint_finds_nothing_but_a_missing_icon():
-    report = lint(CHART, VALUES, strict=True)
+    report = lint(CHART, UPSTREAM, strict=True)
     assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
     assert report["errors"] == []
 
 
-def test_the_chart_has_the_version_of_the_package():
+def test_chart_and_image_have_the_version_of_the_package():
     assert yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))["appVersion"] == __version__
+    assert pod_of(UPSTREAM)["containers"][0]["image"] == f"callbutton-gateway:{__version__}"
 
 
-def test_the_chart_sets_what_the_gateway_reads():
-    pod = render(VALUES)["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    settings = read_settings({entry["name"]: entry["value"] for entry in container["env"]})
-    assert (settings.upstream_url, settings.auth) == (VALUES["upstream"]["url"], "none")
-    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+def test_the_chart_offers_every_setting_and_nothing_that_is_none():
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
+    offered = {re.sub("([A-Z])", r"_\1", name).lower() for name in schema["properties"]["settings"]["properties"]}
+    made = {name.removeprefix(PREFIX).lower() for name in environment(UPSTREAM)}
+    assert offered.isdisjoint(made)
+    assert offered | made == READERS.keys()
 
 
-def test_the_service_finds_the_pods():
-    made = render(VALUES)
-    labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert made["Service"]["spec"]["selector"].items() <= labels.items()
-    (port,) = made["Service"]["spec"]["ports"]
-    (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert port["targetPort"] in {named["name"] for named in container["ports"]}
+@CASES
+def test_the_gateway_can_read_what_the_chart_sets(values: dict[str, Any]):
+    settings = read_settings(environment(values))
+    assert settings.upstream_url == values.get("upstream", {}).get("url", f"http://gateway-simulator:8081{PATH}")
+    assert (settings.auth, settings.signing_key) == (values.get("auth", "keys"), "s" * 32)
+
+
+def test_settings_reach_the_gateway():
+    settings = read_settings(environment(EVERYTHING))
+    assert (settings.upstream_proxy, settings.fresh_ratio) == ("http://proxy.example:3128", 0.05)
+
+
+@CASES
+def test_a_pod_may_end_after_its_longest_flight(values: dict[str, Any]):
+    longest = read_settings(environment(values)).upstream_deadline
+    assert pod_of(values)["terminationGracePeriodSeconds"] > longest + 5
+
+
+@CASES
+def test_selectors_meet_the_pods_they_are_for_and_no_others(values: dict[str, Any]):
+    made = with_helm4(values)
+    labels = [labels for labels, _ in pods(made)]
+    for manifest in made:
+        spec = manifest.get("spec") or {}
+        if manifest["kind"] in {"Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"}:
+            selector = spec.get("podSelector") or spec["selector"]
+            wanted = selector.get("matchLabels", selector).items()
+            component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
+            met = [label["app.kubernetes.io/component"] for label in labels if wanted <= label.items()]
+            assert met == [component], manifest["metadata"]["name"]
+
+
+@CASES
+def test_ports_named_are_ports_of_the_pods(values: dict[str, Any]):
+    made = with_helm4(values)
+    for manifest in made:
+        if manifest["kind"] == "Service":
+            (pod,) = (pod for labels, pod in pods(made) if manifest["spec"]["selector"].items() <= labels.items())
+            names = {port["name"] for container in pod["containers"] for port in container["ports"]}
+            assert {port["targetPort"] for port in manifest["spec"]["ports"]} <= names
+    numbers = {port["name"]: port["containerPort"] for port in pod_of(values)["containers"][0]["ports"]}
+    settings = read_settings(environment(values))
+    assert numbers == {"http": settings.port, "metrics": settings.metrics_port}
+
+
+@CASES
+def test_every_pod_has_restricted_security(values: dict[str, Any]):
+    for _, pod in pods(with_helm4(values)):
+        assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_the_monitor_finds_the_metrics_service_alone():
+    services = [made for made in with_helm4(EVERYTHING) if made["kind"] == "Service"]
+    wanted = one(EVERYTHING, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+    met = [made["metadata"]["name"] for made in services if wanted <= made["metadata"]["labels"].items()]
+    assert met == ["gateway-metrics"]
+
+
+@pytest.mark.parametrize(
+    ("values", "egress"),
+    [
+        (UPSTREAM, [(80, ["0.0.0.0/0", "::/0"])]),
+        (EVERYTHING, [(3128, ["198.51.100.7/32"])]),
+        ({"upstream": {"url": "https://callbutton.example/x"}}, [(443, ["0.0.0.0/0", "::/0"])]),
+        ({"upstream": {"url": "http://[2001:db8::7]:8443/x"}}, [(8443, ["0.0.0.0/0", "::/0"])]),
+        (SIMULATED, [(8081, ["simulator"])]),
+    ],
+    ids=["http", "proxy", "https", "port", "simulator"],
+)
+def test_the_gateway_may_reach_names_and_the_upstream_and_nothing_else(
+    values: dict[str, Any], egress: list[tuple[int, list[str]]]
+):
+    names, *others = one(values, "NetworkPolicy")["spec"]["egress"]
+    assert names == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    reached = []
+    for rule in others:
+        peers = [
+            peer["ipBlock"]["cidr"]
+            if "ipBlock" in peer
+            else peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            for peer in rule["to"]
+        ]
+        reached += [(port["port"], peers) for port in rule["ports"]]
+    assert reached == egress
+
+
+def test_without_keys_one_is_generated_that_the_gateway_accepts():
+    generated = secret(UPSTREAM, "gateway-keys")
+    consumer, _ = parse_keys(generated["keys.toml"]).find(generated["key"], 0)
+    assert consumer is not None
+    assert (consumer.clients, consumer.scopes) == (("*",), frozenset(SCOPES))
+    assert generated["key"] != secret(UPSTREAM, "gateway-keys")["key"]
+    assert hashlib.sha256(generated["key"].encode()).hexdigest() in generated["keys.toml"]
+
+
+def test_a_signing_key_is_generated_that_is_long_enough():
+    assert re.fullmatch("[A-Za-z0-9]{48}", secret(UPSTREAM, "gateway-signing-key")["signing-key"])
+
+
+def test_keys_given_are_the_keys():
+    assert secret(EVERYTHING, "gateway-keys") == {"keys.toml": EVERYTHING["keys"]["file"]}
+
+
+def test_secrets_of_yours_are_used_and_none_is_made():
+    values = MATRIX["secrets of yours"]
+    assert not [made for made in with_helm4(values) if made["kind"] == "Secret"]
+    pod = pod_of(values)
+    assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == ["our-keys"]
+    named = [entry["valueFrom"] for entry in pod["containers"][0]["env"] if "valueFrom" in entry]
+    assert named == [{"secretKeyRef": {"name": "our-signing-key", "key": "signing-key"}}]
+
+
+def test_notes_tell_how_to_read_the_generated_key():
+    notes = Chart.load(CHART).render(SIMULATED, name="gateway", namespace="callbutton")
+    (text,) = (text for name, text in notes.items() if name.endswith("NOTES.txt"))
+    assert "kubectl -n callbutton get secret gateway-keys -o jsonpath='{.data.key}' | base64 -d" in text
 
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"upstream": {"url": ""}}, VALUES | {"replica": 2}, VALUES | {"auth": "keys"}, VALUES | {"replicas": 0}],
-    ids=["no upstream", "empty upstream", "unknown value", "auth not built", "no replicas"],
+    [
+        {},
+        {"upstream": {"url": ""}},
+        {"upstream": {"url": "callbutton.example/xml.jsp"}},
+        UPSTREAM | {"replica": 2},
+        UPSTREAM | {"auth": "basic"},
+        UPSTREAM | {"replicas": 0},
+        UPSTREAM | {"settings": {"freshMinimum": "15s"}},
+        UPSTREAM | {"settings": {"freshMin": "15 minutes"}},
+        UPSTREAM | {"metrics": {"port": 8080}},
+        UPSTREAM | {"ingress": {"enabled": True}},
+    ],
+    ids=[
+        "no upstream",
+        "empty upstream",
+        "no scheme",
+        "unknown value",
+        "unknown auth",
+        "no replicas",
+        "unknown setting",
+        "bad duration",
+        "one port for both",
+        "ingress without host",
+    ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any]):
     with pytest.raises(HelmError):
-        render(values)
+        with_helm4(values)

@@ -12,6 +12,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
+from litestar.types import ASGIApp
 from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -22,6 +23,7 @@ from gateway.api.authentication import Authentication, Identify, note_refusal
 from gateway.api.calls import CallPage, SingleCall, answer_call, answer_list
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
+from gateway.api.ports import Ports
 from gateway.api.repeats import Repeats
 from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
 from gateway.errors import (
@@ -209,9 +211,17 @@ def templates(app: Litestar) -> Callable[[str], str]:
 
 
 def create_api(
-    desk: Desk, identify: Identify | None, metrics: Metrics, access_log: AccessLog, repeats_bytes: int
+    desk: Desk,
+    identify: Identify | None,
+    metrics: Metrics,
+    access_log: AccessLog,
+    repeats_bytes: int,
+    metrics_port: int,
 ) -> tuple[Edge, Litestar]:
-    """Put the API together: the application, and Litestar inside it. Without `identify` anyone sees everything."""
+    """Put the API together: the application, and Litestar inside it.
+
+    Without `identify` anyone sees everything; without `metrics_port` every port has the metrics.
+    """
     app = Litestar(
         HANDLERS,
         openapi_config=None,
@@ -222,5 +232,7 @@ def create_api(
         pdb_on_exception=False,
     )
     repeats = Repeats(app, desk.clock, repeats_bytes, metrics.lookups.labels("repeat"))
-    inside = Authentication(repeats, identify, ANYONE, Rates(), desk.clock, metrics, templates(app))
+    inside: ASGIApp = Authentication(repeats, identify, ANYONE, Rates(), desk.clock, metrics, templates(app))
+    if metrics_port:
+        inside = Ports(inside, metrics_port)
     return Edge(inside, metrics, access_log), app

@@ -35,7 +35,9 @@ def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
         LOGGER.warning(
             "GATEWAY_SIGNING_KEY is not set: cursors end with this process, and replicas refuse each other's"
         )
-    opened = listen(settings.host, settings.port)
-    LOGGER.info("serving", extra={"fields": {"address": address_of(opened), "version": __version__}})
-    make_server(application).run(sockets=[opened])
+    opened = [
+        listen(settings.host, port) for port in (settings.port, settings.metrics_port or None) if port is not None
+    ]
+    LOGGER.info("serving", extra={"fields": {"address": address_of(opened[0]), "version": __version__}})
+    make_server(application).run(sockets=opened)
     return 0

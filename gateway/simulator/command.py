@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calls-per-day", type=int, default=default.calls_per_day, help="of each client")
     parser.add_argument("--history", type=float, default=default.history, metavar="DAYS", help="days of calls")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="before each answer")
-    parser.add_argument("--allow", action="append", metavar="ADDRESS", help="source address allowed (repeatable)")
+    parser.add_argument("--allow", action="append", metavar="ADDRESS", help="source address or network allowed")
     faults = "; ".join(f"{name}: {text}" for name, text in FAULTS.items())
     parser.add_argument(
         "--fault", action="append", default=[], metavar="NAME[@CLIENT][:RATE]", help=f"misbehave (repeatable): {faults}"

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -70,6 +71,12 @@ class Options:
                 raise ValueError(f"{fault!r} is not a fault; there are {', '.join(FAULTS)}")
             if rate and not 0 <= float(rate) <= 1:
                 raise ValueError(f"the rate of {fault!r} is not between 0 and 1")
+        for allowed in self.allowed:
+            ip_network(allowed)
+
+    def allows(self, address: str) -> bool:
+        """Tell whether a caller's address is on the list, by itself or by its network."""
+        return any(ip_address(address) in ip_network(allowed) for allowed in self.allowed)
 
 
 class BrokenOff(Exception):  # noqa: N818 - raised so that the HTTP server drops the connection
@@ -115,7 +122,7 @@ class Simulator:
         faults = self._faults(request.codes)
         if "hang" in faults:
             await receive()
-        elif address not in self.options.allowed or "unauthorized" in faults:
+        elif not self.options.allows(address) or "unauthorized" in faults:
             await self._send(send, 200, b"text/xml", [self._failure("UNAUTHORIZED", "Unknown host", address, faults)])
         elif "error" in faults:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Connection time out", address, faults)])

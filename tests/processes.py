@@ -1,0 +1,59 @@
+"""Programs as processes of their own, on ports of 127.0.0.1, stopped at the end."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(true: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Poll until something is so; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def answers(url: str) -> bool:
+    """Tell whether a page can be had."""
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def running(command: list[str | Path], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program; what it says goes to the end of `log`."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=plain | variables)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def gateway(*arguments: str) -> list[str | Path]:
+    """The command line of the gateway."""
+    return [sys.executable, "-m", "gateway", *arguments]
