@@ -48,6 +48,8 @@ MATRIX: dict[str, dict[str, Any]] = {
     "upstream alone": UPSTREAM,
     "simulator": {"simulator": {"enabled": True}},
     "everything": EVERYTHING,
+    "tokens": UPSTREAM
+    | {"auth": "oidc", "settings": {"oidcIssuer": "https://login.example/realm", "oidcAudience": "calls"}},
     "anyone": UPSTREAM | {"auth": "none", "replicas": 1, "networkPolicy": {"enabled": False}},
     "secrets of yours": UPSTREAM
     | {"keys": {"existingSecret": "our-keys"}, "signingKey": {"existingSecret": "our-signing-key"}},

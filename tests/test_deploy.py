@@ -166,8 +166,9 @@ def test_the_monitor_finds_the_metrics_service_alone():
         ({"upstream": {"url": "https://callbutton.example/x"}}, [(443, ["0.0.0.0/0", "::/0"])]),
         ({"upstream": {"url": "http://[2001:db8::7]:8443/x"}}, [(8443, ["0.0.0.0/0", "::/0"])]),
         (SIMULATED, [(8081, ["simulator"])]),
+        (MATRIX["tokens"], [(80, ["0.0.0.0/0", "::/0"]), (443, [])]),
     ],
-    ids=["http", "proxy", "https", "port", "simulator"],
+    ids=["http", "proxy", "https", "port", "simulator", "issuer"],
 )
 def test_the_gateway_may_reach_names_and_the_upstream_and_nothing_else(
     values: dict[str, Any], egress: list[tuple[int, list[str]]]
@@ -180,7 +181,7 @@ def test_the_gateway_may_reach_names_and_the_upstream_and_nothing_else(
             peer["ipBlock"]["cidr"]
             if "ipBlock" in peer
             else peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
-            for peer in rule["to"]
+            for peer in rule.get("to", [])
         ]
         reached += [(port["port"], peers) for port in rule["ports"]]
     assert reached == egress
@@ -230,6 +231,7 @@ def test_notes_tell_how_to_read_the_generated_key():
         UPSTREAM | {"settings": {"freshMinimum": "15s"}},
         UPSTREAM | {"settings": {"freshMin": "15 minutes"}},
         UPSTREAM | {"metrics": {"port": 8080}},
+        UPSTREAM | {"auth": "keys+oidc"},
         UPSTREAM | {"ingress": {"enabled": True}},
     ],
     ids=[
@@ -242,6 +244,7 @@ def test_notes_tell_how_to_read_the_generated_key():
         "unknown setting",
         "bad duration",
         "one port for both",
+        "tokens of nobody",
         "ingress without host",
     ],
 )

@@ -37,6 +37,7 @@ GOOD: list[tuple[str, str, object]] = [
     ("signing_key", "sixteen letters!", "sixteen letters!"),
     ("host", "::1", "::1"),
     ("port", "0", 0),
+    ("metrics_port", "9090", 9090),
     ("log_format", "console", "console"),
     ("log_level", "debug", "debug"),
 ]
@@ -65,6 +66,7 @@ BAD = [
     ("signing_key", "short"),
     ("port", "tcp://10.0.0.1:80"),
     ("port", "65536"),
+    ("metrics_port", "0"),
     ("log_format", "xml"),
     ("log_level", "loud"),
 ]
