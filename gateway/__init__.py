@@ -11,6 +11,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     callbutton/   the upstream: the only place that knows XML or Central Time
     credentials/  from a credential to a consumer: keys of a file, tokens of an issuer
     metrics       every series, its help and its labels
+    tracing       spans for OpenTelemetry, if it is installed and asked for
     logs          structured log lines, without personal data
     server        listening sockets and the HTTP server
     rates         token buckets: how often a consumer may ask; pure

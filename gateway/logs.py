@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 import msgspec
 
+from gateway import tracing
+
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """Collect what a log line says."""
@@ -25,6 +27,8 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
         "event": record.getMessage(),
         **getattr(record, "fields", {}),
     }
+    if trace := tracing.here():
+        line["traceId"] = trace
     if record.exc_info and record.exc_info[0] is not None:
         frames = traceback.extract_tb(record.exc_info[2])
         line["error"] = record.exc_info[0].__name__
@@ -67,7 +71,9 @@ class AccessLog:
         self._lines: list[str] = []
         self._second, self._shown = 0, ""
 
-    def write(self, now: float, request_id: str, method: str, route: str, status: int, seconds: float) -> None:
+    def write(
+        self, now: float, request_id: str, method: str, route: str, status: int, seconds: float, trace: str = ""
+    ) -> None:
         """Note a request that ended at `now`, seconds since 1970."""
         if self._off:
             return
@@ -76,13 +82,15 @@ class AccessLog:
             form = "%H:%M:%S" if self._words else "%Y-%m-%dT%H:%M:%S"
             self._second, self._shown = second, datetime.fromtimestamp(second, UTC).strftime(form)
         if self._words:
-            line = f"{self._shown} info    {method} {route} {status} {seconds:.6f} requestId={request_id}\n"
+            line = f"{self._shown} info    {method} {route} {status} {seconds:.6f} requestId={request_id}"
+            line += f" traceId={trace}\n" if trace else "\n"
         else:
             line = (
                 f'{{"time":"{self._shown}.{int((now - second) * 1000):03}Z","level":"info","logger":"gateway.access",'
                 f'"event":"request","requestId":"{request_id}","method":"{method}","route":"{route}",'
-                f'"status":{status},"seconds":{seconds:.6f}}}\n'
+                f'"status":{status},"seconds":{seconds:.6f}'
             )
+            line += f',"traceId":"{trace}"}}\n' if trace else "}\n"
         if not self._lines:
             asyncio.get_running_loop().call_later(self.HOLD, self.flush)
         self._lines.append(line)

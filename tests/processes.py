@@ -36,6 +36,13 @@ def answers(url: str) -> bool:
         return False
 
 
+def reachable(port: int) -> bool:
+    """Tell whether something listens on a port."""
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def running(command: list[str | Path], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program; what it says goes to the end of `log`."""

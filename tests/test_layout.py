@@ -25,6 +25,7 @@ LAYERS = {
     "settings": 2,
     "formats": 2,
     "access": 1,
+    "tracing": 1,
     "model": 0,
     "errors": 0,
     "": 0,  # gateway/__init__.py: the version
@@ -33,6 +34,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
 OWNERS = {
     "litestar": {"api", "app"},
+    "opentelemetry": {"tracing"},
     "httpx": {"callbutton", "credentials"},
     "jwt": {"credentials"},
     "httpcore": {"callbutton"},

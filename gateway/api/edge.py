@@ -15,6 +15,7 @@ import time
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from gateway import tracing
 from gateway.access import Consumer
 from gateway.api import problems
 from gateway.logs import AccessLog
@@ -39,11 +40,12 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == ScopeType.HTTP:
-            await self._serve(scope, receive, send)
+            with tracing.span("request", headers=scope["headers"]) as span:
+                await self._serve(scope, receive, send, span)
         else:
             await self._app(scope, receive, send)
 
-    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span) -> None:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"{self._process}{next(self._numbers):010x}"
         state = scope.setdefault("state", {})
@@ -72,4 +74,7 @@ class Edge:
             self._metrics.requests.under_way -= 1
             consumer: Consumer | None = state.get("consumer")
             self._metrics.requests.add(method, route, status, seconds, consumer.label if consumer else "")
-            self._access_log.write(time.time(), request_id, method, route, status, seconds)
+            self._access_log.write(time.time(), request_id, method, route, status, seconds, span.trace_id)
+            if span is not tracing.UNTRACED:
+                span.note({"http.request.method": method, "http.route": route, "request.id": request_id})
+                span.note({"http.response.status_code": status})

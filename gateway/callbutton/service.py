@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from gateway import tracing
 from gateway.callbutton import central, retry, wire
 from gateway.callbutton.gate import Gate
 from gateway.callbutton.queue import Demand, Priority
@@ -123,20 +124,8 @@ class Service:
         sent = self._clock()
         outcome = "cancelled"
         try:
-            async with self._transport.post(body, until) as answer:
-                if answer.status in (401, 403):
-                    raise UpstreamUnauthorized(None, None)
-                if answer.status not in (200, 203):
-                    raise UpstreamFailed(
-                        f"the Callbutton server answered with HTTP status {answer.status}",
-                        status=answer.status,
-                        retry_after=answer.retry_after,
-                    )
-                parser = wire.ReplyParser(status=status, charset=answer.charset)
-                async for piece in answer.chunks:
-                    self._metrics.reply_bytes.inc(len(piece))
-                    parser.feed(piece)
-                reply = parser.close()
+            with tracing.span("POST"):
+                reply = await self._receive(body, until, status=status)
             outcome = "ok"
         except UpstreamError as error:
             outcome = OUTCOMES[type(error)]
@@ -147,6 +136,26 @@ class Service:
             self._metrics.post_seconds.observe(max(0.0, self._clock() - sent))
         self._count(reply)
         return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
+
+    async def _receive(self, body: bytes, until: float, *, status: bool) -> wire.Reply:
+        """POST, and parse the answer as it comes. Raises UpstreamError."""
+        async with self._transport.post(body, until) as answer:
+            if answer.status in (401, 403):
+                raise UpstreamUnauthorized(None, None)
+            if answer.status not in (200, 203):
+                raise UpstreamFailed(
+                    f"the Callbutton server answered with HTTP status {answer.status}",
+                    status=answer.status,
+                    retry_after=answer.retry_after,
+                )
+            with tracing.span("parse") as parsing:
+                parser = wire.ReplyParser(status=status, charset=answer.charset)
+                async for piece in answer.chunks:
+                    self._metrics.reply_bytes.inc(len(piece))
+                    parser.feed(piece)
+                reply = parser.close()
+                parsing.note({"calls": sum(map(len, reply.calls.values())), "clients": len(reply.calls)})
+                return reply
 
     def _log(self, error: UpstreamError, outcome: str) -> None:
         fields: dict[str, object] = {"outcome": outcome}

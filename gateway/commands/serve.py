@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 
-from gateway import __version__, logs
+from gateway import __version__, logs, tracing
 from gateway.commands.environment import reachable_settings
 from gateway.server import address_of, listen, make_server
 
@@ -29,6 +29,7 @@ def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
     settings = reachable_settings()
     logs.configure(settings.log_format, settings.log_level)
     application = app.create(settings)
+    stop = tracing.start() if tracing.wanted(os.environ) else None
     if settings.auth == "none":
         LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
@@ -40,4 +41,6 @@ def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
     ]
     LOGGER.info("serving", extra={"fields": {"address": address_of(opened[0]), "version": __version__}})
     make_server(application).run(sockets=opened)
+    if stop is not None:
+        stop()
     return 0

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
+from gateway import tracing
 from gateway.callbutton.central import whole
 from gateway.callbutton.queue import FOR_EVER, Demand, Priority
 from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
@@ -163,10 +164,12 @@ class Flights:
         self, codes: Sequence[str], window: Window, status: bool, now: float, background: Priority | None
     ) -> Flight:
         demand = Demand(background)
+        span = tracing.span("flight")
+        span.note({"clients": len(codes), "seconds": window.end - window.start})
         task = asyncio.get_running_loop().create_task(
-            self._posts.fetch(codes, window, status=status, now=now, demand=demand)
+            self._posts.fetch(codes, window, status=status, now=now, demand=demand), context=span.context
         )
-        flight = Flight(codes, window, now, demand, task)
+        flight = Flight(codes, window, now, demand, task, span)
         self._metrics.batch_codes.observe(len(codes))
         self._windows[window] += 1
         for code in codes:
@@ -175,6 +178,7 @@ class Flights:
         return flight
 
     def _land(self, flight: Flight, status: bool) -> None:
+        flight.span.end()
         self._windows[flight.window] -= 1
         if not self._windows[flight.window]:
             del self._windows[flight.window]

@@ -17,6 +17,7 @@ from functools import cached_property
 import msgspec
 from msgspec import Struct
 
+from gateway import tracing
 from gateway.callbutton.central import whole
 from gateway.callbutton.queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
@@ -138,7 +139,9 @@ class Ledger:
             code: self._memory.lookup(code, window, now, status=question.status, used=not question.passing)
             for code in question.codes
         }
-        needs = self._needs(question, window, now, rules, held, span)
+        with tracing.span("plan") as plan:
+            needs = self._needs(question, window, now, rules, held, span)
+            plan.note({"clients": len(held), "gaps": len(needs)})
         complete = all(covers(found, window) for found in held.values())
         before = _reading(held, window, now, rules) if complete else None
         if before is not None and not needs:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from gateway import tracing
 from gateway.callbutton.queue import FOR_EVER, Demand, Priority
 from gateway.errors import UpstreamError
 from gateway.ledger.extents import Extent
@@ -39,12 +40,14 @@ class Flight:
         planned: float,
         demand: Demand,
         task: asyncio.Task[dict[str, Landed]],
+        span: tracing.Span = tracing.UNTRACED,
     ) -> None:
         self.codes = frozenset(codes)
         self.window = window
         self.planned = planned
         self.demand = demand
         self.task = task
+        self.span = span
 
     def serves(self, now: float, rule: Rule, fresh: float) -> Window | None:
         """The window for whose points it counts, if it landed now."""
@@ -92,9 +95,11 @@ class Ticket(Struct, eq=False):
         if self.collected is not None:
             await asyncio.shield(self.collected)
         extents: list[Extent] = []
-        for flight in self.flights:
-            landed = (await asyncio.shield(flight.task))[self.need.code]
-            extents += landed.extents
-            if landed.error is not None:
-                raise landed.error.with_traceback(None)
+        with tracing.span("wait", links=[flight.span for flight in self.flights]) as span:
+            span.note({"joined": self.joined})
+            for flight in self.flights:
+                landed = (await asyncio.shield(flight.task))[self.need.code]
+                extents += landed.extents
+                if landed.error is not None:
+                    raise landed.error.with_traceback(None)
         return extents
