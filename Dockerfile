@@ -1,17 +1,33 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
-RUN python -m venv /opt/gateway
+RUN python -m venv --without-pip /opt/gateway
 COPY requirements.lock ./
-RUN /opt/gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+RUN python -m pip --python /opt/gateway/bin/python install --no-cache-dir --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway/ gateway/
-RUN /opt/gateway/bin/pip install --no-cache-dir --no-deps . && /opt/gateway/bin/python -m compileall -q /opt/gateway
+# What makes the wheel stays in this stage; the wheel alone goes into the environment.
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /tmp/wheels . \
+    && python -m pip --python /opt/gateway/bin/python install --no-cache-dir --no-deps /tmp/wheels/*.whl \
+    && /opt/gateway/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/gateway/lib \
+    && find /opt/gateway -name tests -type d -prune -exec rm -rf {} +
 
 FROM python:3.11-slim
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="callbutton-gateway" \
+      org.opencontainers.image.description="A REST/JSON gateway in front of the Callbutton XML services of 2009" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}"
+# The base brings pip; what runs needs none.
+RUN python -c "import importlib.util as u, shutil; [shutil.rmtree(found.submodule_search_locations[0]) for name in ('pip', 'setuptools', 'wheel', 'ensurepip') if (found := u.find_spec(name))]" \
+    && rm -f /usr/local/bin/pip* /usr/bin/pip*
 COPY --from=build /opt/gateway /opt/gateway
-ENV PATH=/opt/gateway/bin:$PATH GATEWAY_HOST=0.0.0.0
+ENV PATH=/opt/gateway/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    GATEWAY_HOST=0.0.0.0
 USER 65532:65532
 EXPOSE 8080
-HEALTHCHECK CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["python", "-S", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8080, timeout=2); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
+STOPSIGNAL SIGTERM
 ENTRYPOINT ["callbutton-gateway"]
 CMD ["serve"]

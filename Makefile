@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench soak openapi chart alerts lock
+.PHONY: demo test lint bench soak openapi image chart alerts lock
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -30,6 +30,9 @@ soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
 	@echo "wrote openapi/openapi.yaml"
+
+image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
+	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/test_image.py
 
 chart: $(READY) .venv-chart/.ready  ## the chart by both Helms, the schemas of two Kubernetes, checkov, and our own asserts
 	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix tests/node
