@@ -22,6 +22,7 @@ lint: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.translate
 	@$(BIN)/python -m benchmarks.ledger
+	@$(BIN)/python -m benchmarks.access
 
 soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
 	@echo "== 3,500 sequences of 60 steps"

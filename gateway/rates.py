@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -72,7 +73,12 @@ class Rates:
         return bucket
 
 
-def header_fields(bucket: Bucket) -> tuple[str, str]:
-    """`RateLimit-Policy` and `RateLimit` as draft-ietf-httpapi-ratelimit-headers writes them since its version 08."""
-    policy = f'"requests";q={bucket.rate.requests};w={bucket.rate.seconds}'
-    return policy, f'"requests";r={max(0, math.floor(bucket.tokens))};t={math.ceil(bucket.until_full())}'
+@lru_cache(maxsize=1000)
+def policy(rate: Rate) -> bytes:
+    """`RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers writes it since its version 08."""
+    return b'"requests";q=%d;w=%d' % (rate.requests, rate.seconds)
+
+
+def left(bucket: Bucket) -> bytes:
+    """`RateLimit`, of the same draft: what is left, and the seconds until nothing is missing."""
+    return b'"requests";r=%d;t=%d' % (max(0, math.floor(bucket.tokens)), math.ceil(bucket.until_full()))

@@ -23,7 +23,7 @@ from gateway.access import Consumer
 from gateway.api import problems
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Bucket, Rates, header_fields
+from gateway.rates import Bucket, Rates, left, policy
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
@@ -122,13 +122,12 @@ def note_refusal(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:
 
 
 def _with_rate(send: Send, bucket: Bucket) -> Send:
-    policy, left = (value.encode("ascii") for value in header_fields(bucket))
+    fields = [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]
 
     async def send_with_rate(message: Message) -> None:
         if message["type"] == "http.response.start":
             # A message of our own: what lies inside keeps the one it made.
-            headers = [*message["headers"], (b"ratelimit-policy", policy), (b"ratelimit", left)]
-            message = {**message, "headers": headers}
+            message = {**message, "headers": [*message["headers"], *fields]}
         await send(message)
 
     return send_with_rate
