@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: demo test lint bench soak openapi image chart alerts lock
+.PHONY: demo test lint bench soak openapi chart alerts lock
+.PHONY: demo test lint bench soak schemathesis openapi lock
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -27,6 +29,9 @@ bench: $(READY)
 soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
 	@echo "== 3,500 sequences of 60 steps"
 	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
+
+schemathesis: $(READY)  ## a thousand examples of each operation, where the tests make do with three
+	@SCHEMATHESIS_EXAMPLES=1000 $(BIN)/python -m pytest -q tests/test_schemathesis.py
 
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml

@@ -22,6 +22,7 @@ from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
+from gateway.rates import Exports
 from gateway.settings import Settings, SettingsError
 
 REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
@@ -107,6 +108,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         settings.signing_key.encode(),
         settings.history_start,
         settings.request_deadline,
+        Exports(settings.consumer_exports),
         settings.extra_public,
     )
     access_log = AccessLog(settings.log_format, settings.log_level)

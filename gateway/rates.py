@@ -1,20 +1,23 @@
-"""Token buckets: how often a consumer may ask. Pure; time is an argument.
+"""How often a consumer may ask, and how many exports it may have under way. Pure; time is an argument.
 
-A bucket holds as many tokens as the rate allows requests in its period, is full at first, and fills evenly. A request
-takes one. (`limits` was weighed: its windows, fixed or moving, let twice the rate through at a seam or keep an entry a
-request, and it has no token bucket.)
+Requests are counted by token buckets. One holds as many tokens as the rate allows requests in its period, is full at
+first, and fills evenly. A request takes one. (`limits` was weighed: its windows, fixed or moving, let twice the rate
+through at a seam or keep an entry a request, and it has no token bucket.)
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from functools import lru_cache
+from typing import Any
 
 from msgspec import Struct
 
-from gateway.access import Consumer, Rate
+from gateway.access import ANYONE, Consumer, Rate
+from gateway.errors import RateLimited
 
+LATER = 10.0  # seconds after which an export may have ended
 MOST_BUCKETS = 10_000  # of OIDC consumers there may be any number; the one not used for longest starts afresh
 
 
@@ -71,6 +74,32 @@ class Rates:
             bucket.rate = consumer.rate
         self._buckets.move_to_end(key)
         return bucket
+
+
+class Exports:
+    """How many exports each consumer has under way, at most `most` of them; `state` is that of the request."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._under_way: Counter[tuple[str, str]] = Counter()
+
+    def begin(self, consumer: Consumer, state: dict[str, Any]) -> None:
+        """Count one more. Raises RateLimited."""
+        key = consumer.label, consumer.name
+        if consumer is ANYONE:  # who is many
+            return
+        if self._under_way[key] >= self._most:
+            raise RateLimited(f"this consumer has {self._most} exports under way", LATER, "exports")
+        self._under_way[key] += 1
+        state["export"] = key
+
+    def end(self, state: dict[str, Any]) -> None:
+        """Count one less, if the request had begun one."""
+        key = state.pop("export", None)
+        if key is not None:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
 
 
 @lru_cache(maxsize=1000)

@@ -55,6 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     oidc_scopes_claim: str = "scope"
     oidc_name_claim: str = "azp"
     oidc_rate: str = ""
+    consumer_exports: int = 4
     extra_public: frozenset[str] = frozenset()
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
     host: str = "127.0.0.1"
@@ -193,6 +194,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "oidc_scopes_claim": str,
     "oidc_name_claim": str,
     "oidc_rate": rate,
+    "consumer_exports": whole(1, 1000),
     "extra_public": element_names,
     "signing_key": secret,
     "host": str,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -256,3 +258,39 @@ def test_the_file_is_read_again_while_requests_go_on(stand: Make, tmp_path: Path
     while get(gateway, PLAIN, CALLS, **FOLD).status_code == 200 and time.monotonic() < wait:
         pass
     assert get(gateway, PLAIN, CALLS, **FOLD).status_code == 403
+
+
+def test_exports_under_way_are_limited_for_each_consumer_and_end_with_who_leaves(stand: Make, tmp_path: Path):
+    """An export whose reader does not read stays under way: the kernel's buffers are soon full."""
+    year = {"start": "2025-11-18", "end": "2026-11-18", "format": "ndjson"}
+    path = f"{CALLS}?{urlencode(year)}"
+    gateway = stand(
+        Options(calls_per_day=2000), auth="keys", keys_file=keys_file(tmp_path, *MEMBERS), consumer_exports=2
+    )
+    url = gateway.client.base_url
+
+    def begin() -> socket.socket:
+        connection = socket.create_connection((url.host, url.port or 0), timeout=20)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: g\r\nX-API-Key: {PLAIN.key}\r\n\r\n".encode())
+        assert b" 200 " in connection.recv(100)
+        return connection
+
+    first, second = begin(), begin()
+    refused = gateway.client.get(path, headers=PLAIN.headers)
+    assert (refused.status_code, refused.json()["type"]) == (429, "/problems/rate-limited")
+    assert refused.headers["retry-after"] == "10"
+    assert gateway.metric('refused_total{reason="exports"}') == 1
+    assert gateway.client.get(CALLS, params=FOLD, headers=PLAIN.headers).status_code == 200  # pages are not exports
+    with gateway.client.stream("GET", path, headers=ALL.headers) as other:
+        assert other.status_code == 200
+    second.close()
+    wait = time.monotonic() + 20
+    while (again := _status(gateway, path)) == 429 and time.monotonic() < wait:
+        time.sleep(0.02)
+    assert again == 200
+    first.close()
+
+
+def _status(gateway: Stand, path: str) -> int:
+    with gateway.client.stream("GET", path, headers=PLAIN.headers) as answer:
+        return answer.status_code

@@ -25,6 +25,7 @@ from gateway.errors import NotAcceptable
 from gateway.ledger.pages import Page
 from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.model import Call, Window
+from gateway.rates import Exports
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
@@ -50,6 +51,7 @@ class Desk(Struct, frozen=True):
     signing_key: bytes
     history_start: int
     deadline: float
+    exports: Exports
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""
 

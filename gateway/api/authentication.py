@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from gateway.access import Consumer
+from gateway.access import ANYONE, Consumer
 from gateway.api import problems
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Bucket, Rates, left, policy
+from gateway.rates import Bucket, Exports, Rates, left, policy
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
@@ -35,22 +35,22 @@ RouteOf = Callable[[str], str]
 
 
 class Authentication:
-    """An ASGI application around another; `identify` is None where anyone may ask as `anyone`."""
+    """An ASGI application around another; `identify` is None where anyone may ask."""
 
     def __init__(
         self,
         app: ASGIApp,
         identify: Identify | None,
-        anyone: Consumer,
         rates: Rates,
+        exports: Exports,
         clock: Callable[[], float],
         metrics: Metrics,
         route_of: RouteOf,
     ) -> None:
         self._app = app
         self._identify = identify
-        self._anyone = anyone
         self._rates = rates
+        self._exports = exports
         self._clock = clock
         self._metrics = metrics
         self._route_of = route_of
@@ -72,11 +72,14 @@ class Authentication:
         except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
             await self._refuse(scope, send, error, bucket)
             return
-        await self._app(scope, receive, send if bucket is None else _with_rate(send, bucket))
+        try:
+            await self._app(scope, receive, send if bucket is None else _with_rate(send, bucket))
+        finally:
+            self._exports.end(scope["state"])
 
     async def _consumer(self, scope: HTTPScope) -> Consumer:
         if self._identify is None:
-            return self._anyone
+            return ANYONE
         credential, bearer = read_credential(scope["headers"])
         return await self._identify(credential, bearer=bearer)
 

@@ -105,6 +105,7 @@ async def answer_call(desk: Desk, request: Request[Any, Any, Any], code: str, id
     now = desk.clock()
     wanted = read_call(values, now, desk.history_start)
     lately = Window(int(now) - LATELY, int(now) + 1)
+    asking.question((code,), lately, (), status=wanted.status)  # before the ledger tells, be it by its time
     known = desk.ledger.whereabouts(code, identity, status=wanted.status)
     # Where the ledger last saw it is read by the rule of freshness; it may have gone from there.
     windows = [wanted.window] if wanted.window else [known, lately] if known else [lately]

@@ -76,6 +76,7 @@ class Sources:
 async def answer_export(asking: Asking, wanted: ListRequest, question: Question, keep: Keep, form: str) -> Stream:
     """Begin to stream a window. Raises GatewayError for what fails before the first calls."""
     desk = asking.desk
+    desk.exports.begin(asking.consumer, asking.request.scope["state"])  # authentication ends it, whatever becomes of it
     question = msgspec.structs.replace(question, passing=True)
     parts = stream(desk.ledger, question, desk.clock(), desk.deadline, newest_first=wanted.newest_first, keep=keep)
     first = await anext(parts, None)

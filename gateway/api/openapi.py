@@ -6,6 +6,7 @@ from `problems.KINDS`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +18,8 @@ from gateway.formats import KEYS
 DESCRIPTION = """\
 Calls of a Callbutton call-tracking server as JSON, in UTC.
 
-Access control is not part of this version: run it where only trusted programs reach it."""
+Consumers send an access key, in `X-API-Key` or as `Authorization: Bearer`, or a bearer token of an OpenID Connect
+issuer. What they see of calls depends on their clients and scopes; `client=*` means their own."""
 KINDS = {
     "/clients/{code}/calls": "list",
     "/calls": "list",
@@ -26,8 +28,31 @@ KINDS = {
     "/calls/summary": "summary",
     "/clients": "clients",
 }  # of the routes about calls, as `params.TABLE` calls them
-CALL_PROBLEMS = (400, 406, 422, 500, 502, 504)
+CALL_PROBLEMS = (400, 406, 422, 500, 502, 503, 504)
 OTHER_PROBLEMS = (405,)
+ACCESS_PROBLEMS = (401, 403, 429)
+SCHEMES = {
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "An access key; whoever runs the gateway makes it with `keys new`.",
+    },
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An access key, or a JSON Web Token of the issuer that the gateway is set to.",
+    },
+}
+PROBLEM_HEADERS = {
+    401: {"WWW-Authenticate": "How to authenticate, and whether what came was wrong (RFC 6750)."},
+    429: {"Retry-After": "Seconds after which to ask again."},
+    503: {"Retry-After": "Seconds after which to ask again."},
+}
+RATE_HEADERS = {
+    "RateLimit-Policy": "How often this consumer may ask; absent if it has no rate.",
+    "RateLimit": "What is left of that, and the seconds until nothing is missing.",
+}
 STREAMED = ("application/x-ndjson", "text/csv")
 EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
@@ -63,6 +88,7 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
                 _complete_operation(operation, path)
             else:
                 operation["responses"]["200"]["description"] = "Yes."
+                operation["security"] = []
             for status in _problems_of(path):
                 operation["responses"][str(status)] = _problem(status)
     return {
@@ -75,17 +101,17 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/", "description": "This gateway."}],
-        "security": [],
+        "security": [{name: []} for name in SCHEMES],
         "tags": TAGS,
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items()))},
+        "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": SCHEMES},
     }
 
 
 def _problems_of(path: str) -> tuple[int, ...]:
     if path not in KINDS:
         return OTHER_PROBLEMS
-    return (*CALL_PROBLEMS, 404) if KINDS[path] == "call" else CALL_PROBLEMS
+    return tuple(sorted((*CALL_PROBLEMS, *ACCESS_PROBLEMS, *((404,) if KINDS[path] == "call" else ()))))
 
 
 def _complete_operation(operation: dict[str, Any], path: str) -> None:
@@ -98,7 +124,7 @@ def _complete_operation(operation: dict[str, Any], path: str) -> None:
         if parameter["name"] == "start":
             parameter["description"] = f"{params.START} Included. Required, unless `range` is there."
     answer = operation["responses"]["200"]
-    answer["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()}
+    answer["headers"] = _headers(HEADERS | RATE_HEADERS)
     if kind == "list":
         answer["headers"]["Link"] = {"description": "The next page, if there is one.", "schema": {"type": "string"}}
         answer["content"] |= {media_type: {"schema": {"type": "string"}} for media_type in STREAMED}
@@ -117,12 +143,20 @@ def _parameter(parameter: params.Parameter, place: str) -> dict[str, Any]:
     return entry
 
 
+def _headers(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
+
+
 def _problem(status: int) -> dict[str, Any]:
     kind = EXAMPLES[status]
     example = msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d"))
-    return {
+    described: dict[str, Any] = {
         "description": kind.title,
         "content": {
             problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example},
         },
     }
+    if status in PROBLEM_HEADERS:
+        rate = RATE_HEADERS if status == problems.RATE_LIMITED.status else {}
+        described["headers"] = _headers(PROBLEM_HEADERS[status] | rate)
+    return described

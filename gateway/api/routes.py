@@ -16,7 +16,6 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.access import ANYONE
 from gateway.api import problems, reference
 from gateway.api.answers import Desk
 from gateway.api.authentication import Authentication, Identify, note_refusal
@@ -232,7 +231,7 @@ def create_api(
         pdb_on_exception=False,
     )
     repeats = Repeats(app, desk.clock, repeats_bytes, metrics.lookups.labels("repeat"))
-    inside: ASGIApp = Authentication(repeats, identify, ANYONE, Rates(), desk.clock, metrics, templates(app))
+    inside: ASGIApp = Authentication(repeats, identify, Rates(), desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
     return Edge(inside, metrics, access_log), app
