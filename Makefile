@@ -3,9 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench soak openapi image chart alerts lock
-.PHONY: demo test lint bench soak openapi chart alerts lock
-.PHONY: demo test lint bench soak schemathesis openapi lock
+.PHONY: demo test lint bench soak schemathesis openapi image chart alerts clients-tools lock
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -30,12 +28,15 @@ soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
 	@echo "== 3,500 sequences of 60 steps"
 	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
 
-schemathesis: $(READY)  ## a thousand examples of each operation, where the tests make do with three
-	@SCHEMATHESIS_EXAMPLES=1000 $(BIN)/python -m pytest -q tests/test_schemathesis.py
-
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
 	@echo "wrote openapi/openapi.yaml"
+
+clients-tools: $(READY)  ## what tests/test_clients.py needs besides Java, Go and npm
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
+
+schemathesis: $(READY)  ## the contract against a running gateway: 20,000 cases and more
+	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-1500} $(BIN)/python -m pytest -q -rP tests/test_schemathesis.py
 
 image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
 	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/test_image.py

@@ -14,6 +14,7 @@ import pytest
 from gateway.api import problems, reference
 from gateway.api.openapi import TAGS
 from tests.conftest import Make
+from tests.consumers import Member, keys_file
 from tests.test_openapi import NODE, ROOT
 from tests.tools import need, tool
 
@@ -63,11 +64,12 @@ def test_the_wheel_holds_the_pages(tmp_path: Path):
     assert held == {f"gateway/api/assets/{path.name}" for path in Path(str(reference.ASSETS)).iterdir()}
 
 
-def test_a_browser_shows_the_contract_and_sends_requests(stand: Make):
+def test_a_browser_shows_the_contract_and_sends_requests(stand: Make, tmp_path: Path):
     need((NODE / "node_modules" / "playwright-core").exists(), "npm ci in tests/node")
-    client = stand().client
+    reader = Member("reader")
+    client = stand(auth="keys", keys_file=keys_file(tmp_path, reader)).client
     base = str(client.base_url).rstrip("/")
-    command = [tool("node"), str(NODE / "browser.mjs"), tool("chromium"), base]
+    command = [tool("node"), str(NODE / "browser.mjs"), tool("chromium"), base, reader.key]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -79,7 +81,7 @@ def test_a_browser_shows_the_contract_and_sends_requests(stand: Make):
     assert seen["unlabelled"] == []
     assert seen["overflow"] <= 0  # on a telephone
     assert seen["backgrounds"]["light"] != seen["backgrounds"]["dark"]
-    assert seen["command"] == f"curl '{base}/calls?client=8005550100'"
+    assert seen["command"] == f"curl '{base}/calls?client=8005550100' -H \"X-API-Key: $KEY\""
     assert seen["first"]["status"] == "200 OK"
     pages = [seen["first"]["body"], seen["second"]]
     assert [len(page["data"]) for page in pages] == [100, 100]

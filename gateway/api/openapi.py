@@ -6,17 +6,19 @@ from `problems.KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from gateway import __version__
-from gateway.api import params, problems
-from gateway.formats import KEYS
+from gateway.api import descriptions, params, problems
+from gateway.formats import KEYS, PARTS
 
 DESCRIPTION = """\
 Calls of a Callbutton call-tracking server as JSON, in UTC.
+
+A list is read page by page: give `nextCursor` of one page as `cursor` for the next, until it is null. Instants come as
+RFC 3339 with `Z`; what is absent is null. Whatever is not a success is a problem (RFC 9457).
 
 Consumers send an access key, in `X-API-Key` or as `Authorization: Bearer`, or a bearer token of an OpenID Connect
 issuer. What they see of calls depends on their clients and scopes; `client=*` means their own."""
@@ -28,9 +30,36 @@ KINDS = {
     "/calls/summary": "summary",
     "/clients": "clients",
 }  # of the routes about calls, as `params.TABLE` calls them
-CALL_PROBLEMS = (400, 406, 422, 500, 502, 503, 504)
+CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
 OTHER_PROBLEMS = (405,)
-ACCESS_PROBLEMS = (401, 403, 429)
+STREAMED = ("application/x-ndjson", "text/csv")
+EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
+    404: problems.NOT_FOUND,
+    502: problems.UNREACHABLE,
+    503: problems.OVERLOADED,
+}
+TAGS = [
+    {"name": "calls", "description": "Call detail records."},
+    {"name": "operations", "description": "For whoever runs the gateway."},
+    {"name": "summaries", "description": "Figures of calls."},
+]
+HEADERS = {
+    "X-Request-Id": "The id of this request, also in the log.",
+    "Age": "Seconds since the window's newest point was fetched.",
+    "Cache-Status": "Whether the ledger had the answer (RFC 9211).",
+    "ETag": "Changes with the data, not with the time.",
+    "Server-Timing": "Milliseconds that the ledger and the writing took.",
+}
+PROBLEM_HEADERS = {
+    401: {"WWW-Authenticate": "How to authenticate, and whether what came was wrong (RFC 6750)."},
+    405: {"Allow": "The methods that are allowed."},
+    429: {"Retry-After": "Seconds after which to ask again."},
+    503: {"Retry-After": "Seconds after which to ask again."},
+}
+RATE_HEADERS = {
+    "RateLimit-Policy": "How often this consumer may ask; absent if it has no rate.",
+    "RateLimit": "What is left of that, and the seconds until nothing is missing.",
+}
 SCHEMES = {
     "key": {
         "type": "apiKey",
@@ -44,31 +73,10 @@ SCHEMES = {
         "description": "An access key, or a JSON Web Token of the issuer that the gateway is set to.",
     },
 }
-PROBLEM_HEADERS = {
-    401: {"WWW-Authenticate": "How to authenticate, and whether what came was wrong (RFC 6750)."},
-    429: {"Retry-After": "Seconds after which to ask again."},
-    503: {"Retry-After": "Seconds after which to ask again."},
-}
-RATE_HEADERS = {
-    "RateLimit-Policy": "How often this consumer may ask; absent if it has no rate.",
-    "RateLimit": "What is left of that, and the seconds until nothing is missing.",
-}
-STREAMED = ("application/x-ndjson", "text/csv")
-EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
-    404: problems.NOT_FOUND,
-    502: problems.UNREACHABLE,
-}
-TAGS = [
-    {"name": "calls", "description": "Call detail records."},
-    {"name": "summaries", "description": "Figures of calls."},
-    {"name": "operations", "description": "For whoever runs the gateway."},
-]
-HEADERS = {
-    "X-Request-Id": "The id of this request, also in the log.",
-    "Age": "Seconds since the window's newest point was fetched.",
-    "Cache-Status": "Whether the ledger had the answer (RFC 9211).",
-    "ETag": "Changes with the data, not with the time.",
-    "Server-Timing": "Milliseconds that the ledger and the writing took.",
+FIRST_CALL = {
+    "description": "Each call can be had by itself.",
+    "operationId": "getClientCall",
+    "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
 
 
@@ -80,6 +88,8 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
     )
     schemas |= problem_schemas
     schemas["Call"]["required"] = list(KEYS)  # all else may be left out by `fields`
+    for part in PARTS:
+        schemas[part.capitalize()].pop("required")
     paths = generated["paths"]
     for path, item in paths.items():
         for operation in item.values():
@@ -89,8 +99,10 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
             else:
                 operation["responses"]["200"]["description"] = "Yes."
                 operation["security"] = []
-            for status in _problems_of(path):
+            for status in sorted(_problems_of(path)):
                 operation["responses"][str(status)] = _problem(status)
+    for name, schema in schemas.items():
+        _describe(name, schema)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -111,7 +123,7 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
 def _problems_of(path: str) -> tuple[int, ...]:
     if path not in KINDS:
         return OTHER_PROBLEMS
-    return tuple(sorted((*CALL_PROBLEMS, *ACCESS_PROBLEMS, *((404,) if KINDS[path] == "call" else ()))))
+    return (*CALL_PROBLEMS, 404) if KINDS[path] == "call" else CALL_PROBLEMS
 
 
 def _complete_operation(operation: dict[str, Any], path: str) -> None:
@@ -126,7 +138,8 @@ def _complete_operation(operation: dict[str, Any], path: str) -> None:
     answer = operation["responses"]["200"]
     answer["headers"] = _headers(HEADERS | RATE_HEADERS)
     if kind == "list":
-        answer["headers"]["Link"] = {"description": "The next page, if there is one.", "schema": {"type": "string"}}
+        answer["headers"] |= _headers({"Link": "The next page, if there is one."})
+        answer["links"] = {"call": FIRST_CALL}
         answer["content"] |= {media_type: {"schema": {"type": "string"}} for media_type in STREAMED}
 
 
@@ -143,20 +156,29 @@ def _parameter(parameter: params.Parameter, place: str) -> dict[str, Any]:
     return entry
 
 
-def _headers(texts: Mapping[str, str]) -> dict[str, Any]:
-    return {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
-
-
 def _problem(status: int) -> dict[str, Any]:
     kind = EXAMPLES[status]
     example = msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d"))
-    described: dict[str, Any] = {
-        "description": kind.title,
+    rate = RATE_HEADERS if kind is problems.RATE_LIMITED else {}
+    return {
+        "description": f"{kind.title}. {kind.advice}",
+        "headers": _headers({"X-Request-Id": HEADERS["X-Request-Id"]} | PROBLEM_HEADERS.get(status, {}) | rate),
         "content": {
             problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example},
         },
     }
-    if status in PROBLEM_HEADERS:
-        rate = RATE_HEADERS if status == problems.RATE_LIMITED.status else {}
-        described["headers"] = _headers(PROBLEM_HEADERS[status] | rate)
-    return described
+
+
+def _headers(described: dict[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
+
+
+def _describe(name: str, schema: dict[str, Any]) -> None:
+    """Say what a schema and its fields mean; integers are counts, or seconds."""
+    schema["description"] = descriptions.SCHEMAS[name]
+    for field, described in schema.get("properties", {}).items():
+        for one in (described, *described.get("oneOf", ()), *described.get("anyOf", ())):
+            if one.get("type") == "integer":
+                one |= {"format": "int64", "minimum": 0}
+        if "$ref" not in described:
+            described["description"] = descriptions.FIELDS[name][field]

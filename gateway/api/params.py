@@ -124,7 +124,12 @@ TABLE = (
 CLIENT = Parameter(
     "client",
     f"A client code, up to {MOST_CLIENTS} times; or `*` alone, for every client.",
-    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_CLIENTS},
+    {
+        "type": "array",
+        "items": {"type": "string", "pattern": r"^(\*|[A-Za-z0-9_.-]{1,64})$"},
+        "minItems": 1,
+        "maxItems": MOST_CLIENTS,
+    },
     FILTERED,
     ["8005550100", "8005550101"],
 )

@@ -166,7 +166,9 @@ HANDLERS = [
 
 def document() -> dict[str, Any]:
     """Build the OpenAPI document."""
-    app = Litestar(HANDLERS, openapi_config=OpenAPIConfig(title="", version="", render_plugins=[]))
+    app = Litestar(
+        HANDLERS, openapi_config=OpenAPIConfig(title="", version="", render_plugins=[], use_handler_docstrings=True)
+    )
     return complete(app.openapi_schema.to_schema())
 
 

@@ -1,7 +1,7 @@
-// Looks at the pages for people in a real browser and prints what it saw, as JSON: browser.mjs CHROMIUM URL [PICTURES]
+// Looks at the pages for people in a real browser and prints what it saw, as JSON: browser.mjs CHROMIUM URL KEY [PICTURES]
 import { chromium } from "playwright-core";
 
-const [executablePath, base, pictures] = process.argv.slice(2);
+const [executablePath, base, key, pictures] = process.argv.slice(2);
 const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
 const browser = await chromium.launch({ executablePath, args });
 const seen = { requests: [], complaints: [], backgrounds: {} };
@@ -45,13 +45,15 @@ seen.overflow = await narrow.evaluate(() => document.documentElement.scrollWidth
 await shot(narrow, "docs-narrow");
 await narrow.close();
 
-// By keyboard alone: open an operation, send its request, turn the page.
+// By keyboard alone: give the key, open an operation, send its request, turn the page.
 const page = await open("/docs", "dark");
 await page.locator("details.card").first().waitFor();
 seen.operations = await page.locator("details.card .path").allTextContents();
 seen.unlabelled = await page.locator("input, select, textarea").evaluateAll((all) => all.filter((one) => !one.labels?.length).map((one) => one.outerHTML));
 await tabTo(page, "a.skip");
 await page.keyboard.press("Enter");
+await tabTo(page, "#access-key");
+await page.keyboard.type(key);
 await tabTo(page, "#listCalls > summary");
 await page.keyboard.press("Enter");
 await tabTo(page, "#listCalls textarea");

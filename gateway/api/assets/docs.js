@@ -223,8 +223,9 @@ function operation(path, method, item, described) {
 
 function schema(name, described) {
   const required = new Set(described.required);
+  const partly = required.size < Object.keys(described.properties ?? {}).length; // `fields` may leave out the rest
   const rows = Object.entries(described.properties ?? {}).map(([key, value]) => [
-    [make("code", {}, key), required.has(key) ? "" : make("span", { class: "note" }, " may be absent")], typeOf(value), inline(value.description ?? resolve(value).description ?? ""),
+    [make("code", {}, key), partly && required.has(key) ? make("span", { class: "note" }, " always") : ""], typeOf(value), inline(value.description ?? resolve(value).description ?? ""),
   ]);
   const inside = rows.length ? table(["field", "type", "means"], rows) : make("p", {}, typeOf(described));
   return make("details", { class: "card", id: `schema-${name}` }, make("summary", {}, make("span", { class: "path" }, name)), make("div", { class: "inside" }, prose(described.description), inside));
@@ -241,7 +242,7 @@ function access() {
     return field({ name: label, description: scheme.description }, id, control, { type: "string" });
   });
   const note = make("p", { class: "note" }, "Sent with every request from this page, and kept nowhere.");
-  return [make("h2", {}, "Access"), make("div", { class: "card access" }, fields, note)];
+  return [make("h2", {}, "Access"), make("form", { class: "card access", submit: (event) => event.preventDefault() }, fields, note)];
 }
 
 // Open what a link leads to.
