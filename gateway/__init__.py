@@ -14,6 +14,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     tracing       spans for OpenTelemetry, if it is installed and asked for
     logs          structured log lines, without personal data
     server        listening sockets and the HTTP server
+    connections   slow clients, and a stop that loses nothing
     rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure

@@ -115,7 +115,13 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     identity = build_identity(settings, metrics, clock)
     identify = None if identity is None else identity.consumer
     app, litestar = create_api(
-        desk, identify, metrics, access_log, settings.cache_bytes // REPEATS, settings.metrics_port
+        desk,
+        identify,
+        metrics,
+        access_log,
+        repeats_bytes=settings.cache_bytes // REPEATS,
+        metrics_port=settings.metrics_port,
+        concurrency=settings.request_concurrency,
     )
     if identity is not None:
         litestar.on_startup += [identity.start]

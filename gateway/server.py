@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import uvicorn
+    from gateway.connections import Server
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -24,16 +25,35 @@ def address_of(opened: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(application: Any, *, lifespan: str = "on") -> uvicorn.Server:  # noqa: ANN401 - either kind of ASGI
-    """Make an HTTP server that logs nothing of its own but warnings."""
+def make_server(
+    application: Any,  # noqa: ANN401 - either kind of ASGI
+    *,
+    lifespan: str = "on",
+    drain: float = 0,
+    stopping: Callable[[], None] = lambda: None,
+    problem: Callable[[int, str], bytes] | None = None,
+) -> Server:
+    """Make an HTTP server that logs nothing of its own but warnings.
+
+    On SIGTERM it calls `stopping`, and goes on for `drain` seconds. `problem` gives the body of what it refuses itself.
+    """
     import uvicorn
 
-    return uvicorn.Server(
-        uvicorn.Config(
-            application,
-            lifespan=lifespan,  # type: ignore[arg-type]
-            log_config=None,
-            access_log=False,
-            server_header=False,
-        )
+    from gateway.connections import IDLE, Patience, Server
+
+    class Connection(Patience):
+        pass
+
+    if problem is not None:
+        Connection.problem = staticmethod(problem)
+    config = uvicorn.Config(
+        application,
+        http=Connection,
+        ws="none",
+        lifespan=lifespan,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE,
     )
+    return Server(config, drain, stopping)

@@ -34,6 +34,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     upstream_idle_timeout: float = 15
     upstream_deadline: float = 300
     request_deadline: float = 60
+    request_concurrency: int = 1000
+    drain_delay: float = 5
     upstream_concurrency: int = 8
     upstream_max_span: float = 31 * 86400
     upstream_batch: int = 50
@@ -173,6 +175,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "upstream_idle_timeout": positive_duration,
     "upstream_deadline": positive_duration,
     "request_deadline": positive_duration,
+    "request_concurrency": whole(1, 100_000),
+    "drain_delay": duration,
     "upstream_concurrency": whole(1, 1000),
     "upstream_max_span": positive_duration,
     "upstream_batch": whole(1, 1000),

@@ -24,6 +24,7 @@ LAYERS = {
     "server": 2,
     "settings": 2,
     "formats": 2,
+    "connections": 1,
     "access": 1,
     "tracing": 1,
     "model": 0,

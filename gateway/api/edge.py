@@ -13,11 +13,12 @@ import secrets
 import time
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import HTTPScope, Message, Receive, Scope, Send
 
 from gateway import tracing
 from gateway.access import Consumer
 from gateway.api import problems
+from gateway.api.door import Door
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 
@@ -28,10 +29,10 @@ GONE = 499  # the consumer left before the answer began
 
 
 class Edge:
-    """An ASGI application around another."""
+    """The ASGI application; behind the door is the rest."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog) -> None:
-        self._app = app
+    def __init__(self, door: Door, metrics: Metrics, access_log: AccessLog) -> None:
+        self.door = door
         self._metrics = metrics
         self._access_log = access_log
         self._process = secrets.token_hex(8)
@@ -43,7 +44,7 @@ class Edge:
             with tracing.span("request", headers=scope["headers"]) as span:
                 await self._serve(scope, receive, send, span)
         else:
-            await self._app(scope, receive, send)
+            await self.door(scope, receive, send)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span) -> None:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
@@ -61,7 +62,7 @@ class Edge:
 
         self._metrics.requests.under_way += 1
         try:
-            await self._app(scope, receive, send_with_id)
+            await self.door(scope, receive, send_with_id)
         except Exception:
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
             if status != GONE:

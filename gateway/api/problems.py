@@ -6,6 +6,7 @@ Rule: this is the only place that knows the status code of an error.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -238,6 +239,11 @@ def headers_of(error: BaseException) -> dict[str, str]:
             return {"Retry-After": str(error.wait)}
         case _:
             return {}
+
+
+def bare_problem(status: int, detail: str) -> bytes:
+    """Write the body of a problem with a request that cannot be read, or that there is no room for."""
+    return render_problem(INVALID if status == INVALID.status else OVERLOADED, "", secrets.token_hex(8), detail)
 
 
 async def send_problem(

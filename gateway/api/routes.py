@@ -20,6 +20,7 @@ from gateway.api import problems, reference
 from gateway.api.answers import Desk
 from gateway.api.authentication import Authentication, Identify, note_refusal
 from gateway.api.calls import CallPage, SingleCall, answer_call, answer_list
+from gateway.api.door import Door
 from gateway.api.edge import Edge
 from gateway.api.openapi import complete
 from gateway.api.ports import Ports
@@ -216,8 +217,10 @@ def create_api(
     identify: Identify | None,
     metrics: Metrics,
     access_log: AccessLog,
+    *,
     repeats_bytes: int,
     metrics_port: int,
+    concurrency: int,
 ) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it.
 
@@ -236,4 +239,4 @@ def create_api(
     inside: ASGIApp = Authentication(repeats, identify, Rates(), desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
-    return Edge(inside, metrics, access_log), app
+    return Edge(Door(inside, concurrency), metrics, access_log), app

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
     """Serve until told to stop. Raises SettingsError, OSError."""
     from gateway import app
+    from gateway.api import problems
 
     settings = reachable_settings()
     logs.configure(settings.log_format, settings.log_level)
@@ -40,7 +41,9 @@ def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
         listen(settings.host, port) for port in (settings.port, settings.metrics_port or None) if port is not None
     ]
     LOGGER.info("serving", extra={"fields": {"address": address_of(opened[0]), "version": __version__}})
-    make_server(application).run(sockets=opened)
+    make_server(
+        application, drain=settings.drain_delay, stopping=application.door.stop, problem=problems.bare_problem
+    ).run(sockets=opened)
     if stop is not None:
         stop()
     return 0

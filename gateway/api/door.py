@@ -1,0 +1,85 @@
+"""Our own door: what is refused before anybody asks who it is, and who is no longer waited for.
+
+Rules:
+- So many requests at a time; one more is refused at once (503, Retry-After) rather than made to wait for all of them.
+  What an operator asks (health, readiness, metrics) is let in always.
+- A query is of bounded length.
+- Who hangs up is not waited for: the handler is cancelled, which leaves the flights that it waits for. What of them is
+  not sent yet need not be.
+- Once told to stop, `/readyz` says so; all else is answered as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api import problems
+
+ALWAYS = frozenset(("/healthz", "/readyz", "/metrics"))
+MOST_QUERY = 16 * 1024  # bytes
+AT_ONCE = 0.05  # seconds in which an answer is not worth watching over
+
+
+class Door:
+    """An ASGI application around another; lets in `most` requests at a time."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._inside = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Tell load balancers that this replica is about to end."""
+        self._stopping = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or refuse it."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+        elif self._stopping and scope["path"] == "/readyz":
+            await self._refuse(scope, send, problems.OVERLOADED, "this replica is about to stop")
+        elif scope["path"] in ALWAYS:
+            await self._app(scope, receive, send)
+        elif self._inside >= self._most:
+            await self._refuse(scope, send, problems.OVERLOADED, "too many requests are under way")
+        elif len(scope["query_string"]) > MOST_QUERY:
+            await self._refuse(scope, send, problems.INVALID, f"the query is longer than {MOST_QUERY} bytes")
+        else:
+            self._inside += 1
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                self._inside -= 1
+
+    async def _refuse(self, scope: Scope, send: Send, kind: problems.Kind, detail: str) -> None:
+        headers = ((b"retry-after", b"1"),) if kind is problems.OVERLOADED else ()
+        await problems.send_problem(send, kind, scope["path"], scope["state"]["request_id"], detail, headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = asyncio.current_task()
+        watching: list[asyncio.Task[None]] = []
+        left = False
+
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if answering is not None:
+                left = True
+                answering.cancel()
+
+        loop = asyncio.get_running_loop()
+        soon = loop.call_later(AT_ONCE, lambda: watching.append(loop.create_task(watch())))
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not left or answering is None or answering.uncancel():
+                raise
+        finally:
+            soon.cancel()
+            for task in watching:
+                task.cancel()

@@ -1,0 +1,171 @@
+"""What uvicorn lacks towards slow clients, and at the end: its protocol and its server with our patience.
+
+Rules:
+- A request must be whole, head and body, within `WHOLE` seconds of its first byte, a new connection's of its opening;
+  its head is at most `MOST_HEAD` bytes. A connection without a request is closed after `IDLE` seconds, more than load
+  balancers keep theirs, so that they never send on one that is being closed.
+- Who does not take in what is sent to it within `WRITE` seconds is cut off.
+- There is a bound of connections; past it the answer is 503 at once.
+- On SIGTERM readiness ends first. For `drain` seconds more everything is answered, with `Connection: close`; then
+  nothing new is accepted, and what is under way ends. A second signal, or SIGINT, does not wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+WHOLE, IDLE, WRITE = 10.0, 75, 30.0  # seconds
+MOST_HEAD = 32 * 1024  # bytes
+SPARE = 100  # file descriptors that are not for connections
+CLOSE = (b"connection", b"close")
+
+
+class Patience(HttpToolsProtocol):
+    """One connection."""
+
+    whole, write, most_head = WHOLE, WRITE, MOST_HEAD
+    most = max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE)
+    problem: Callable[[int, str], bytes] = staticmethod(lambda _, detail: detail.encode())
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - uvicorn's
+        super().__init__(*arguments, **named)
+        self._whole_task: asyncio.TimerHandle | None = None
+        self._write_task: asyncio.TimerHandle | None = None
+        self._head_left: int | None = self.most_head  # None while no head is being read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin, unless there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self._refuse(503, "too many connections", b"retry-after: 1\r\n")
+        else:
+            self._await_whole()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what has come, a head no further than it may go."""
+        while data and not self.transport.is_closing():
+            if self._head_left is None:
+                super().data_received(data)
+                return
+            if not self._head_left:
+                self._refuse(400, f"the head of the request is longer than {self.most_head} bytes")
+                return
+            piece, data = data[: self._head_left], data[self._head_left :]
+            self._head_left -= len(piece)
+            super().data_received(piece)
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        if self._head_left is None:
+            self._head_left = self.most_head
+        if self._whole_task is None:
+            self._await_whole()
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer."""
+        self._head_left = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the reading of a request."""
+        if self._whole_task is not None:
+            self._whole_task.cancel()
+            self._whole_task = None
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        self._refuse(400, msg.rstrip("."))
+
+    def pause_writing(self) -> None:
+        """Wait for the client to take in what was sent."""
+        super().pause_writing()
+        self._cut_off_later()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        super().resume_writing()
+        if self._write_task is not None:
+            self._write_task.cancel()
+            self._write_task = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close what is idle, and cut it off if it does not take in the rest."""
+        super().timeout_keep_alive_handler()
+        self._cut_off_later()
+
+    def _await_whole(self) -> None:
+        self._whole_task = self.loop.call_later(self.whole, self._not_whole)
+
+    def _not_whole(self) -> None:
+        self._whole_task = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._await_whole()  # a request before this one is being answered
+        else:
+            self.transport.close()
+            self._cut_off_later()
+
+    def _cut_off_later(self) -> None:
+        if self._write_task is None:
+            self._write_task = self.loop.call_later(self.write, self.transport.abort)
+
+    def _stop_timers(self) -> None:
+        for task in (self._whole_task, self._write_task):
+            if task is not None:
+                task.cancel()
+        self._whole_task = self._write_task = None
+
+    def _refuse(self, status: int, detail: str, headers: bytes = b"") -> None:
+        body = self.problem(status, detail)
+        reason = b"Bad Request" if status == 400 else b"Service Unavailable"
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\nconnection: close\r\n" % (status, reason)
+            + b"content-length: %d\r\n%s\r\n" % (len(body), headers)
+            + body
+        )
+        self.transport.close()
+        self._cut_off_later()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends with exit code 0, after `drain` seconds; `stopping` is called first."""
+
+    def __init__(self, config: uvicorn.Config, drain: float, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._stopping = stopping
+        self._stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
+        """Begin to stop, or stop at once."""
+        if self.should_exit:
+            self.force_exit = True
+        elif sig == signal.SIGINT or self._stop_at is not None or not self._drain:
+            self.should_exit = True
+        else:
+            self._stop_at = time.monotonic() + self._drain
+        self._stopping()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the end ten times a second."""
+        ended = await super().on_tick(counter)
+        if self._stop_at is None:
+            return ended
+        if CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        return ended or time.monotonic() >= self._stop_at
