@@ -21,12 +21,24 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.translate
+	@$(BIN)/python -m benchmarks.resilience
 	@$(BIN)/python -m benchmarks.ledger
 	@$(BIN)/python -m benchmarks.access
 
-soak: $(READY)  ## 200,000 steps and more of the ledger's truth test
+soak: $(READY)  ## 200,000 steps and more of the ledger's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"
 	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
+	@echo "== load and faults"
+	@$(BIN)/python -m benchmarks.soak $(or $(DURATION),60)
+
+.PHONY: fuzz
+fuzz: $(READY)  ## RUNS inputs (2,000,000 unless said) to the reader of replies, in an environment of its own
+	@$(PYTHON) -m venv .venv/fuzz
+	@.venv/fuzz/bin/python -m pip install --quiet -e '.[fuzz]'
+	@.venv/fuzz/bin/python -m benchmarks.fuzz -artifact_prefix=.venv/fuzz/
+
+schemathesis: $(READY)  ## a thousand examples of each operation, where the tests make do with three
+	@SCHEMATHESIS_EXAMPLES=1000 $(BIN)/python -m pytest -q tests/test_schemathesis.py
 
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml

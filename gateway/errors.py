@@ -26,6 +26,7 @@ for `UpstreamRejected.message`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 
@@ -126,8 +127,23 @@ class UpstreamMalformed(UpstreamError):  # noqa: N818
     """The answer is not the protocol, or broke off; the text says where."""
 
 
+class Obstacle(StrEnum):
+    """What is in the way of a connection."""
+
+    NAME = "name"
+    REFUSED = "refused"
+    ROUTE = "route"
+    TLS = "tls"
+    PROXY = "proxy"
+    CLOSED = "closed"
+
+
 class UpstreamUnreachable(UpstreamError):  # noqa: N818
     """No connection to the upstream."""
+
+    def __init__(self, detail: str, obstacle: Obstacle = Obstacle.ROUTE) -> None:
+        super().__init__(detail)
+        self.obstacle = obstacle
 
 
 class UpstreamTimeout(UpstreamError):  # noqa: N818

@@ -21,8 +21,9 @@ import yaml
 from gateway import errors
 from gateway.__main__ import main
 from gateway.commands import COMMANDS
-from gateway.commands.check import ADVICE, advice_on, print_failure
+from gateway.commands.check import ADVICE, OBSTACLES, advice_on, print_failure
 from gateway.commands.demo import demo_paths
+from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
 
@@ -136,7 +137,23 @@ def test_check_of_a_refused_port_ends_with_1_and_plain_words(refused_port: int):
     done = run("check", GATEWAY_UPSTREAM_URL=f"http://127.0.0.1:{refused_port}/xml.jsp")
     assert (done.returncode, done.stderr) == (1, "")
     assert "does not work: calls without status: no connection" in done.stdout
-    assert f"what to do: {ADVICE[errors.UpstreamUnreachable]}" in done.stdout
+    assert f"what to do: {OBSTACLES[Obstacle.REFUSED]}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("http://callbutton.invalid/", OBSTACLES[Obstacle.NAME]),
+        ("http://255.255.255.255:9/", ADVICE[errors.UpstreamUnreachable]),
+        ("https", OBSTACLES[Obstacle.TLS]),
+    ],
+    ids=["name", "route", "TLS"],
+)
+def test_check_tells_what_is_in_the_way(address: str, advice: str):
+    with simulated() as plain:
+        done = run("check", GATEWAY_UPSTREAM_URL=plain.replace("http:", "https:") if address == "https" else address)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"what to do: {advice}" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,18 @@ import re
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from msgspec import Struct
 
-from tests.conftest import Make
+from tests.conftest import Make, Stand
 
 DOCUMENT = Path(__file__).parent / "faults.md"
 CODE = "8005550100"
@@ -402,6 +404,61 @@ def test_the_fault_is_answered_kept_and_counted_as_the_table_says(
     assert again.headers["cache-status"].startswith(expected)
     ids = [one["id"] for one in again.json()["data"]]
     assert ids == (list(fault.calls) if fault.kept else ["healed"])
+
+
+def ask(gateway: Stand, number: int, hours: int = 1) -> httpx.Response:
+    """Ask about a client of its own, each for an hour of its own."""
+    return gateway.get(f"/clients/80055502{number:02}/calls", start=f"2026-06-01T{hours:02}:00:00Z", end="2026-06-02")
+
+
+def test_a_post_whose_connection_is_lost_before_the_first_byte_is_sent_once_more(stand: Make, upstream: Upstream):
+    gateway = stand(upstream_url=f"http://127.0.0.1:{upstream.port}/xml.jsp")
+    upstream.behave = answers(document(""))
+    for number in range(9):
+        assert ask(gateway, number).status_code == 200
+    upstream.posts = 0
+
+    async def once(body: bytes, writer: asyncio.StreamWriter) -> None:
+        await (resets() if upstream.posts == 1 else answers(document("")))(body, writer)
+
+    upstream.behave = once
+    assert ask(gateway, 10).status_code == 200
+    assert (upstream.posts, gateway.metric("upstream_retries_total")) == (2, 1)
+    upstream.behave = resets()
+    assert ask(gateway, 11).json()["type"] == "/problems/upstream-unreachable"
+    assert (upstream.posts, gateway.metric("upstream_retries_total")) == (3, 1)  # a tenth, no more
+
+
+def test_after_failures_in_a_row_nothing_is_sent_until_a_probe_is_answered(stand: Make, upstream: Upstream):
+    gateway = stand(upstream_url=f"http://127.0.0.1:{upstream.port}/xml.jsp", stale_if_error=3600.0)
+    upstream.behave = answers(document(""))
+    known = ask(gateway, 0)
+    gateway.pass_time(40 * 86400)
+    upstream.posts = 0
+    upstream.behave = answers("", status="500 Error")
+    for hours in range(8):  # one client does not open it
+        gateway.pass_time(2)
+        assert ask(gateway, 1, hours).status_code == 502
+    assert upstream.posts >= 8
+    assert gateway.metric("upstream_circuit_state") == 0
+    assert ask(gateway, 2).status_code == 502
+    posts = upstream.posts
+    refused = ask(gateway, 3)
+    assert upstream.posts == posts
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/upstream-circuit-open")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (gateway.metric("upstream_circuit_state"), gateway.metric("upstream_healthy")) == (2, 0)
+    assert gateway.get("/readyz").status_code == 200
+    gateway.clock.now -= 33 * 86400 - 600  # a little past freshness, which is seven days
+    stale = ask(gateway, 0)
+    assert (stale.status_code, stale.json()["meta"]["stale"]) == (200, True)
+    assert stale.json()["data"] == known.json()["data"]
+    upstream.behave = answers(document(""))
+    for _ in range(500):
+        if ask(gateway, 4).status_code == 200:
+            break
+        time.sleep(0.02)
+    assert (gateway.metric("upstream_circuit_state"), gateway.metric("upstream_healthy")) == (0, 1)
 
 
 def table() -> str:

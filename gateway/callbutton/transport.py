@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterable
@@ -26,8 +27,15 @@ import httpx
 from msgspec import Struct
 
 from gateway import __version__
-from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import Obstacle, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
+OBSTACLES = {
+    Obstacle.NAME: "its name is not found",
+    Obstacle.REFUSED: "the port refuses it",
+    Obstacle.ROUTE: "there is no way to the address",
+    Obstacle.TLS: "TLS cannot be agreed on",
+    Obstacle.PROXY: "the proxy does not let it through",
+}
 PIECE = 65536  # bytes
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
 SECONDS = re.compile(r"\d{1,6}", re.ASCII)
@@ -207,9 +215,32 @@ def _translated(error: httpx.HTTPError, timer: Timer, received: int) -> Upstream
             f"the Callbutton server {when} in time", answering=timer.answering, connecting=connecting
         )
     if isinstance(error, (httpx.ConnectError, httpx.ProxyError)):
-        return UpstreamUnreachable("no connection to the Callbutton server")
+        obstacle = _obstacle(error)
+        return UpstreamUnreachable(f"no connection to the Callbutton server: {OBSTACLES[obstacle]}", obstacle)
     if not timer.answering:
-        return UpstreamUnreachable("the Callbutton server closed the connection without an answer")
+        text = "the Callbutton server closed the connection without an answer"
+        return UpstreamUnreachable(text, Obstacle.CLOSED)
     return UpstreamMalformed(
         f"the Callbutton server's answer broke off, or is not HTTP, after {received} bytes of body"
     )
+
+
+def _obstacle(error: httpx.HTTPError) -> Obstacle:
+    """Find what is in the way among the causes of an error."""
+    if isinstance(error, httpx.ProxyError):
+        return Obstacle.PROXY
+    found: list[BaseException | None] = [error]
+    while found:
+        cause = found.pop()
+        match cause:
+            case socket.gaierror():
+                return Obstacle.NAME
+            case ConnectionRefusedError():
+                return Obstacle.REFUSED
+            case ssl.SSLError():
+                return Obstacle.TLS
+            case BaseExceptionGroup():
+                found += cause.exceptions
+        if cause is not None:
+            found += [cause.__cause__, cause.__context__ if cause.__cause__ is None else None]
+    return Obstacle.ROUTE

@@ -8,6 +8,7 @@ import time
 
 from gateway import errors, logs
 from gateway.commands.environment import reachable_settings
+from gateway.errors import Obstacle
 from gateway.settings import Settings
 
 HOUR = 3600
@@ -19,14 +20,23 @@ ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamRejected: "the server refuses a window of one hour: is it an xml.jsp of 2009?",
     errors.UpstreamFailed: "the server is there but fails: try again later, then ask Callbutton",
     errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
-    errors.UpstreamUnreachable: "check GATEWAY_UPSTREAM_URL, name resolution and firewalls",
+    errors.UpstreamUnreachable: "check GATEWAY_UPSTREAM_URL, routes and firewalls",
     errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
     errors.Postponed: "the server was not asked: try again in a moment",
+}
+OBSTACLES = {
+    Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and name resolution where the gateway runs",
+    Obstacle.REFUSED: "check the port in GATEWAY_UPSTREAM_URL; if it is right, nothing listens there: ask Callbutton",
+    Obstacle.TLS: "servers of 2009 speak http: check the scheme in GATEWAY_UPSTREAM_URL, or the server's certificate",
+    Obstacle.PROXY: "check GATEWAY_UPSTREAM_PROXY, and what the proxy allows",
+    Obstacle.CLOSED: "something listens there, but is it the Callbutton server? If so, try again, then ask Callbutton",
 }
 
 
 def advice_on(error: errors.UpstreamError) -> str:
     """Say what to do about an error."""
+    if isinstance(error, errors.UpstreamUnreachable) and error.obstacle in OBSTACLES:
+        return OBSTACLES[error.obstacle]
     return next(ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE)
 
 

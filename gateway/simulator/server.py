@@ -39,6 +39,7 @@ FAULTS = {
     "hang": "no answer at all",
     "html": "200 with an HTML page",
     "http-500": "HTTP status 500",
+    "http-503": "HTTP status 503",
     "lower-case": "element names in lower case",
     "no-status": "the status flag is ignored",
     "omit-empty": "clients without calls are left out",
@@ -128,8 +129,8 @@ class Simulator:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Connection time out", address, faults)])
         elif "date-error" in faults:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Date range not valid", address, faults)])
-        elif "html" in faults or "http-500" in faults:
-            status = 500 if "http-500" in faults else 200
+        elif faults & {"html", "http-500", "http-503"}:
+            status = 500 if "http-500" in faults else 503 if "http-503" in faults else 200
             await self._send(send, status, b"text/html", [b"<!DOCTYPE html><html><body>Error</body></html>"])
         elif "empty" in faults:
             await self._send(send, 200, b"text/xml", [b""])

@@ -1,0 +1,67 @@
+"""Fuzzing of the reader of replies: nothing crashes, nothing lasts, nothing is accepted that is not well-formed.
+
+`make fuzz` makes an environment of its own with the extra `fuzz` (atheris), and runs RUNS inputs, 2,000,000 unless
+said. An input is a reply, or the inside of a record of one; the judge is `tests.wellformed`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["gateway"]):
+    from tests.wellformed import MODES, judge
+
+SAMPLES = Path(__file__).parent.parent / "tests" / "samples"
+WORDS = (
+    "<Call ID=\"1\">", "</Call>", "<StartTime>", "</StartTime>", "<Client>", "</Client>", "<CallDetails>", "<!--",
+    "-->", "<![CDATA[", "]]>", "<?xml version=\"1.0\"?>", "<!DOCTYPE a>", "&#0;", "&amp;", "\\xef\\xbb\\xbf",
+    "</CallDetails>", "<ClientCode>a</ClientCode>", "01/02/2026 03:04:05", "<Address>", "status=\"OK\"",
+    "encoding=\"utf-16\"",
+)  # fmt: skip
+
+
+class Count:
+    """Inputs judged, and the longest that one took, in seconds of this process."""
+
+    inputs = 0
+    accepted = 0
+    longest = 0.0
+
+
+def one(data: bytes) -> None:
+    """Judge one input: the first byte says how it is read."""
+    if not data:
+        return
+    began = time.process_time()
+    Count.accepted += judge(data[1:], MODES[data[0] % len(MODES)])
+    took = time.process_time() - began
+    Count.inputs += 1
+    Count.longest = max(Count.longest, took)
+    assert took < 1, f"{took} s"
+
+
+def main() -> None:
+    """Run; the figures go to standard output at the end."""
+    runs = os.environ.get("RUNS", "2000000")
+    with tempfile.TemporaryDirectory() as place:
+        for number, path in enumerate(sorted(SAMPLES.glob("*.xml"))):
+            for mode in range(len(MODES)):
+                (Path(place) / f"{number}-{mode}").write_bytes(bytes([mode]) + path.read_bytes()[:4000])
+        words = Path(place) / "words"
+        words.write_text("".join(f'"{word.replace(chr(34), chr(92) + chr(34))}"\n' for word in WORDS))
+        options = [f"-atheris_runs={runs}", f"-dict={words}", "-max_len=4096", "-timeout=30", "-close_fd_mask=0"]
+        atheris.Setup([sys.argv[0], *options, *sys.argv[1:], place], one)
+        try:
+            atheris.Fuzz()
+        finally:
+            print(f"{Count.inputs} inputs, {Count.accepted} accepted, the longest {Count.longest:.3f} s")
+
+
+if __name__ == "__main__":
+    main()

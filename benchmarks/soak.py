@@ -1,0 +1,179 @@
+"""Mixed load and faults for as long as it is told: memory, tasks, descriptors, and whether any answer is wrong.
+
+`python -m benchmarks.soak 3600` runs an hour; 60 seconds unless said. The faults change every four seconds; answers
+about days past are compared with the simulator's calls, which are a pure function. Prints figures and a plot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.resilience import gateway, simulated
+from gateway.simulator.calls import calls_of_hour
+from gateway.simulator.server import Options, Simulator, create
+
+CLIENTS, WORKERS = 10, 20
+PERIOD = 4.0  # seconds that a fault lasts
+POOL = 8  # idle connections to the upstream may stay
+FAULTS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("http-500:0.3", "reset:0.2"),
+    (),
+    ("hang:0.3", "truncate:0.2", "drip:0.1"),
+    (),
+    ("http-503",),
+    (),
+    ("disorder", "duplicates", "unknown", "omit-empty", "html:0.2", "error:0.2"),
+    (),
+    ("unauthorized",),
+    (),
+    ("charset", "descending", "empty:0.3", "doctype:0.2"),
+)
+SHORT = {
+    "GATEWAY_UPSTREAM_TIMEOUT": "1s",
+    "GATEWAY_UPSTREAM_IDLE_TIMEOUT": "1s",
+    "GATEWAY_UPSTREAM_DEADLINE": "3s",
+    "GATEWAY_REQUEST_DEADLINE": "5s",
+    "GATEWAY_FRESH_MAX": "5s",
+    "GATEWAY_CACHE_BYTES": "16MiB",
+}
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def expected(code: str, day: datetime) -> set[str]:
+    """The ids that the simulator has for six hours of a day."""
+    first = int(day.timestamp()) // 3600
+    return {call.identity for hour in range(first, first + 6) for call in calls_of_hour(1, code, hour, 200)}
+
+
+async def consumer(client: httpx.AsyncClient, ends: float, seed: int, seen: Counter[str]) -> None:
+    """Ask, compare, and now and then hang up."""
+    draw = random.Random(seed)
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    while time.monotonic() < ends:
+        code = f"8005550{100 + draw.randrange(CLIENTS)}"
+        day = today - timedelta(days=draw.randrange(2, 200), hours=-6 * draw.randrange(4))
+        query = f"start={day:%Y-%m-%dT%H:%M:%SZ}&end={day + timedelta(hours=6):%Y-%m-%dT%H:%M:%SZ}&limit=1000"
+        patience = 0.05 if draw.random() < 0.05 else 30.0
+        try:
+            answer = await client.get(f"/clients/{code}/calls?{query}", timeout=patience)
+        except httpx.TimeoutException:
+            seen["hung up"] += 1
+            continue
+        body: dict[str, Any] = answer.json()
+        if answer.status_code == 200:
+            right = {call["id"] for call in body["data"]} == expected(code, day)
+            seen[("right" if right else "WRONG") + (", stale" if body["meta"]["stale"] else "")] += 1
+        else:
+            seen[body["type"].removeprefix("/problems/")] += 1
+
+
+def resident(process: int) -> int:
+    """Bytes in memory."""
+    status = Path(f"/proc/{process}/status").read_text("ascii")
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def descriptors(process: int) -> int:
+    return len(list(Path(f"/proc/{process}/fd").iterdir()))
+
+
+async def watch(simulator: Simulator, process: int, ends: float, samples: list[tuple[float, int]]) -> None:
+    """Change the faults, and note the memory."""
+    began, turn = time.monotonic(), 0
+    while (now := time.monotonic()) < ends:
+        simulator.misbehave(*FAULTS[turn % len(FAULTS)])
+        samples.append((now - began, resident(process)))
+        turn += 1
+        await asyncio.sleep(PERIOD)
+
+
+def slope(samples: list[tuple[float, int]]) -> float:
+    """Bytes in ten minutes, of the second half, by least squares."""
+    half = samples[len(samples) // 2 :]
+    mean_x, mean_y = (sum(values) / len(half) for values in zip(*half, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in half)
+    return 600 * sum((x - mean_x) * (y - mean_y) for x, y in half) / spread if spread else 0.0
+
+
+def plot(samples: list[tuple[float, int]], width: int = 60) -> str:
+    values = [samples[index * len(samples) // width][1] for index in range(min(width, len(samples)))]
+    low, high = min(values), max(values)
+    return "".join(BARS[round((value - low) / max(1, high - low) * (len(BARS) - 1))] for value in values)
+
+
+async def soak(simulator: Simulator, address: str, process: int, seconds: float) -> bool:
+    """Run and print; tells whether all was well."""
+    seen: Counter[str] = Counter()
+    samples: list[tuple[float, int]] = []
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=50)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+        (await client.get("/healthz")).raise_for_status()
+        before = descriptors(process), int((await client.get("/tasks")).text)
+        ends = time.monotonic() + seconds
+        consumers = [consumer(client, ends, number, seen) for number in range(WORKERS)]
+        await asyncio.gather(watch(simulator, process, ends, samples), *consumers)
+        simulator.misbehave()
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+        for _ in range(100):  # flights land, idle connections to the upstream close
+            await asyncio.sleep(0.2)
+            after = descriptors(process), int((await client.get("/tasks")).text)
+            if after[0] <= before[0] + POOL and after[1] <= before[1]:
+                break
+    wrong = sum(count for kind, count in seen.items() if kind.startswith("WRONG"))
+    print(f"{sum(seen.values())} requests in {seconds:.0f} s, {wrong} wrong answers:")
+    print(f"  {', '.join(f'{count} {kind}' for kind, count in seen.most_common())}")
+    print(f"memory {samples[0][1] / 1e6:.1f} to {samples[-1][1] / 1e6:.1f} MB", end="")
+    print(f", {slope(samples) / 1e6:+.2f} MB in ten minutes by its second half\n  {plot(samples)}")
+    print(f"descriptors {before[0]} before, {after[0]} after; tasks {before[1]} before, {after[1]} after")
+    return not wrong and after[0] <= before[0] + POOL + 1 and after[1] <= before[1] + 1
+
+
+def serve() -> None:
+    """The gateway, and a path that tells how many tasks there are."""
+    import os
+
+    from gateway import app, logs
+    from gateway.commands.environment import reachable_settings
+    from gateway.server import address_of, listen, make_server
+
+    settings = reachable_settings()
+    logs.configure("json", "error")
+    application = app.create(settings)
+
+    async def with_tasks(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        if scope.get("path") != "/tasks":
+            await application(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(len(asyncio.all_tasks())).encode()})
+
+    opened = listen(settings.host, settings.port)
+    os.write(2, f'{{"address":"{address_of(opened)}"}}\n'.encode())
+    make_server(with_tasks).run(sockets=[opened])
+
+
+def main() -> int:
+    """Run for the seconds given."""
+    if sys.argv[1:] == ["serve"]:
+        serve()
+        return 0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a simulator that breaks off is no news
+    simulator = create(Options(clients=CLIENTS))
+    with simulated(simulator) as upstream, gateway(upstream, "benchmarks.soak", "serve", **SHORT) as (process, address):
+        return 0 if asyncio.run(soak(simulator, address, process.pid, seconds)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
