@@ -1,20 +1,24 @@
 """What the ledger costs the upstream and itself, against the simulator, counting at the upstream.
 
 The simulator is called in process and answers by its own clock, which the benchmark moves; POSTs are those that
-reached it. What a URL-keyed cache would fetch is the whole window, each time.
+reached it. `--write` puts the table into README.md. What a URL-keyed cache would fetch is the whole window, each time.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import math
 import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -26,11 +30,23 @@ from gateway.ledger.pages import read_page
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
 from gateway.metrics import Metrics
 from gateway.model import Window
+from gateway.shared import Shared
 from gateway.simulator.server import PATH, Options, Simulator, create
+from tests.servers import running, valkey
 
 NOW = 1_795_000_000
 DAY = 86400
 HOUR = 3600
+README = Path(__file__).parent.parent / "README.md"
+MARKERS = "<!-- ledger -->", "<!-- /ledger -->"
+
+
+class Case(NamedTuple):
+    """A row of the table: what is measured, and what it may be at most."""
+
+    name: str
+    bar: str
+    measure: Callable[[], Coroutine[Any, Any, str]]
 
 
 class Upstream:
@@ -76,16 +92,12 @@ class Upstream:
         return Fetched(sent, reply.calls, reply.unreadable, status_ignored=reply.status_ignored)
 
 
-def make(upstream: Upstream, cache_bytes: int = 2**28) -> Ledger:
+def make(upstream: Upstream, cache_bytes: int = 2**28, shared: Shared | None = None) -> Ledger:
     settings = LedgerSettings(Rule(), Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=cache_bytes)
-    return Ledger(upstream, settings, Metrics(CollectorRegistry()), lambda: upstream.now)
+    return Ledger(upstream, settings, Metrics(CollectorRegistry()), lambda: upstream.now, shared)
 
 
-def row(name: str, measured: str, bar: str) -> None:
-    print(f"| {name} | {measured} | {bar} |", flush=True)
-
-
-async def dashboard(*, status: bool, hours: int = 24) -> None:
+async def dashboard(*, status: bool, hours: int = 24) -> str:
     upstream = Upstream(Options(calls_per_day=24))
     ledger, draw, reads = make(upstream), random.Random(1), 0
     while upstream.now < NOW + hours * HOUR:
@@ -94,44 +106,53 @@ async def dashboard(*, status: bool, hours: int = 24) -> None:
         reads += 1
         upstream.now += 30 * (0.85 + 0.3 * draw.random())
     share = upstream.asked / (reads * 30 * DAY)
-    kind = "with status" if status else "plain"
-    bar = "2 %" if status else "1.2 POSTs, 0.5 %"
-    row(f"30 days every 30 s for {hours} h, {kind}", f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%}", bar)
+    return f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%} of what a URL-keyed cache fetches"
 
 
-async def herd(name: str, questions: Sequence[Question], bar: str) -> None:
+async def herd(questions: Sequence[Question], replicas: int = 1) -> str:
+    """What a herd costs, the same one on each replica, and how soon after the last POST landed each was answered."""
     upstream = Upstream(Options(clients=50, calls_per_day=24), latency=0.2)
-    ledger = make(upstream)
     waits: list[float] = []
 
-    async def one(question: Question) -> None:
+    async def one(ledger: Ledger, question: Question) -> None:
         await ledger.read(question)
         waits.append(time.perf_counter() - upstream.landed)
 
-    await asyncio.gather(*map(one, questions))
-    row(name, f"{upstream.posts} POSTs; answered {statistics.median(waits) * 1e3:.1f} ms after landing", bar)
+    with ExitStack() as stack:
+        url = stack.enter_context(running(valkey())).url if replicas > 1 else ""
+
+        def connect() -> Shared | None:
+            return Shared(url, Metrics(CollectorRegistry()), lambda: upstream.now, skew=math.inf) if url else None
+
+        connections = [connect() for _ in range(replicas)]
+        ledgers = [make(upstream, shared=connection) for connection in connections]
+        await asyncio.gather(*(one(ledger, question) for question in questions for ledger in ledgers))
+        for ledger, connection in zip(ledgers, connections, strict=True):
+            await ledger.close()
+            if connection is not None:
+                await connection.close()
+    count = f"{upstream.posts} POST{'s' * (upstream.posts > 1)}"
+    return f"{count}; answered {statistics.median(waits) * 1e3:.1f} ms after it landed"
 
 
-async def hits() -> None:
-    for days in (2, 700):
-        upstream = Upstream(Options(calls_per_day=200))
-        ledger = make(upstream, 2**31)
-        await ledger.read(Question(codes=("8005550100",), window=Window(NOW - days * DAY, NOW)))
-        question = Question(codes=("8005550100",), window=Window(NOW - DAY, NOW))
-        times = []
-        for _ in range(300):
-            began = time.perf_counter()
-            await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
-            times.append(time.perf_counter() - began)
-        row(f"hit on a page of 100, ledger of {days} days", f"median {statistics.median(times) * 1e3:.2f} ms", "1 ms")
+async def hit(days: int) -> str:
+    upstream = Upstream(Options(calls_per_day=200))
+    ledger = make(upstream, 2**31)
+    await ledger.read(Question(codes=("8005550100",), window=Window(NOW - days * DAY, NOW)))
+    question = Question(codes=("8005550100",), window=Window(NOW - DAY, NOW))
+    times = []
+    for _ in range(300):
+        began = time.perf_counter()
+        await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
+        times.append(time.perf_counter() - began)
+    return f"{statistics.median(times) * 1e3:.2f} ms"
 
 
-def memory(bound: int = 2**28) -> None:
+async def memory(bound: int = 2**28) -> str:
     script = f"from benchmarks.ledger import fill; fill({bound})"
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
-    asked, resident = map(int, out.split())
-    measured = f"resident {resident / bound:.2f} times the bound after {asked / bound:.0f} times that was asked for"
-    row(f"memory, {bound // 2**20} MiB allowed", measured, "1.5 times")
+    out = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", script], text=True)
+    _, held = map(int, out.split())
+    return f"{held / bound:.2f} times the bound"
 
 
 def fill(bound: int) -> None:
@@ -158,21 +179,57 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
 
 
-def main() -> None:
+def cases() -> list[Case]:
     draw = random.Random(3)
     code = "8005550100"
     same = [Question(codes=(code,), window=Window(NOW - DAY, NOW))] * 1000
     starts = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(HOUR)) for _ in range(100)]
     overlapping = [Question(codes=(code,), window=window) for window in starts]
     clients = [Question(codes=(f"800555{100 + n:04}",), window=Window(NOW - DAY, NOW)) for n in range(50)]
+    return [
+        Case("30 days every 30 s for 24 h", "1.2 POSTs, 0.5 %", lambda: dashboard(status=False)),
+        Case("the same with status", "2 %", lambda: dashboard(status=True)),
+        Case("1,000 identical cold reads at once", "1 POST, 5 ms", lambda: herd(same)),
+        Case("100 overlapping unequal windows of a client at once", "3 POSTs, 5 ms", lambda: herd(overlapping)),
+        Case("50 clients, the same window, at once", "3 POSTs, 5 ms", lambda: herd(clients)),
+        Case("1,000 identical cold reads on each of two replicas", "2 POSTs", lambda: herd(same, 2)),
+        Case("100 overlapping unequal windows on each of two replicas", "4 POSTs", lambda: herd(overlapping, 2)),
+        Case("50 clients, the same window, on each of two replicas", "4 POSTs", lambda: herd(clients, 2)),
+        Case("a page of 100 calls that is fresh, 2 days in the ledger", "1 ms", lambda: hit(2)),
+        Case("the same, 700 days in the ledger", "1 ms", lambda: hit(700)),
+        Case("memory, 256 MiB allowed, ten times that asked for", "1.5 times", memory),
+    ]
+
+
+def table(text: str) -> tuple[str, dict[str, str], str]:
+    """What README.md says: the text before the table, what was measured by case, the text after."""
+    before, rest = text.split(MARKERS[0], 1)
+    rows, after = rest.split(MARKERS[1], 1)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.strip().splitlines()]
+    return before, dict(cells[2:]), after
+
+
+def rewritten(text: str, measured: Mapping[str, str]) -> str:
+    """README.md with what was measured; cases that were not measured keep what they had."""
+    before, had, after = table(text)
+    rows = {case.name: measured.get(case.name, had.get(case.name, "")) for case in cases()}
+    lines = ["| case | measured |", "|---|---|", *(f"| {name} | {cell} |" for name, cell in rows.items())]
+    return "\n".join([f"{before}{MARKERS[0]}", *lines, f"{MARKERS[1]}{after}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the ledger.")
+    parser.add_argument("words", nargs="*", help="only cases whose names hold one of these")
+    parser.add_argument("--write", action="store_true", help="put the figures into README.md")
+    options = parser.parse_args()
+    measured = {}
     print("| case | measured | bar |\n|---|---|---|")
-    asyncio.run(herd("1,000 identical cold reads at once", same, "1 POST, 5 ms"))
-    asyncio.run(herd("100 overlapping unequal windows of a client at once", overlapping, "3 POSTs, 5 ms"))
-    asyncio.run(herd("50 clients, the same window, at once", clients, "3 POSTs, 5 ms"))
-    asyncio.run(hits())
-    asyncio.run(dashboard(status=False))
-    asyncio.run(dashboard(status=True))
-    memory()
+    for case in cases():
+        if not options.words or any(word in case.name for word in options.words):
+            measured[case.name] = asyncio.run(case.measure())
+            print(f"| {case.name} | {measured[case.name]} | {case.bar} |", flush=True)
+    if options.write:
+        README.write_text(rewritten(README.read_text("utf-8"), measured), "utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from hashlib import sha256
 
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +25,7 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Exports
 from gateway.settings import Settings, SettingsError
+from gateway.shared import Shared
 
 REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
 Clock = Callable[[], float]
@@ -83,8 +85,10 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
     return Issuer(rules, metrics, clock)
 
 
-def build_ledger(settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time) -> Ledger:
-    """Build the cache in front of the upstream."""
+def build_ledger(
+    settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: Shared | None = None
+) -> Ledger:
+    """Build the cache in front of the upstream, shared with other replicas if there is a server for it."""
     rules = LedgerSettings(
         plain=Rule(settings.fresh_min, settings.fresh_ratio, settings.fresh_max),
         with_status=Rule(settings.fresh_min, settings.fresh_status_ratio, settings.fresh_max),
@@ -93,15 +97,17 @@ def build_ledger(settings: Settings, service: Service, metrics: Metrics, clock: 
         cache_bytes=settings.cache_bytes,
         stale_if_error=settings.stale_if_error,
         stale_while_revalidate=settings.stale_while_revalidate,
+        source=sha256(f"{settings.upstream_url} {settings.status_flag_element}".encode()).hexdigest()[:12],
     )
-    return Ledger(service.fetch, rules, metrics, clock)
+    return Ledger(service.fetch, rules, metrics, clock, shared)
 
 
 def create(settings: Settings, registry: CollectorRegistry | None = None, clock: Clock = time.time) -> Edge:
     """Build the gateway from the settings."""
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
-    ledger = build_ledger(settings, service, metrics, clock)
+    shared = Shared(settings.cache_url, metrics, clock) if settings.cache_url else None
+    ledger = build_ledger(settings, service, metrics, clock, shared)
     desk = Desk(
         ledger,
         clock,
@@ -126,5 +132,5 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     if identity is not None:
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]
-    litestar.on_shutdown += [ledger.close, service.close, access_log.flush]
+    litestar.on_shutdown += [ledger.close, *([shared.close] if shared else []), service.close, access_log.flush]
     return app

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 PREFIX = "GATEWAY_"
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+SECRETS = {"SIGNING_KEY", "CACHE_URL"}  # not shown
 BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
@@ -49,6 +50,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     stale_while_revalidate: float = 0
     stale_if_error: float = 86400
     cache_bytes: int = 256 * 1024**2
+    cache_url: str = ""
     auth: str = "keys"
     keys_file: str = ""
     oidc_issuer: str = ""
@@ -106,6 +108,13 @@ def web_address(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("is not an http:// or https:// address")
+    return text
+
+
+def cache_address(text: str) -> str:
+    """Read the address of a Redis or Valkey server; it may hold a password, so that nothing of it is repeated."""
+    if re.fullmatch(r"(rediss?|valkey)://([^/?#\s]*@)?(\[[0-9a-fA-F:]+\]|[^/?#@:\s]+)(:\d{1,5})?(/\d*)?", text) is None:
+        raise ValueError("is not a redis://, rediss:// or valkey:// address such as redis://127.0.0.1:6379/0")
     return text
 
 
@@ -190,6 +199,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "stale_while_revalidate": duration,
     "stale_if_error": duration,
     "cache_bytes": size,
+    "cache_url": cache_address,
     "auth": choice("keys", "oidc", "keys+oidc", "none"),
     "keys_file": str,
     "oidc_issuer": web_address,
@@ -221,6 +231,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         try:
             values[variable.removeprefix(PREFIX).lower()] = read(text.strip())
         except ValueError as error:
-            shown = "" if variable == f"{PREFIX}SIGNING_KEY" else f": {text[:80]!r}"
+            shown = "" if variable.removeprefix(PREFIX) in SECRETS else f": {text[:80]!r}"
             raise SettingsError(f"{variable} {error}{shown}") from error
     return Settings(**values)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from benchmarks import ledger
 from gateway.api import params, problems
 from gateway.commands import COMMANDS
 from gateway.commands.demo import demo_paths
@@ -87,6 +88,15 @@ def test_the_example_is_what_the_demo_answers(stand: Make):
             shown[part][name] for name in shown[part] if name not in varying
         ]
     assert answer["page"]["nextCursor"]
+
+
+def test_the_cache_s_table_is_what_the_benchmark_writes():
+    _, measured, _ = ledger.table(README)
+    assert [case.name for case in ledger.cases()] == list(measured)
+    assert all(measured.values())
+    assert ledger.rewritten(README, measured) == README
+    first = ledger.cases()[0].name
+    assert ledger.table(ledger.rewritten(README, {first: "much"}))[1] == measured | {first: "much"}
 
 
 def test_the_readme_leads_to_no_other_host():

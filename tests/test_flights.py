@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -22,7 +23,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, covers, overlay
+from gateway.ledger.extents import Extent, covers, overlay, overlay_all
 from gateway.ledger.freshness import Rule, gaps, old, seconds_past, stale_from, together
 from gateway.ledger.reader import Ledger
 from gateway.model import Window
@@ -242,6 +243,31 @@ def test_a_failed_read_of_every_client_is_not_the_failure_of_one():
     assert codes_posted(upstream) == [("*",), ("a",)]
 
 
+def test_no_connection_is_remembered_for_all_until_a_post_lands():
+    upstream = Faulty(lambda codes, _: UpstreamUnreachable("refused") if "a" in codes else None)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        with pytest.raises(UpstreamUnreachable):
+            await ledger.read(ask(["a"], LAST_HOUR))
+        with pytest.raises(UpstreamUnreachable):
+            await ledger.read(ask(["b"], LAST_HOUR))
+        assert codes_posted(upstream) == [("a",)]
+        upstream.now += 1.5
+        assert await read_all(ledger, ["b"], LAST_HOUR) == []
+        upstream.gate = asyncio.Event()
+        landing = asyncio.create_task(read_all(ledger, ["c"], LAST_HOUR))
+        failing = asyncio.create_task(ledger.read(ask(["a"], Window(NOW - DAY, NOW - 60))))
+        await asyncio.sleep(0.1)  # longer than needs collect
+        upstream.gate.set()
+        assert await landing == []
+        with pytest.raises(UpstreamUnreachable):
+            await failing
+        assert await read_all(ledger, ["c"], LAST_HOUR) == []
+
+    asyncio.run(run())
+
+
 def test_an_extent_from_the_future_is_dropped():
     upstream = Upstream()
 
@@ -290,6 +316,22 @@ def test_windows_put_together_cover_what_they_were_made_of_and_do_not_overlap(sp
     assert all(any(m.start <= w.start and w.end <= m.end for m in merged) for w in windows)
     needed = len({point for w in windows for point in range(w.start, w.end)})
     assert sum(m.end - m.start for m in merged) <= 2 * needed
+
+
+@given(SPANS)
+def test_extents_put_together_at_once_are_those_put_together_one_by_one(spans: list[tuple[int, int, int]]):
+    extents = [Extent(Window(start, start + length), sent + n / 100) for n, (start, length, sent) in enumerate(spans)]
+    one_by_one: list[Extent] = []
+    for extent in extents:
+        one_by_one = overlay(one_by_one, extent)
+    assert overlay_all(extents) == one_by_one
+
+
+def test_ten_thousand_extents_are_put_together_in_no_more_steps_than_their_order_takes():
+    extents = [Extent(Window(n * 7 % 10_007, n * 7 % 10_007 + 5), float(n)) for n in range(10_000)]
+    began = time.process_time()
+    assert covers(overlay_all(extents), Window(5, 10_000))
+    assert time.process_time() - began < 5  # one by one it is minutes
 
 
 @given(SPANS, st.integers(1001, 9000))

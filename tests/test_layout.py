@@ -18,6 +18,7 @@ LAYERS = {
     "ledger": 4,
     "callbutton": 3,
     "credentials": 3,
+    "shared": 3,
     "rates": 2,
     "metrics": 2,
     "logs": 2,
@@ -39,6 +40,7 @@ OWNERS = {
     "httpx": {"callbutton", "credentials"},
     "jwt": {"credentials"},
     "httpcore": {"callbutton"},
+    "redis": {"shared"},
     "xmltodict": {"callbutton", "simulator"},
     "xml": {"callbutton", "simulator"},
 }

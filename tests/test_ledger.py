@@ -89,7 +89,7 @@ class Upstream:
 
 
 def ledger_of(upstream: Upstream, **changes: int) -> Ledger:
-    values = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
+    values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
     rules = LedgerSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
     return Ledger(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
 

@@ -7,6 +7,7 @@ version of every call with the time for which the upstream showed it. `make soak
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,8 +25,11 @@ from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
+from gateway.shared import Shared
+from tests.servers import Server, server
 from tests.test_ledger import call
 
+__all__ = ["server"]  # a fixture
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "60"))
 STEPS = int(os.environ.get("SOAK_STEPS", "40"))
 FOLD = 1_793_509_200  # an hour before the autumn change of clocks of 2026
@@ -111,11 +115,15 @@ class Truth(RuleBasedStateMachine):
         self.world = World(float(start))
         self.world.echo, self.world.omits = echo, omits
         rules = LedgerSettings(RULE, RULE, max_span=30_000, batch=2, cache_bytes=bound, stale_if_error=1000)
-        self.ledger = Ledger(self.world, rules, Metrics(CollectorRegistry()), lambda: self.world.now)
+        self.ledgers = self.replicas(rules)
+
+    def replicas(self, rules: LedgerSettings) -> list[Ledger]:
+        return [Ledger(self.world, rules, Metrics(CollectorRegistry()), lambda: self.world.now)]
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
-            self.loop.run_until_complete(self.ledger.close())
+            for ledger in self.ledgers:
+                self.loop.run_until_complete(ledger.close())
             self.loop.close()
 
     @rule(seconds=st.one_of(st.floats(0.1, 40), st.floats(40, 9000)))
@@ -150,22 +158,24 @@ class Truth(RuleBasedStateMachine):
         codes=st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "b", "c"), ("*",)]),
         insist=st.sampled_from([False, False, False, True]),
         crowd=st.integers(1, 3),
+        first=st.integers(0, 1),
     )
-    def read(self, ago: int, length: int, codes: tuple[str, ...], insist: bool, crowd: int) -> None:
+    def read(self, ago: int, length: int, codes: tuple[str, ...], insist: bool, crowd: int, first: int) -> None:
         now = self.world.now
         start = int(now) - ago
         windows = [Window(start - shift, start - shift + length) for shift in range(0, crowd * 700, 700)]
 
-        async def one(window: Window) -> None:
+        async def one(number: int, window: Window) -> None:
+            ledger = self.ledgers[(first + number) % len(self.ledgers)]
             try:
-                reading = await self.ledger.read(Question(codes=codes, window=window, insist=insist))
+                reading = await ledger.read(Question(codes=codes, window=window, insist=insist))
             except UpstreamError:
                 assert self.world.failing is not None or now < self.healed + 2
                 return
             self.check(reading.calls, codes, window, now, reading.past if reading.stale else None)
 
         async def together() -> None:
-            await asyncio.gather(*map(one, windows))
+            await asyncio.gather(*(one(*numbered) for numbered in enumerate(windows)))
 
         self.loop.run_until_complete(together())
         if self.world.failing is not None:
@@ -210,13 +220,67 @@ class Truth(RuleBasedStateMachine):
         return len({v.call.start_time for v in versions}) > 1
 
 
-def test_any_sequence_of_events_gives_true_answers():
+class SharedTruth(Truth):
+    """The same with two replicas on one server, which forgets, evicts, dies and comes again."""
+
+    server: Server
+
+    def replicas(self, rules: LedgerSettings) -> list[Ledger]:
+        if self.server.process.poll() is not None:
+            self.server.start()
+        self.server.client.flushall()
+
+        def clock() -> float:
+            return self.world.now
+
+        self.connections = [
+            Shared(
+                self.server.url, Metrics(CollectorRegistry()), lambda: self.world.now, math.inf, lambda: self.world.now
+            )
+            for _ in range(2)
+        ]
+        return [
+            Ledger(self.world, rules, Metrics(CollectorRegistry()), clock, connection)
+            for connection in self.connections
+        ]
+
+    @rule(what=st.sampled_from(["flush", "evict", "evict", "evict", "kill", "start", "start"]), which=st.integers(0, 9))
+    def disturb(self, what: str, which: int) -> None:
+        alive = self.server.process.poll() is None
+        if what == "start" and not alive:
+            self.server.start()
+        elif what == "kill" and alive:
+            self.server.kill()
+        elif what == "flush" and alive:
+            self.server.client.flushall()
+        elif what == "evict" and alive and (keys := self.server.client.keys("*")):
+            self.server.client.delete(sorted(keys)[which % len(keys)])
+
+    def teardown(self) -> None:
+        if hasattr(self, "loop"):
+            for ledger in self.ledgers:
+                self.loop.run_until_complete(ledger.close())
+            for connection in self.connections:
+                self.loop.run_until_complete(connection.close())
+            self.loop.close()
+
+
+def sequences(machine: type[Truth], examples: int) -> None:
     run_state_machine_as_test(
-        Truth,
+        machine,
         settings=settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_any_sequence_of_events_gives_true_answers():
+    sequences(Truth, EXAMPLES)
+
+
+def test_any_sequence_of_events_gives_true_answers_on_two_replicas(server: Server):
+    SharedTruth.server = server
+    sequences(SharedTruth, max(1, EXAMPLES // 3))

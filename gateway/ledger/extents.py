@@ -8,7 +8,8 @@ Rules:
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,6 +23,7 @@ from gateway.model import Call, Window
 
 DAY = 86400
 EVERY_CLIENT = "*"
+LIVE = 3600  # seconds: a client read so lately is watched, and what is new after the last look is counted as late
 _start_time = attrgetter("start_time")
 
 
@@ -112,6 +114,27 @@ def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
     return sorted(result + parts, key=lambda extent: extent.window)
 
 
+def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
+    """Put extents together that may overlap, however many: the later POST wins for each point."""
+    covered: list[Window] = []  # sorted; they do not touch
+    result: list[Extent] = []
+    for extent in sorted(extents, key=attrgetter("sent"), reverse=True):
+        start, end = extent.window.start, extent.window.end
+        first = bisect_left(covered, start, key=attrgetter("end"))
+        after = bisect_right(covered, end, key=attrgetter("start"))
+        reached = start
+        for other in covered[first:after]:
+            if other.start > reached:
+                result.append(extent.within(Window(reached, other.start)))
+            reached = max(reached, other.end)
+        if reached < end:
+            result.append(extent.within(Window(reached, end)))
+        if first < after:
+            start, end = min(start, covered[first].start), max(end, covered[after - 1].end)
+        covered[first:after] = [Window(start, end)]
+    return sorted(result, key=lambda extent: extent.window)
+
+
 def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
     """The extent cut at UTC midnights, each part with its day's number since 1970.
 
@@ -136,6 +159,19 @@ def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
         day = int(calls[place].start_time.timestamp()) // DAY
         yield day
         place = bisect_left(calls, instant((day + 1) * DAY), place, key=_start_time)
+
+
+def late(held: Sequence[Extent], new: Extent) -> Iterator[float]:
+    """How long after its start each call was first seen that a new extent has where the held ones had looked before."""
+    if not held:
+        return
+    known = {(call.client_code, call.id) for one in held for call in one.calls}
+    edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
+    for call in new.calls:
+        start = call.start_time.timestamp()
+        looked = start >= edge or any(start in one.window for one in held)
+        if looked and (call.client_code, call.id) not in known:
+            yield max(0.0, new.sent - start)
 
 
 def covers(extents: Sequence[Extent], window: Window) -> bool:

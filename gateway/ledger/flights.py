@@ -5,8 +5,9 @@ Rules:
 - A flight under way is joined for the points that would be fresh if it landed now.
 - The first need goes at once. While a flight of the same client or window is up, further needs collect until it lands,
   at most 50 ms, and go together: windows of a client that are near each other as one, clients of one window as one.
-- An error is remembered for a second, for needs that hold all of what failed; nobody else inherits it. That the
-  upstream was not asked is not remembered: the next may be.
+- An error is remembered for a second, for needs that hold all of what failed; nobody else inherits it, unless any POST
+  would meet it (no connection, an address that is not allowed) and none has landed since. That the upstream was not
+  asked is not remembered: the next may be.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -25,8 +27,7 @@ from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, Upstr
 from gateway.ledger.codes import Codes
 from gateway.ledger.extents import minus
 from gateway.ledger.freshness import COVER, Rule, cut, together
-from gateway.ledger.posts import Posts
-from gateway.ledger.tickets import Flight, Need, Ticket
+from gateway.ledger.tickets import Flight, Landed, Need, Ticket
 from gateway.metrics import Metrics
 from gateway.model import Window
 
@@ -36,6 +37,9 @@ REMEMBER = 1.0  # seconds
 MOST_ERRORS = 10_000  # remembered
 EVERYTHING = ""  # the key of errors that any POST would meet; no client code is empty
 INSISTED = Rule(minimum=1, ratio=1e-9, maximum=1)  # who insists joins nothing older than a second
+
+
+Send = Callable[[Flight, Sequence[str]], Coroutine[Any, Any, dict[str, Landed]]]
 
 
 class Collection:
@@ -51,8 +55,8 @@ class Collection:
 class Flights:
     """All flights under way."""
 
-    def __init__(self, posts: Posts, codes: Codes, fresh: float, clock: Callable[[], float], metrics: Metrics) -> None:
-        self._posts = posts
+    def __init__(self, send: Send, codes: Codes, fresh: float, clock: Callable[[], float], metrics: Metrics) -> None:
+        self._send = send
         self._codes = codes
         self._fresh = fresh  # seconds for which points after an open POST count as fetched
         self._clock = clock
@@ -81,7 +85,13 @@ class Flights:
         at_once: list[Ticket] = []
         for need in needs:
             rule = INSISTED if insist else rules[need.code]
-            claim = Ticket(need, joined=True, background=background, until=FOR_EVER if until is None else until)
+            claim = Ticket(
+                need,
+                joined=True,
+                background=background,
+                until=FOR_EVER if until is None else until,
+                insist=insist,
+            )
             for window in self._join(claim, rule, status, now, tickets):
                 part = Need(need.code, window, need.span)
                 ticket = msgspec.structs.replace(
@@ -101,7 +111,7 @@ class Flights:
         rest = [need.window]
         for kind in (True,) if status else (False, True):
             for flight in self._up[kind].get(need.code, ()):
-                served = flight.serves(now, rule, self._fresh)
+                served = flight.serves(now, rule)
                 if served is not None and any(served.overlaps(window) for window in rest):
                     tickets.append(msgspec.structs.replace(claim, flights=[]))
                     tickets[-1].board(flight)
@@ -129,8 +139,10 @@ class Flights:
     def _flush(self, status: bool, collection: Collection) -> None:
         if self._collections.get(status) is collection:
             del self._collections[status]
-            self._launch([ticket for ticket in collection.tickets if not ticket.left], status)
-            collection.done.set_result(None)
+            try:
+                self._launch([ticket for ticket in collection.tickets if not ticket.left], status)
+            finally:  # whatever happens, nobody is left waiting
+                collection.done.set_result(None)
 
     def _launch(self, tickets: Sequence[Ticket], status: bool) -> None:
         """Send what the tickets need: windows of one client merged, clients of one window batched."""
@@ -149,10 +161,12 @@ class Flights:
                     by_window[part].append(code)
         backgrounds = [ticket.background for ticket in tickets if ticket.background is not None]
         background = min(backgrounds, default=None)
+        alone = any(ticket.insist for ticket in tickets)
         sent: dict[str, list[Flight]] = defaultdict(list)
         for window, codes in _alike(by_window, self._codes.max_span):
             for batch in self._codes.batches(codes, now):
-                flight = self._start(batch, window, status, now, background)
+                flight = Flight(batch, window, now, self._fresh, Demand(background), status=status, alone=alone)
+                self._start(flight, batch)
                 for code in batch:
                     sent[code].append(flight)
         for ticket in tickets:
@@ -160,22 +174,16 @@ class Flights:
                 if flight.window.overlaps(ticket.need.window):
                     ticket.board(flight)
 
-    def _start(
-        self, codes: Sequence[str], window: Window, status: bool, now: float, background: Priority | None
-    ) -> Flight:
-        demand = Demand(background)
-        span = tracing.span("flight")
-        span.note({"clients": len(codes), "seconds": window.end - window.start})
-        task = asyncio.get_running_loop().create_task(
-            self._posts.fetch(codes, window, status=status, now=now, demand=demand), context=span.context
-        )
-        flight = Flight(codes, window, now, demand, task, span)
+    def _start(self, flight: Flight, codes: Sequence[str]) -> None:
+        window = flight.window
+        flight.span = tracing.span("flight")
+        flight.span.note({"clients": len(codes), "seconds": window.end - window.start})
+        flight.task = asyncio.get_running_loop().create_task(self._send(flight, codes), context=flight.span.context)
         self._metrics.batch_codes.observe(len(codes))
-        self._windows[window] += 1
+        self._windows[flight.window] += 1
         for code in codes:
-            self._up[status][code].add(flight)
-        task.add_done_callback(lambda _: self._land(flight, status))
-        return flight
+            self._up[flight.status][code].add(flight)
+        flight.task.add_done_callback(lambda _: self._land(flight, flight.status))
 
     def _land(self, flight: Flight, status: bool) -> None:
         flight.span.end()
@@ -197,7 +205,9 @@ class Flights:
         if len(self._errors) > MOST_ERRORS:
             self._errors.clear()
         for code, landed in flight.task.result().items():
-            if landed.error is not None and not isinstance(landed.error, Postponed):
+            if landed.error is None:
+                self._errors.pop((EVERYTHING, status), None)
+            elif not isinstance(landed.error, Postponed):
                 everything = isinstance(landed.error, (UpstreamUnreachable, UpstreamUnauthorized))
                 self._errors[EVERYTHING if everything else code, status] = until, flight.window, landed.error
 

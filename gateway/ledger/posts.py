@@ -23,6 +23,7 @@ from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import HOUR, Codes
 from gateway.ledger.extents import EVERY_CLIENT, Extent, make_extent, make_extent_of_all
+from gateway.ledger.tickets import Flight, Landed
 from gateway.model import Window
 
 MOST = 32
@@ -42,13 +43,6 @@ class Store(Protocol):
 
     def __call__(self, code: str, extent: Extent, *, status: bool) -> None:
         """Keep an extent."""
-
-
-class Landed(Struct):
-    """What a flight brought for one code: extents, and the error of what could not be had."""
-
-    extents: list[Extent] = msgspec.field(default_factory=list)
-    error: UpstreamError | None = None
 
 
 class Errand(Struct):
@@ -78,12 +72,10 @@ class Posts:
         self._clock = clock
         self._fresh = fresh  # seconds for which points after an open POST count as fetched
 
-    async def fetch(
-        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand
-    ) -> dict[str, Landed]:
-        """Fetch a window of some codes, planned at `now`; what fails is in the result."""
-        errand = Errand(status, now, demand, {code: Landed() for code in codes})
-        await self._fetch(list(codes), window, errand)
+    async def send(self, flight: Flight, codes: Sequence[str]) -> dict[str, Landed]:
+        """Fetch some of the codes of a flight; what fails is in the result."""
+        errand = Errand(flight.status, flight.begun, flight.demand, {code: Landed() for code in codes})
+        await self._fetch(list(codes), flight.window, errand)
         return errand.landed
 
     async def _fetch(self, codes: list[str], window: Window, errand: Errand) -> None:

@@ -21,18 +21,21 @@ from gateway import tracing
 from gateway.callbutton.central import whole
 from gateway.callbutton.queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
+from gateway.ledger.claims import Claims
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, covers, merge, overlay
+from gateway.ledger.extents import Extent, covers, late, merge, overlay
 from gateway.ledger.flights import Flights
 from gateway.ledger.freshness import Rule, gaps, old, seconds_past
-from gateway.ledger.memory import Memory
+from gateway.ledger.level2 import Found, Level2
+from gateway.ledger.memory import SKEW, Memory
+from gateway.ledger.packing import LAYOUT
 from gateway.ledger.posts import Fetch, Posts
 from gateway.ledger.tickets import Need
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
+from gateway.shared import Shared
 
 MOST_REVALIDATED = 2  # windows fetched again in the background for one read
-LIVE = 3600  # seconds: a client read so lately is watched, and what is new after the last look is counted as late
 Held = dict[str, list[Extent]]  # by client code
 
 
@@ -46,6 +49,7 @@ class LedgerSettings(Struct, frozen=True):
     cache_bytes: int
     stale_if_error: float = 0
     stale_while_revalidate: float = 0
+    source: str = ""  # names the upstream in what replicas share
 
 
 class Question(Struct, frozen=True, kw_only=True):
@@ -114,7 +118,14 @@ class Reading(Struct, kw_only=True, dict=True):
 class Ledger:
     """Calls and extents of the clients seen so far."""
 
-    def __init__(self, fetch: Fetch, settings: LedgerSettings, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        settings: LedgerSettings,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        shared: Shared | None = None,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -122,11 +133,20 @@ class Ledger:
         self._codes = Codes(settings.max_span, settings.batch)
         fresh = settings.plain.minimum
         posts = Posts(fetch, self._codes, self._store, clock, fresh)
-        self._flights = Flights(posts, self._codes, fresh, clock, metrics)
+        self._claims: Claims | None = None
+        self._level2: Level2 | None = None
+        if shared is not None:
+            space = f"callbutton:{LAYOUT}:{settings.source}"
+            self._level2 = Level2(shared, space, settings.plain.maximum + settings.stale_if_error, metrics, self._keep)
+            self._claims = Claims(posts, shared, self._level2, space, fresh)
+        send = posts.send if self._claims is None else self._claims.fetch
+        self._flights = Flights(send, self._codes, fresh, clock, metrics)
 
     async def close(self) -> None:
         """Let the flights land."""
         await self._flights.close()
+        if self._claims is not None:
+            await self._claims.close()
 
     async def read(self, question: Question, span: int = 0) -> Reading:
         """Read the calls of a window, by POSTs of at most `span` seconds or the span allowed. Raises UpstreamError."""
@@ -142,6 +162,14 @@ class Ledger:
         with tracing.span("plan") as plan:
             needs = self._needs(question, window, now, rules, held, span)
             plan.note({"clients": len(held), "gaps": len(needs)})
+        if needs and self._level2 is not None and not question.insist:
+            for code, extents in (await self._level2.better(needs, held, status=question.status)).items():
+                held[code] = [extent for extent in extents if extent.window.overlaps(window)]
+            needs = self._needs(question, window, now, rules, held, span)
+        lacking = {need.code for need in needs}
+        for code, extents in held.items():
+            self._metrics.lookups.labels("hit" if code not in lacking else "partial" if extents else "miss").inc()
+        self._metrics.read_gaps.observe(len(needs))
         complete = all(covers(found, window) for found in held.values())
         before = _reading(held, window, now, rules) if complete else None
         if before is not None and not needs:
@@ -181,15 +209,17 @@ class Ledger:
 
     def _store(self, code: str, extent: Extent, *, status: bool) -> None:
         """Keep what landed, and note how late calls showed up where the ledger had looked before."""
-        if held := self._memory.lookup(code, extent.window, extent.sent, status=status):
-            known = {(call.client_code, call.id) for one in held for call in one.calls}
-            edge = held[-1].window.end if extent.sent - held[-1].sent < LIVE else math.inf
-            for call in extent.calls:
-                start = call.start_time.timestamp()
-                looked = start >= edge or any(start in one.window for one in held)
-                if looked and (call.client_code, call.id) not in known:
-                    self._metrics.lateness.observe(max(0.0, extent.sent - start))
+        for seconds in late(self._memory.lookup(code, extent.window, extent.sent, status=status), extent):
+            self._metrics.lateness.observe(seconds)
         self._memory.store(code, extent, status=status)
+
+    def _keep(self, found: Found) -> bool:
+        """Keep an extent of level 2 in level 1, unless a clock was wrong."""
+        if found.extent.sent > self._clock() + SKEW:
+            self._metrics.skew.inc()
+            return False
+        self._memory.store(found.code, found.extent, status=found.status)
+        return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:
         """The freshness rule of a client: a slow upstream is not asked again before twice the time that it takes."""
@@ -203,9 +233,7 @@ class Ledger:
         needs: list[Need] = []
         for code, found in held.items():
             windows = [whole(window)] if question.insist else gaps(found, window, now, rules[code], whole)
-            self._metrics.lookups.labels("hit" if not windows else "partial" if found else "miss").inc()
             needs += [Need(code, gap, span) for gap in windows]
-        self._metrics.read_gaps.observe(len(needs))
         return needs
 
     async def _fetch(

