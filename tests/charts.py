@@ -52,7 +52,9 @@ MATRIX: dict[str, dict[str, Any]] = {
     | {"auth": "oidc", "settings": {"oidcIssuer": "https://login.example/realm", "oidcAudience": "calls"}},
     "anyone": UPSTREAM | {"auth": "none", "replicas": 1, "networkPolicy": {"enabled": False}},
     "secrets of yours": UPSTREAM
-    | {"keys": {"existingSecret": "our-keys"}, "signingKey": {"existingSecret": "our-signing-key"}},
+    | {"keys": {"existingSecret": "our-keys"}, "signingKey": {"existingSecret": "our-signing-key"}}
+    | {"cache": {"existingSecret": "our-cache"}},
+    "a shared cache": UPSTREAM | {"settings": {"cacheUrl": "redis://redis.example:6379/0"}},
 }
 Manifest = dict[str, Any]
 

@@ -24,7 +24,7 @@ from gateway.simulator.server import PATH
 from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
 
 SIMULATED: dict[str, Any] = {"simulator": {"enabled": True}}
-SECRETS = {"signing-key": "s" * 32}
+SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://:password@redis.example"}
 CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
@@ -89,6 +89,13 @@ def test_the_chart_offers_every_setting_and_nothing_that_is_none():
     made = {name.removeprefix(PREFIX).lower() for name in environment(UPSTREAM)}
     assert offered.isdisjoint(made)
     assert offered | made == READERS.keys()
+
+
+@pytest.mark.parametrize("name", ["a shared cache", "secrets of yours"])
+def test_the_way_to_a_shared_cache_is_open(name: str):
+    assert environment(MATRIX[name])["GATEWAY_CACHE_URL"].startswith("redis://")
+    egress = one(MATRIX[name], "NetworkPolicy")["spec"]["egress"]
+    assert {"ports": [{"port": 6379, "protocol": "TCP"}]} in egress
 
 
 @CASES
@@ -210,7 +217,10 @@ def test_secrets_of_yours_are_used_and_none_is_made():
     pod = pod_of(values)
     assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == ["our-keys"]
     named = [entry["valueFrom"] for entry in pod["containers"][0]["env"] if "valueFrom" in entry]
-    assert named == [{"secretKeyRef": {"name": "our-signing-key", "key": "signing-key"}}]
+    assert named == [
+        {"secretKeyRef": {"name": "our-signing-key", "key": "signing-key"}},
+        {"secretKeyRef": {"name": "our-cache", "key": "cache-url"}},
+    ]
 
 
 def test_notes_tell_how_to_read_the_generated_key():

@@ -19,6 +19,8 @@ import yaml
 from gateway.settings import PREFIX, READERS
 from gateway.simulator.server import PATH
 from tests.processes import answers, free_port, gateway, reachable, running, wait_for
+from tests.servers import running as serving_cache
+from tests.servers import valkey
 from tests.tools import tool
 
 COMPOSE: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "compose.yaml").read_text("utf-8"))
@@ -28,11 +30,11 @@ WINDOWS = [{"start": f"2026-11-{day:02}T00:00:00Z", "end": f"2026-11-{day + 1:02
 class Replica:
     """A gateway that can be restarted on its port."""
 
-    def __init__(self, upstream: int, folder: Path) -> None:
+    def __init__(self, upstream: int, shared: str, folder: Path) -> None:
         self.port = free_port()
         self._log = folder / f"gateway-{self.port}.log"
         settings = {"UPSTREAM_URL": f"http://127.0.0.1:{upstream}{PATH}", "AUTH": "none", "PORT": str(self.port)}
-        settings |= {"SIGNING_KEY": "k" * 32, "LOG_FORMAT": "json"}
+        settings |= {"SIGNING_KEY": "k" * 32, "LOG_FORMAT": "json", "CACHE_URL": shared}
         self._variables = {f"{PREFIX}{name}": text for name, text in settings.items()}
         self._stack = ExitStack()
 
@@ -93,7 +95,7 @@ class Load:
 
 
 @contextmanager
-def fleet(folder: Path) -> Iterator[tuple[str, list[Replica]]]:
+def fleet(folder: Path, shared: str) -> Iterator[tuple[str, list[Replica]]]:
     """Simulator, three replicas and nginx with the configuration of compose.yaml; gives nginx's address."""
     nginx = tool("nginx", "nginx-light")
     upstream, front = free_port(), free_port()
@@ -101,7 +103,7 @@ def fleet(folder: Path) -> Iterator[tuple[str, list[Replica]]]:
         simulate = gateway("simulate", "--port", str(upstream), "--latency", "0.05")
         stack.enter_context(running(simulate, folder / "simulator.log"))
         wait_for(lambda: reachable(upstream), "the simulator listens")
-        replicas = [Replica(upstream, folder) for _ in range(3)]
+        replicas = [Replica(upstream, shared, folder) for _ in range(3)]
         for replica in replicas:
             stack.callback(replica.close)
         with ThreadPoolExecutor() as pool:
@@ -128,8 +130,14 @@ def on_loopback(text: str, folder: Path, front: int, replicas: list[Replica]) ->
     return f"pid {folder}/nginx.pid;\n" + text.replace("http {", f"http {{\n{paths}", 1)
 
 
-def test_no_request_fails_while_replicas_are_restarted_one_by_one_and_one_is_killed(tmp_path: Path):
-    with fleet(tmp_path) as (address, replicas), Load(address, consumers=8) as load:
+def test_no_request_fails_while_replicas_are_restarted_one_is_killed_and_their_cache_is_lost(
+    tmp_path: Path,
+):
+    with (
+        serving_cache(valkey()) as server,
+        fleet(tmp_path, server.url) as (address, replicas),
+        Load(address, consumers=8) as load,
+    ):
         load.goes_on()
         for replica in replicas:
             replica.restart()
@@ -139,6 +147,10 @@ def test_no_request_fails_while_replicas_are_restarted_one_by_one_and_one_is_kil
         replicas[0].process.wait(20)
         load.goes_on(200)
         replicas[0].start()
+        load.goes_on()
+        server.kill()
+        load.goes_on(200)
+        server.start()
         load.goes_on()
         assert load.failures == []
         assert set(load.answers) == {200}
