@@ -23,9 +23,10 @@ from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
-from gateway.rates import Exports
+from gateway.rates import Exports, Rates
 from gateway.settings import Settings, SettingsError
 from gateway.shared import Shared
+from gateway.tally import Tally
 
 REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
 Clock = Callable[[], float]
@@ -114,6 +115,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         settings.signing_key.encode(),
         settings.history_start,
         settings.request_deadline,
+        rates := Rates(),
         Exports(settings.consumer_exports),
         settings.extra_public,
     )
@@ -129,6 +131,10 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         metrics_port=settings.metrics_port,
         concurrency=settings.request_concurrency,
     )
+    if shared is not None:
+        tally = Tally(rates, shared, clock)
+        litestar.on_startup += [tally.start]
+        litestar.on_shutdown += [tally.close]
     if identity is not None:
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -18,16 +19,21 @@ from gateway.access import ANYONE, Consumer, Rate
 from gateway.errors import RateLimited
 
 LATER = 10.0  # seconds after which an export may have ended
+Key = tuple[str, str]  # label and name of a consumer
 MOST_BUCKETS = 10_000  # of OIDC consumers there may be any number; the one not used for longest starts afresh
 
 
 class Bucket(Struct):
-    """What is left of a rate; `at` in seconds since 1970. `spent` counts what was taken since somebody asked."""
+    """What is left of a rate; `at` in seconds since 1970.
+
+    `spent` counts what was taken since the other replicas were told, `total` is what all had taken then, if known.
+    """
 
     rate: Rate
     tokens: float
     at: float
     spent: int = 0
+    total: int | None = None
 
     def fill(self, now: float) -> None:
         """Add what time has brought."""
@@ -57,7 +63,7 @@ class Rates:
     """The buckets of all consumers that have a rate."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
+        self._buckets: OrderedDict[Key, Bucket] = OrderedDict()
 
     def bucket(self, consumer: Consumer, now: float) -> Bucket:
         """The bucket of a consumer that has a rate; a new rate keeps the share that was left."""
@@ -75,13 +81,38 @@ class Rates:
         self._buckets.move_to_end(key)
         return bucket
 
+    def spent(self) -> list[tuple[Key, int]]:
+        """What each bucket has spent since this was asked."""
+        found = []
+        for key, bucket in list(self._buckets.items()):
+            found.append((key, bucket.spent))
+            bucket.spent = 0
+        return found
+
+    def told(self, key: Key, own: int, total: int, now: float) -> None:
+        """Take from a bucket what others spent: `total` is what all have, `own` of it was the bucket's last part."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            return
+        bucket.fill(now)
+        if bucket.total is not None and total > bucket.total + own:
+            others = total - bucket.total - own
+            bucket.tokens = max(-float(bucket.rate.requests), bucket.tokens - others)
+        bucket.total = total
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Begin anew with the others, who could not be told."""
+        for key in keys:
+            if key in self._buckets:
+                self._buckets[key].total = None
+
 
 class Exports:
     """How many exports each consumer has under way, at most `most` of them; `state` is that of the request."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._under_way: Counter[tuple[str, str]] = Counter()
+        self._under_way: Counter[Key] = Counter()
 
     def begin(self, consumer: Consumer, state: dict[str, Any]) -> None:
         """Count one more. Raises RateLimited."""

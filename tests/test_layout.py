@@ -16,6 +16,7 @@ LAYERS = {
     "app": 6,
     "api": 5,
     "ledger": 4,
+    "tally": 4,
     "callbutton": 3,
     "credentials": 3,
     "shared": 3,

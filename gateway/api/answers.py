@@ -25,7 +25,7 @@ from gateway.errors import NotAcceptable
 from gateway.ledger.pages import Page
 from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.model import Call, Window
-from gateway.rates import Exports
+from gateway.rates import Exports, Rates
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
@@ -51,6 +51,7 @@ class Desk(Struct, frozen=True):
     signing_key: bytes
     history_start: int
     deadline: float
+    rates: Rates
     exports: Exports
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""

@@ -37,7 +37,6 @@ from gateway.errors import (
 )
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
-from gateway.rates import Rates
 
 
 def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
@@ -236,7 +235,7 @@ def create_api(
         pdb_on_exception=False,
     )
     repeats = Repeats(app, desk.clock, repeats_bytes, metrics.lookups.labels("repeat"))
-    inside: ASGIApp = Authentication(repeats, identify, Rates(), desk.exports, desk.clock, metrics, templates(app))
+    inside: ASGIApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
     return Edge(Door(inside, concurrency), metrics, access_log), app
