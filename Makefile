@@ -25,6 +25,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.resilience
 	@$(BIN)/python -m benchmarks.ledger
 	@$(BIN)/python -m benchmarks.access
+	@$(BIN)/python -m benchmarks.export
 
 soak: $(READY)  ## 200,000 steps and more of the ledger's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"

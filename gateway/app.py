@@ -118,6 +118,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         rates := Rates(),
         Exports(settings.consumer_exports),
         settings.extra_public,
+        settings.public_url,
     )
     access_log = AccessLog(settings.log_format, settings.log_level)
     identity = build_identity(settings, metrics, clock)
@@ -130,6 +131,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         repeats_bytes=settings.cache_bytes // REPEATS,
         metrics_port=settings.metrics_port,
         concurrency=settings.request_concurrency,
+        cors_origins=settings.cors_origins,
     )
     if shared is not None:
         tally = Tally(rates, shared, clock)

@@ -61,6 +61,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     oidc_rate: str = ""
     consumer_exports: int = 4
     extra_public: frozenset[str] = frozenset()
+    public_url: str = ""
+    cors_origins: frozenset[str] = frozenset()
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
     host: str = "127.0.0.1"
     port: int = 8080
@@ -140,6 +142,19 @@ def element_names(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def public_address(text: str) -> str:
+    """Read what goes before the links that are handed out: a path, or an address with or without one."""
+    return (text if re.fullmatch(r"/[A-Za-z0-9._~/-]*", text) else web_address(text)).rstrip("/")
+
+
+def origins(text: str) -> frozenset[str]:
+    """Read origins, separated by commas, or `*` for every origin."""
+    names = [name.strip() for name in text.split(",")]
+    if any(name != "*" and re.fullmatch(r"https?://[A-Za-z0-9.\[\]:-]+", name) is None for name in names):
+        raise ValueError("is not a list of origins such as https://app.example, separated by commas, nor *")
+    return frozenset(name.lower() for name in names)
+
+
 def history_date(text: str) -> int:
     """Read a date as the instant, in UTC, at which it begins."""
     try:
@@ -210,6 +225,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "oidc_rate": rate,
     "consumer_exports": whole(1, 1000),
     "extra_public": element_names,
+    "public_url": public_address,
+    "cors_origins": origins,
     "signing_key": secret,
     "host": str,
     "port": whole(0, 65535),

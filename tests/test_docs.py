@@ -6,6 +6,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -102,3 +103,32 @@ def test_the_cache_s_table_is_what_the_benchmark_writes():
 def test_the_readme_leads_to_no_other_host():
     hosts = set(re.findall(r"https?://([^/:'\s]+)", README))
     assert {"127.0.0.1", "callbutton.example"} >= hosts
+
+
+def test_the_transcript_of_paging_through_a_live_window_is_what_happens(stand: Make):
+    gateway = stand()
+    path, minutes = "/clients/8005550100/calls", 20
+    asked: dict[str, Any] = {"range": "today", "limit": 40}
+    lines = ["| at | asked | calls | of these hours | `meta.end` |", "|---|---|---|---|---|"]
+    seen: list[str] = []
+    there = gateway.get(path, range="today", limit=1000).json()["data"]
+    end = ""
+    while asked:
+        body = gateway.get(path, **asked).json()
+        calls, at = body["data"], datetime.fromtimestamp(gateway.clock.now, UTC)
+        end = end or body["meta"]["end"]
+        assert body["meta"]["end"] == end
+        written = "range=today&limit=40" if "range" in asked else "cursor=…"
+        hours = f"{calls[0]['startTime'][11:16]} back to {calls[-1]['startTime'][11:16]}"
+        lines.append(f"| {at:%H:%M} | `{path}?{written}` | {len(calls)} | {hours} | {end} |")
+        seen += [call["id"] for call in calls]
+        asked = {"cursor": cursor} if (cursor := body["page"]["nextCursor"]) else {}
+        gateway.clock.now += minutes * 60
+    arrived = gateway.get(path, start=end, limit=1000).json()["data"]
+    at = datetime.fromtimestamp(gateway.clock.now, UTC)
+    lines.append(f"| {at:%H:%M} | `{path}?start={end}` | {len(arrived)} | arrived meanwhile | |")
+    # A call that was published late may come too; what was there throughout came once.
+    assert len(set(seen)) == len(seen)
+    assert {call["id"] for call in there} <= set(seen)
+    assert len(arrived) > 5
+    assert README.split("<!-- paging -->\n")[1].split("\n<!-- /paging -->")[0] == "\n".join(lines)

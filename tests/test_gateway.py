@@ -170,7 +170,8 @@ def test_each_fault_of_the_upstream_is_its_problem_and_nothing_is_kept_of_it(
         gateway.pass_time(2)
         if (answer := gateway.get(CALLS, **FOLD)).status_code == 200:
             break
-    assert answer.headers["cache-status"] == "callbutton-gateway; fwd=miss"
+    # Not a hit. It is partial if the machine was too busy for one attempt and half of that landed.
+    assert answer.headers["cache-status"] in ("callbutton-gateway; fwd=miss", "callbutton-gateway; fwd=partial")
     lines = "\n".join(JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway"))
     assert "upstream failed" in lines
     for secret in ("8005550100", "Lovelace", "312555", "Called back"):

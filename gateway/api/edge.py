@@ -64,6 +64,8 @@ class Edge:
         try:
             await self.door(scope, receive, send_with_id)
         except Exception:
+            if state.get("broken_off"):
+                return  # without the end of the answer: the server closes the connection, and the consumer sees it
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
             if status != GONE:
                 raise  # the answer has begun: breaking it off is all that can be said

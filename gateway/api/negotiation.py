@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+Headers = list[tuple[bytes, bytes]]
+
 
 def weights(header: str) -> list[tuple[str, float]]:
     """Read a list of names with weights; a weight that cannot be read is 0."""
@@ -44,6 +46,16 @@ def coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
         if weight > most and weight >= identity:
             best, most = offer, weight
     return best
+
+
+def with_vary(headers: Headers, name: str) -> Headers:
+    """Headers that say, once, that the answer depends on a header of the request."""
+    found = b", ".join(value for key, value in headers if key.lower() == b"vary")
+    names = {one.strip().lower() for one in found.decode("latin-1").split(",")}
+    if name.lower() in names:
+        return headers
+    kept = [(key, value) for key, value in headers if key.lower() != b"vary"]
+    return [*kept, (b"vary", found + b", " * bool(found) + name.encode("ascii"))]
 
 
 def _weight(text: str) -> float:

@@ -20,8 +20,11 @@ from gateway.api import problems, reference
 from gateway.api.answers import Desk
 from gateway.api.authentication import Authentication, Identify, note_refusal
 from gateway.api.calls import CallPage, SingleCall, answer_call, answer_list
+from gateway.api.compression import Compression
+from gateway.api.cors import Cors
 from gateway.api.door import Door
 from gateway.api.edge import Edge
+from gateway.api.methods import Methods
 from gateway.api.openapi import complete
 from gateway.api.ports import Ports
 from gateway.api.repeats import Repeats
@@ -220,6 +223,7 @@ def create_api(
     repeats_bytes: int,
     metrics_port: int,
     concurrency: int,
+    cors_origins: frozenset[str],
 ) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it.
 
@@ -238,4 +242,7 @@ def create_api(
     inside: ASGIApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
+    inside = Methods(Compression(inside))
+    if cors_origins:
+        inside = Cors(inside, cors_origins)
     return Edge(Door(inside, concurrency), metrics, access_log), app

@@ -181,7 +181,7 @@ def _row(start: datetime, group: Group, count: Count) -> Row:
         group=group,
         calls=count.calls,
         connected=count.connected,
-        unique_callers=len(count.callers),
+        unique_callers=count.callers,
         new_callers=count.new,
         duration_seconds=count.duration,
         talk_time_seconds=count.talk,
@@ -193,7 +193,7 @@ def _totals(count: Count) -> Totals:
     return Totals(
         calls=count.calls,
         connected=count.connected,
-        unique_callers=len(count.callers),
+        unique_callers=count.callers,
         new_callers=count.new,
         duration_seconds=count.duration,
         talk_time_seconds=count.talk,

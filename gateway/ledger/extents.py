@@ -45,6 +45,12 @@ class Extent(Struct, frozen=True, dict=True):
         return frozenset([call.id for call in self.calls])
 
     @cached_property
+    def range_of_ids(self) -> tuple[str, str]:
+        """Bounds of the ids; these are given out in order, so days seldom have a part of theirs in common."""
+        ids = [call.id for call in self.calls]
+        return (min(ids), max(ids)) if ids else ("", "")
+
+    @cached_property
     def figures(self) -> dict[Hashable, Any]:
         """What has been counted of it, by what was asked, for who counts the same again."""
         return {}
@@ -57,6 +63,12 @@ class Extent(Struct, frozen=True, dict=True):
         inside = Window(start, end)
         listed = self.listed and {code: _cut(calls, inside) for code, calls in self.listed.items()}
         return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
+
+    def looked_at(self, window: Window) -> Extent:
+        """The part inside a window, for who reads it: it knows the bounds of all ids, which hold for its own too."""
+        part = self.within(window)
+        part.__dict__["range_of_ids"] = self.range_of_ids
+        return part
 
     def without(self, window: Window) -> list[Extent]:
         """The parts outside a window: none, one or two."""
@@ -186,9 +198,15 @@ def covers(extents: Sequence[Extent], window: Window) -> bool:
 
 def repeats(extents: Sequence[Extent]) -> bool:
     """Whether an id may come twice in extents; without, their calls are what they say."""
-    if len(extents) < 2:
-        return False
-    return len(frozenset().union(*[extent.ids for extent in extents])) < sum(len(extent.calls) for extent in extents)
+    ordered = sorted((extent for extent in extents if extent.calls), key=attrgetter("range_of_ids"))
+    greatest = 0  # of those before
+    for place in range(1, len(ordered)):
+        if ordered[place - 1].range_of_ids[1] > ordered[greatest].range_of_ids[1]:
+            greatest = place - 1
+        if ordered[place].range_of_ids[0] <= ordered[greatest].range_of_ids[1]:
+            ids = frozenset[str]().union(*[extent.ids for extent in ordered])
+            return len(ids) < sum(len(extent.calls) for extent in ordered)
+    return False
 
 
 def merge(extents: Iterable[Extent]) -> list[Call]:

@@ -9,8 +9,11 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from datetime import datetime
 from operator import attrgetter
+from typing import cast
 
 from msgspec import Struct
 
@@ -24,14 +27,14 @@ MOST_SHAPES = 8  # remembered of an extent
 
 
 class Count(Struct):
-    """Figures of some calls; `talked` is how many say how long was talked."""
+    """Figures of some calls; `talked` is how many say how long was talked, `new` how many callers called first here."""
 
     calls: int = 0
     connected: int = 0
     duration: int = 0
     talk: int = 0
     talked: int = 0
-    callers: set[str] | frozenset[str] = frozenset()
+    callers: int = 0
     new: int = 0
 
     @property
@@ -39,22 +42,21 @@ class Count(Struct):
         """Mean talk time in seconds of the calls that say it."""
         return round(self.talk / self.talked, 3) if self.talked else None
 
-    def add(self, other: Count, *, callers: bool = True) -> None:
-        """Take in the figures of other calls; whoever adds has a set of callers of its own."""
+    def add(self, other: Count) -> None:
+        """Take in the figures of other calls, but for their callers, who may be the same."""
         self.calls += other.calls
         self.connected += other.connected
         self.duration += other.duration
         self.talk += other.talk
         self.talked += other.talked
-        if callers:
-            self.callers |= other.callers
 
 
-class Bucket(Struct):
-    """Figures of one bucket, by group, and the first call of each caller there: when, and in which group."""
+class Part(Struct, frozen=True):
+    """Calls of one extent, bucket and group: their figures, who called, and the calls, in order."""
 
-    groups: dict[Group, Count]
-    first: dict[str, tuple[float, Group]]
+    count: Count
+    callers: set[str]
+    calls: Sequence[Call]
 
 
 class Shape(Struct, frozen=True):
@@ -69,7 +71,7 @@ class Shape(Struct, frozen=True):
     keep: Keep
 
 
-def count_extent(extent: Extent, shape: Shape) -> dict[int, Bucket]:
+def count_extent(extent: Extent, shape: Shape) -> dict[int, dict[Group, Part]]:
     """The figures of an extent, by the place of the bucket among `starts`."""
     known = extent.figures.get(shape.name)
     if known is None:
@@ -80,7 +82,7 @@ def count_extent(extent: Extent, shape: Shape) -> dict[int, Bucket]:
     return known
 
 
-def _count(extent: Extent, shape: Shape) -> Iterator[tuple[int, Bucket]]:
+def _count(extent: Extent, shape: Shape) -> Iterator[tuple[int, dict[Group, Part]]]:
     calls, starts = shape.keep(extent.calls), shape.starts
     place = 0
     while place < len(calls):
@@ -92,28 +94,28 @@ def _count(extent: Extent, shape: Shape) -> Iterator[tuple[int, Bucket]]:
         place = end
 
 
-def _bucket(calls: Sequence[Call], group: Callable[[Call], Group] | None) -> Bucket:
+def _bucket(calls: Sequence[Call], group: Callable[[Call], Group] | None) -> dict[Group, Part]:
     if group is None:
-        return Bucket({None: _figures(calls)}, {})
-    by_group: dict[Group, list[Call]] = {}
+        return {None: _part(calls)}
+    by_group: dict[Group, list[Call]] = defaultdict(list)
     for call in calls:
-        by_group.setdefault(group(call), []).append(call)
-    first = {call.ani: (call.start_time.timestamp(), group(call)) for call in reversed(calls) if call.ani is not None}
-    return Bucket({name: _figures(found) for name, found in by_group.items()}, first)
+        by_group[group(call)].append(call)
+    return {name: _part(found) for name, found in by_group.items()}
 
 
-def _figures(calls: Sequence[Call]) -> Count:
-    talk = [seconds for call in calls if (seconds := call.talk_time_seconds) is not None]
+def _part(calls: Sequence[Call]) -> Part:
+    talk = [call.talk_time_seconds for call in calls]
+    durations = [call.duration_seconds for call in calls]
     callers = {call.ani for call in calls}
     callers.discard(None)
-    return Count(
+    count = Count(
         calls=len(calls),
         connected=[call.result for call in calls].count(Result.CONNECTED),
-        duration=sum([call.duration_seconds or 0 for call in calls]),
-        talk=sum(talk),
-        talked=len(talk),
-        callers=frozenset(callers),  # type: ignore[arg-type]
+        duration=sum(filter(None, durations)),
+        talk=sum(filter(None, talk)),
+        talked=len(talk) - talk.count(None),
     )
+    return Part(count, cast("set[str]", callers), calls)
 
 
 class Figures:
@@ -121,44 +123,62 @@ class Figures:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        self._found: dict[int, list[Bucket]] = {}
+        self._found: dict[int, dict[Group, list[Part]]] = {}
 
     def add(self, extent: Extent) -> None:
         """Take in an extent."""
-        for start, bucket in count_extent(extent, self._shape).items():
-            self._found.setdefault(start, []).append(bucket)
+        for start, groups in count_extent(extent, self._shape).items():
+            found = self._found.setdefault(start, {})
+            for name, part in groups.items():
+                found.setdefault(name, []).append(part)
 
     def sums(self) -> tuple[list[tuple[int, dict[Group, Count]]], Count]:
         """The figures by bucket, empty ones included, and by group; and of all."""
-        total, seen = Count(callers=set()), set[str]()
+        total, seen = Count(), set[str]()
         rows = []
         for start in self._shape.starts:
-            buckets = self._found.get(start, ())
+            found = self._found.get(start, {})
             groups: dict[Group, Count] = {}
-            for bucket in buckets:
-                for name, count in bucket.groups.items():
-                    groups.setdefault(name, Count(callers=set())).add(count)
-            if self._shape.group is None:
-                for count in groups.values():
-                    count.new = len(count.callers - seen)
-                    seen |= count.callers
-            else:
-                first = _first(buckets)
-                for caller in first.keys() - seen:
-                    groups[first[caller][1]].new += 1
-                seen |= first.keys()
-            for count in groups.values():
-                total.add(count, callers=False)
+            for name, parts in found.items():
+                groups[name] = Count(callers=_unlike([part.callers for part in parts]))
+                for part in parts:
+                    groups[name].add(part.count)
+                total.add(groups[name])
+            for name, new in _newcomers(found, seen).items():
+                groups[name].new = new
             rows.append((start, groups))
-        total.callers, total.new = seen, len(seen)
+        total.callers = total.new = len(seen)
         return rows, total
 
 
-def _first(buckets: Iterable[Bucket]) -> dict[str, tuple[float, Group]]:
-    """The first call of each caller."""
-    found: dict[str, tuple[float, Group]] = {}
-    for bucket in buckets:
-        for caller, at in bucket.first.items():
-            if caller not in found or at[0] < found[caller][0]:
-                found[caller] = at
-    return found
+def _unlike(sets: Sequence[set[str]]) -> int:
+    """How many are in any of the sets; most often these are one or two."""
+    if len(sets) == 2:
+        return len(sets[0]) + len(sets[1]) - len(sets[0] & sets[1])
+    return len(sets[0].union(*sets[1:]))
+
+
+def _newcomers(found: Mapping[Group, Sequence[Part]], seen: set[str]) -> dict[Group, int]:
+    """How many callers of each group of a bucket nobody has seen; they are, from now on."""
+    if len(found) == 1:
+        ((name, parts),) = found.items()
+        before = len(seen)
+        seen.update(*[part.callers for part in parts])
+        return {name: len(seen) - before}
+    new: dict[Group, set[str]] = {}
+    here, several = set[str](), set[str]()
+    for name, parts in found.items():
+        callers = parts[0].callers.union(*[part.callers for part in parts[1:]]) - seen
+        several |= callers & here
+        here |= callers
+        new[name] = set(callers)
+    if several:  # called in more than one group: the first call decides
+        first: dict[str | None, tuple[datetime, Group]] = {}
+        for name, parts in found.items():
+            for call in (call for part in parts for call in part.calls if call.ani in several):
+                if call.ani not in first or call.start_time < first[call.ani][0]:
+                    first[call.ani] = call.start_time, name
+        for name, callers in new.items():
+            callers -= {caller for caller in several if first[caller][1] != name}
+    seen |= here
+    return {name: len(callers) for name, callers in new.items()}

@@ -285,7 +285,7 @@ class Ledger:
 def _reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) -> Reading:
     """Put together what extents that cover the window hold."""
     used = {
-        code: [extent.within(window) for extent in found if extent.window.overlaps(window)]
+        code: [extent.looked_at(window) for extent in found if extent.window.overlaps(window)]
         for code, found in held.items()
     }
     every = [extent for extents in used.values() for extent in extents]

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
-from gateway.ledger.extents import DAY, Extent, distinct, only
+from gateway.ledger.extents import DAY, Extent, distinct, only, repeats
 from gateway.ledger.pages import Keep, order
 from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.model import Call, Window
@@ -167,8 +167,7 @@ def _later(reading: Reading, other: Reading, *, ties: bool) -> Callable[[Call], 
 
 
 def _meet(extents: Sequence[Extent], others: Sequence[Extent]) -> bool:
-    ids = frozenset().union(*[extent.ids for extent in extents])
-    return any(not other.ids.isdisjoint(ids) for other in others)
+    return repeats([*extents, *others])
 
 
 def _ordered(calls: Sequence[Call], *, newest_first: bool) -> list[Call]:

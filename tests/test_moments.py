@@ -1,0 +1,127 @@
+"""Windows, ranges and buckets in the zone that a consumer names: days of 23 and 25 hours, hours that come twice."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.api.moments import RANGES, bucket_starts, read_window
+from gateway.errors import InvalidParameters, ParameterFault
+from gateway.model import Window
+
+HOUR = 3600
+CHICAGO = ZoneInfo("America/Chicago")
+ZONES = ["America/Chicago", "Asia/Kolkata", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Beirut", "UTC"]
+
+
+def seconds(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp())
+
+
+def lengths(window: Window, interval: str, zone: ZoneInfo) -> list[float]:
+    starts = bucket_starts(window, interval, zone)
+    return [(after - before) / HOUR for before, after in pairwise([*starts, window.end])]
+
+
+DAYS = {
+    "spring": ("2026-03-07T00:00-06:00", "2026-03-10T00:00-05:00", [24, 23, 24]),
+    "autumn": ("2026-10-31T00:00-05:00", "2026-11-03T00:00-06:00", [24, 25, 24]),
+}
+
+
+@pytest.mark.parametrize(("start", "end", "hours"), DAYS.values(), ids=DAYS)
+def test_days_have_the_hours_of_their_zone(start: str, end: str, hours: list[float]):
+    assert lengths(Window(seconds(start), seconds(end)), "day", CHICAGO) == hours
+
+
+def test_an_hour_that_comes_twice_is_two_buckets_and_one_that_is_skipped_is_none():
+    autumn = bucket_starts(Window(seconds("2026-11-01T05:00Z"), seconds("2026-11-01T09:00Z")), "hour", CHICAGO)
+    assert [datetime.fromtimestamp(start, CHICAGO).hour for start in autumn] == [0, 1, 1, 2]
+    spring = bucket_starts(Window(seconds("2026-03-08T06:00Z"), seconds("2026-03-08T09:00Z")), "hour", CHICAGO)
+    assert [datetime.fromtimestamp(start, CHICAGO).hour for start in spring] == [0, 1, 3]
+
+
+def test_a_zone_that_moves_by_half_an_hour_has_a_short_hour():
+    window = Window(seconds("2026-10-03T14:00Z"), seconds("2026-10-03T18:00Z"))
+    assert lengths(window, "hour", ZoneInfo("Australia/Lord_Howe")) == [1, 1, 0.5, 1, 1]
+
+
+def test_a_date_that_a_zone_left_out_has_no_bucket():
+    window = Window(seconds("2011-12-29T10:00Z"), seconds("2012-01-01T10:00Z"))
+    apia = ZoneInfo("Pacific/Apia")
+    starts = bucket_starts(window, "day", apia)
+    assert [datetime.fromtimestamp(start, apia).day for start in starts] == [29, 31, 1]
+
+
+def test_weeks_begin_on_monday_and_months_on_the_first():
+    window = Window(seconds("2026-10-28T12:00-05:00"), seconds("2027-01-15T00:00-06:00"))
+    weeks = [datetime.fromtimestamp(start, CHICAGO) for start in bucket_starts(window, "week", CHICAGO)]
+    assert {(week.weekday(), week.hour) for week in weeks} == {(0, 0)}
+    assert (weeks[0].date().isoformat(), len(weeks)) == ("2026-10-26", 12)
+    months = [datetime.fromtimestamp(start, CHICAGO) for start in bucket_starts(window, "month", CHICAGO)]
+    assert [month.isoformat()[:13] for month in months] == [
+        "2026-10-01T00", "2026-11-01T00", "2026-12-01T00", "2027-01-01T00",
+    ]  # fmt: skip
+
+
+@given(
+    st.integers(seconds("2001-01-01T00:00Z"), seconds("2035-01-01T00:00Z")),
+    st.integers(1, 100 * 86400),
+    st.sampled_from(["hour", "day", "week", "month"]),
+    st.sampled_from(ZONES),
+)
+def test_buckets_change_exactly_where_the_calendar_does(start: int, length: int, interval: str, name: str):
+    zone = ZoneInfo(name)
+
+    def label(instant: int) -> tuple[object, ...]:
+        local = datetime.fromtimestamp(instant, zone)
+        if interval == "hour":
+            return local.date(), local.hour, local.utcoffset()
+        if interval == "week":
+            return (local.date() - timedelta(days=local.weekday()),)
+        return (local.date(),) if interval == "day" else (local.year, local.month)
+
+    window = Window(start, start + length)
+    starts = bucket_starts(window, interval, zone)
+    assert starts[0] <= window.start
+    assert starts[-1] < window.end
+    for before, after in pairwise([*starts, window.end]):
+        assert label(before) == label(max(before, window.start)) == label(after - 1)
+    for start in starts[1:]:
+        assert label(start) != label(start - 1)
+    assert label(starts[0] - 1) != label(starts[0])
+
+
+def test_too_many_buckets_are_refused():
+    with pytest.raises(InvalidParameters):
+        bucket_starts(Window(0, 10_001 * HOUR), "hour", CHICAGO)
+
+
+@given(st.integers(seconds("2001-01-01T00:00Z"), seconds("2035-01-01T00:00Z")), st.sampled_from(ZONES))
+def test_a_range_is_never_empty_and_begins_at_a_midnight(now: int, name: str):
+    zone = ZoneInfo(name)
+    for words in RANGES:
+        faults: list[ParameterFault] = []
+        window = read_window({"range": words}, zone, now, 0, faults)
+        assert not faults
+        assert window.start < window.end <= now + 1
+        before, first = (datetime.fromtimestamp(window.start - less, zone).date() for less in (1, 0))
+        assert before < first
+
+
+def test_dates_and_times_are_read_in_their_zone_and_offsets_are_heeded():
+    cases = {
+        ("2026-11-01", "2026-11-02"): ("2026-11-01T05:00Z", "2026-11-02T06:00Z"),
+        ("2026-11-01T00:30", "2026-11-01 03:00:01"): ("2026-11-01T05:30Z", "2026-11-01T09:00:01Z"),
+        ("2026-11-01T00:00:00 02:00", "2026-11-01T00:00:00Z"): ("2026-10-31T22:00Z", "2026-11-01T00:00Z"),
+        ("2026-11-01T00:00:00.9Z", "2026-11-01T00:00:00.9Z"): ("2026-11-01T00:00Z", "2026-11-01T00:00:01Z"),
+    }
+    for (start, end), expected in cases.items():
+        faults: list[ParameterFault] = []
+        window = read_window(
+            {"start": start, "end": end}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults
+        )
+        assert (faults, (window.start, window.end)) == ([], (seconds(expected[0]), seconds(expected[1])))
