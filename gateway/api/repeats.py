@@ -81,7 +81,7 @@ class Repeats:
             return
         now = self._clock()
         lifetime = entry.lifetime
-        if now >= lifetime.until or entry.consumer is not consumer:
+        if now >= lifetime.until or entry.consumer != consumer:
             self._drop(key)
             await self._ask(scope, receive, send, key)
             return
