@@ -29,6 +29,7 @@ class RequestTally(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.under_way = 0
+        self.repeats = 0
         self._asked: dict[tuple[str, int], int] = {}
         self._answered: dict[tuple[str, str, int], int] = {}
         self._buckets: dict[str, list[int]] = {}
@@ -50,7 +51,7 @@ class RequestTally(Collector):
         self._sums[route] += seconds
 
     def collect(self) -> Iterator[Metric]:
-        """Give the three series."""
+        """Give the series."""
         answered = CounterMetricFamily(f"{PREFIX}_requests", "Requests answered.", labels=("method", "route", "status"))
         for (method, route, status), count in self._answered.items():
             answered.add_metric((method, route, str(status)), count)
@@ -70,6 +71,9 @@ class RequestTally(Collector):
             asked.add_metric((consumer, str(status)), count)
         yield asked
         yield GaugeMetricFamily(f"{PREFIX}_requests_in_flight", "Requests under way.", self.under_way)
+        yield CounterMetricFamily(
+            f"{PREFIX}_repeats", "Answers that went out again as the bytes they were.", self.repeats
+        )
 
 
 class Metrics:

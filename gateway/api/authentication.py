@@ -17,7 +17,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from gateway.access import ANYONE, Consumer
 from gateway.api import problems
@@ -72,8 +72,10 @@ class Authentication:
         except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
             await self._refuse(scope, send, error, bucket)
             return
+        if bucket is not None:
+            _add_rate(scope, bucket)
         try:
-            await self._app(scope, receive, send if bucket is None else _with_rate(send, bucket))
+            await self._app(scope, receive, send)
         finally:
             self._exports.end(scope["state"])
 
@@ -88,7 +90,8 @@ class Authentication:
         scope["path_template"] = self._route_of(scope["path"])
         note_refusal(self._metrics, scope, error)
         headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
-        send = send if bucket is None else _with_rate(send, bucket)
+        if bucket is not None:
+            _add_rate(scope, bucket)
         await problems.send_problem(
             send, problems.kind_of(error), scope["path"], state["request_id"], str(error), headers=headers
         )
@@ -124,13 +127,6 @@ def note_refusal(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:
     AUDIT.warning("refused", extra={"fields": fields})
 
 
-def _with_rate(send: Send, bucket: Bucket) -> Send:
-    fields = [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]
-
-    async def send_with_rate(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            # A message of our own: what lies inside keeps the one it made.
-            message = {**message, "headers": [*message["headers"], *fields]}
-        await send(message)
-
-    return send_with_rate
+def _add_rate(scope: HTTPScope, bucket: Bucket) -> None:
+    """Leave the headers of a rate to the edge, which adds what every answer has."""
+    scope["state"]["added_headers"] = [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]

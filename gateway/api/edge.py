@@ -1,7 +1,8 @@
 """The outermost layer: request ids, metrics, the access log, and a problem for whatever escapes.
 
-It wraps Litestar, whose 404 and 405 are raised before its middleware. Logs and labels hold route templates, never
-paths or queries: client codes are telephone numbers.
+It reads the headers once for all layers inside (`state["headers"]`, the last of each name), and adds those that a layer
+leaves in `state["added_headers"]`. It wraps Litestar, whose 404 and 405 are raised before its middleware. Logs and
+labels hold route templates, never paths or queries: client codes are telephone numbers.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class Edge:
             await self.door(scope, receive, send)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span) -> None:
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"{self._process}{next(self._numbers):010x}"
         state = scope.setdefault("state", {})
+        state["headers"] = headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = f"{self._process}{next(self._numbers):010x}"
         state["request_id"] = request_id
         status, began = GONE, time.perf_counter()
 
@@ -57,7 +60,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
+                added = state.get("added_headers", ())
+                message["headers"] = [*message["headers"], *added, (b"x-request-id", request_id.encode("ascii"))]
             await send(message)
 
         self._metrics.requests.under_way += 1

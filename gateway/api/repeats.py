@@ -17,7 +17,8 @@ from collections.abc import Callable
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from msgspec import Struct
-from prometheus_client import Counter
+
+from gateway.metrics import RequestTally
 
 LONGEST = 60.0  # seconds
 LARGEST = 1024**2  # bytes of a body
@@ -48,11 +49,11 @@ class Entry(Struct, frozen=True):
 class Repeats:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float], bound: int, served: Counter) -> None:
+    def __init__(self, app: ASGIApp, clock: Callable[[], float], bound: int, tally: RequestTally) -> None:
         self._app = app
         self._clock = clock
         self._bound = bound
-        self._served = served
+        self._tally = tally
         self._held: OrderedDict[tuple[object, ...], Entry] = OrderedDict()
         self._bytes = 0
 
@@ -64,8 +65,8 @@ class Repeats:
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
         state = scope["state"]
+        headers = state["headers"]
         consumer = state.get("consumer")
         key = (
             consumer and consumer.name,
@@ -86,7 +87,7 @@ class Repeats:
             await self._ask(scope, receive, send, key)
             return
         self._held.move_to_end(key)
-        self._served.inc()
+        self._tally.repeats += 1
         scope["path_template"] = entry.route
         age = now - lifetime.as_of
         answered = [
@@ -109,10 +110,10 @@ class Repeats:
 
         async def keep(message: Message) -> None:
             nonlocal headers
-            await send(message)
             if message["type"] == "http.response.start":
                 headers = list(message["headers"]) if message["status"] == 200 else []
-            elif headers and message["type"] == "http.response.body":
+            await send(message)  # the edge adds to the headers
+            if headers and message["type"] == "http.response.body":
                 lifetime = scope["state"].get("lifetime")
                 if lifetime is not None and not message.get("more_body") and len(message["body"]) <= LARGEST:
                     self._keep(scope, key, headers, message["body"], lifetime)

@@ -238,7 +238,7 @@ def create_api(
         debug=False,
         pdb_on_exception=False,
     )
-    repeats = Repeats(app, desk.clock, repeats_bytes, metrics.lookups.labels("repeat"))
+    repeats = Repeats(app, desk.clock, repeats_bytes, metrics.requests)
     inside: ASGIApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
