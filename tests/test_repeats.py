@@ -91,6 +91,7 @@ def test_no_cache_goes_past_what_is_held(stand: Make):
 
 def test_what_is_held_is_bounded_and_the_oldest_goes_first(stand: Make):
     gateway = stand(cache_bytes=300_000)  # an eighth is for repeats: two pages of 20 calls
+    gateway.client.headers["accept-encoding"] = "identity"
     hours = [{"start": f"2026-11-0{day}T00:00:00Z", "end": f"2026-11-0{day}T12:00:00Z"} for day in range(2, 6)]
     for hour in hours:
         gateway.get(CALLS, **hour, limit=20)
@@ -98,3 +99,14 @@ def test_what_is_held_is_bounded_and_the_oldest_goes_first(stand: Make):
     assert gateway.metric("repeats_total") == 1
     gateway.get(CALLS, **hours[0], limit=20)
     assert gateway.metric("repeats_total") == 1
+
+
+def test_each_coding_is_held_as_it_was_compressed(stand: Make):
+    gateway = stand()
+    plain = gateway.get(CALLS, **PAST)
+    for coding in ("zstd", "gzip"):
+        headers = {"Accept-Encoding": coding}
+        first, again = (gateway.client.get(CALLS, params=PAST, headers=headers) for _ in range(2))
+        assert (again.headers["content-encoding"], again.json()) == (coding, plain.json())
+        assert again.headers["content-length"] == first.headers["content-length"]
+    assert gateway.metric("repeats_total") == 2

@@ -1,8 +1,9 @@
 """Exact repeats: an answer that is asked for again within its freshness goes out as the bytes that it was.
 
 Rules:
-- It stands between the edge, which authenticates, counts and logs every request alike, and Litestar. It knows nothing
-  of calls: a handler that has an answer worth keeping leaves a `Lifetime` in the request's state.
+- It stands between authentication and compression, so that a repeat costs neither Litestar nor compressing. The edge
+  and authentication see every request alike. It knows nothing of calls: a handler that has an answer worth keeping
+  leaves a `Lifetime` in the request's state.
 - What an answer depends on is its key: consumer, path, query, and the headers Accept, Accept-Encoding and Origin. An
   entry is for the very consumer that it was made for: whose rights are read anew is another.
 - `Age`, `Cache-Status` and `304` are made anew each time. What is revalidated (`no-cache`) or not GET goes past it.
@@ -24,6 +25,7 @@ LONGEST = 60.0  # seconds
 LARGEST = 1024**2  # bytes of a body
 ENTRY_BYTES = 2000  # of an entry without its body
 MADE_ANEW = {b"age", b"cache-status", b"server-timing", b"x-request-id"}
+OF_BODY = {b"content-length", b"content-type", b"content-encoding"}
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -98,7 +100,7 @@ class Repeats:
         if (asked := headers.get(b"if-none-match")) is not None and matches(
             asked.decode("latin-1"), entry.etag.decode()
         ):
-            answered = [pair for pair in answered if pair[0] not in (b"content-length", b"content-type")]
+            answered = [pair for pair in answered if pair[0] not in OF_BODY]
             await send({"type": "http.response.start", "status": 304, "headers": answered})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return

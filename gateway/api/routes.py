@@ -238,11 +238,10 @@ def create_api(
         debug=False,
         pdb_on_exception=False,
     )
-    repeats = Repeats(app, desk.clock, repeats_bytes, metrics.requests)
+    repeats = Repeats(Methods(Compression(app)), desk.clock, repeats_bytes, metrics.requests)
     inside: ASGIApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
-    inside = Methods(Compression(inside))
     if cors_origins:
         inside = Cors(inside, cors_origins)
     return Edge(Door(inside, concurrency), metrics, access_log), app
