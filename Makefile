@@ -23,7 +23,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.translate
 	@$(BIN)/python -m benchmarks.scaling
 	@$(BIN)/python -m benchmarks.resilience
-	@$(BIN)/python -m benchmarks.ledger
+	@$(BIN)/python -m benchmarks.ledger --write
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
 
@@ -38,9 +38,6 @@ fuzz: $(READY)  ## RUNS inputs (2,000,000 unless said) to the reader of replies,
 	@$(PYTHON) -m venv .venv/fuzz
 	@.venv/fuzz/bin/python -m pip install --quiet -e '.[fuzz]'
 	@.venv/fuzz/bin/python -m benchmarks.fuzz -artifact_prefix=.venv/fuzz/
-
-schemathesis: $(READY)  ## a thousand examples of each operation, where the tests make do with three
-	@SCHEMATHESIS_EXAMPLES=1000 $(BIN)/python -m pytest -q tests/test_schemathesis.py
 
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
