@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import msgspec
 import yaml
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
@@ -140,15 +143,15 @@ async def metrics_text(request: Request[Any, Any, State]) -> Response[bytes]:
 
 
 @get("/openapi.json", include_in_schema=False)
-async def openapi_json() -> dict[str, Any]:
+async def openapi_json() -> Response[bytes]:
     """The contract."""
-    return document()
+    return Response(await asyncio.to_thread(document_json), media_type="application/json")
 
 
 @get("/openapi.yaml", include_in_schema=False, media_type=MediaType.TEXT)
 async def openapi_yaml() -> Response[str]:
     """The contract, for people."""
-    return Response(document_yaml(), media_type="application/yaml")
+    return Response(await asyncio.to_thread(document_yaml), media_type="application/yaml")
 
 
 HANDLERS = [
@@ -175,8 +178,15 @@ def document() -> dict[str, Any]:
     return complete(app.openapi_schema.to_schema())
 
 
+@cache
+def document_json() -> bytes:
+    """Write the OpenAPI document as JSON, once: it takes long, and everybody may ask for it."""
+    return msgspec.json.encode(document())
+
+
+@cache
 def document_yaml() -> str:
-    """Write the OpenAPI document as YAML."""
+    """Write the OpenAPI document as YAML, once."""
     return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
 
 

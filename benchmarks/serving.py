@@ -1,0 +1,373 @@
+"""How fast answers go out, side by side in one run: the server on one core, the load on another.
+
+Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish); what is missing is left out, and says so.
+`--write` puts the table into README.md and the plot into benchmarks/serving.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from benchmarks.peers import POST
+
+ROOT = Path(__file__).parent.parent
+FLOOR = "raw ASGI application"
+OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
+ROUNDS = 5
+SECONDS = 3
+CONNECTIONS = 32
+LIMIT = 22  # calls: a page of about 12 kB
+DAY = "start=2026-11-01T05:00:00Z"
+EXACT = f"/clients/8005550100/calls?{DAY}&end=2026-11-02T05:00:00Z&limit={LIMIT}"
+MOVING = f"/clients/8005550100/calls?{DAY}&limit={LIMIT}"
+SIMULATOR = "http://127.0.0.1:{port}/cb/main/jsp/xml/xml.jsp"
+NGINX = """\
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+events {{ worker_connections 256; }}
+http {{
+  access_log {folder}/access.log;
+  proxy_cache_path {folder}/cache keys_zone=calls:1m;
+  proxy_temp_path {folder}/temp; client_body_temp_path {folder}/body; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  upstream raw {{ server 127.0.0.1:{raw}; keepalive 8; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://raw; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_cache calls; proxy_cache_valid 200 1h; proxy_ignore_headers Cache-Control Vary;
+    }}
+  }}
+}}
+"""
+VCL = """\
+vcl 4.1;
+backend default {{ .host = "127.0.0.1"; .port = "{raw}"; }}
+sub vcl_recv {{ unset req.http.Authorization; unset req.http.X-API-Key; return (hash); }}
+sub vcl_backend_response {{
+  unset beresp.http.Cache-Control; unset beresp.http.Vary; set beresp.ttl = 1h; set beresp.uncacheable = false;
+}}
+"""
+
+
+class Case(NamedTuple):
+    """A server, by its process group, and what is asked of it."""
+
+    name: str
+    group: int
+    url: str
+    headers: tuple[str, ...] = ()
+
+
+class Measured(NamedTuple):
+    """What one round of load showed: requests a second, milliseconds, and microseconds of the server's processor.
+
+    The processor's time is what a noisy neighbour changes least.
+    """
+
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port: int = opened.getsockname()[1]
+        return port
+
+
+def pinned(core: int, *command: str) -> list[str]:
+    """A command that runs on one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "-c", str(cores[core % len(cores)]), *command]
+
+
+@contextmanager
+def running(port: int, *command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server on the servers' core until it listens, and end it at last."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            pinned(0, *command), stdout=out, stderr=out, env={**os.environ, **environment}, start_new_session=True
+        )
+        try:
+            for _ in range(1000):
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    if process.poll() is not None:
+                        raise RuntimeError(f"{command} ended: {log.read_text()[-2000:]}") from None
+                    time.sleep(0.02)
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def get(url: str, headers: tuple[str, ...] = ()) -> tuple[list[tuple[str, str]], bytes]:
+    """GET once."""
+    asked = urllib.request.Request(url, headers=dict(line.split(": ", 1) for line in headers))
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return [(name.lower(), value) for name, value in answer.getheaders()], answer.read()
+
+
+def load(case: Case, seconds: int = SECONDS) -> Measured:
+    """Put load on a case."""
+    options = [option for header in case.headers for option in ("-H", header)]
+    command = pinned(1, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", *options, case.url)
+    before = cpu_seconds(case.group)
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
+    spent = cpu_seconds(case.group) - before
+    if (bad := re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", text)) is not None:
+        raise RuntimeError(f"{case.name}: {bad[0]}")
+    rate, count = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"(\d+) requests in", text)
+    assert rate
+    assert count
+    p50, p99 = (_milliseconds(text, share) for share in (50, 99))
+    return Measured(float(rate[1]), p50, p99, spent / int(count[1]) * 1e6)
+
+
+def cpu_seconds(group: int) -> float:
+    """The processor time of all processes of a group so far."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = stat.read_text("ascii", "replace").rpartition(")")[2].split()
+            if int(words[2]) == group:
+                ticks += int(words[11]) + int(words[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _milliseconds(text: str, share: int) -> float:
+    found = re.search(rf"{share}%\s+([\d.]+)(us|ms|s)", text)
+    assert found
+    return float(found[1]) * {"us": 0.001, "ms": 1, "s": 1000}[found[2]]
+
+
+def gateway_environment(upstream: str, folder: Path) -> tuple[dict[str, str], str]:
+    """The settings of a gateway with keys, and the header that opens it."""
+    rights = [word for scope in ("calls", "personal", "status") for word in ("--scope", scope)]
+    rate, file = ("--rate", "100000000/minute"), ("--file", str(folder / "keys.toml"))
+    made = subprocess.run(
+        [sys.executable, "-m", "gateway", "keys", "new", "dashboard", "--client", "*", *rights, *rate, *file],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {
+        "GATEWAY_UPSTREAM_URL": upstream,
+        "GATEWAY_KEYS_FILE": str(folder / "keys.toml"),
+        "GATEWAY_SIGNING_KEY": secrets.token_hex(16),
+        "GATEWAY_LOG_FORMAT": "json",
+    }, f"X-API-Key: {made.stdout.strip()}"
+
+
+def measure(cases: list[Case], rounds: int, seconds: int) -> dict[str, Measured]:
+    """Medians of rounds in which the cases take turns."""
+    found: dict[str, list[Measured]] = {case.name: [] for case in cases}
+    for case in cases:
+        load(case, 1)
+    for _ in range(rounds):
+        for case in cases:
+            found[case.name].append(load(case, seconds))
+        print(".", end="", flush=True, file=sys.stderr)
+    return {name: Measured(*map(statistics.median, zip(*rows, strict=True))) for name, rows in found.items()}
+
+
+def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Case]:
+    """Start what the gateway is measured against."""
+    python = sys.executable
+    raw, port = free_port(), free_port()
+    floor = stack.enter_context(
+        running(raw, python, "-m", "benchmarks.peers", "raw", str(raw), str(held), log=folder / "raw.log")
+    )
+    cases = [Case(FLOOR, floor.pid, f"http://127.0.0.1:{raw}{EXACT}")]
+    fastapi = stack.enter_context(
+        running(port, python, "-m", "benchmarks.peers", "afternoon", str(port), upstream, log=folder / "fastapi.log")
+    )
+    cases.append(Case("an afternoon's FastAPI, hit", fastapi.pid, f"http://127.0.0.1:{port}{EXACT}"))
+    if nginx := shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+        port = free_port()
+        (folder / "nginx.conf").write_text(NGINX.format(folder=folder, raw=raw, port=port))
+        server = stack.enter_context(running(port, nginx, "-c", str(folder / "nginx.conf"), log=folder / "nginx.out"))
+        cases.append(Case("nginx proxy_cache before the raw one", server.pid, f"http://127.0.0.1:{port}{EXACT}"))
+    if varnish := shutil.which("varnishd", path="/usr/sbin:/usr/bin"):
+        port = free_port()
+        (folder / "cache.vcl").write_text(VCL.format(raw=raw))
+        command = (varnish, "-F", "-a", f"127.0.0.1:{port}", "-f", str(folder / "cache.vcl"), "-n", str(folder / "v"))
+        server = stack.enter_context(running(port, *command, log=folder / "varnish.log"))
+        cases.append(Case("Varnish before the raw one", server.pid, f"http://127.0.0.1:{port}{EXACT}"))
+    return cases
+
+
+def hits(rounds: int, seconds: int) -> dict[str, Measured]:
+    """The rates of hits, all servers up at once, one asked at a time."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        folder.chmod(0o755)
+        simulator, port = free_port(), free_port()
+        python = sys.executable
+        stack.enter_context(
+            running(simulator, python, "-m", "gateway", "simulate", "--port", str(simulator), log=folder / "sim.log")
+        )
+        upstream = SIMULATOR.format(port=simulator)
+        environment, opened = gateway_environment(upstream, folder)
+        command = (python, "-m", "gateway", "serve")
+        gateway = stack.enter_context(
+            running(port, *command, log=folder / "gateway.log", **environment | {"GATEWAY_PORT": str(port)})
+        )
+        base = f"http://127.0.0.1:{port}"
+        get(base + EXACT, (opened,))
+        headers, body = get(base + EXACT, (opened,))
+        sent = [pair for pair in headers if pair[0] not in OF_CONNECTION]
+        print(f"page: {len(body)} bytes", file=sys.stderr)
+        held = folder / "held.json"
+        held.write_text(json.dumps({"headers": sent, "body": body.decode()}))
+        etag = dict(headers)["etag"]
+        get(base + MOVING, (opened,))
+        ours = [
+            Case("gateway, exact repeat", gateway.pid, base + EXACT, (opened,)),
+            Case("gateway, moving window", gateway.pid, base + MOVING, (opened,)),
+            Case("gateway, not modified", gateway.pid, base + EXACT, (opened, f"If-None-Match: {etag}")),
+            Case("gateway, zstd", gateway.pid, base + EXACT, (opened, "Accept-Encoding: zstd")),
+        ]
+        return measure([*peers(stack, folder, held, upstream), *ours], rounds, seconds)
+
+
+def misses(count: int = 300) -> tuple[float, float]:
+    """Milliseconds, medians: the upstream's own answer of 100 calls, and the same through the gateway, turn by turn."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        behind, port = free_port(), free_port()
+        python = sys.executable
+        stack.enter_context(
+            running(behind, python, "-m", "benchmarks.peers", "upstream", str(behind), "-", log=folder / "up.log")
+        )
+        upstream = SIMULATOR.format(port=behind)
+        environment, opened = gateway_environment(upstream, folder)
+        settings = environment | {"GATEWAY_PORT": str(port)}
+        stack.enter_context(running(port, python, "-m", "gateway", "serve", log=folder / "gateway.log", **settings))
+        direct, through = [], []
+        name, _, key = opened.partition(": ")
+        with httpx.Client() as client:
+            for day in range(count):
+                noon = datetime(2025, 1, 1, 18, tzinfo=UTC) + timedelta(days=day)
+                wall = noon.strftime("%m/%d/%Y 00:00:00")
+                began = time.perf_counter()
+                body = POST.format(code="8005550100", start=wall, end=wall)
+                client.post(upstream, content=body).raise_for_status()
+                between = time.perf_counter()
+                window = {"start": f"{noon:%Y-%m-%dT07:00:00Z}", "end": f"{noon:%Y-%m-%dT23:00:00Z}", "limit": "100"}
+                answer = client.get(
+                    f"http://127.0.0.1:{port}/clients/8005550100/calls", params=window, headers={name: key}
+                )
+                through.append(time.perf_counter() - between)
+                direct.append(between - began)
+                assert len(answer.raise_for_status().json()["data"]) == 100
+        return statistics.median(direct) * 1e3, statistics.median(through) * 1e3
+
+
+def start_up(rounds: int = 5) -> tuple[float, float]:
+    """Seconds from start to the first answer, and MiB resident then, medians."""
+    seconds, resident = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            environment, _ = gateway_environment("http://127.0.0.1:1/xml.jsp", Path(name))
+            port = free_port()
+            began = time.perf_counter()
+            settings = environment | {"GATEWAY_PORT": str(port)}
+            with running(port, sys.executable, "-m", "gateway", "serve", log=Path(name) / "log", **settings) as process:
+                get(f"http://127.0.0.1:{port}/healthz")
+                seconds.append(time.perf_counter() - began)
+                status = Path(f"/proc/{process.pid}/status").read_text("ascii")
+                resident.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+    return statistics.median(seconds), statistics.median(resident)
+
+
+def table(found: dict[str, Measured]) -> str:
+    """The figures as Markdown, against the raw application."""
+    floor = found[FLOOR]
+    lines = [
+        "| answered by | of the floor's rate | processor time, of the floor's | p99, of the floor's |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {one.rate / floor.rate:.2f} | {one.cpu / floor.cpu:.2f} | {one.p99 / floor.p99:.1f} |"
+        for name, one in found.items()
+    ]
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, Measured]) -> str:
+    """The rates as bars, against the raw application."""
+    floor, widest = found[FLOOR].rate, max(one.rate for one in found.values())
+    height = 30 * len(found) + 20
+    bars = []
+    for place, (name, one) in enumerate(found.items()):
+        y, width = 20 + 30 * place, 380 * one.rate / widest
+        colour = "#2f6f4f" if name.startswith("gateway") else "#9aa5b1"
+        bars.append(f'<text x="250" y="{y + 15}" text-anchor="end">{name}</text>')
+        bars.append(f'<rect x="260" y="{y}" width="{width:.0f}" height="20" fill="{colour}"/>')
+        bars.append(f'<text x="{266 + width:.0f}" y="{y + 15}">{one.rate / floor:.2f}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" font-family="sans-serif" font-size="13">\n'
+        f'<rect width="700" height="{height}" fill="#fff"/>\n' + "\n".join(bars) + "\n</svg>\n"
+    )
+
+
+def write(text: str) -> None:
+    """Put the table into README.md, between its marks."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text("utf-8").split("<!-- serving -->\n")
+    _, after = rest.split("<!-- /serving -->")
+    readme.write_text(f"{before}<!-- serving -->\n{text}\n<!-- /serving -->{after}", "utf-8")
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("--rounds", type=int, default=ROUNDS)
+    reader.add_argument("--seconds", type=int, default=SECONDS)
+    reader.add_argument("--write", action="store_true", help="put table and plot into the repository")
+    given = reader.parse_args()
+    if not shutil.which("wrk"):
+        print("hits are left out: no wrk here")
+    else:
+        found = hits(given.rounds, given.seconds)
+        print(file=sys.stderr)
+        for name, one in found.items():
+            times = f"p50 {one.p50:6.2f} ms  p99 {one.p99:6.2f} ms  {one.cpu:5.0f} us of processor"
+            print(f"{name:40} {one.rate:9.0f}/s  {times}")
+        print(table(found))
+        if given.write:
+            write(table(found))
+            (ROOT / "benchmarks" / "serving.svg").write_text(plot(found), "utf-8")
+    direct, through = misses()
+    print(f"\nmiss of 100 calls: upstream {direct:.2f} ms, through the gateway {through - direct:.2f} ms more")
+    seconds, resident = start_up()
+    print(f"start to first answer {seconds:.2f} s, {resident:.0f} MiB resident")
+
+
+if __name__ == "__main__":
+    main()
