@@ -26,6 +26,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.ledger --write
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
+	@$(BIN)/python -m benchmarks.serving
 
 soak: $(READY)  ## 200,000 steps and more of the ledger's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"

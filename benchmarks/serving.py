@@ -1,7 +1,7 @@
 """How fast answers go out, side by side in one run: the server on one core, the load on another.
 
 Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish); what is missing is left out, and says so.
-`--write` puts the table into README.md and the plot into benchmarks/serving.svg.
+`--write FILE` draws the rates as a plot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import httpx
 
 from benchmarks.peers import POST
 
-ROOT = Path(__file__).parent.parent
 FLOOR = "raw ASGI application"
 OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
 ROUNDS = 5
@@ -337,19 +336,11 @@ def plot(found: dict[str, Measured]) -> str:
     )
 
 
-def write(text: str) -> None:
-    """Put the table into README.md, between its marks."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text("utf-8").split("<!-- serving -->\n")
-    _, after = rest.split("<!-- /serving -->")
-    readme.write_text(f"{before}<!-- serving -->\n{text}\n<!-- /serving -->{after}", "utf-8")
-
-
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--rounds", type=int, default=ROUNDS)
     reader.add_argument("--seconds", type=int, default=SECONDS)
-    reader.add_argument("--write", action="store_true", help="put table and plot into the repository")
+    reader.add_argument("--write", type=Path, metavar="FILE", help="draw a plot (SVG)")
     given = reader.parse_args()
     if not shutil.which("wrk"):
         print("hits are left out: no wrk here")
@@ -361,8 +352,7 @@ def main() -> None:
             print(f"{name:40} {one.rate:9.0f}/s  {times}")
         print(table(found))
         if given.write:
-            write(table(found))
-            (ROOT / "benchmarks" / "serving.svg").write_text(plot(found), "utf-8")
+            given.write.write_text(plot(found), "utf-8")
     direct, through = misses()
     print(f"\nmiss of 100 calls: upstream {direct:.2f} ms, through the gateway {through - direct:.2f} ms more")
     seconds, resident = start_up()

@@ -8,10 +8,11 @@ from hashlib import sha256
 
 from prometheus_client import CollectorRegistry
 
-from gateway.access import read_rate
+from gateway.access import ANYONE, read_rate
 from gateway.api.answers import Desk
 from gateway.api.edge import Edge
 from gateway.api.routes import create_api
+from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.credentials.identity import Identity
@@ -46,6 +47,12 @@ def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time
         metrics,
         clock,
     )
+
+
+def build_recordings(settings: Settings) -> Recordings:
+    """Build what fetches recordings from the upstream."""
+    limits = Limits(first_byte=settings.upstream_timeout, idle=settings.upstream_idle_timeout)
+    return Recordings(settings.recording_url, settings.upstream_url, limits, settings.upstream_proxy)
 
 
 def build_identity(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Identity | None:
@@ -109,6 +116,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     service = build_service(settings, metrics, clock)
     shared = Shared(settings.cache_url, metrics, clock) if settings.cache_url else None
     ledger = build_ledger(settings, service, metrics, clock, shared)
+    identity = build_identity(settings, metrics, clock)
     desk = Desk(
         ledger,
         clock,
@@ -117,11 +125,12 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         settings.request_deadline,
         rates := Rates(),
         Exports(settings.consumer_exports),
+        recordings := build_recordings(settings),
+        (lambda name, label: ANYONE) if identity is None else identity.rights_of,  # noqa: ARG005 - anyone may
         settings.extra_public,
         settings.public_url,
     )
     access_log = AccessLog(settings.log_format, settings.log_level)
-    identity = build_identity(settings, metrics, clock)
     identify = None if identity is None else identity.consumer
     app, litestar = create_api(
         desk,
@@ -140,5 +149,11 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
     if identity is not None:
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]
-    litestar.on_shutdown += [ledger.close, *([shared.close] if shared else []), service.close, access_log.flush]
+    litestar.on_shutdown += [
+        ledger.close,
+        *([shared.close] if shared else []),
+        service.close,
+        recordings.close,
+        access_log.flush,
+    ]
     return app

@@ -61,6 +61,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     oidc_rate: str = ""
     consumer_exports: int = 4
     extra_public: frozenset[str] = frozenset()
+    recording_url: str = "/cb/main/jsp/mates/cBEventCallRecordingURL.jsp?id={id}"
     public_url: str = ""
     cors_origins: frozenset[str] = frozenset()
     signing_key: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))
@@ -118,6 +119,13 @@ def cache_address(text: str) -> str:
     if re.fullmatch(r"(rediss?|valkey)://([^/?#\s]*@)?(\[[0-9a-fA-F:]+\]|[^/?#@:\s]+)(:\d{1,5})?(/\d*)?", text) is None:
         raise ValueError("is not a redis://, rediss:// or valkey:// address such as redis://127.0.0.1:6379/0")
     return text
+
+
+def recording_address(text: str) -> str:
+    """Read where recordings are: an address, or a path at the upstream, with {id} in it."""
+    if "{id}" not in text:
+        raise ValueError("is not an address or a path with {id}, where the id of a call goes")
+    return text if re.fullmatch(r"/[^/\\\s][^\s]*", text) else web_address(text)
 
 
 def element_name(text: str) -> str:
@@ -225,6 +233,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "oidc_rate": rate,
     "consumer_exports": whole(1, 1000),
     "extra_public": element_names,
+    "recording_url": recording_address,
     "public_url": public_address,
     "cors_origins": origins,
     "signing_key": secret,

@@ -39,6 +39,7 @@ GOOD: list[tuple[str, str, object]] = [
     ("oidc_rate", "600/minute", "600/minute"),
     ("consumer_exports", "1", 1),
     ("extra_public", "Campaign.Note, @Source", frozenset({"Campaign.Note", "@Source"})),
+    ("recording_url", "https://sound.example/{id}.mp3", "https://sound.example/{id}.mp3"),
     ("public_url", "https://api.example/calls/", "https://api.example/calls"),
     ("public_url", "/callbutton", "/callbutton"),
     (
@@ -83,6 +84,8 @@ BAD = [
     ("oidc_rate", "fast"),
     ("consumer_exports", "0"),
     ("extra_public", "a,,b"),
+    ("recording_url", "/r?id="),
+    ("recording_url", "//{id}"),
     ("public_url", "api.example"),
     ("cors_origins", "https://app.example/page"),
     ("signing_key", "short"),

@@ -19,8 +19,10 @@ from msgspec import Struct
 
 from gateway.access import Consumer, codes_to_read, keep_seen, present, require_list
 from gateway.api.filters import NO_FILTERS, Filters
+from gateway.api.links import render_link
 from gateway.api.negotiation import media_type
 from gateway.api.repeats import Lifetime, matches
+from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.ledger.pages import Page
 from gateway.ledger.reader import Ledger, Question, Reading
@@ -53,6 +55,8 @@ class Desk(Struct, frozen=True):
     deadline: float
     rates: Rates
     exports: Exports
+    recordings: Recordings
+    rights_of: Callable[[str, str], Consumer | None]  # of a consumer, by name and label, as they are now
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""
 
@@ -96,7 +100,16 @@ class Asking:
     def present(self, calls: Iterable[Call], *, status: bool) -> list[Call]:
         """Make the calls as this consumer sees them."""
         consumer, public = self.consumer, self.desk.public_extra
-        return [present(call, consumer, status=status, public_extra=public) for call in calls]
+        if "recordings" not in consumer.scopes:
+            return [present(call, consumer, status=status, public_extra=public) for call in calls]
+        return [self._linked(call, present(call, consumer, status=status, public_extra=public)) for call in calls]
+
+    def _linked(self, call: Call, shown: Call) -> Call:
+        """Put a link to the recording into a call, if there is one."""
+        if call.recording_url is None:
+            return shown
+        path = render_link(call, self.consumer, self.desk.clock(), self.desk.signing_key)
+        return msgspec.structs.replace(shown, recording_url=self.link(path))
 
     def has_read(self) -> None:
         """Note that the ledger has answered."""

@@ -5,6 +5,7 @@ Rules:
   credential unless it is one of these.
 - A credential comes once, in `X-API-Key` or as `Authorization: Bearer`. In a URL it would be logged by everybody on the
   way: there it is an unknown parameter.
+- A link to a recording is a credential of its own kind, which its handler reads.
 - The consumer goes into the request's state as `consumer`; without it no handler answers.
 - Each refusal is counted by its reason and is one line of the log, with the consumer and the route, never the
   credential.
@@ -27,7 +28,9 @@ from gateway.rates import Bucket, Exports, Rates, left, policy
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
-    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[A-Za-z0-9._-]+)?|problems/[a-z-]+)", re.ASCII
+    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[A-Za-z0-9._-]+)?|problems/[a-z-]+"
+    r"|recordings/[A-Za-z0-9_-]+)",
+    re.ASCII,
 )
 Refusal = Unauthenticated | Forbidden | RateLimited | IssuerUnreachable
 Identify = Callable[..., Awaitable[Consumer]]

@@ -6,19 +6,17 @@ what it was made from.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
 
+from gateway.api.signed import seal, unseal
 from gateway.api.wanted import ListRequest
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.ledger.pages import Position
 
-SIGNATURE = 16  # bytes
+KIND = "cursor"
 
 
 class Cursor(Struct, frozen=True, array_like=True):
@@ -34,28 +32,19 @@ _decoder = msgspec.msgpack.Decoder(Cursor)
 
 def render_cursor(cursor: Cursor, key: bytes) -> str:
     """Write and sign a cursor."""
-    body = msgspec.msgpack.encode(cursor)
-    return base64.urlsafe_b64encode(_sign(body, key) + body).rstrip(b"=").decode("ascii")
+    return seal(KIND, msgspec.msgpack.encode(cursor), key)
 
 
 def read_cursor(text: str, codes: tuple[str, ...] | None, values: Mapping[str, list[str]], key: bytes) -> Cursor:
     """Read a cursor that came with these codes (None: none were given) and parameters. Raises InvalidParameters."""
     try:
-        raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-        signature, body = raw[:SIGNATURE], raw[SIGNATURE:]
-        if not hmac.compare_digest(signature, _sign(body, key)):
-            raise ValueError("the signature differs")
-        cursor = _decoder.decode(body)
+        cursor = _decoder.decode(unseal(KIND, text, key))
     except (ValueError, msgspec.MsgspecError):
         raise _fault("is not a cursor of this gateway; begin again without it") from None
     given = {name: found for name, found in values.items() if name != "cursor"}
     if (codes is not None and codes != cursor.request.codes) or (given and given != cursor.parameters):
         raise _fault("was made with other parameters; give it alone, or with the same")
     return cursor
-
-
-def _sign(body: bytes, key: bytes) -> bytes:
-    return hmac.new(key, b"cursor:1:" + body, hashlib.sha256).digest()[:SIGNATURE]
 
 
 def _fault(detail: str) -> InvalidParameters:

@@ -62,7 +62,8 @@ FIELDS = {
         "talkTimeSeconds": "From picking up to the end; null likewise.",
         "indexNumber": "As spoken at the end of the call to the target.",
         "dtmf": "The keys that the caller pressed.",
-        "recordingUrl": "Where the recording is; null if there is none.",
+        "recordingUrl": "A link to the recording, good until the end of the next hour, for whoever has it; null if "
+        "there is none, or without the scope `recordings`.",
         "address": "Where the caller's telephone is registered, if that is known.",
         "status": "What people said of it afterwards; null unless `include=status`, or if the server does not tell.",
         "extra": "Elements of the server's reply that the protocol does not know, as strings by dotted name.",

@@ -26,6 +26,7 @@ from gateway.metrics import Metrics
 LOGGER = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
+SECURITY = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))  # of every answer
 GONE = 499  # the consumer left before the answer began
 
 
@@ -61,7 +62,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = state.get("added_headers", ())
-                message["headers"] = [*message["headers"], *added, (b"x-request-id", request_id.encode("ascii"))]
+                message["headers"] = [*message["headers"], *added, *SECURITY, (b"x-request-id", request_id.encode())]
             await send(message)
 
         self._metrics.requests.under_way += 1

@@ -32,6 +32,8 @@ KINDS = {
 }  # of the routes about calls, as `params.TABLE` calls them
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
 OTHER_PROBLEMS = (405,)
+RECORDING = "/recordings/{token}"
+RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
 STREAMED = ("application/x-ndjson", "text/csv")
 EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
@@ -96,6 +98,8 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
             operation.setdefault("responses", {})
             if path in KINDS:
                 _complete_operation(operation, path)
+            elif path == RECORDING:
+                _complete_recording(operation)
             else:
                 operation["responses"]["200"]["description"] = "Yes."
                 operation["security"] = []
@@ -120,7 +124,33 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _complete_recording(operation: dict[str, Any]) -> None:
+    operation["security"] = []  # the link is the credential
+    operation["parameters"] = [
+        {
+            "name": "token",
+            "in": "path",
+            "required": True,
+            "description": "The end of a call's `recordingUrl`.",
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
+        },
+        {
+            "name": "Range",
+            "in": "header",
+            "required": False,
+            "description": "A part of the recording, if the server knows how (RFC 9110).",
+            "schema": {"type": "string"},
+            "example": "bytes=0-65535",
+        },
+    ]
+    whole = operation["responses"]["200"]
+    whole["content"] = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
+    operation["responses"]["206"] = {"description": "The part that was asked for.", "content": whole["content"]}
+
+
 def _problems_of(path: str) -> tuple[int, ...]:
+    if path == RECORDING:
+        return RECORDING_PROBLEMS
     if path not in KINDS:
         return OTHER_PROBLEMS
     return (*CALL_PROBLEMS, 404) if KINDS[path] == "call" else CALL_PROBLEMS

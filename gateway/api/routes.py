@@ -15,6 +15,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
+from litestar.response import Stream
 from litestar.types import ASGIApp
 from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -30,6 +31,7 @@ from gateway.api.edge import Edge
 from gateway.api.methods import Methods
 from gateway.api.openapi import complete
 from gateway.api.ports import Ports
+from gateway.api.recordings import answer_recording
 from gateway.api.repeats import Repeats
 from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
 from gateway.errors import (
@@ -123,6 +125,18 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     return await answer_clients(request.app.state.desk, request)
 
 
+@get(
+    "/recordings/{token:str}",
+    operation_id="getRecording",
+    summary="Listen to the recording of a call",
+    tags=["calls"],
+    responses={200: ResponseSpec(bytes, description="The recording.", media_type="audio/*")},
+)
+async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:
+    """The recording to which `recordingUrl` of a call leads, until the end of the next hour; `Range` gives a part."""
+    return await answer_recording(request.app.state.desk, request, token)
+
+
 @get("/healthz", operation_id="getHealth", summary="Tell whether the process lives", tags=["operations"])
 async def health() -> dict[str, str]:
     """Alive."""
@@ -161,6 +175,7 @@ HANDLERS = [
     summarize_client_calls,
     summarize_calls,
     list_clients,
+    get_recording,
     health,
     readiness,
     metrics_text,

@@ -6,6 +6,7 @@
     limit       how many POSTs may be under way
     breaker     whether to ask at all
     retry       whether to ask once more
+    recordings  recordings of calls, streamed
     transport   one POST over httpx, with its time-outs
     wire        a request to XML, a reply to calls
     record      one call detail record
@@ -14,5 +15,5 @@
     charset     bytes to legal XML text
     central     wall time to UTC and back
 
-All but service, gate and transport are pure.
+All but service, gate, recordings and transport are pure.
 """

@@ -67,7 +67,7 @@ class Timer:
         return max(0.001, min(self._until - now, step))
 
 
-_timer: ContextVar[Timer] = ContextVar("timer")
+running: ContextVar[Timer] = ContextVar("running")  # the timer of what is under way in this task
 
 
 class TimedStream(httpcore.AsyncNetworkStream):
@@ -78,14 +78,14 @@ class TimedStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         """Read some bytes."""
-        timer = _timer.get()
+        timer = running.get()
         data = await self._stream.read(max_bytes, timer.left())
         timer.answering = timer.answering or bool(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         """Write all bytes."""
-        await self._stream.write(buffer, _timer.get().left())
+        await self._stream.write(buffer, running.get().left())
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -98,7 +98,7 @@ class TimedStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ARG002
     ) -> httpcore.AsyncNetworkStream:
         """Begin TLS."""
-        return TimedStream(await self._stream.start_tls(ssl_context, server_hostname, _timer.get().left()))
+        return TimedStream(await self._stream.start_tls(ssl_context, server_hostname, running.get().left()))
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's own type
         """Tell what httpcore asks of the connection."""
@@ -120,7 +120,7 @@ class TimedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect."""
-        stream = await self._backend.connect_tcp(host, port, _timer.get().left(), local_address, socket_options)
+        stream = await self._backend.connect_tcp(host, port, running.get().left(), local_address, socket_options)
         return TimedStream(stream)
 
 
@@ -133,18 +133,23 @@ class Answer(Struct):
     chunks: AsyncIterator[bytes]
 
 
+def open_client(connections: int, proxy: str | None) -> httpx.AsyncClient:
+    """A client whose every step keeps the time of `running`, to so many connections; nothing is sent yet."""
+    transport = httpx.AsyncHTTPTransport(
+        proxy=proxy, limits=httpx.Limits(max_connections=connections, keepalive_expiry=5)
+    )
+    # httpx has no public way to hand in a network backend; its pool, proxied or not, keeps it under this name.
+    transport._pool._network_backend = TimedBackend()
+    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=None)  # noqa: S113 - see above
+
+
 class Transport:
     """POSTs to one address."""
 
     def __init__(self, url: str, limits: Limits, proxy: str | None = None) -> None:
         self._url = url
         self._limits = limits
-        transport = httpx.AsyncHTTPTransport(
-            proxy=proxy, limits=httpx.Limits(max_connections=limits.concurrency, keepalive_expiry=5)
-        )
-        # httpx has no public way to hand in a network backend; its pool, proxied or not, keeps it under this name.
-        transport._pool._network_backend = TimedBackend()
-        self._client = httpx.AsyncClient(transport=transport, trust_env=False, timeout=None)  # noqa: S113 - see above
+        self._client = open_client(limits.concurrency, proxy)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -154,7 +159,7 @@ class Transport:
     async def post(self, body: bytes, until: float) -> AsyncIterator[Answer]:
         """POST; all must have been read by an instant of the event loop's clock. Raises UpstreamError."""
         timer = Timer(self._limits, until)
-        token = _timer.set(timer)
+        token = running.set(timer)
         received = [0]
         headers = {
             "Content-Type": "text/xml; charset=utf-8",
@@ -173,9 +178,9 @@ class Transport:
                     chunks=self._chunks(response, received),
                 )
         except httpx.HTTPError as error:
-            raise _translated(error, timer, received[0]) from error
+            raise translated(error, timer, received[0]) from error
         finally:
-            _timer.reset(token)
+            running.reset(token)
 
     async def _chunks(self, response: httpx.Response, received: list[int]) -> AsyncIterator[bytes]:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -206,7 +211,8 @@ class Transport:
             raise UpstreamMalformed("the Callbutton server's answer is gzip that breaks off")
 
 
-def _translated(error: httpx.HTTPError, timer: Timer, received: int) -> UpstreamError:
+def translated(error: httpx.HTTPError, timer: Timer, received: int) -> UpstreamError:
+    """What an error of httpx means."""
     if isinstance(error, httpx.TimeoutException):
         connecting = isinstance(error, httpx.ConnectTimeout)
         when = "took no connection" if connecting else "did not begin to answer"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.access import Consumer
+from msgspec.structs import replace
+
+from gateway.access import ANYONE, Consumer
 from gateway.credentials.issuer import Issuer
 from gateway.credentials.keyfile import KeyFile
 from gateway.credentials.keys import PREFIX
+from gateway.credentials.tokens import LABEL
 from gateway.errors import Unauthenticated
 
 MOST_LENGTH = 8192  # characters of a credential
@@ -45,3 +48,9 @@ class Identity:
             if consumer is not None:
                 return consumer
         raise Unauthenticated("the credential is not known, or no longer", reason)
+
+    def rights_of(self, name: str, label: str) -> Consumer | None:
+        """The rights of a consumer as they are now; of a token's, whom nobody knows without it, whatever it had."""
+        if label == LABEL:
+            return None if self._issuer is None else replace(ANYONE, name=name, label=label)
+        return None if self._keys is None else self._keys.keys.consumer(name)

@@ -95,6 +95,10 @@ class Keyring(Struct, frozen=True):
             return None, "expired key"
         return holder.consumer, ""
 
+    def consumer(self, name: str) -> Consumer | None:
+        """The consumer of this name."""
+        return next((_consumer(entry) for entry in self.entries if entry.name == name), None)
+
 
 def new_key() -> str:
     """Make a key."""

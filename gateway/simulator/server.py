@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from typing import Any
+from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
+from gateway.simulator import recordings
 from gateway.simulator.calls import CENTRAL, HOUR, SimulatedCall, calls_of_hour, client_code
 from gateway.simulator.request import BadRequest, Request, read_request
 
@@ -108,6 +110,9 @@ class Simulator:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
+        if scope["path"] == recordings.PATH and scope["method"] == "GET":
+            await self._play(scope, send)
+            return
         if scope["path"] != PATH or scope["method"] != "POST":
             await self._send(send, 404, b"text/html", [b"<html><body>Not Found</body></html>"])
             return
@@ -136,6 +141,22 @@ class Simulator:
             await self._send(send, 200, b"text/xml", [b""])
         else:
             await self._answer(receive, send, request, address, faults)
+
+    async def _play(self, scope: dict[str, Any], send: Send) -> None:
+        """Send the recording of the call whose id is in the query, or a part of it."""
+        identity = parse_qs(scope["query_string"].decode("latin-1")).get("id", [""])[0]
+        body = recordings.wav(identity)
+        part = recordings.part_of(body, dict(scope["headers"]).get(b"range", b""))
+        first, after = part or (0, len(body))
+        headers = [
+            (b"content-type", b"audio/wav"),
+            (b"accept-ranges", b"bytes"),
+            (b"content-length", b"%d" % (after - first)),
+        ]
+        if part:
+            headers.append((b"content-range", b"bytes %d-%d/%d" % (first, after - 1, len(body))))
+        await send({"type": "http.response.start", "status": 206 if part else 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body[first:after], "more_body": False})
 
     def _faults(self, codes: Sequence[str]) -> set[str]:
         active = set()

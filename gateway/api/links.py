@@ -1,0 +1,51 @@
+"""Links to recordings: capabilities that are signed.
+
+Rule: whoever has a link may listen, since an `<audio>` element sends no header. So it is bound to client, call and
+consumer, and ends with the next hour of the clock: within an hour the answers that hold it stay the same.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from gateway.access import Consumer
+from gateway.api.signed import seal, unseal
+from gateway.errors import Forbidden
+from gateway.model import Call
+
+HOUR = 3600  # seconds
+KIND = "recording"
+
+
+class Capability(Struct, frozen=True, array_like=True):
+    """A call that a consumer may listen to; `start` and `until` in seconds since 1970."""
+
+    code: str
+    call_id: str
+    start: int
+    consumer: str
+    label: str
+    until: int
+
+
+_decoder = msgspec.msgpack.Decoder(Capability)
+
+
+def render_link(call: Call, consumer: Consumer, now: float, key: bytes) -> str:
+    """Write the path of a call's recording, for a consumer."""
+    until = (int(now) // HOUR + 2) * HOUR
+    start = int(call.start_time.timestamp())
+    capability = Capability(call.client_code, call.id, start, consumer.name, consumer.label, until)
+    return f"/recordings/{seal(KIND, msgspec.msgpack.encode(capability), key)}"
+
+
+def read_link(token: str, now: float, key: bytes) -> Capability:
+    """Read the token of a link. Raises Forbidden."""
+    try:
+        capability = _decoder.decode(unseal(KIND, token, key))
+    except (ValueError, msgspec.MsgspecError):
+        raise Forbidden("this is not a link of this gateway", "link") from None
+    if now >= capability.until:
+        raise Forbidden("this link has ended; the call has a new one", "expired link")
+    return capability
