@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import httpx
 
+from benchmarks import plots
 from benchmarks.peers import POST
 
 FLOOR = "raw ASGI application"
@@ -319,23 +320,6 @@ def table(found: dict[str, Measured]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: dict[str, Measured]) -> str:
-    """The rates as bars, against the raw application."""
-    floor, widest = found[FLOOR].rate, max(one.rate for one in found.values())
-    height = 30 * len(found) + 20
-    bars = []
-    for place, (name, one) in enumerate(found.items()):
-        y, width = 20 + 30 * place, 380 * one.rate / widest
-        colour = "#2f6f4f" if name.startswith("gateway") else "#9aa5b1"
-        bars.append(f'<text x="250" y="{y + 15}" text-anchor="end">{name}</text>')
-        bars.append(f'<rect x="260" y="{y}" width="{width:.0f}" height="20" fill="{colour}"/>')
-        bars.append(f'<text x="{266 + width:.0f}" y="{y + 15}">{one.rate / floor:.2f}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" font-family="sans-serif" font-size="13">\n'
-        f'<rect width="700" height="{height}" fill="#fff"/>\n' + "\n".join(bars) + "\n</svg>\n"
-    )
-
-
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--rounds", type=int, default=ROUNDS)
@@ -352,7 +336,8 @@ def main() -> None:
             print(f"{name:40} {one.rate:9.0f}/s  {times}")
         print(table(found))
         if given.write:
-            given.write.write_text(plot(found), "utf-8")
+            rates = {name: one.rate / found[FLOOR].rate for name, one in found.items()}
+            given.write.write_text(plots.bars(rates), "utf-8")
     direct, through = misses()
     print(f"\nmiss of 100 calls: upstream {direct:.2f} ms, through the gateway {through - direct:.2f} ms more")
     seconds, resident = start_up()

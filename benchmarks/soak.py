@@ -1,7 +1,8 @@
 """Mixed load and faults for as long as it is told: memory, tasks, descriptors, and whether any answer is wrong.
 
 `python -m benchmarks.soak 3600` runs an hour; 60 seconds unless said. The faults change every four seconds; answers
-about days past are compared with the simulator's calls, which are a pure function. Prints figures and a plot.
+about days past are compared with the simulator's calls, which are a pure function. Prints figures and a plot of the
+memory; a second argument names a file for the same as SVG.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks import plots
 from benchmarks.resilience import gateway, simulated
 from gateway.simulator.calls import calls_of_hour
 from gateway.simulator.server import Options, Simulator, create
@@ -112,8 +114,15 @@ def plot(samples: list[tuple[float, int]], width: int = 60) -> str:
     return "".join(BARS[round((value - low) / max(1, high - low) * (len(BARS) - 1))] for value in values)
 
 
-async def soak(simulator: Simulator, address: str, process: int, seconds: float) -> bool:
-    """Run and print; tells whether all was well."""
+def drawn(samples: list[tuple[float, int]], wrong: int, requests: int) -> str:
+    """The memory over time as SVG, of 300 samples at most."""
+    thinned = samples[:: max(1, len(samples) // 300)]
+    title = f"Resident memory under mixed load and faults: {requests} requests, {wrong} wrong answers"
+    return plots.line([(second / 60, size / 2**20) for second, size in thinned], title, "minutes", "MiB")
+
+
+async def soak(simulator: Simulator, address: str, process: int, seconds: float) -> tuple[bool, str]:
+    """Run and print; gives whether all was well, and the memory as SVG."""
     seen: Counter[str] = Counter()
     samples: list[tuple[float, int]] = []
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=50)
@@ -136,7 +145,8 @@ async def soak(simulator: Simulator, address: str, process: int, seconds: float)
     print(f"memory {samples[0][1] / 1e6:.1f} to {samples[-1][1] / 1e6:.1f} MB", end="")
     print(f", {slope(samples) / 1e6:+.2f} MB in ten minutes by its second half\n  {plot(samples)}")
     print(f"descriptors {before[0]} before, {after[0]} after; tasks {before[1]} before, {after[1]} after")
-    return not wrong and after[0] <= before[0] + POOL + 1 and after[1] <= before[1] + 1
+    well = not wrong and after[0] <= before[0] + POOL + 1 and after[1] <= before[1] + 1
+    return well, drawn(samples, wrong, sum(seen.values()))
 
 
 def serve() -> None:
@@ -164,15 +174,19 @@ def serve() -> None:
 
 
 def main() -> int:
-    """Run for the seconds given."""
+    """Run for the seconds given; draw into the file given."""
     if sys.argv[1:] == ["serve"]:
         serve()
         return 0
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    plotted = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a simulator that breaks off is no news
     simulator = create(Options(clients=CLIENTS))
     with simulated(simulator) as upstream, gateway(upstream, "benchmarks.soak", "serve", **SHORT) as (process, address):
-        return 0 if asyncio.run(soak(simulator, address, process.pid, seconds)) else 1
+        well, drawing = asyncio.run(soak(simulator, address, process.pid, seconds))
+    if plotted:
+        plotted.write_text(drawing, "utf-8")
+    return 0 if well else 1
 
 
 if __name__ == "__main__":

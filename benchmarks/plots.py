@@ -1,0 +1,51 @@
+"""Plots as SVG, drawn without a library: bars of rates, and a quantity over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH = 700
+OURS, OTHERS, INK = "#2f6f4f", "#9aa5b1", "#3e4c59"
+
+
+def _drawing(height: int, parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="13">\n<rect width="{WIDTH}" height="{height}" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def bars(values: Mapping[str, float], ours: str = "gateway") -> str:
+    """One bar for each name, its value beside it; names that begin with `ours` stand out."""
+    widest = max(values.values())
+    parts = []
+    for place, (name, value) in enumerate(values.items()):
+        y, width = 20 + 30 * place, 380 * value / widest
+        colour = OURS if name.startswith(ours) else OTHERS
+        parts.append(f'<text x="250" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<rect x="260" y="{y}" width="{width:.0f}" height="20" fill="{colour}"/>')
+        parts.append(f'<text x="{266 + width:.0f}" y="{y + 15}">{value:.2f}</text>')
+    return _drawing(30 * len(values) + 20, parts)
+
+
+def line(points: Sequence[tuple[float, float]], title: str, across: str, up: str) -> str:
+    """A quantity from zero over another; both axes are named, and the ends of each are written at it."""
+    left, top, width, height = 70, 40, WIDTH - 100, 200
+    last, highest = max(x for x, _ in points), max(y for _, y in points)
+    path = " ".join(f"{left + width * x / last:.1f},{top + height * (1 - y / highest):.1f}" for x, y in points)
+    bottom = top + height
+    return _drawing(
+        bottom + 50,
+        [
+            f'<text x="{left}" y="22">{escape(title)}</text>',
+            f'<polyline points="{left},{top} {left},{bottom} {left + width},{bottom}" fill="none" stroke="{INK}"/>',
+            f'<polyline points="{path}" fill="none" stroke="{OURS}" stroke-width="1.5"/>',
+            f'<text x="{left - 8}" y="{top + 5}" text-anchor="end">{highest:.0f}</text>',
+            f'<text x="{left - 8}" y="{bottom + 5}" text-anchor="end">0</text>',
+            f'<text x="{left - 8}" y="{top + height // 2}" text-anchor="end">{escape(up)}</text>',
+            f'<text x="{left}" y="{bottom + 20}">0</text>',
+            f'<text x="{left + width}" y="{bottom + 20}" text-anchor="end">{last:.0f}</text>',
+            f'<text x="{left + width // 2}" y="{bottom + 40}" text-anchor="middle">{escape(across)}</text>',
+        ],
+    )
