@@ -1,9 +1,12 @@
-"""What uvicorn lacks towards slow clients, and at the end: its protocol and its server with our patience.
+"""What uvicorn lacks towards slow clients, at the end, and in speed: its protocol and its server with our patience.
 
 Rules:
+- An answer that is whole goes out in one piece, head and body, and not in two. All others are uvicorn's business.
+- A timer is set only once something is waited for: most requests arrive whole, and the next one soon.
 - A request must be whole, head and body, within `WHOLE` seconds of its first byte, a new connection's of its opening;
   its head is at most `MOST_HEAD` bytes. A connection without a request is closed after `IDLE` seconds, more than load
   balancers keep theirs, so that they never send on one that is being closed.
+- Who hangs up is not answered further: the request is cancelled, with `left` in its state.
 - Who does not take in what is sent to it within `WRITE` seconds is cut off.
 - There is a bound of connections; past it the answer is 503 at once.
 - On SIGTERM readiness ends first. For `drain` seconds more everything is answered, with `Connection: close`; then
@@ -18,15 +21,66 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 WHOLE, IDLE, WRITE = 10.0, 75, 30.0  # seconds
 MOST_HEAD = 32 * 1024  # bytes
 SPARE = 100  # file descriptors that are not for connections
 CLOSE = (b"connection", b"close")
+IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))  # RFC 9110, section 5.5
+
+
+class Whole(RequestResponseCycle):
+    """One request and its answer, which goes out in one piece if its length is known and its body comes at once."""
+
+    task: asyncio.Task[None] | None = None
+    _begun: Any = None  # the message that begins an answer, held until its body comes
+    _length = b""
+
+    async def send(self, message: Any) -> None:  # noqa: ANN401 - ASGI
+        """Send a part of the answer."""
+        begun = self._begun
+        if begun is None:
+            if message["type"] == "http.response.start" and not self.response_started:
+                named = dict(message["headers"])
+                length = named.get(b"content-length", b"0" if message["status"] == 304 else None)
+                if length is not None and b"connection" not in named and b"transfer-encoding" not in named:
+                    self._begun, self._length = message, length
+                    return
+        elif message["type"] == "http.response.body":
+            self._begun = None
+            body = message.get("body", b"")
+            if not message.get("more_body") and self._may_be_whole(len(body)):
+                self._send_whole(begun, body)
+                return
+            await super().send(begun)
+        else:  # an answer that is begun anew, since the first one failed
+            self._begun = None
+        await super().send(message)
+
+    def _may_be_whole(self, size: int) -> bool:
+        return (
+            self.keep_alive
+            and not self.disconnected
+            and not self.flow.write_paused
+            and self.scope["method"] != "HEAD"
+            and self._length == b"%d" % size
+            and CLOSE not in self.default_headers
+        )
+
+    def _send_whole(self, begun: Any, body: bytes) -> None:  # noqa: ANN401 - ASGI
+        pairs = [*self.default_headers, *begun["headers"]]
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+        if lines.translate(None, IN_A_LINE) != b"\r\n" * len(pairs):
+            raise RuntimeError("a header of the answer has characters that no header may have")
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.writelines([STATUS_LINE[begun["status"]], lines, b"\r\n", body])
+        self.message_event.set()
+        self.on_response()
 
 
 class Patience(HttpToolsProtocol):
@@ -41,6 +95,9 @@ class Patience(HttpToolsProtocol):
         self._whole_task: asyncio.TimerHandle | None = None
         self._write_task: asyncio.TimerHandle | None = None
         self._head_left: int | None = self.most_head  # None while no head is being read
+        self._reading = False  # the rest of a request
+        self._idle_since: float | None = None
+        self._answering: Whole | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, unless there are too many."""
@@ -51,12 +108,21 @@ class Patience(HttpToolsProtocol):
             self._await_whole()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """End, and with it the request that is being answered."""
         self._stop_timers()
+        cycle = self._answering
+        if cycle is not None and not cycle.response_complete and cycle.task is not None:
+            cycle.scope["state"]["left"] = True
+            cycle.task.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come, a head no further than it may go."""
+        """Read what has come, a head no further than it may go; what is not whole must be soon."""
+        self._read(data)
+        if self._reading and self._whole_task is None:
+            self._await_whole()
+
+    def _read(self, data: bytes) -> None:
         while data and not self.transport.is_closing():
             if self._head_left is None:
                 super().data_received(data)
@@ -73,8 +139,7 @@ class Patience(HttpToolsProtocol):
         super().on_message_begin()
         if self._head_left is None:
             self._head_left = self.most_head
-        if self._whole_task is None:
-            self._await_whole()
+        self._reading = True
 
     def on_headers_complete(self) -> None:
         """Begin to answer."""
@@ -83,6 +148,7 @@ class Patience(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the reading of a request."""
+        self._reading = False
         if self._whole_task is not None:
             self._whole_task.cancel()
             self._whole_task = None
@@ -104,10 +170,43 @@ class Patience(HttpToolsProtocol):
             self._write_task.cancel()
             self._write_task = None
 
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._await_next(self.timeout_keep_alive)
+
     def timeout_keep_alive_handler(self) -> None:
-        """Close what is idle, and cut it off if it does not take in the rest."""
-        super().timeout_keep_alive_handler()
-        self._cut_off_later()
+        """Close what has been idle for long, and cut it off if it does not take in the rest."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._await_next(left)
+        else:
+            super().timeout_keep_alive_handler()
+            self._cut_off_later()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None  # the timer looks at it
+
+    def _await_next(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - ASGI
+        cycle.__class__ = Whole  # uvicorn names the class where nobody can say another
+        self._answering = answering = cast("Whole", cycle)
+        answering.task = self.loop.create_task(answering.run_asgi(app))
+        answering.task.add_done_callback(self.tasks.discard)
+        self.tasks.add(answering.task)
 
     def _await_whole(self) -> None:
         self._whole_task = self.loop.call_later(self.whole, self._not_whole)
@@ -125,10 +224,10 @@ class Patience(HttpToolsProtocol):
             self._write_task = self.loop.call_later(self.write, self.transport.abort)
 
     def _stop_timers(self) -> None:
-        for task in (self._whole_task, self._write_task):
+        for task in (self._whole_task, self._write_task, self.timeout_keep_alive_task):
             if task is not None:
                 task.cancel()
-        self._whole_task = self._write_task = None
+        self._whole_task = self._write_task = self.timeout_keep_alive_task = None
 
     def _refuse(self, status: int, detail: str, headers: bytes = b"") -> None:
         body = self.problem(status, detail)

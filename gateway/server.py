@@ -54,6 +54,7 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on whom a proxy says that it asks for
         timeout_keep_alive=IDLE,
     )
     return Server(config, drain, stopping)

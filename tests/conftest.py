@@ -1,6 +1,5 @@
 """Real servers on free ports of 127.0.0.1."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from gateway import app
+from gateway.server import listen, make_server
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, Simulator, create
 
@@ -31,12 +30,8 @@ class Clock:
 @contextmanager
 def serving(application: Any) -> Iterator[int]:
     """Serve an ASGI application; gives its port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(512)
-        server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="on"))
-        if isinstance(application, Simulator):
-            server.config.lifespan = "off"
+    with listen("127.0.0.1", 0) as listener:
+        server = make_server(application, lifespan="off" if isinstance(application, Simulator) else "on")
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not server.started:

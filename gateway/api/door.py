@@ -1,11 +1,11 @@
-"""Our own door: what is refused before anybody asks who it is, and who is no longer waited for.
+"""Our own door: what is refused before anybody asks who it is, and the end for who has left.
 
 Rules:
 - So many requests at a time; one more is refused at once (503, Retry-After) rather than made to wait for all of them.
   What an operator asks (health, readiness, metrics) is let in always.
 - A query is of bounded length.
-- Who hangs up is not waited for: the handler is cancelled, which leaves the flights that it waits for. What of them is
-  not sent yet need not be.
+- Who hangs up is not waited for: the server cancels the request, with `left` in its state, which leaves the flights
+  that it waits for. What of them is not sent yet need not be. Here that ends in peace.
 - Once told to stop, `/readyz` says so; all else is answered as before.
 """
 
@@ -20,7 +20,6 @@ from gateway.api import problems
 
 ALWAYS = frozenset(("/healthz", "/readyz", "/metrics"))
 MOST_QUERY = 16 * 1024  # bytes
-AT_ONCE = 0.05  # seconds in which an answer is not worth watching over
 
 
 class Door:
@@ -49,37 +48,19 @@ class Door:
         elif len(scope["query_string"]) > MOST_QUERY:
             await self._refuse(scope, send, problems.INVALID, f"the query is longer than {MOST_QUERY} bytes")
         else:
-            self._inside += 1
-            try:
-                await self._answer(scope, receive, send)
-            finally:
-                self._inside -= 1
+            await self._answer(scope, receive, send)
 
     async def _refuse(self, scope: Scope, send: Send, kind: problems.Kind, detail: str) -> None:
         headers = ((b"retry-after", b"1"),) if kind is problems.OVERLOADED else ()
         await problems.send_problem(send, kind, scope["path"], scope["state"]["request_id"], detail, headers)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = asyncio.current_task()
-        watching: list[asyncio.Task[None]] = []
-        left = False
-
-        async def watch() -> None:
-            nonlocal left
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            if answering is not None:
-                left = True
-                answering.cancel()
-
-        loop = asyncio.get_running_loop()
-        soon = loop.call_later(AT_ONCE, lambda: watching.append(loop.create_task(watch())))
+        self._inside += 1
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            if not left or answering is None or answering.uncancel():
+            answering = asyncio.current_task()
+            if not scope["state"].get("left") or answering is None or answering.uncancel():
                 raise
         finally:
-            soon.cancel()
-            for task in watching:
-                task.cancel()
+            self._inside -= 1
