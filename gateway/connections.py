@@ -30,6 +30,7 @@ WHOLE, IDLE, WRITE = 10.0, 75, 30.0  # seconds
 MOST_HEAD = 32 * 1024  # bytes
 SPARE = 100  # file descriptors that are not for connections
 CLOSE = (b"connection", b"close")
+LENGTH, CONNECTION, TRANSFER = b"\r\ncontent-length: ", b"\r\nconnection: ", b"\r\ntransfer-encoding: "
 IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))  # RFC 9110, section 5.5
 
 
@@ -38,49 +39,52 @@ class Whole(RequestResponseCycle):
 
     task: asyncio.Task[None] | None = None
     _begun: Any = None  # the message that begins an answer, held until its body comes
-    _length = b""
+    _head = b""  # its headers, with the end of line before and two after
 
     async def send(self, message: Any) -> None:  # noqa: ANN401 - ASGI
         """Send a part of the answer."""
         begun = self._begun
         if begun is None:
             if message["type"] == "http.response.start" and not self.response_started:
-                named = dict(message["headers"])
-                length = named.get(b"content-length", b"0" if message["status"] == 304 else None)
-                if length is not None and b"connection" not in named and b"transfer-encoding" not in named:
-                    self._begun, self._length = message, length
+                head = _lines(message["headers"]) + b"\r\n\r\n"
+                if (LENGTH in head or message["status"] == 304) and CONNECTION not in head and TRANSFER not in head:
+                    self._begun, self._head = message, head
                     return
-        elif message["type"] == "http.response.body":
+        else:
             self._begun = None
-            body = message.get("body", b"")
-            if not message.get("more_body") and self._may_be_whole(len(body)):
-                self._send_whole(begun, body)
-                return
-            await super().send(begun)
-        else:  # an answer that is begun anew, since the first one failed
-            self._begun = None
+            if message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                if not message.get("more_body") and self._may_be_whole(len(body)):
+                    self._send_whole(begun, body)
+                    return
+                await super().send(begun)
+            # or else it is begun anew, since the first one failed
         await super().send(message)
 
     def _may_be_whole(self, size: int) -> bool:
         return (
-            self.keep_alive
+            (LENGTH + b"%d\r\n" % size in self._head or (not size and LENGTH not in self._head))
+            and self.keep_alive
             and not self.disconnected
             and not self.flow.write_paused
             and self.scope["method"] != "HEAD"
-            and self._length == b"%d" % size
             and CLOSE not in self.default_headers
         )
 
     def _send_whole(self, begun: Any, body: bytes) -> None:  # noqa: ANN401 - ASGI
-        pairs = [*self.default_headers, *begun["headers"]]
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
-        if lines.translate(None, IN_A_LINE) != b"\r\n" * len(pairs):
+        head = STATUS_LINE[begun["status"]].rstrip() + _lines(self.default_headers) + self._head
+        if head.translate(None, IN_A_LINE) != b"\r\n" * (2 + len(self.default_headers) + len(begun["headers"])):
             raise RuntimeError("a header of the answer has characters that no header may have")
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
-        self.transport.writelines([STATUS_LINE[begun["status"]], lines, b"\r\n", body])
+        self.transport.writelines([head, body])
         self.message_event.set()
         self.on_response()
+
+
+def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Header lines, each after an end of line."""
+    return b"\r\n".join([b"", *map(b": ".join, headers)])
 
 
 class Patience(HttpToolsProtocol):

@@ -2,7 +2,8 @@
 
 Rules:
 - No label takes a value that consumers or the upstream choose freely. Routes are templates, outcomes are enums.
-- What every request counts is kept in plain numbers until somebody scrapes: a hit lasts less than a labelled counter.
+- What every request counts is gathered, and kept in plain numbers until somebody scrapes: a hit lasts less than a
+  labelled counter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from prometheus_client.utils import floatToGoString
 from gateway import __version__
 
 PREFIX = "callbutton_gateway"
+TOGETHER = 500  # requests
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
 AGES = (15, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 31 * 86400)
@@ -30,6 +32,7 @@ class RequestTally(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         self.under_way = 0
         self.repeats = 0
+        self._uncounted: list[tuple[str, str, int, float, str]] = []
         self._asked: dict[tuple[str, int], int] = {}
         self._answered: dict[tuple[str, str, int], int] = {}
         self._buckets: dict[str, list[int]] = {}
@@ -38,20 +41,28 @@ class RequestTally(Collector):
 
     def add(self, method: str, route: str, status: int, seconds: float, consumer: str = "") -> None:
         """Count one request; `consumer` is the label of one that is known."""
-        if consumer:
-            asked = consumer, status
-            self._asked[asked] = self._asked.get(asked, 0) + 1
-        key = method, route, status
-        self._answered[key] = self._answered.get(key, 0) + 1
-        buckets = self._buckets.get(route)
-        if buckets is None:
-            buckets = self._buckets[route] = [0] * (len(SECONDS) + 1)
-            self._sums[route] = 0.0
-        buckets[bisect_left(SECONDS, seconds)] += 1
-        self._sums[route] += seconds
+        self._uncounted.append((method, route, status, seconds, consumer))
+        if len(self._uncounted) >= TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        uncounted, self._uncounted = self._uncounted, []
+        for method, route, status, seconds, consumer in uncounted:
+            if consumer:
+                asked = consumer, status
+                self._asked[asked] = self._asked.get(asked, 0) + 1
+            key = method, route, status
+            self._answered[key] = self._answered.get(key, 0) + 1
+            buckets = self._buckets.get(route)
+            if buckets is None:
+                buckets = self._buckets[route] = [0] * (len(SECONDS) + 1)
+                self._sums[route] = 0.0
+            buckets[bisect_left(SECONDS, seconds)] += 1
+            self._sums[route] += seconds
 
     def collect(self) -> Iterator[Metric]:
         """Give the series."""
+        self._count()
         answered = CounterMetricFamily(f"{PREFIX}_requests", "Requests answered.", labels=("method", "route", "status"))
         for (method, route, status), count in self._answered.items():
             answered.add_metric((method, route, str(status)), count)

@@ -141,4 +141,4 @@ def policy(rate: Rate) -> bytes:
 
 def left(bucket: Bucket) -> bytes:
     """`RateLimit`, of the same draft: what is left, and the seconds until nothing is missing."""
-    return b'"requests";r=%d;t=%d' % (max(0, math.floor(bucket.tokens)), math.ceil(bucket.until_full()))
+    return b'"requests";r=%d;t=%d' % (max(0.0, bucket.tokens), math.ceil(bucket.until_full()))  # %d cuts off

@@ -51,6 +51,11 @@ _begin: Begin | None = None
 _here: Callable[[], str] | None = None
 
 
+def on() -> bool:
+    """Whether anything is traced."""
+    return _begin is not None
+
+
 def span(name: str, *, links: Iterable[Span] = (), headers: Headers = ()) -> Span:
     """Begin a span under the one around, or under the caller's that `headers` tell of."""
     return UNTRACED if _begin is None else _begin(name, links, headers)

@@ -310,3 +310,39 @@ def test_a_request_under_way_is_answered_after_sigterm_without_any_delay():
         asked.join()
         assert answer[0].status_code == 200
         assert serving.wait(30) == 0
+
+
+async def by_path(scope: dict[str, Any], __: object, send: Send) -> None:
+    """Answer with the status that the path says; with a header that none may have if it says so."""
+    status, _, bad = scope["path"][1:].partition("/")
+    headers = [(b"x-more", b"a\r\nx-smuggled: b" if bad else b"a")]
+    body = b"" if status == "304" else b"ok"
+    await send({"type": "http.response.start", "status": int(status), "headers": [*headers, *length(body)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def length(body: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"content-length", b"%d" % len(body))] if body else []
+
+
+@pytest.mark.parametrize(
+    ("asked", "head", "body"),
+    [
+        ("GET /200", b"HTTP/1.1 200 OK\r\n", b"ok"),
+        ("HEAD /200", b"HTTP/1.1 200 OK\r\n", b""),
+        ("GET /404", b"HTTP/1.1 404 Not Found\r\n", b"ok"),
+        ("GET /304", b"HTTP/1.1 304 Not Modified\r\n", b""),
+        ("GET /200/bad", b"HTTP/1.1 500 Internal Server Error\r\n", b"Internal Server Error"),
+    ],
+)
+def test_an_answer_in_one_piece_is_as_its_parts_would_be(asked: str, head: bytes, body: bytes):
+    with served(by_path) as (port, _), socket.create_connection(("127.0.0.1", port)) as opened:
+        opened.sendall(f"{asked} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        opened.sendall(b"GET /200 HTTP/1.0\r\n\r\n")  # which ends the connection
+        answers = everything(opened)
+    first, _, rest = answers.partition(b"\r\n\r\n")
+    assert first.startswith(head)
+    assert (b"x-more: a" in first) != (b" 500 " in first)
+    assert b"x-smuggled" not in answers
+    assert (b"content-length: %d" % len(body or b"ok") in first) == (b" 304 " not in first)
+    assert rest.removeprefix(body).startswith(b"HTTP/1.1 200 OK\r\n") or b"connection: close" in first

@@ -17,11 +17,11 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from litestar.types import HTTPScope, Receive, Send
 
 from gateway.access import ANYONE, Consumer
 from gateway.api import problems
+from gateway.api.negotiation import HTTPApp
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
 from gateway.rates import Bucket, Exports, Rates, left, policy
@@ -42,7 +42,7 @@ class Authentication:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: HTTPApp,
         identify: Identify | None,
         rates: Rates,
         exports: Exports,
@@ -58,9 +58,9 @@ class Authentication:
         self._metrics = metrics
         self._route_of = route_of
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Let a request through with its consumer, or refuse it."""
-        if scope["type"] != ScopeType.HTTP or OPEN.fullmatch(scope["path"]):
+        if OPEN.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
         bucket = None

@@ -12,10 +12,9 @@ from typing import Protocol
 
 import brotli  # type: ignore[import-untyped]
 import zstandard
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
+from litestar.types import HTTPResponseStartEvent, HTTPScope, Message, Receive, Send
 
-from gateway.api.negotiation import Headers, coding, with_vary
+from gateway.api.negotiation import Headers, HTTPApp, coding, with_vary
 
 LEAST = 1024  # bytes of a whole body
 TEXTS = (b"text/", b"application/json", b"application/problem+json", b"application/x-ndjson", b"application/yaml")
@@ -84,14 +83,11 @@ CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": Zstd, "br": Brotli, "gzi
 class Compression:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: HTTPApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Compress the answer, if that is asked for and worth it."""
-        if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
-            return
         accepted = ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"accept-encoding")
         chosen = coding(accepted, tuple(CODINGS))
         start: HTTPResponseStartEvent | None = None

@@ -6,10 +6,9 @@ of the browser are never allowed: keys travel in headers.
 
 from __future__ import annotations
 
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import HTTPScope, Message, Receive, Send
 
-from gateway.api.negotiation import Headers, with_vary
+from gateway.api.negotiation import Headers, HTTPApp, with_vary
 
 EVERY_ORIGIN = "*"
 METHODS = b"GET, HEAD, OPTIONS"
@@ -24,15 +23,12 @@ REMEMBERED = b"3600"  # seconds for which a browser need not ask again
 class Cors:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
+    def __init__(self, app: HTTPApp, origins: frozenset[str]) -> None:
         self._app = app
         self._origins = origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Answer preflights, and mark answers."""
-        if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
-            return
         asked = dict(scope["headers"])
         marks = self._marks(asked.get(b"origin"))
         if marks and scope["method"] == "OPTIONS" and b"access-control-request-method" in asked:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import HTTPScope, Receive, Send
 
 from gateway.api import problems
+from gateway.api.negotiation import HTTPApp
 
 ALWAYS = frozenset(("/healthz", "/readyz", "/metrics"))
 MOST_QUERY = 16 * 1024  # bytes
@@ -25,7 +25,7 @@ MOST_QUERY = 16 * 1024  # bytes
 class Door:
     """An ASGI application around another; lets in `most` requests at a time."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: HTTPApp, most: int) -> None:
         self._app = app
         self._most = most
         self._inside = 0
@@ -35,11 +35,9 @@ class Door:
         """Tell load balancers that this replica is about to end."""
         self._stopping = True
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it."""
-        if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
-        elif self._stopping and scope["path"] == "/readyz":
+        if self._stopping and scope["path"] == "/readyz":
             await self._refuse(scope, send, problems.OVERLOADED, "this replica is about to stop")
         elif scope["path"] in ALWAYS:
             await self._app(scope, receive, send)
@@ -50,11 +48,11 @@ class Door:
         else:
             await self._answer(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, send: Send, kind: problems.Kind, detail: str) -> None:
+    async def _refuse(self, scope: HTTPScope, send: Send, kind: problems.Kind, detail: str) -> None:
         headers = ((b"retry-after", b"1"),) if kind is problems.OVERLOADED else ()
         await problems.send_problem(send, kind, scope["path"], scope["state"]["request_id"], detail, headers)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         self._inside += 1
         try:
             await self._app(scope, receive, send)

@@ -14,7 +14,7 @@ import secrets
 import time
 
 from litestar.enums import ScopeType
-from litestar.types import HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from gateway import tracing
 from gateway.access import Consumer
@@ -33,27 +33,28 @@ GONE = 499  # the consumer left before the answer began
 class Edge:
     """The ASGI application; behind the door is the rest."""
 
-    def __init__(self, door: Door, metrics: Metrics, access_log: AccessLog) -> None:
+    def __init__(self, door: Door, rest: ASGIApp, metrics: Metrics, access_log: AccessLog) -> None:
         self.door = door
+        self._rest = rest
         self._metrics = metrics
         self._access_log = access_log
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] == ScopeType.HTTP:
+        """Serve one request; what is not HTTP is the business of `rest`."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._rest(scope, receive, send)
+        elif tracing.on():
             with tracing.span("request", headers=scope["headers"]) as span:
                 await self._serve(scope, receive, send, span)
         else:
-            await self.door(scope, receive, send)
+            await self._serve(scope, receive, send, tracing.UNTRACED)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span) -> None:
         state = scope.setdefault("state", {})
         state["headers"] = headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = f"{self._process}{next(self._numbers):010x}"
+        request_id = self._request_id(headers.get(b"x-request-id"))
         state["request_id"] = request_id
         status, began = GONE, time.perf_counter()
 
@@ -86,3 +87,8 @@ class Edge:
             if span is not tracing.UNTRACED:
                 span.note({"http.request.method": method, "http.route": route, "request.id": request_id})
                 span.note({"http.response.status_code": status})
+
+    def _request_id(self, given: bytes | None) -> str:
+        if given is not None and (text := given.decode("latin-1")) and REQUEST_ID.fullmatch(text):
+            return text
+        return f"{self._process}{next(self._numbers):010x}"

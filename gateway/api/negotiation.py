@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from litestar.types import HTTPScope, Receive, Send
 
 Headers = list[tuple[bytes, bytes]]
+HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # a layer; nothing but HTTP comes past the edge
 
 
 def weights(header: str) -> list[tuple[str, float]]:

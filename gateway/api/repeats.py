@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
+from gateway.api.negotiation import HTTPApp
 from gateway.metrics import RequestTally
 
 LONGEST = 60.0  # seconds
@@ -51,7 +51,7 @@ class Entry(Struct, frozen=True):
 class Repeats:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float], bound: int, tally: RequestTally) -> None:
+    def __init__(self, app: HTTPApp, clock: Callable[[], float], bound: int, tally: RequestTally) -> None:
         self._app = app
         self._clock = clock
         self._bound = bound
@@ -59,9 +59,9 @@ class Repeats:
         self._held: OrderedDict[tuple[object, ...], Entry] = OrderedDict()
         self._bytes = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Answer from what is held, or hold what is answered."""
-        if scope["type"] != ScopeType.HTTP or scope["method"] != "GET":
+        if scope["method"] != "GET":
             await self._app(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
@@ -84,7 +84,7 @@ class Repeats:
             return
         now = self._clock()
         lifetime = entry.lifetime
-        if now >= lifetime.until or entry.consumer != consumer:
+        if now >= lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
             self._drop(key)
             await self._ask(scope, receive, send, key)
             return

@@ -16,7 +16,6 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
-from litestar.types import ASGIApp
 from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -29,6 +28,7 @@ from gateway.api.cors import Cors
 from gateway.api.door import Door
 from gateway.api.edge import Edge
 from gateway.api.methods import Methods
+from gateway.api.negotiation import HTTPApp
 from gateway.api.openapi import complete
 from gateway.api.ports import Ports
 from gateway.api.recordings import answer_recording
@@ -264,9 +264,9 @@ def create_api(
         pdb_on_exception=False,
     )
     repeats = Repeats(Methods(Compression(app)), desk.clock, repeats_bytes, metrics.requests)
-    inside: ASGIApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
+    inside: HTTPApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
     if cors_origins:
         inside = Cors(inside, cors_origins)
-    return Edge(Door(inside, concurrency), metrics, access_log), app
+    return Edge(Door(inside, concurrency), app, metrics, access_log), app
