@@ -23,7 +23,7 @@ from gateway.credentials.tokens import TokenRules
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, Scrape
 from gateway.rates import Exports, Rates
 from gateway.settings import Settings, SettingsError
 from gateway.shared import Shared
@@ -110,8 +110,13 @@ def build_ledger(
     return Ledger(service.fetch, rules, metrics, clock, shared)
 
 
-def create(settings: Settings, registry: CollectorRegistry | None = None, clock: Clock = time.time) -> Edge:
-    """Build the gateway from the settings."""
+def create(
+    settings: Settings,
+    registry: CollectorRegistry | None = None,
+    clock: Clock = time.time,
+    scrape: Scrape | None = None,
+) -> Edge:
+    """Build the gateway from the settings; `scrape` gives the metrics, where they are not this process's alone."""
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
     shared = Shared(settings.cache_url, metrics, clock) if settings.cache_url else None
@@ -137,6 +142,7 @@ def create(settings: Settings, registry: CollectorRegistry | None = None, clock:
         identify,
         metrics,
         access_log,
+        scrape or metrics.scrape,
         repeats_bytes=settings.cache_bytes // REPEATS,
         metrics_port=settings.metrics_port,
         concurrency=settings.request_concurrency,

@@ -19,7 +19,8 @@ import asyncio
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
 
@@ -246,13 +247,25 @@ class Patience(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with exit code 0, after `drain` seconds; `stopping` is called first."""
+    """uvicorn's server, which ends with exit code 0, after `drain` seconds; `stopping` is called first.
 
-    def __init__(self, config: uvicorn.Config, drain: float, stopping: Callable[[], None]) -> None:
+    Without `signals` it heeds none: who runs it calls `handle_exit`.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, drain: float, stopping: Callable[[], None], *, signals: bool = True
+    ) -> None:
         super().__init__(config)
+        self._signals = signals
         self._drain = drain
         self._stopping = stopping
         self._stop_at: float | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Heed signals while serving."""
+        with super().capture_signals() if self._signals else nullcontext():
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
         """Begin to stop, or stop at once."""

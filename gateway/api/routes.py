@@ -17,7 +17,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.api import problems, reference
 from gateway.api.answers import Desk
@@ -44,7 +44,7 @@ from gateway.errors import (
     UpstreamRejected,
 )
 from gateway.logs import AccessLog
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, Scrape
 
 
 def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
@@ -152,7 +152,7 @@ async def readiness() -> dict[str, str]:
 @get("/metrics", include_in_schema=False)
 async def metrics_text(request: Request[Any, Any, State]) -> Response[bytes]:
     """Every series, for Prometheus."""
-    text = generate_latest(request.app.state.metrics.registry)
+    text = await request.app.state.scrape()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -244,6 +244,7 @@ def create_api(
     identify: Identify | None,
     metrics: Metrics,
     access_log: AccessLog,
+    scrape: Scrape,
     *,
     repeats_bytes: int,
     metrics_port: int,
@@ -259,7 +260,7 @@ def create_api(
         openapi_config=None,
         logging_config=None,
         exception_handlers={Exception: answer_problem},
-        state=State({"desk": desk, "metrics": metrics}),
+        state=State({"desk": desk, "metrics": metrics, "scrape": scrape}),
         debug=False,
         pdb_on_exception=False,
     )
