@@ -7,6 +7,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     app           composition root: the one place that knows everything
     settings      one frozen Struct, read once from the environment
     api/          HTTP in, HTTP out: the only place that imports Litestar
+    workers/      several processes on one machine, and their supervisor
     ledger/       windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time
     tally         what consumers have spent at all replicas

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -22,6 +23,7 @@ from gateway.connections import Patience
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
 from tests.conftest import Make
+from tests.processes import children
 from tests.test_command_line import COMMAND, ENVIRONMENT
 from tests.tools import tool
 
@@ -222,7 +224,7 @@ def test_slowhttptest_does_not_keep_others_out(monkeypatch: pytest.MonkeyPatch):
 
 
 @contextmanager
-def process(upstream: str, drain: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(upstream: str, drain: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `serve` on a free port; gives the process and its address."""
     variables = {
         "GATEWAY_UPSTREAM_URL": upstream,
@@ -232,7 +234,9 @@ def process(upstream: str, drain: str) -> Iterator[tuple[subprocess.Popen[str], 
         "GATEWAY_SIGNING_KEY": "k" * 32,
         "GATEWAY_LOG_FORMAT": "json",
     }
-    started = subprocess.Popen([*COMMAND, "serve"], env=ENVIRONMENT | variables, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        [*COMMAND, "serve", *options], env=ENVIRONMENT | variables, stderr=subprocess.PIPE, text=True
+    )
     with started:
         try:
             assert started.stderr is not None
@@ -261,7 +265,12 @@ def simulated(latency: float) -> Iterator[str]:
         thread.join()
 
 
-def test_sigterm_under_load_loses_no_request_and_ends_with_0():
+@pytest.mark.parametrize(
+    ("options", "everybody"),
+    [((), False), (("--workers", "2"), False), (("--workers", "2"), True)],
+    ids=["one process", "two workers", "two workers, a signal to each process"],
+)
+def test_sigterm_under_load_loses_no_request_and_ends_with_0(options: tuple[str, ...], everybody: bool):
     answers: list[int] = []
 
     async def load(address: str, serving: subprocess.Popen[str]) -> None:
@@ -287,11 +296,13 @@ def test_sigterm_under_load_loses_no_request_and_ends_with_0():
         async def killer() -> None:
             while len(answers) < 50:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+            for pid in children(serving.pid) if everybody else ():
+                os.kill(pid, signal.SIGTERM)
             serving.send_signal(signal.SIGTERM)
 
         await asyncio.gather(balancer(), killer(), *map(consumer, range(8)))
 
-    with simulated(0.1) as upstream, process(upstream, drain="2s") as (serving, address):
+    with simulated(0.1) as upstream, process(upstream, "2s", *options) as (serving, address):
         asyncio.run(load(address, serving))
         assert serving.wait(30) == 0
     assert len(answers) > 50

@@ -17,6 +17,7 @@ LAYERS = {
     "api": 5,
     "ledger": 4,
     "tally": 4,
+    "workers": 4,
     "callbutton": 3,
     "credentials": 3,
     "shared": 3,

@@ -87,7 +87,6 @@ def run_workers(settings: Settings, count: int) -> int:
     groups = list(zip(*(listen_together(settings.host, port, count) for port in ports(settings)), strict=True))
     embedded = Embedded(program, parts[0].cache_bytes) if program else None
     if embedded is not None:
-        embedded.start()
         parts = [msgspec.structs.replace(part, cache_url=embedded.url) for part in parts]
 
     def work(number: int, worker: Worker, opened: Sequence[socket.socket]) -> int:
@@ -100,8 +99,10 @@ def run_workers(settings: Settings, count: int) -> int:
             stop()
         return 0
 
-    tell(groups[0][0], workers=count)
     try:
+        if embedded is not None:
+            embedded.start()
+        tell(groups[0][0], workers=count)
         return Supervisor(work, groups, *((embedded.tend,) if embedded else ())).run()
     finally:
         if embedded is not None:

@@ -46,31 +46,32 @@ class Embedded:
         self.url = f"unix://{self._socket}"
         options = {"port": "0", "unixsocket": self._socket, "dir": self._folder, "save": "", "appendonly": "no"}
         options |= {"maxmemory": str(bound), "maxmemory-policy": "allkeys-lru"}
+        self._process: subprocess.Popen[bytes] | None = None
         self._command = [program, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
 
     def start(self) -> None:
         """Start it, and wait until it listens. Raises OSError."""
-        self._launch()
+        process = self._launch()
         until = time.monotonic() + PATIENCE
         while not self._listens():
-            if self._process.poll() is not None or time.monotonic() > until:
-                self.close()
+            if process.poll() is not None or time.monotonic() > until:
                 raise OSError(f"{self._command[0]} does not start; set GATEWAY_CACHE_URL")
             time.sleep(0.02)
 
     def tend(self) -> None:
         """Start it anew if it has ended."""
-        if self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
             LOGGER.error("the cache of the workers ended, and is started anew")
             self._launch()
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _launch(self) -> None:
+    def _launch(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(  # noqa: S603 - a program of the operator's
             self._command,
             stdin=subprocess.DEVNULL,
@@ -79,6 +80,7 @@ class Embedded:
             start_new_session=True,  # Ctrl-C on a terminal is for the supervisor
             preexec_fn=_end_with_parent,  # the supervisor has no threads
         )
+        return self._process
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
