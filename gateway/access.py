@@ -110,16 +110,27 @@ def keep_seen(consumer: Consumer, read: Sequence[str]) -> Callable[[Sequence[Cal
     return lambda calls: [call for call in calls if may_see(consumer, call.client_code)]
 
 
-def present(call: Call, consumer: Consumer, *, status: bool, public_extra: Collection[str] = ()) -> Call:
-    """Make the call as this consumer sees it; `status` tells whether it asked for that."""
+def present(
+    call: Call,
+    consumer: Consumer,
+    *,
+    status: bool,
+    public_extra: Collection[str] = (),
+    recording_url: str | None = None,
+) -> Call:
+    """Make the call as this consumer sees it; `status` tells whether it asked for that.
+
+    The upstream's own address of the recording is nobody's business: `recording_url` stands in its place.
+    """
     shows_status = status and "status" in consumer.scopes
     if "personal" in consumer.scopes:
         extra = call.extra
         if extra:
             extra = _without(extra, frozenset() if shows_status else STATUS_EXTRA)
-        if call.recording_url is None and extra is call.extra and (shows_status or call.status is None):
+        same_status = shows_status or call.status is None
+        if same_status and extra is call.extra and call.recording_url is None and recording_url is None:
             return call
-        return replace(call, recording_url=None, extra=extra, status=call.status if shows_status else None)
+        return replace(call, recording_url=recording_url, extra=extra, status=call.status if shows_status else None)
     shown = call.status if shows_status else None
     return replace(
         call,
@@ -127,7 +138,7 @@ def present(call: Call, consumer: Consumer, *, status: bool, public_extra: Colle
         address=None,
         dtmf=None,
         other_data=None,
-        recording_url=None,
+        recording_url=recording_url,
         status=shown and Status(reviewed=shown.reviewed, sales=shown.sales, journal=None),
         extra=_public(call.extra, public_extra, status=shows_status) if call.extra else call.extra,
     )

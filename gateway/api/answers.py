@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from gateway.access import Consumer, codes_to_read, keep_seen, present, require_list
 from gateway.api.filters import NO_FILTERS, Filters
-from gateway.api.links import render_link
+from gateway.api.links import link_writer
 from gateway.api.negotiation import media_type
 from gateway.api.repeats import Lifetime, matches
 from gateway.callbutton.recordings import Recordings
@@ -102,14 +102,10 @@ class Asking:
         consumer, public = self.consumer, self.desk.public_extra
         if "recordings" not in consumer.scopes:
             return [present(call, consumer, status=status, public_extra=public) for call in calls]
-        return [self._linked(call, present(call, consumer, status=status, public_extra=public)) for call in calls]
-
-    def _linked(self, call: Call, shown: Call) -> Call:
-        """Put a link to the recording into a call, if there is one."""
-        if call.recording_url is None:
-            return shown
-        path = render_link(call, self.consumer, self.desk.clock(), self.desk.signing_key)
-        return msgspec.structs.replace(shown, recording_url=self.link(path))
+        link = link_writer(consumer, self.desk.clock(), self.desk.signing_key, self.desk.public_url)
+        return [
+            present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
+        ]
 
     def has_read(self) -> None:
         """Note that the ledger has answered."""

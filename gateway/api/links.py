@@ -6,6 +6,8 @@ consumer, and ends with the next hour of the clock: within an hour the answers t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from msgspec import Struct
 
@@ -29,15 +31,23 @@ class Capability(Struct, frozen=True, array_like=True):
     until: int
 
 
+_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Capability)
 
 
-def render_link(call: Call, consumer: Consumer, now: float, key: bytes) -> str:
-    """Write the path of a call's recording, for a consumer."""
+def link_writer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
+    """What writes the link to a call's recording, if it has one, for a consumer; `base` comes before its path."""
     until = (int(now) // HOUR + 2) * HOUR
-    start = int(call.start_time.timestamp())
-    capability = Capability(call.client_code, call.id, start, consumer.name, consumer.label, until)
-    return f"/recordings/{seal(KIND, msgspec.msgpack.encode(capability), key)}"
+    path = f"{base}/recordings/"
+
+    def render_link(call: Call) -> str | None:
+        if call.recording_url is None:
+            return None
+        start = int(call.start_time.timestamp())
+        capability = Capability(call.client_code, call.id, start, consumer.name, consumer.label, until)
+        return path + seal(KIND, _encoder.encode(capability), key)
+
+    return render_link
 
 
 def read_link(token: str, now: float, key: bytes) -> Capability:
