@@ -103,9 +103,7 @@ class Asking:
         if "recordings" not in consumer.scopes:
             return [present(call, consumer, status=status, public_extra=public) for call in calls]
         link = link_writer(consumer, self.desk.clock(), self.desk.signing_key, self.desk.public_url)
-        return [
-            present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
-        ]
+        return [present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls]
 
     def has_read(self) -> None:
         """Note that the ledger has answered."""
