@@ -71,11 +71,16 @@ def wanted(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in ENDPOINTS)
 
 
+def check() -> None:
+    """See that tracing can start. Raises ValueError without the extra `otel`."""
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
+        raise ValueError(f"{ENDPOINTS[0]} is set, but tracing is not installed: callbutton-gateway[otel] is")
+
+
 def start() -> Callable[[], None]:
     """Trace from now on; gives what sends the rest and stops. Raises ValueError without the extra `otel`."""
     global _begin, _here
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise ValueError(f"{ENDPOINTS[0]} is set, but tracing is not installed: callbutton-gateway[otel] is")
+    check()
     from opentelemetry import context, propagate, trace
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource

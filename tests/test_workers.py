@@ -21,6 +21,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from gateway import tracing
 from gateway.__main__ import main
 from gateway.commands.serve import MOST_WORKERS, divide
 from gateway.metrics import GAUGES, PREFIX, Metrics
@@ -258,6 +259,16 @@ def test_without_a_server_to_share_it_ends_with_2_and_says_what_to_do(
         monkeypatch.setenv(name, text)
     assert main(["serve", "--workers", "2"]) == 2
     assert "set it, or install valkey-server" in capsys.readouterr().err
+
+
+def test_tracing_that_is_not_installed_ends_with_2_before_any_worker_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tracing, "find_spec", lambda _: None)
+    for name, text in (SETTINGS | {tracing.ENDPOINTS[0]: "http://127.0.0.1:1"}).items():
+        monkeypatch.setenv(name, text)
+    assert main(["serve", "--workers", "2"]) == 2
+    assert "tracing is not installed" in capsys.readouterr().err
 
 
 def test_a_server_of_the_wheel_is_found_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch):

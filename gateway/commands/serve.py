@@ -76,6 +76,8 @@ def run_workers(settings: Settings, count: int) -> int:
     from gateway.workers.supervisor import Supervisor
 
     server_of(app.create(settings), settings)  # says what is wrong with the settings, and loads what workers need
+    if tracing.wanted(os.environ):
+        tracing.check()  # it starts in each worker: it has threads
     program = "" if settings.cache_url else find_program()
     if not settings.cache_url and not program:
         raise SettingsError(
