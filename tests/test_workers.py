@@ -42,8 +42,9 @@ REQUESTS = f'{PREFIX}_requests_total{{method="GET",route="/clients/{{code}}/call
 class Fleet:
     """Two workers and their supervisor, in front of a simulator."""
 
-    def __init__(self, process: subprocess.Popen[bytes], address: str, simulator: Simulator) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], address: str, simulator: Simulator, log: Path) -> None:
         self.process = process
+        self.log = log
         self.address = address
         self.simulator = simulator
 
@@ -98,7 +99,7 @@ def two_workers(folder: Path, latency: float = 0.01, **settings: str) -> Iterato
         with running(gateway("serve", "--workers", "2"), log, **named) as process:
             wait_for(lambda: '"serving"' in log.read_text("utf-8"), "the supervisor listens")
             line = next(line for line in log.read_text("utf-8").splitlines() if '"serving"' in line)
-            yield Fleet(process, json.loads(line)["address"], simulator)
+            yield Fleet(process, json.loads(line)["address"], simulator, log)
 
 
 @pytest.fixture
@@ -154,6 +155,19 @@ def test_no_counter_goes_down_when_a_worker_is_killed_and_replaced(fleet: Fleet)
     assert [name for name, value in before.items() if counters.search(name) and after[name] < value] == []
     fleet.process.terminate()
     assert fleet.process.wait(30) == 0
+
+
+def test_a_place_where_workers_end_again_and_again_is_left_out_for_a_while(fleet: Fleet):
+    wait_for(lambda: len(fleet.workers()) == 2, "two workers")
+    stays, goes = fleet.workers()
+    os.kill(goes, signal.SIGKILL)
+    wait_for(lambda: set(fleet.workers()) - {stays, goes}, "another worker")
+    goes = next(iter(set(fleet.workers()) - {stays, goes}))
+    os.kill(goes, signal.SIGKILL)
+    wait_for(lambda: '"exitCode":-9,"pause":1.0' in fleet.log.read_text("utf-8"), "a pause begins")
+    time.sleep(0.1)  # what waits at a place is lost when its pause begins
+    fleet.herd(20)
+    wait_for(lambda: len(set(map(process_of, fleet.herd(20)))) == 2, "both serve")
 
 
 def test_a_worker_that_stands_still_keeps_nobody_from_the_sums(fleet: Fleet):

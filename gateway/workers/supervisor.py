@@ -2,7 +2,7 @@
 
 Rules:
 - A worker that ends is replaced at once; one that ends again within a minute after a pause, twice as long each time,
-  during which connections go to the others.
+  during which connections go to the others. Those that wait there when a pause begins are reset.
 - A worker that ends before it serves, while no other serves, is not replaced: the start has failed, exit code 1.
 - A worker that says nothing for a minute is killed.
 - Signals are handed on, each once; when the last worker has ended the supervisor does, with exit code 0 if all did.
