@@ -158,7 +158,7 @@ def test_no_counter_goes_down_when_a_worker_is_killed_and_replaced(fleet: Fleet)
 
 
 def test_a_place_where_workers_end_again_and_again_is_left_out_for_a_while(fleet: Fleet):
-    wait_for(lambda: len(fleet.workers()) == 2, "two workers")
+    wait_for(lambda: len(set(map(process_of, fleet.herd(20)))) == 2, "both serve")
     stays, goes = fleet.workers()
     os.kill(goes, signal.SIGKILL)
     wait_for(lambda: set(fleet.workers()) - {stays, goes}, "another worker")
