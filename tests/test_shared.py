@@ -530,6 +530,28 @@ def test_losing_the_server_while_waiting_for_another_replica_falls_back(server: 
     run(work)
 
 
+def test_a_flight_that_lands_while_a_read_waits_for_a_server_that_dies_is_not_sent_again(server: Server):
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 60))]
+
+    async def work() -> None:
+        gate = slow(upstream)
+        one = Replica(upstream, server.url)
+        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
+        await until(lambda: len(upstream.posts) == 1)
+        server.client.client_pause(60_000, all=False)  # scripts, but not CLIENT and INFO
+        second = asyncio.create_task(one.read(["a"], LAST_HOUR))
+        await until(lambda: server.client.info("clients")["blocked_clients"] == 1)
+        gate.set()
+        assert await first == ["1"]
+        server.kill()
+        assert await second == ["1"]
+        await one.close()
+        assert len(upstream.posts) == 1
+
+    run(work)
+
+
 @pytest.fixture
 def gateways(server: Server) -> Iterator[tuple[Server, list[httpx.Client]]]:
     """Two gateways on one Valkey and one simulator, by the clock on the wall."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from gateway.ledger.extents import DAY, Extent, by_day, covers, overlay_all
+from gateway.ledger.extents import DAY, Extent, by_day, covers
 from gateway.ledger.memory import LONG
 from gateway.ledger.packing import pack, unpack
 from gateway.ledger.tickets import Need
@@ -139,11 +140,11 @@ class Level2:
         self._stores = 0
 
     async def better(self, needs: Sequence[Need], held: Held, *, status: bool) -> Held:
-        """What is held of clients that have needs, together with what there is that serves them better."""
-        result: Held = {}
+        """What there is that serves needs better than what is held of their clients, in no order."""
+        result: Held = defaultdict(list)
         for found in await self.lookup(wanted(needs, held), status=status):
-            result.setdefault(found.code, list(held[found.code])).append(found.extent)
-        return {code: overlay_all(extents) for code, extents in result.items()}
+            result[found.code].append(found.extent)
+        return result
 
     async def lookup(self, wants: tuple[Wanted, ...], *, status: bool) -> list[Found]:
         """What there is of what is wanted; nothing if it takes too long."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import msgspec
 from msgspec import Struct
@@ -23,7 +23,7 @@ from gateway.callbutton.queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.claims import Claims
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, covers, late, merge, overlay
+from gateway.ledger.extents import Extent, covers, late, merge, overlay, overlay_all
 from gateway.ledger.flights import Flights
 from gateway.ledger.freshness import Rule, gaps, old, seconds_past
 from gateway.ledger.level2 import Found, Level2
@@ -155,16 +155,16 @@ class Ledger:
         if window.start >= window.end:
             return Reading(as_of=now, oldest_fetch=now, past=-self._settings.plain.minimum)
         rules = {code: self._rule(code, status=question.status) for code in question.codes}
-        held = {
-            code: self._memory.lookup(code, window, now, status=question.status, used=not question.passing)
-            for code in question.codes
-        }
+        look = partial(self._memory.lookup, window=window, status=question.status, used=not question.passing)
+        held = {code: look(code, now=now) for code in question.codes}
         with tracing.span("plan") as plan:
             needs = self._needs(question, window, now, rules, held, span)
             plan.note({"clients": len(held), "gaps": len(needs)})
         if needs and self._level2 is not None and not question.insist:
-            for code, extents in (await self._level2.better(needs, held, status=question.status)).items():
-                held[code] = [extent for extent in extents if extent.window.overlaps(window)]
+            found = await self._level2.better(needs, held, status=question.status)
+            held = {code: look(code, now=self._clock()) for code in question.codes}  # flights may have landed
+            for code, extents in found.items():
+                held[code] = [one for one in overlay_all(held[code] + extents) if one.window.overlaps(window)]
             needs = self._needs(question, window, now, rules, held, span)
         lacking = {need.code for need in needs}
         for code, extents in held.items():
