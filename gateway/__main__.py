@@ -8,21 +8,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gateway import __version__
-from gateway.commands import COMMANDS
+from gateway.commands import COMMANDS, load
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the commands."""
+def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Describe commands."""
     root = argparse.ArgumentParser(
         prog="callbutton-gateway",
         description="A REST/JSON gateway in front of a Callbutton XML server. COMMAND --help shows an example of each.",
     )
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    for name in names:
+        command = load(name)
         described = commands.add_parser(
             name,
             help=command.TEXT,
@@ -36,10 +37,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    chosen = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            return COMMANDS[chosen.command].run(chosen)
+            return load(chosen.command).run(chosen)
     except OSError as error:
         print(f"callbutton-gateway: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -16,10 +17,8 @@ from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.credentials.identity import Identity
-from gateway.credentials.issuer import Issuer
 from gateway.credentials.keyfile import KeyFile
 from gateway.credentials.keys import KeysError
-from gateway.credentials.tokens import TokenRules
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
@@ -28,6 +27,9 @@ from gateway.rates import Exports, Rates
 from gateway.settings import Settings, SettingsError
 from gateway.shared import Shared
 from gateway.tally import Tally
+
+if TYPE_CHECKING:
+    from gateway.credentials.issuer import Issuer
 
 REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
 Clock = Callable[[], float]
@@ -79,6 +81,9 @@ def build_keys(settings: Settings, metrics: Metrics) -> KeyFile:
 
 def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
     """Build what knows bearer tokens. Raises SettingsError."""
+    from gateway.credentials.issuer import Issuer  # and with it cryptography
+    from gateway.credentials.tokens import TokenRules
+
     for name in ("oidc_issuer", "oidc_audience"):
         if not getattr(settings, name):
             raise SettingsError(f"GATEWAY_{name.upper()} is not set: GATEWAY_AUTH={settings.auth} needs it")

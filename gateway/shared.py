@@ -6,6 +6,7 @@ Rules:
   most 30 s: nobody waits while it is open, and one tries when it ends.
 - A gateway whose clock is more than a second off the server's takes no part: the script does not run.
 - Scripts run whole or not at all, on one server; a cluster is not supported.
+- The driver is loaded when there is a server to talk to.
 """
 
 from __future__ import annotations
@@ -15,16 +16,12 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
-
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from typing import TYPE_CHECKING, Any
 
 from gateway.metrics import Metrics
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT = 0.1  # seconds
@@ -160,17 +157,19 @@ class Shared:
             self._waiting -= 1
 
     async def _try(self, operation: str, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        from redis import exceptions
+
         if not self._circuit.allows(self._monotonic()):
             raise Unavailable("the circuit is open")
         began = self._monotonic()
         try:
             answer = await command()
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
             self._circuit.fail(self._monotonic())
-            kind = "timeout" if isinstance(error, RedisTimeoutError) else "connection"
+            kind = "timeout" if isinstance(error, exceptions.TimeoutError) else "connection"
             self._metrics.shared_errors.labels(operation, kind).inc()
             raise Unavailable("no answer") from error
-        except RedisError as error:
+        except exceptions.RedisError as error:
             self._circuit.succeed()
             self._metrics.shared_errors.labels(operation, "refused").inc()
             raise Unavailable("refused") from error
@@ -192,6 +191,10 @@ class Shared:
 
 
 def _client(url: str, timeout: float, connect_timeout: float) -> Redis:
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
     scheme, _, rest = url.partition("://")
     return Redis.from_url(
         f"{'redis' if scheme == 'valkey' else scheme}://{rest}",

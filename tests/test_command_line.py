@@ -20,7 +20,7 @@ import yaml
 
 from gateway import errors
 from gateway.__main__ import main
-from gateway.commands import COMMANDS
+from gateway.commands import COMMANDS, load
 from gateway.commands.check import ADVICE, OBSTACLES, advice_on, print_failure
 from gateway.commands.demo import demo_paths
 from gateway.errors import Obstacle
@@ -87,7 +87,7 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    assert f"example:\n  {COMMANDS[command].EXAMPLE}" in capsys.readouterr().out
+    assert f"example:\n  {load(command).EXAMPLE}" in capsys.readouterr().out
 
 
 def test_help_lists_every_command_and_loads_no_server():
@@ -102,6 +102,36 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(COMMANDS) == re.findall(r"^    (\w+) ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("variables", "loaded"),
+    [
+        ({}, set()),
+        ({"GATEWAY_CACHE_URL": "redis://127.0.0.1"}, {"redis", "cryptography"}),  # the driver loads it
+        ({"GATEWAY_AUTH": "oidc", "GATEWAY_OIDC_ISSUER": "https://issuer.example", "GATEWAY_OIDC_AUDIENCE": "a"},
+         {"cryptography", "jwt"}),
+    ],
+    ids=["nothing", "a shared cache", "tokens"],
+)  # fmt: skip
+def test_serve_loads_no_library_that_its_settings_do_not_ask_for(variables: dict[str, str], loaded: set[str]):
+    script = """\
+import os, sys
+from gateway.__main__ import parser
+from gateway import app, server
+from gateway.settings import read_settings
+parser(["serve"])
+server.make_server(app.create(read_settings(os.environ)))
+for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator", "gateway.workers"):
+    if name in sys.modules:
+        print(name)
+"""
+    settings = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:9/xml.jsp", "GATEWAY_AUTH": "none"} | variables
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=plain | settings, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set(done.stdout.split()) == loaded
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Rules:
 - A module has `TEXT` and `EXAMPLE` for its help, `add_arguments` and `run`, which returns the exit code.
-- What it needs to run it imports in `run`, so that `--help` is quick.
+- What it needs to run it imports in `run`, so that `--help` is quick. The one that is asked for is loaded alone.
 - It raises SettingsError or ValueError for what cannot be used (exit code 2), OSError for what is in the way (1).
 - What is asked for goes to standard output, logs and complaints go to standard error.
 """
@@ -10,9 +10,8 @@ Rules:
 from __future__ import annotations
 
 import argparse
-from typing import Protocol
-
-from gateway.commands import check, demo, fetch, keys, openapi, serve, simulate
+from importlib import import_module
+from typing import Protocol, cast
 
 
 class Command(Protocol):
@@ -28,12 +27,9 @@ class Command(Protocol):
         """Do it; returns the exit code."""
 
 
-COMMANDS: dict[str, Command] = {
-    "serve": serve,
-    "demo": demo,
-    "simulate": simulate,
-    "check": check,
-    "fetch": fetch,
-    "keys": keys,
-    "openapi": openapi,
-}
+COMMANDS = ("serve", "demo", "simulate", "check", "fetch", "keys", "openapi")
+
+
+def load(name: str) -> Command:
+    """The module of a command."""
+    return cast(Command, import_module(f"gateway.commands.{name}"))

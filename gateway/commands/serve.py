@@ -75,7 +75,8 @@ def run_workers(settings: Settings, count: int) -> int:
     from gateway.workers.embedded import Embedded, find_program
     from gateway.workers.supervisor import Supervisor
 
-    server_of(app.create(settings), settings)  # says what is wrong with the settings, and loads what workers need
+    shared = msgspec.structs.replace(settings, cache_url=settings.cache_url or "unix:///")
+    server_of(app.create(shared), settings)  # says what is wrong with the settings, and loads what workers need
     if tracing.wanted(os.environ):
         tracing.check()  # it starts in each worker: it has threads
     program = "" if settings.cache_url else find_program()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.access import ANYONE, Consumer
-from gateway.credentials.issuer import Issuer
+from gateway.access import ANYONE, OF_TOKEN, Consumer
 from gateway.credentials.keyfile import KeyFile
 from gateway.credentials.keys import PREFIX
-from gateway.credentials.tokens import LABEL
 from gateway.errors import Unauthenticated
+
+if TYPE_CHECKING:
+    from gateway.credentials.issuer import Issuer
 
 MOST_LENGTH = 8192  # characters of a credential
 
@@ -51,6 +53,6 @@ class Identity:
 
     def rights_of(self, name: str, label: str) -> Consumer | None:
         """The rights of a consumer as they are now; of a token's, whom nobody knows without it, whatever it had."""
-        if label == LABEL:
+        if label == OF_TOKEN:
             return None if self._issuer is None else replace(ANYONE, name=name, label=label)
         return None if self._keys is None else self._keys.keys.consumer(name)

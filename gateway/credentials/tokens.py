@@ -24,10 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from msgspec import Struct
 
-from gateway.access import PATTERN, SCOPES, Consumer, Rate
+from gateway.access import OF_TOKEN, PATTERN, SCOPES, Consumer, Rate
 
 LEEWAY = 60  # seconds by which clocks may differ
-LABEL = "oidc"  # what metrics call all of them
 NAME = re.compile(r"[A-Za-z0-9_.@:/|+-]{1,128}", re.ASCII)
 MOST_KEYS = 100
 MOST_CLIENTS = 1000
@@ -146,7 +145,7 @@ def _bearer(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Bearer:
     if len(clients) > MOST_CLIENTS or not all(PATTERN.fullmatch(client) for client in clients):
         raise TokenError("token with clients that are none")
     scopes = frozenset(_words(claims.get(rules.scopes_claim))) & set(SCOPES)
-    consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, label=LABEL)
+    consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, label=OF_TOKEN)
     return Bearer(consumer, expires + LEEWAY)
 
 
