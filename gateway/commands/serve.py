@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -52,31 +54,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve until told to stop. Raises SettingsError, OSError."""
-    from gateway import app
-
     settings = reachable_settings()
     logs.configure(settings.log_format, settings.log_level)
     if chosen.workers > 1:
         return run_workers(settings, chosen.workers)
-    application = app.create(settings)
+    with loading():
+        from gateway import app
+
+        server = server_of(app.create(settings), settings)
     stop = tracing.start() if tracing.wanted(os.environ) else None
     warn(settings)
     opened = [listen(settings.host, port) for port in ports(settings)]
     tell(opened[0], workers=1)
-    server_of(application, settings).run(sockets=opened)
+    server.run(sockets=opened)
     if stop is not None:
         stop()
     return 0
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Look for no garbage: what is loaded stays, and to look through it again and again takes a tenth of the start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def run_workers(settings: Settings, count: int) -> int:
     """Serve in several processes. Raises SettingsError, OSError."""
-    from gateway import app
-    from gateway.workers.embedded import Embedded, find_program
-    from gateway.workers.supervisor import Supervisor
+    with loading():
+        from gateway import app
+        from gateway.workers.embedded import Embedded, find_program
+        from gateway.workers.supervisor import Supervisor
 
-    shared = msgspec.structs.replace(settings, cache_url=settings.cache_url or "unix:///")
-    server_of(app.create(shared), settings)  # says what is wrong with the settings, and loads what workers need
+        shared = msgspec.structs.replace(settings, cache_url=settings.cache_url or "unix:///")
+        server_of(app.create(shared), settings)  # says what is wrong with the settings, and loads what workers need
     if tracing.wanted(os.environ):
         tracing.check()  # it starts in each worker: it has threads
     program = "" if settings.cache_url else find_program()
