@@ -1,6 +1,7 @@
 """What the gateway is measured against: the floor, and an honest afternoon's work.
 
-`raw` sends bytes that it holds, headers and all. `afternoon` is FastAPI, httpx, xmltodict and a cache keyed by URL.
+`raw` sends bytes that it holds, headers and all, on uvicorn as it comes; `raw-ours` on the gateway's server.
+`afternoon` is FastAPI, httpx, xmltodict and a cache keyed by URL.
 `upstream` is an XML server as quick as can be: 100 calls of the day that is asked for.
 Run by `benchmarks.serving`, each in a process of its own: `python -m benchmarks.peers raw PORT FILE`.
 """
@@ -20,6 +21,7 @@ from zoneinfo import ZoneInfo
 import uvicorn
 
 from benchmarks.translate import reply
+from gateway.server import listen, make_server
 
 CENTRAL = ZoneInfo("America/Chicago")
 TTL = 15.0  # seconds
@@ -94,13 +96,16 @@ def upstream() -> Callable[..., Awaitable[None]]:
 def main() -> None:
     kind, port, given = sys.argv[1:4]
     match kind:
-        case "raw":
+        case "raw" | "raw-ours":
             application = raw(json.loads(Path(given).read_text("utf-8")))
         case "upstream":
             application = upstream()
         case _:
             application = afternoon(given)
-    uvicorn.run(application, host="127.0.0.1", port=int(port), access_log=kind == "afternoon", lifespan="off")
+    if kind == "raw-ours":
+        make_server(application, lifespan="off").run(sockets=[listen("127.0.0.1", int(port))])
+    else:
+        uvicorn.run(application, host="127.0.0.1", port=int(port), access_log=kind == "afternoon", lifespan="off")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ def bars(values: Mapping[str, float], ours: str = "gateway") -> str:
     widest = max(values.values())
     parts = []
     for place, (name, value) in enumerate(values.items()):
-        y, width = 20 + 30 * place, 380 * value / widest
+        y, width = 20 + 30 * place, 320 * value / widest
+        shown = name.replace("`", "")
         colour = OURS if name.startswith(ours) else OTHERS
-        parts.append(f'<text x="250" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect x="260" y="{y}" width="{width:.0f}" height="20" fill="{colour}"/>')
-        parts.append(f'<text x="{266 + width:.0f}" y="{y + 15}">{value:.2f}</text>')
+        parts.append(f'<text x="310" y="{y + 15}" text-anchor="end">{escape(shown)}</text>')
+        parts.append(f'<rect x="320" y="{y}" width="{width:.0f}" height="20" fill="{colour}"/>')
+        parts.append(f'<text x="{326 + width:.0f}" y="{y + 15}">{value:.2f}</text>')
     return _drawing(30 * len(values) + 20, parts)
 
 

@@ -1,7 +1,7 @@
 """How fast answers go out, side by side in one run: the server on one core, the load on another.
 
 Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish); what is missing is left out, and says so.
-`--write FILE` draws the rates as a plot.
+`--write` puts the table into README.md and draws `benchmarks/hits.svg`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,22 @@ import httpx
 from benchmarks import plots
 from benchmarks.peers import POST
 
-FLOOR = "raw ASGI application"
+FLOOR = "a raw ASGI application, on uvicorn"
+PEERS = (
+    FLOOR,
+    "the same, on the gateway's server",
+    "an afternoon's FastAPI",
+    "nginx `proxy_cache` before the raw one",
+    "Varnish before the raw one",
+)
+OURS = (
+    "gateway, exact repeat",
+    "gateway, moving window",
+    "gateway, not modified",
+    "gateway, compressed by zstd",
+)
+README, PLOT = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "hits.svg"
+MARKERS = "<!-- hits -->\n", "\n<!-- /hits -->"
 OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
 ROUNDS = 5
 SECONDS = 3
@@ -198,27 +213,29 @@ def measure(cases: list[Case], rounds: int, seconds: int) -> dict[str, Measured]
 
 def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Case]:
     """Start what the gateway is measured against."""
-    python = sys.executable
-    raw, port = free_port(), free_port()
-    floor = stack.enter_context(
-        running(raw, python, "-m", "benchmarks.peers", "raw", str(raw), str(held), log=folder / "raw.log")
-    )
-    cases = [Case(FLOOR, floor.pid, f"http://127.0.0.1:{raw}{EXACT}")]
-    fastapi = stack.enter_context(
-        running(port, python, "-m", "benchmarks.peers", "afternoon", str(port), upstream, log=folder / "fastapi.log")
-    )
-    cases.append(Case("an afternoon's FastAPI, hit", fastapi.pid, f"http://127.0.0.1:{port}{EXACT}"))
+    cases = []
+
+    def start(name: str, port: int, command: tuple[str, ...]) -> None:
+        server = stack.enter_context(running(port, *command, log=folder / f"{port}.log"))
+        cases.append(Case(name, server.pid, f"http://127.0.0.1:{port}{EXACT}"))
+
+    def peer(kind: str, given: str) -> tuple[int, tuple[str, ...]]:
+        port = free_port()
+        return port, (sys.executable, "-m", "benchmarks.peers", kind, str(port), given)
+
+    raw, command = peer("raw", str(held))
+    start(PEERS[0], raw, command)
+    start(PEERS[1], *peer("raw-ours", str(held)))
+    start(PEERS[2], *peer("afternoon", upstream))
     if nginx := shutil.which("nginx", path="/usr/sbin:/usr/bin"):
         port = free_port()
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, raw=raw, port=port))
-        server = stack.enter_context(running(port, nginx, "-c", str(folder / "nginx.conf"), log=folder / "nginx.out"))
-        cases.append(Case("nginx proxy_cache before the raw one", server.pid, f"http://127.0.0.1:{port}{EXACT}"))
+        start(PEERS[3], port, (nginx, "-c", str(folder / "nginx.conf")))
     if varnish := shutil.which("varnishd", path="/usr/sbin:/usr/bin"):
         port = free_port()
         (folder / "cache.vcl").write_text(VCL.format(raw=raw))
-        command = (varnish, "-F", "-a", f"127.0.0.1:{port}", "-f", str(folder / "cache.vcl"), "-n", str(folder / "v"))
-        server = stack.enter_context(running(port, *command, log=folder / "varnish.log"))
-        cases.append(Case("Varnish before the raw one", server.pid, f"http://127.0.0.1:{port}{EXACT}"))
+        place = ("-f", str(folder / "cache.vcl"), "-n", str(folder / "v"))
+        start(PEERS[4], port, (varnish, "-F", "-a", f"127.0.0.1:{port}", *place))
     return cases
 
 
@@ -248,10 +265,10 @@ def hits(rounds: int, seconds: int) -> dict[str, Measured]:
         etag = dict(headers)["etag"]
         get(base + MOVING, (opened,))
         ours = [
-            Case("gateway, exact repeat", gateway.pid, base + EXACT, (opened,)),
-            Case("gateway, moving window", gateway.pid, base + MOVING, (opened,)),
-            Case("gateway, not modified", gateway.pid, base + EXACT, (opened, f"If-None-Match: {etag}")),
-            Case("gateway, zstd", gateway.pid, base + EXACT, (opened, "Accept-Encoding: zstd")),
+            Case(OURS[0], gateway.pid, base + EXACT, (opened,)),
+            Case(OURS[1], gateway.pid, base + MOVING, (opened,)),
+            Case(OURS[2], gateway.pid, base + EXACT, (opened, f"If-None-Match: {etag}")),
+            Case(OURS[3], gateway.pid, base + EXACT, (opened, "Accept-Encoding: zstd")),
         ]
         return measure([*peers(stack, folder, held, upstream), *ours], rounds, seconds)
 
@@ -309,10 +326,7 @@ def start_up(rounds: int = 5) -> tuple[float, float]:
 def table(found: dict[str, Measured]) -> str:
     """The figures as Markdown, against the raw application."""
     floor = found[FLOOR]
-    lines = [
-        "| answered by | of the floor's rate | processor time, of the floor's | p99, of the floor's |",
-        "|---|---|---|---|",
-    ]
+    lines = ["| answered by | rate | processor time | p99 |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {one.rate / floor.rate:.2f} | {one.cpu / floor.cpu:.2f} | {one.p99 / floor.p99:.1f} |"
         for name, one in found.items()
@@ -320,12 +334,20 @@ def table(found: dict[str, Measured]) -> str:
     return "\n".join(lines)
 
 
+def rewritten(text: str, figures: str) -> str:
+    """README.md with the figures between their markers."""
+    before, _, rest = text.partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    return before + MARKERS[0] + figures + MARKERS[1] + after
+
+
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--rounds", type=int, default=ROUNDS)
     reader.add_argument("--seconds", type=int, default=SECONDS)
-    reader.add_argument("--write", type=Path, metavar="FILE", help="draw a plot (SVG)")
+    reader.add_argument("--write", action="store_true", help="put the table into README.md and draw the plot")
     given = reader.parse_args()
+    found: dict[str, Measured] = {}
     if not shutil.which("wrk"):
         print("hits are left out: no wrk here")
     else:
@@ -335,13 +357,15 @@ def main() -> None:
             times = f"p50 {one.p50:6.2f} ms  p99 {one.p99:6.2f} ms  {one.cpu:5.0f} us of processor"
             print(f"{name:40} {one.rate:9.0f}/s  {times}")
         print(table(found))
-        if given.write:
-            rates = {name: one.rate / found[FLOOR].rate for name, one in found.items()}
-            given.write.write_text(plots.bars(rates), "utf-8")
-    direct, through = misses()
-    print(f"\nmiss of 100 calls: upstream {direct:.2f} ms, through the gateway {through - direct:.2f} ms more")
-    seconds, resident = start_up()
-    print(f"start to first answer {seconds:.2f} s, {resident:.0f} MiB resident")
+    (direct, through), (seconds, resident) = misses(), start_up()
+    rest = (
+        f"A miss of 100 calls takes {through - direct:.1f} ms longer than the upstream's own {direct:.1f} ms.\n"
+        f"From start to first answer {seconds:.2f} s go by; {resident:.0f} MiB are resident then."
+    )
+    print(f"\n{rest}")
+    if given.write and set(found) == {*PEERS, *OURS}:
+        README.write_text(rewritten(README.read_text("utf-8"), f"{table(found)}\n\n{rest}"), "utf-8")
+        PLOT.write_text(plots.bars({name: one.rate / found[FLOOR].rate for name, one in found.items()}), "utf-8")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.errors import Forbidden
-from gateway.model import Call, Status
+from gateway.model import EVERY_CLIENT, Call, Status
 
-EVERY_CLIENT = "*"
 SCOPES = ("calls", "personal", "status", "recordings", "refresh")
 PATTERN = re.compile(r"\*|[A-Za-z0-9_.-]{1,64}|[A-Za-z0-9_.-]{1,63}\*", re.ASCII)
 RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)", re.ASCII)

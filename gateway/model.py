@@ -13,6 +13,8 @@ from enum import Enum
 
 from msgspec import Struct
 
+EVERY_CLIENT = "*"  # in place of a client code
+
 
 class Certainty(Enum):
     """How sure the instant of a call is (T4)."""

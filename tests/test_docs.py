@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from benchmarks import ledger
+from benchmarks import ledger, serving
 from gateway.api import params, problems
 from gateway.commands import COMMANDS
 from gateway.commands.demo import demo_paths
@@ -100,6 +100,16 @@ def test_the_cache_s_table_is_what_the_benchmark_writes():
     assert ledger.rewritten(README, measured) == README
     first = ledger.cases()[0].name
     assert ledger.table(ledger.rewritten(README, {first: "much"}))[1] == measured | {first: "much"}
+
+
+def test_the_table_of_speed_is_what_the_benchmark_writes():
+    figures = README.split(serving.MARKERS[0])[1].split(serving.MARKERS[1])[0]
+    rows = [line.strip("| ").split(" | ") for line in figures.splitlines() if line.startswith("|")][2:]
+    assert [row[0] for row in rows] == [*serving.PEERS, *serving.OURS]
+    assert rows[0][1:] == ["1.00", "1.00", "1.0"]
+    assert all(float(cell) > 0 for row in rows for cell in row[1:])
+    assert serving.rewritten(README, figures) == README
+    assert serving.PLOT.read_text("utf-8").count("<rect") == len(rows) + 1
 
 
 def test_the_readme_leads_to_no_other_host():

@@ -20,13 +20,13 @@ from gateway import app
 from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.ledger import flights
 from gateway.ledger.claims import Claims
-from gateway.ledger.extents import EVERY_CLIENT, make_extent, make_extent_of_all
+from gateway.ledger.extents import make_extent, make_extent_of_all
 from gateway.ledger.freshness import Rule
 from gateway.ledger.level2 import Found
 from gateway.ledger.packing import LAYOUT, pack, unpack
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.metrics import Metrics
-from gateway.model import Address, SalesStatus, Status, Window
+from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
 from gateway.settings import Settings
 from gateway.shared import TIMEOUT, Circuit, Shared, Unavailable
 from gateway.simulator.server import PATH, Options, create

@@ -65,7 +65,7 @@ class KeyFile:
         else:
             self._complaint = ""
             self._metrics.keys_file_broken.set(0)
-            LOGGER.info("the keys file was read again", extra={"fields": {"consumers": len(self.keys.entries)}})
+            LOGGER.info("the keys file was read again", extra={"fields": {"consumers": len(self.keys.consumers)}})
 
     def _read(self) -> bytes:
         """Read the file's bytes. Raises KeysError."""

@@ -83,6 +83,7 @@ class Keyring(Struct, frozen=True):
     """The keys of all consumers, by their hashes."""
 
     holders: Mapping[bytes, Holder]
+    consumers: Mapping[str, Consumer]  # by name
     entries: tuple[ConsumerEntry, ...]
 
     def find(self, key: str, now: float) -> tuple[Consumer | None, str]:
@@ -97,7 +98,7 @@ class Keyring(Struct, frozen=True):
 
     def consumer(self, name: str) -> Consumer | None:
         """The consumer of this name."""
-        return next((_consumer(entry) for entry in self.entries if entry.name == name), None)
+        return self.consumers.get(name)
 
 
 def new_key() -> str:
@@ -117,13 +118,13 @@ def parse_keys(text: str) -> Keyring:
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise KeysError(" ".join(str(error).split())) from error
     holders: dict[bytes, Holder] = {}
-    names = set()
+    consumers: dict[str, Consumer] = {}
     for number, entry in enumerate(document.consumer, 1):
         try:
             consumer = _consumer(entry)
-            if entry.name in names:
+            if entry.name in consumers:
                 raise ValueError("another has the same name")
-            names.add(entry.name)
+            consumers[entry.name] = consumer
             for key in entry.keys:
                 digest = bytes.fromhex(key.sha256)
                 if digest in holders:
@@ -133,7 +134,7 @@ def parse_keys(text: str) -> Keyring:
             raise KeysError(f"consumer {number}: {error}") from error
     if not document.consumer:
         raise KeysError("there is no [[consumer]] in it")
-    return Keyring(holders, tuple(document.consumer))
+    return Keyring(holders, consumers, tuple(document.consumer))
 
 
 def _consumer(entry: ConsumerEntry) -> Consumer:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from gateway.ledger.extents import EVERY_CLIENT
+from gateway.model import EVERY_CLIENT
 
 MOST_CODES = 20_000  # remembered; the one not used for longest is forgotten
 FAILED = 600  # seconds

@@ -22,7 +22,6 @@ from msgspec import Struct
 from gateway.model import Call, Window
 
 DAY = 86400
-EVERY_CLIENT = "*"
 LIVE = 3600  # seconds: a client read so lately is watched, and what is new after the last look is counted as late
 _start_time = attrgetter("start_time")
 

@@ -10,9 +10,9 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from gateway.ledger.extents import DAY, EVERY_CLIENT, Extent, by_day, overlay
+from gateway.ledger.extents import DAY, Extent, by_day, overlay
 from gateway.metrics import Metrics
-from gateway.model import Call, Window
+from gateway.model import EVERY_CLIENT, Call, Window
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY

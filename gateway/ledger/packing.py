@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from gateway.ledger.extents import EVERY_CLIENT, Extent, make_extent, make_extent_of_all
-from gateway.model import Address, Call, Status, Window
+from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
+from gateway.model import EVERY_CLIENT, Address, Call, Status, Window
 
 VERSION = 1
 

@@ -22,9 +22,9 @@ from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import HOUR, Codes
-from gateway.ledger.extents import EVERY_CLIENT, Extent, make_extent, make_extent_of_all
+from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
 from gateway.ledger.tickets import Flight, Landed
-from gateway.model import Window
+from gateway.model import EVERY_CLIENT, Window
 
 MOST = 32
 

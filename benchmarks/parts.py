@@ -1,0 +1,181 @@
+"""Where the microseconds of a hit and of a miss go, in one process and in turn: each part with all that is inside it.
+
+A part less the one below it is what its own layer costs. Hits are timed at the doors of the ASGI layers, without a
+socket; misses against an upstream in a process of its own that has 100 calls each day. Figures are medians.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from benchmarks.peers import POST
+from benchmarks.serving import SIMULATOR, free_port, running
+from gateway import app
+from gateway.callbutton import wire
+from gateway.callbutton.central import whole
+from gateway.commands.keys import with_key
+from gateway.credentials.keys import fingerprint, new_key
+from gateway.ledger.reader import Question
+from gateway.metrics import Metrics
+from gateway.model import Window
+from gateway.settings import Settings
+
+CODE = "8005550100"
+FIRST = datetime(2025, 1, 1, 6, tzinfo=UTC)  # midnight in Central Time
+DAYS, ROUNDS, TURNS = 150, 30, 500
+Step = Callable[[Window], Awaitable[object]]
+
+
+def query(window: Window, limit: int) -> bytes:
+    edges = (datetime.fromtimestamp(edge, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for edge in (window.start, window.end))
+    return "start={}&end={}&limit={}".format(*edges, limit).encode()
+
+
+def scope(asked: bytes, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """A request as the server hands it over."""
+    path = f"/clients/{CODE}/calls"
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": asked, "root_path": "", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+    }  # fmt: skip
+
+
+async def receive() -> dict[str, Any]:
+    await asyncio.sleep(60)
+    return {}
+
+
+async def send(message: dict[str, Any]) -> None:
+    assert message.get("status", 200) == 200, message
+
+
+def day(number: int) -> Window:
+    start = int((FIRST + timedelta(days=number)).timestamp())
+    return Window(start, start + 16 * 3600)
+
+
+async def hit(upstream: str, folder: Path) -> None:
+    """Print what an exact repeat of a page of 22 calls costs, from the outermost layer inwards."""
+    key, path = new_key(), folder / "keys.toml"
+    text = with_key("", "all", f'{{ sha256 = "{fingerprint(key)}" }}', ["*"], ["calls", "personal"], "90000000/second")
+    path.write_text(text, "utf-8")
+    edge: Any = app.create(Settings(upstream_url=upstream, keys_file=str(path), log_format="json"))
+    headers, asked = [(b"host", b"127.0.0.1"), (b"x-api-key", key.encode())], query(day(0), 22)
+    first = scope(asked, headers)
+    await edge(first, receive, send)
+    layers = [edge, edge.door]
+    while type(layers[-1]).__name__ != "Repeats":
+        layers.append(layers[-1]._app)
+    times: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for layer in layers:
+            began = time.perf_counter()
+            for _ in range(TURNS):
+                made = scope(asked, headers)
+                if layer is not edge:
+                    made["state"] = {"headers": dict(headers), "request_id": "0" * 26}
+                    if layer is layers[-1]:
+                        made["state"]["consumer"] = first["state"]["consumer"]
+                await layer(made, receive, send)
+            times.setdefault(type(layer).__name__, []).append((time.perf_counter() - began) / TURNS)
+        await asyncio.sleep(0)
+    show("an exact repeat of 22 calls, without the server", times, 1e6, "us")
+
+
+async def miss(upstream: str) -> None:
+    """Print what a miss of 100 calls costs, from the network upwards."""
+    settings = Settings(upstream_url=upstream, auth="none", log_level="error")
+    metrics = Metrics(CollectorRegistry())
+    service, behind = app.build_service(settings, metrics), app.build_service(settings, metrics)
+    ledger, gateway = app.build_ledger(settings, behind, metrics), app.create(settings)
+    loop = asyncio.get_running_loop()
+    host, _, rest = upstream.removeprefix("http://").partition("/")
+    reader, writer = await asyncio.open_connection(*host.split(":"))
+
+    def body(window: Window) -> bytes:
+        wall = datetime.fromtimestamp(window.end, UTC).strftime("%m/%d/%Y 00:00:00")
+        return POST.format(code=CODE, start=wall, end=wall).encode()
+
+    async def exchange(window: Window) -> bytes:
+        asked = body(window)
+        writer.write(
+            b"POST /%b HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (rest.encode(), len(asked)) + asked
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        pieces = b""
+        while size := int(await reader.readline(), 16):
+            pieces += (await reader.readexactly(size + 2))[:size]
+        await reader.readline()
+        return pieces
+
+    async def post(window: Window) -> None:
+        async with service._transport.post(body(window), loop.time() + 60) as answer:
+            async for _ in answer.chunks:
+                pass
+
+    reply = await exchange(day(0))
+
+    async def parse(_: Window) -> object:
+        parser = wire.ReplyParser(status=False)
+        parser.feed(reply)
+        return parser.close()
+
+    async def fetch(window: Window) -> object:
+        return await service.fetch([CODE], whole(window), status=False, now=time.time())
+
+    async def read(window: Window) -> object:
+        return (await ledger.read(Question(codes=(CODE,), window=window, deadline=loop.time() + 60))).calls
+
+    async def answer(window: Window) -> None:
+        await gateway(scope(query(window, 100), [(b"host", b"a")]), receive, send)  # type: ignore[arg-type]
+
+    steps: dict[str, Step] = {
+        "bytes over a socket": exchange,
+        "the same by httpx, with a flight's time-outs": post,
+        "translating alone": parse,
+        "a POST, translated, through the queue": fetch,
+        "a read of the ledger": read,
+        "an answer": answer,
+    }
+    times: dict[str, list[float]] = {}
+    for number in range(DAYS):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            await step(day(number))
+            times.setdefault(name, []).append(time.perf_counter() - began)
+    show("a miss of 100 calls, without the server", times, 1e3, "ms")
+
+
+def show(title: str, times: dict[str, list[float]], unit: float, name: str) -> None:
+    print(f"## {title}\n")
+    for part, found in times.items():
+        print(f"{part:48} {statistics.median(found) * unit:7.2f} {name}")
+    print()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        command = (sys.executable, "-m", "benchmarks.peers", "upstream", str(port), "-")
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        with running(port, *command, log=folder / "upstream.log"):
+            upstream = SIMULATOR.format(port=port)
+            uvloop.run(hit(upstream, folder))
+            uvloop.run(miss(upstream))
+
+
+if __name__ == "__main__":
+    main()
