@@ -38,7 +38,6 @@ IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and co
 class Whole(RequestResponseCycle):
     """One request and its answer, which goes out in one piece if its length is known and its body comes at once."""
 
-    task: asyncio.Task[None] | None = None
     _begun: Any = None  # the message that begins an answer, held until its body comes
     _head = b""  # its headers, with the end of line before and two after
 
@@ -102,7 +101,11 @@ class Patience(HttpToolsProtocol):
         self._head_left: int | None = self.most_head  # None while no head is being read
         self._reading = False  # the rest of a request
         self._idle_since: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[None] | None = None  # what the task waits for without a request
+        self._next: Whole | None = None
         self._answering: Whole | None = None
+        self._lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, unless there are too many."""
@@ -115,10 +118,12 @@ class Patience(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and with it the request that is being answered."""
         self._stop_timers()
+        self._lost = True
+        self._wake()
         cycle = self._answering
-        if cycle is not None and not cycle.response_complete and cycle.task is not None:
+        if cycle is not None and not cycle.response_complete and self._task is not None:
             cycle.scope["state"]["left"] = True
-            cycle.task.cancel()
+            self._task.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -206,12 +211,33 @@ class Patience(HttpToolsProtocol):
     def _await_next(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - ASGI
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401, ARG002 - ASGI
         cycle.__class__ = Whole  # uvicorn names the class where nobody can say another
-        self._answering = answering = cast("Whole", cycle)
-        answering.task = self.loop.create_task(answering.run_asgi(app))
-        answering.task.add_done_callback(self.tasks.discard)
-        self.tasks.add(answering.task)
+        self._next = cast("Whole", cycle)
+        if self._task is None:
+            self._task = self.loop.create_task(self._answer_all())
+        self._wake()
+
+    async def _answer_all(self) -> None:
+        """Answer the requests of this connection, one after the other; a task for each would cost as much again."""
+        task = cast("asyncio.Task[None]", self._task)
+        while not self._lost and not task.cancelling():
+            if (cycle := self._next) is None:
+                self._idle = self.loop.create_future()
+                await self._idle
+                self._idle = None
+                continue
+            self._next, self._answering = None, cycle
+            self.tasks.add(task)  # the end of the server waits for it
+            try:
+                await cycle.run_asgi(self.app)
+            finally:
+                self._answering = None
+                self.tasks.discard(task)
+
+    def _wake(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def _await_whole(self) -> None:
         self._whole_task = self.loop.call_later(self.whole, self._not_whole)
