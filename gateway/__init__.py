@@ -18,6 +18,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     logs          structured log lines, without personal data
     server        listening sockets and the HTTP server
     connections   slow clients, and a stop that loses nothing
+    responses     answers that go out in one piece
     rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure

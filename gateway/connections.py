@@ -1,8 +1,8 @@
 """What uvicorn lacks towards slow clients, at the end, and in speed: its protocol and its server with our patience.
 
 Rules:
-- An answer that is whole goes out in one piece, head and body, and not in two. All others are uvicorn's business.
-- A timer is set only once something is waited for: most requests arrive whole, and the next one soon.
+- A connection has one task for all its requests, and a timer only once something is waited for: most requests arrive
+  whole, and the next one soon.
 - A request must be whole, head and body, within `WHOLE` seconds of its first byte, a new connection's of its opening;
   its head is at most `MOST_HEAD` bytes. A connection without a request is closed after `IDLE` seconds, more than load
   balancers keep theirs, so that they never send on one that is being closed.
@@ -25,66 +25,13 @@ from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from gateway.responses import CLOSE, Whole
 
 WHOLE, IDLE, WRITE = 10.0, 75, 30.0  # seconds
 MOST_HEAD = 32 * 1024  # bytes
 SPARE = 100  # file descriptors that are not for connections
-CLOSE = (b"connection", b"close")
-LENGTH, CONNECTION, TRANSFER = b"\r\ncontent-length: ", b"\r\nconnection: ", b"\r\ntransfer-encoding: "
-IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))  # RFC 9110, section 5.5
-
-
-class Whole(RequestResponseCycle):
-    """One request and its answer, which goes out in one piece if its length is known and its body comes at once."""
-
-    _begun: Any = None  # the message that begins an answer, held until its body comes
-    _head = b""  # its headers, with the end of line before and two after
-
-    async def send(self, message: Any) -> None:  # noqa: ANN401 - ASGI
-        """Send a part of the answer."""
-        begun = self._begun
-        if begun is None:
-            if message["type"] == "http.response.start" and not self.response_started:
-                head = _lines(message["headers"]) + b"\r\n\r\n"
-                if (LENGTH in head or message["status"] == 304) and CONNECTION not in head and TRANSFER not in head:
-                    self._begun, self._head = message, head
-                    return
-        else:
-            self._begun = None
-            if message["type"] == "http.response.body":
-                body = message.get("body", b"")
-                if not message.get("more_body") and self._may_be_whole(len(body)):
-                    self._send_whole(begun, body)
-                    return
-                await super().send(begun)
-            # or else it is begun anew, since the first one failed
-        await super().send(message)
-
-    def _may_be_whole(self, size: int) -> bool:
-        return (
-            (LENGTH + b"%d\r\n" % size in self._head or (not size and LENGTH not in self._head))
-            and self.keep_alive
-            and not self.disconnected
-            and not self.flow.write_paused
-            and self.scope["method"] != "HEAD"
-            and CLOSE not in self.default_headers
-        )
-
-    def _send_whole(self, begun: Any, body: bytes) -> None:  # noqa: ANN401 - ASGI
-        head = STATUS_LINE[begun["status"]].rstrip() + _lines(self.default_headers) + self._head
-        if head.translate(None, IN_A_LINE) != b"\r\n" * (2 + len(self.default_headers) + len(begun["headers"])):
-            raise RuntimeError("a header of the answer has characters that no header may have")
-        self.response_started = self.response_complete = True
-        self.waiting_for_100_continue = False
-        self.transport.writelines([head, body])
-        self.message_event.set()
-        self.on_response()
-
-
-def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Header lines, each after an end of line."""
-    return b"\r\n".join([b"", *map(b": ".join, headers)])
 
 
 class Patience(HttpToolsProtocol):

@@ -28,6 +28,7 @@ LAYERS = {
     "settings": 2,
     "formats": 2,
     "connections": 1,
+    "responses": 0,
     "access": 1,
     "tracing": 1,
     "model": 0,
