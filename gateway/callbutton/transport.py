@@ -37,6 +37,7 @@ OBSTACLES = {
     Obstacle.PROXY: "the proxy does not let it through",
 }
 PIECE = 65536  # bytes
+READ = 4 * PIECE  # what asyncio takes from a socket at once
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
 SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
@@ -79,7 +80,7 @@ class TimedStream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         """Read some bytes."""
         timer = running.get()
-        data = await self._stream.read(max_bytes, timer.left())
+        data = await self._stream.read(max(max_bytes, READ), timer.left())
         timer.answering = timer.answering or bool(data)
         return data
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter
@@ -99,14 +99,20 @@ def minus(window: Window, other: Window) -> list[Window]:
     return [part for part in parts if part.start < part.end]
 
 
-def make_extent(window: Window, sent: float, calls: Iterable[Call], unreadable: int = 0) -> Extent:
+def make_extent(window: Window, sent: float, calls: Collection[Call], unreadable: int = 0) -> Extent:
     """An extent of one client, of those of the calls that lie in the window; of two with one id the last counts."""
-    start, end = instant(window.start), instant(window.end)
-    by_id = {(call.client_code, call.id): call for call in calls if start <= call.start_time < end}
-    return Extent(window, sent, tuple(sorted(by_id.values(), key=_start_time)), unreadable)
+    ordered = tuple(sorted(calls, key=_start_time))
+    inside = _cut(ordered, window)
+    if len({call.id for call in inside}) < len(inside):
+        start, end = instant(window.start), instant(window.end)
+        by_id = {(call.client_code, call.id): call for call in calls if start <= call.start_time < end}
+        inside = tuple(sorted(by_id.values(), key=_start_time))
+    return Extent(window, sent, inside, unreadable)
 
 
-def make_extent_of_all(window: Window, sent: float, calls: Mapping[str, Iterable[Call]], unreadable: int = 0) -> Extent:
+def make_extent_of_all(
+    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: int = 0
+) -> Extent:
     """An extent of every client, of calls by client code."""
     listed = {code: make_extent(window, sent, found).calls for code, found in calls.items()}
     every = sorted((call for found in listed.values() for call in found), key=_start_time)

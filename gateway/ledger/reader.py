@@ -107,7 +107,13 @@ class Reading(Struct, kw_only=True, dict=True):
     def meets(self, calls: Iterable[Call]) -> bool:
         """Whether some of the calls may be here too."""
         ids = {call.id for call in calls}
-        return bool(ids) and any(not extent.ids.isdisjoint(ids) for extent in self.extents)
+        if not ids:
+            return False
+        least, greatest = min(ids), max(ids)
+        return any(
+            extent.range_of_ids[0] <= greatest and least <= extent.range_of_ids[1] and not extent.ids.isdisjoint(ids)
+            for extent in self.extents
+        )
 
     @property
     def size(self) -> int:
