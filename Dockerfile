@@ -1,6 +1,7 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv --without-pip /opt/gateway
+# OpenTelemetry is in it, 13 MB that nothing loads until OTEL_EXPORTER_OTLP_ENDPOINT is set.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m pip --python /opt/gateway/bin/python install --no-cache-dir --require-hashes -r requirements.lock \
     && python -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements-build.lock

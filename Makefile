@@ -64,7 +64,7 @@ alerts: $(READY)  ## alerts played by promtool, dashboard, a Prometheus that scr
 LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 lock: $(READY)  ## the lock files, from pyproject.toml and tests/chart; versions that fit are kept
-	@$(BIN)/$(LOCK) pyproject.toml -o requirements.lock
+	@$(BIN)/$(LOCK) pyproject.toml --extra otel -o requirements.lock
 	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel -o requirements-dev.lock
 	@$(BIN)/$(LOCK) tests/chart/requirements.in -o tests/chart/requirements.lock
 	@echo hatchling | $(BIN)/$(LOCK) - -o requirements-build.lock

@@ -42,6 +42,14 @@ EVERYTHING: dict[str, Any] = UPSTREAM | {
         "from": [{"namespaceSelector": {}}],
         "metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}],
     },
+    "tracing": {"endpoint": "http://collector.example:4318"},
+    "extraEnv": [
+        {"name": "OTEL_TRACES_SAMPLER", "value": "parentbased_traceidratio"},
+        {
+            "name": "OTEL_EXPORTER_OTLP_HEADERS",
+            "valueFrom": {"secretKeyRef": {"name": "collector", "key": "headers"}},
+        },
+    ],
     "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
     "podLabels": {"team": "calls"},
     "podAnnotations": {"example.com/note": "yes"},

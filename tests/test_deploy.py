@@ -25,7 +25,7 @@ from gateway.simulator.server import PATH
 from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
 
 SIMULATED: dict[str, Any] = {"simulator": {"enabled": True}}
-SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://127.0.0.1/0"}
+SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://127.0.0.1/0", "headers": "x=y"}
 CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
@@ -111,6 +111,13 @@ def test_settings_reach_the_gateway():
     assert (settings.upstream_proxy, settings.fresh_ratio) == ("http://proxy.example:3128", 0.05)
 
 
+def test_spans_go_where_the_chart_is_told_and_a_secret_may_hold_the_token():
+    found = environment(EVERYTHING)
+    assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.example:4318"
+    assert found["OTEL_EXPORTER_OTLP_HEADERS"] == SECRETS["headers"]
+    assert not [name for name in environment(UPSTREAM) if name.startswith("OTEL_")]
+
+
 @CASES
 def test_a_pod_may_end_after_its_longest_flight(values: dict[str, Any]):
     settings = read_settings(environment(values))
@@ -170,7 +177,7 @@ def test_the_monitor_finds_the_metrics_service_alone():
     ("values", "egress"),
     [
         (UPSTREAM, [(80, ["0.0.0.0/0", "::/0"])]),
-        (EVERYTHING, [(3128, ["198.51.100.7/32"]), (6380, [])]),
+        (EVERYTHING, [(3128, ["198.51.100.7/32"]), (6380, []), (4318, [])]),
         ({"upstream": {"url": "https://callbutton.example/x"}}, [(443, ["0.0.0.0/0", "::/0"])]),
         ({"upstream": {"url": "http://[2001:db8::7]:8443/x"}}, [(8443, ["0.0.0.0/0", "::/0"])]),
         (MATRIX["simulator"], [(8081, ["simulator"]), (6379, ["valkey"])]),
@@ -254,6 +261,7 @@ def test_notes_tell_how_to_read_the_generated_key():
         UPSTREAM | {"metrics": {"port": 8080}},
         UPSTREAM | {"auth": "keys+oidc"},
         UPSTREAM | {"ingress": {"enabled": True}},
+        UPSTREAM | {"extraEnv": [{"name": "GATEWAY_PORT", "value": "1"}]},
     ],
     ids=[
         "no upstream",
@@ -267,6 +275,7 @@ def test_notes_tell_how_to_read_the_generated_key():
         "one port for both",
         "tokens of nobody",
         "ingress without host",
+        "a setting in the wrong place",
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any]):

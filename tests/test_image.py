@@ -37,6 +37,7 @@ print(json.dumps({
     "pip": [name for name in ("pip", "setuptools", "wheel", "ensurepip") if importlib.util.find_spec(name)],
     "zone": str(zoneinfo.ZoneInfo("America/Chicago")),
     "certificates": ssl.create_default_context().cert_store_stats()["x509_ca"] > 0,
+    "tracing": importlib.util.find_spec("opentelemetry.sdk") is not None,
     "bytecode": os.path.exists(importlib.util.cache_from_source(importlib.util.find_spec("gateway.app").origin)),
     "writable": writable("/opt/gateway/x"),
 }))
@@ -119,6 +120,7 @@ def test_the_image_runs_hardened_and_holds_what_it_needs_and_no_more(served: tup
         "pip": [],
         "zone": "America/Chicago",
         "certificates": True,
+        "tracing": True,
         "bytecode": True,
         "writable": False,
     }
