@@ -164,7 +164,8 @@ class Shared:
         began = self._monotonic()
         try:
             answer = await command()
-        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+        # uvloop raises RuntimeError for writing to a connection that is closed.
+        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, RuntimeError) as error:
             self._circuit.fail(self._monotonic())
             kind = "timeout" if isinstance(error, exceptions.TimeoutError) else "connection"
             self._metrics.shared_errors.labels(operation, kind).inc()

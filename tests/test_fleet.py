@@ -26,12 +26,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import yaml
 
-from gateway.settings import PREFIX, READERS
+from gateway.settings import PREFIX, read_settings
 from gateway.simulator.calls import CENTRAL
 from gateway.simulator.request import read_request
 from gateway.simulator.server import PATH, Options, Simulator
@@ -42,6 +43,7 @@ from tests.servers import valkey
 from tests.tools import tool
 
 COMPOSE: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "compose.yaml").read_text("utf-8"))
+COMPOSE_PROMETHEUS: dict[str, Any] = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
 NOON = datetime.now(UTC).replace(hour=18, minute=0, second=0, microsecond=0)
 CLIENTS = 20
 ASKED = 4  # times at once
@@ -314,10 +316,17 @@ def test_no_request_fails_and_the_upstream_is_asked_once_while_replicas_come_and
     assert not fresh & repeated(upstream.fetches).keys()
 
 
-def test_compose_names_settings_that_exist_and_hardens_what_is_ours():
+def test_compose_sets_what_the_gateway_reads_and_hardens_what_is_ours():
     services = COMPOSE["services"]
-    for name in services["gateway"]["environment"]:
-        assert name.removeprefix(PREFIX).lower() in READERS
+    given = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for name, text in services["gateway"]["environment"].items()}
+    settings = read_settings(given)
+    assert urlsplit(settings.upstream_url)[1:3] == ("simulator:8081", PATH)
+    assert settings.cache_url == "valkey://valkey:6379"
+    assert settings.metrics_port == COMPOSE_PROMETHEUS["scrape_configs"][0]["dns_sd_configs"][0]["port"]
+    assert Path("helm/alerts.yaml") == Path(COMPOSE["configs"]["alerts"]["file"])
+    assert services["simulator"]["image"] == services["gateway"]["image"]
+    grace = float(services["gateway"]["stop_grace_period"].removesuffix("s"))
+    assert grace >= settings.drain_delay + settings.upstream_deadline
     for name in ("simulator", "gateway"):
         assert services[name]["read_only"]
         assert services[name]["cap_drop"] == ["ALL"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import struct
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -550,6 +553,36 @@ def test_a_flight_that_lands_while_a_read_waits_for_a_server_that_dies_is_not_se
         assert len(upstream.posts) == 1
 
     run(work)
+
+
+def test_a_connection_that_is_reset_is_no_bug_of_the_driver_on_the_loop_of_production():
+    metrics = Metrics(registry := CollectorRegistry())
+
+    async def deny(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"-DENIED as in protected mode\r\n")
+        await writer.drain()
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        asyncio.get_running_loop().call_later(0.02, writer.transport.abort)
+
+    async def work() -> None:
+        listening = await asyncio.start_server(deny, "127.0.0.1")
+        shared = Shared(f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}", metrics, time.time, ANY)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await shared.run("claim", "return 1", [], [])
+            await asyncio.sleep(0.1)  # the reset must have come
+        await shared.close()
+        listening.close()
+
+    uvloop.run(work())
+    found = {
+        sample.labels["error"]
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "callbutton_gateway_cache_shared_errors_total"
+    }
+    assert "bug" not in found
 
 
 @pytest.fixture
