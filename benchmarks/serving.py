@@ -161,7 +161,7 @@ def load(case: Case, seconds: int = SECONDS) -> Measured:
     assert rate
     assert count
     p50, p99 = (_milliseconds(text, share) for share in (50, 99))
-    return Measured(float(rate[1]), p50, p99, spent / int(count[1]) * 1e6)
+    return Measured(float(rate[1]), p50, p99, spent / max(1, int(count[1])) * 1e6)
 
 
 def cpu_seconds(group: int) -> float:
