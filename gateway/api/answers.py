@@ -25,7 +25,8 @@ from gateway.api.repeats import Lifetime, matches
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.ledger.pages import Page
-from gateway.ledger.reader import Ledger, Question, Reading
+from gateway.ledger.reader import Ledger, Question
+from gateway.ledger.readings import Reading
 from gateway.model import Call, Window
 from gateway.rates import Exports, Rates
 

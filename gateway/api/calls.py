@@ -72,6 +72,7 @@ async def answer_list(desk: Desk, request: Request[Any, Any, Any], code: str | N
         limit=wanted.limit,
         after=after,
         keep=keep,
+        texts=wanted.filters.texts,
     )
     asking.has_read()
     following = None

@@ -20,7 +20,8 @@ from gateway.api.wanted import ListRequest
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
 from gateway.ledger.pages import Keep
-from gateway.ledger.reader import Question, Reading
+from gateway.ledger.reader import Question
+from gateway.ledger.readings import Reading
 from gateway.ledger.stream import Part, stream
 
 LOGGER = logging.getLogger(__name__)

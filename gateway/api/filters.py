@@ -34,16 +34,20 @@ class Filters(Struct, frozen=True, omit_defaults=True, rename="camel"):
     recorded: bool | None = None
     min_duration: int | None = None
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts that a call must have, by the names of fields."""
+        return {name: text for name in TEXTS if (text := getattr(self, name)) is not None}
+
     def keep(self, calls: Sequence[Call]) -> Sequence[Call]:
         """The calls that fit."""
         if (results := self.result) and calls:
             calls = [call for call in calls if call.result in results]
         if (types := self.phone_type) and calls:
             calls = [call for call in calls if call.phone_type in types]
-        for name in TEXTS:
-            if (wanted := getattr(self, name)) is not None and calls:
-                read = _readers[name]
-                calls = [call for call in calls if read(call) == wanted]
+        for name, wanted in self.texts.items():
+            read = _readers[name]
+            calls = [call for call in calls if read(call) == wanted]
         if (recorded := self.recorded) is not None:
             calls = [call for call in calls if (call.recording_url is not None) == recorded]
         if (least := self.min_duration) is not None:

@@ -21,7 +21,8 @@ from gateway.api.wanted import SummaryRequest, read_clients, read_summary
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.ledger.extents import Extent
 from gateway.ledger.figures import Count, Figures, Group, Shape
-from gateway.ledger.reader import Question, Reading
+from gateway.ledger.reader import Question
+from gateway.ledger.readings import Reading
 from gateway.ledger.stream import counted
 from gateway.model import Call
 
@@ -151,8 +152,10 @@ def _before_meta(encoded: bytes) -> bytes:
 
 
 def _shape(asking: Asking, question: Question, wanted: SummaryRequest) -> Shape:
+    counted = wanted.group_by, wanted.filters, asking.consumer.clients
     return Shape(
-        name=(wanted.interval, wanted.zone, wanted.group_by, wanted.filters, asking.consumer.clients),
+        name=(wanted.interval, wanted.zone, counted),
+        counted=counted,
         starts=EVER if wanted.interval == "none" else wanted.starts,
         group=GROUPS[wanted.group_by] if wanted.group_by else None,
         keep=asking.keep(question, wanted.filters),

@@ -30,7 +30,8 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.callbutton.service import Service
-    from gateway.ledger.reader import Ledger, Reading
+    from gateway.ledger.reader import Ledger
+    from gateway.ledger.readings import Reading
     from gateway.model import Call
 
 Save = Callable[[Mark], object]

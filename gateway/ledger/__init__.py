@@ -3,6 +3,8 @@
 pages       how far to read for a page
 stream      a whole window, in bounded memory
 reader      the plan of a read
+readings    what a read found
+figures     counts and talk time by bucket and group; pure
 flights     POSTs under way, shared by all who need them
 tickets     needs, flights, and the claims on them
 claims      flights single across replicas

@@ -50,9 +50,25 @@ class Extent(Struct, frozen=True, dict=True):
         return (min(ids), max(ids)) if ids else ("", "")
 
     @cached_property
+    def whole(self) -> Extent:
+        """What it was cut from for who reads it: that one stays, and remembers."""
+        return self
+
+    @cached_property
     def figures(self) -> dict[Hashable, Any]:
         """What has been counted of it, by what was asked, for who counts the same again."""
         return {}
+
+    @cached_property
+    def _texts(self) -> dict[str, frozenset[str | None]]:
+        return {}
+
+    def may_have(self, field: str, text: str) -> bool:
+        """Whether a call may have a text in a field. No is sure; the texts are gathered when first asked for."""
+        texts = self.whole._texts.get(field)
+        if texts is None:
+            texts = self.whole._texts[field] = frozenset(map(attrgetter(field), self.whole.calls))
+        return text in texts
 
     def within(self, window: Window) -> Extent:
         """The part inside a window that overlaps."""
@@ -67,6 +83,8 @@ class Extent(Struct, frozen=True, dict=True):
         """The part inside a window, for who reads it: it knows the bounds of all ids, which hold for its own too."""
         part = self.within(window)
         part.__dict__["range_of_ids"] = self.range_of_ids
+        if part is not self:
+            part.__dict__["whole"] = self.whole
         return part
 
     def without(self, window: Window) -> list[Extent]:

@@ -2,6 +2,8 @@
 
 Rules:
 - What an extent holds is counted once for the same buckets, groups and filter, and remembered with the extent.
+- It is counted by hours, or quarters of hours where a zone's days begin between: buckets of every calendar are put
+  together from these. Parts of extents, at a window's edges, are counted as they are.
 - Extents have no call in common: where they had, they were put together first (T2).
 - A caller is new once in a window: in the bucket and the group of the first call.
 """
@@ -10,11 +12,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from operator import attrgetter
-from typing import cast
+from sys import intern
 
+import msgspec
 from msgspec import Struct
 
 from gateway.ledger.extents import Extent, instant
@@ -23,7 +27,8 @@ from gateway.model import Call, Result
 
 Group = str | None
 _start_time = attrgetter("start_time")
-MOST_SHAPES = 8  # remembered of an extent
+MOST_SHAPES = 8  # remembered of an extent, cells included
+CELLS = (3600, 900)  # seconds: hours, and for zones such as India's quarters of them
 
 
 class Count(Struct):
@@ -52,62 +57,103 @@ class Count(Struct):
 
 
 class Part(Struct, frozen=True):
-    """Calls of one extent, bucket and group: their figures, who called, and the calls, in order."""
+    """Calls of one extent, bucket and group: their figures, who called, and if there are groups the calls, in order."""
 
     count: Count
     callers: set[str]
     calls: Sequence[Call]
 
 
+Groups = dict[Group, Part]
+
+
 class Shape(Struct, frozen=True):
     """How to count: buckets begin at `starts`; `group` names what a call is counted under, `keep` filters.
 
-    `name` tells shapes apart: two of the same name have buckets of the same calendar, and count alike.
+    `name` tells shapes apart: two of the same name have buckets of the same calendar, and count alike. `counted` names
+    what is counted, whatever the buckets.
     """
 
     name: Hashable
+    counted: Hashable
     starts: Sequence[int]
     group: Callable[[Call], Group] | None
     keep: Keep
 
 
-def count_extent(extent: Extent, shape: Shape) -> dict[int, dict[Group, Part]]:
-    """The figures of an extent, by the place of the bucket among `starts`."""
-    known = extent.figures.get(shape.name)
+def count_extent(extent: Extent, shape: Shape) -> dict[int, Groups]:
+    """The figures of an extent, by the start of the bucket."""
+    if extent.whole is not extent:
+        return dict(_count(extent, shape, shape.starts))
+    return _remembered(extent, (shape.name,), lambda: dict(_put_together(extent, shape)))
+
+
+def _remembered(extent: Extent, name: Hashable, count: Callable[[], dict[int, Groups]]) -> dict[int, Groups]:
+    figures = extent.figures
+    known: dict[int, Groups] | None = figures.pop(name, None)
     if known is None:
-        known = {shape.starts[place]: bucket for place, bucket in _count(extent, shape)}
-        if len(extent.figures) >= MOST_SHAPES:
-            extent.figures.clear()
-        extent.figures[shape.name] = known
+        known = count()
+        if len(figures) >= MOST_SHAPES:
+            del figures[next(iter(figures))]  # the least recently used
+    figures[name] = known
     return known
 
 
-def _count(extent: Extent, shape: Shape) -> Iterator[tuple[int, dict[Group, Part]]]:
-    calls, starts = shape.keep(extent.calls), shape.starts
+def _put_together(extent: Extent, shape: Shape) -> Iterator[tuple[int, Groups]]:
+    """Count by buckets, from cells if their edges are edges of cells."""
+    starts, window = shape.starts, extent.window
+    edges = starts[bisect_right(starts, window.start) : bisect_left(starts, window.end)]
+    size = next((size for size in CELLS if not any(edge % size for edge in edges)), None)
+    if size is None:
+        yield from _count(extent, shape, starts)
+        return
+    first = window.start // size * size
+    cells = _remembered(
+        extent, (shape.counted, size), lambda: dict(_count(extent, shape, range(first, window.end, size)))
+    )
+    by_bucket: dict[int, list[Groups]] = defaultdict(list)
+    for cell, groups in cells.items():
+        by_bucket[starts[bisect_right(starts, max(cell, window.start)) - 1]].append(groups)
+    for start, many in by_bucket.items():
+        yield start, {name: _joined([groups[name] for groups in many if name in groups]) for name in _names(many)}
+
+
+def _names(many: Sequence[Groups]) -> Iterable[Group]:
+    return dict.fromkeys(chain.from_iterable(many))
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    counts = zip(*[msgspec.structs.astuple(part.count) for part in parts], strict=True)
+    calls = tuple(chain.from_iterable([part.calls for part in parts]))
+    return Part(Count(*map(sum, counts)), set[str]().union(*[part.callers for part in parts]), calls)
+
+
+def _count(extent: Extent, shape: Shape, starts: Sequence[int]) -> Iterator[tuple[int, Groups]]:
+    calls = shape.keep(extent.calls)
     place = 0
     while place < len(calls):
         bucket = bisect_right(starts, calls[place].start_time.timestamp()) - 1
         end = len(calls)
         if bucket + 1 < len(starts):
             end = bisect_left(calls, instant(starts[bucket + 1]), place, key=_start_time)
-        yield bucket, _bucket(calls[place:end], shape.group)
+        yield starts[bucket], _bucket(calls[place:end], shape.group)
         place = end
 
 
-def _bucket(calls: Sequence[Call], group: Callable[[Call], Group] | None) -> dict[Group, Part]:
+def _bucket(calls: Sequence[Call], group: Callable[[Call], Group] | None) -> Groups:
     if group is None:
-        return {None: _part(calls)}
+        return {None: _part(calls, ())}
     by_group: dict[Group, list[Call]] = defaultdict(list)
     for call in calls:
         by_group[group(call)].append(call)
-    return {name: _part(found) for name, found in by_group.items()}
+    return {name: _part(found, found) for name, found in by_group.items()}
 
 
-def _part(calls: Sequence[Call]) -> Part:
+def _part(calls: Sequence[Call], kept: Sequence[Call]) -> Part:
     talk = [call.talk_time_seconds for call in calls]
     durations = [call.duration_seconds for call in calls]
-    callers = {call.ani for call in calls}
-    callers.discard(None)
     count = Count(
         calls=len(calls),
         connected=[call.result for call in calls].count(Result.CONNECTED),
@@ -115,7 +161,8 @@ def _part(calls: Sequence[Call]) -> Part:
         talk=sum(filter(None, talk)),
         talked=len(talk) - talk.count(None),
     )
-    return Part(count, cast("set[str]", callers), calls)
+    # Interned, the numbers of all sets are one object each: to compare them nothing is read.
+    return Part(count, {intern(caller) for call in calls if (caller := call.ani) is not None}, kept)
 
 
 class Figures:

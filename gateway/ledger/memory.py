@@ -19,6 +19,7 @@ LONG = 32 * DAY
 USED = 0.8  # of the bound, at most, for days that were used again
 SAMPLE = 8  # of an extent's calls, at most so many are measured
 SKEW = 1.0  # seconds
+SETS_BYTES = 128  # of a call: its number among the callers counted, and among those that a filter looks for
 EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
 
 
@@ -31,7 +32,7 @@ def bytes_of(calls: tuple[Call, ...]) -> int:
 
 
 def _bytes_of_call(call: Call) -> int:
-    total = sys.getsizeof(call) + 48 + sum(sys.getsizeof(value) for value in call.extra.values())
+    total = sys.getsizeof(call) + 48 + SETS_BYTES + sum(sys.getsizeof(value) for value in call.extra.values())
     for part in (call, call.address, call.status):
         if part is not None:
             values = (getattr(part, field) for field in part.__struct_fields__)

@@ -7,7 +7,7 @@ double while the last held few calls. A page that has cost 8 POSTs, or looked at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import NamedTuple
@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from gateway.callbutton.central import whole
 from gateway.ledger.extents import DAY, instant
-from gateway.ledger.reader import Ledger, Question, Reading
+from gateway.ledger.reader import Ledger, Question
+from gateway.ledger.readings import Reading
 from gateway.model import Call, Window
 
 SPARSE = 100  # calls: spans double while the last held fewer
@@ -66,8 +67,12 @@ async def read_page(
     limit: int,
     after: Position | None,
     keep: Keep = list,
+    texts: Mapping[str, str] | None = None,
 ) -> Page:
-    """Read one page of the calls to keep, fetching no further than it needs. Raises UpstreamError."""
+    """Read one page of the calls to keep, fetching no further than it needs. Raises UpstreamError.
+
+    `texts` are those that every call to keep has, by the names of fields: what cannot have them is not looked at.
+    """
     window = question.window
     rest = Window(window.start, min(window.end, max(window.start, math.ceil(now))))
     if after is not None:
@@ -85,14 +90,14 @@ async def read_page(
         part = _clipped(whole(part), rest)
         reading = await ledger.read(msgspec.structs.replace(question, window=part), span)
         rest = Window(rest.start, part.start) if newest_first else Window(part.end, rest.end)
-        calls, fresh = _distinct(calls, readings, reading, keep(reading.calls))
+        calls, fresh = _distinct(calls, readings, reading, keep(reading.calls_with(texts or {})))
         found = sorted(fresh, key=order, reverse=newest_first)
         if after is not None:
             found = [call for call in found if (position(call) < after if newest_first else position(call) > after)]
         calls += found
         readings.append(reading)
-        posts, looked_at = posts + reading.posts, looked_at + len(reading.calls)
-        if len(reading.calls) < SPARSE:
+        posts, looked_at = posts + reading.posts, looked_at + reading.size
+        if reading.size < SPARSE:
             span *= 2
     following = None
     if len(calls) > limit or (len(calls) == limit and _left(rest)):

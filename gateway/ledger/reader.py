@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 
-import msgspec
 from msgspec import Struct
 
 from gateway import tracing
@@ -23,20 +22,20 @@ from gateway.callbutton.queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.claims import Claims
 from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, covers, late, merge, overlay, overlay_all
+from gateway.ledger.extents import Extent, covers, late, overlay, overlay_all
 from gateway.ledger.flights import Flights
-from gateway.ledger.freshness import Rule, gaps, old, seconds_past
+from gateway.ledger.freshness import Rule, gaps, old
 from gateway.ledger.level2 import Found, Level2
 from gateway.ledger.memory import SKEW, Memory
 from gateway.ledger.packing import LAYOUT
 from gateway.ledger.posts import Fetch, Posts
+from gateway.ledger.readings import Held, Reading, make_reading
 from gateway.ledger.tickets import Need
 from gateway.metrics import Metrics
-from gateway.model import Call, Window
+from gateway.model import Window
 from gateway.shared import Shared
 
 MOST_REVALIDATED = 2  # windows fetched again in the background for one read
-Held = dict[str, list[Extent]]  # by client code
 
 
 class LedgerSettings(Struct, frozen=True):
@@ -64,61 +63,6 @@ class Question(Struct, frozen=True, kw_only=True):
     insist: bool = False  # on what is sent from now on
     passing: bool = False
     deadline: float | None = None
-
-
-class Reading(Struct, kw_only=True, dict=True):
-    """The calls of a window, unordered, and what they rest on; instants in seconds since 1970.
-
-    `past` is how long the stalest point has been stale, negative while all is fresh.
-    """
-
-    as_of: float
-    oldest_fetch: float
-    past: float
-    stale: bool = False
-    unreadable: int = 0
-    used: Held = msgspec.field(default_factory=dict)
-    lookup: str = "hit"  # or partial, miss
-    collapsed: bool = False  # it rests on flights of others alone
-    posts: int = 0  # needs of its own that were not joined to flights of others
-
-    @cached_property
-    def extents(self) -> list[Extent]:
-        """All extents of the window."""
-        return [extent for extents in self.used.values() for extent in extents]
-
-    @cached_property
-    def calls(self) -> list[Call]:
-        """The calls, put together when first asked for."""
-        return merge(self.extents)
-
-    def sent(self, call: Call) -> float:
-        """When the POST of the latest version of a call was sent, by its id; 0 if there is none here."""
-        return max(
-            (
-                extent.sent
-                for extent in self.extents
-                if call.id in extent.ids
-                and any(one.id == call.id and one.client_code == call.client_code for one in extent.calls)
-            ),
-            default=0,
-        )
-
-    def meets(self, calls: Iterable[Call]) -> bool:
-        """Whether some of the calls may be here too."""
-        ids = {call.id for call in calls}
-        if not ids:
-            return False
-        least, greatest = min(ids), max(ids)
-        return any(
-            extent.range_of_ids[0] <= greatest and least <= extent.range_of_ids[1] and not extent.ids.isdisjoint(ids)
-            for extent in self.extents
-        )
-
-    @property
-    def size(self) -> int:
-        """How many calls its extents have."""
-        return sum(len(extent.calls) for extent in self.extents)
 
 
 class Ledger:
@@ -177,7 +121,7 @@ class Ledger:
             self._metrics.lookups.labels("hit" if code not in lacking else "partial" if extents else "miss").inc()
         self._metrics.read_gaps.observe(len(needs))
         complete = all(covers(found, window) for found in held.values())
-        before = _reading(held, window, now, rules) if complete else None
+        before = make_reading(held, window, now, rules) if complete else None
         if before is not None and not needs:
             self._revalidate(held, now, rules, status=question.status)
             self._metrics.rows.labels("ledger").inc(before.size)
@@ -196,7 +140,7 @@ class Ledger:
             return self._stale(before)
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
-        reading = _reading(held, window, now, rules)
+        reading = make_reading(held, window, now, rules)
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
         self._metrics.rows.labels("ledger").inc(min(kept, known, reading.size))
@@ -286,20 +230,3 @@ class Ledger:
         if reading.stale:
             self._metrics.stale_seconds.observe(reading.past)
         return reading
-
-
-def _reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) -> Reading:
-    """Put together what extents that cover the window hold."""
-    used = {
-        code: [extent.looked_at(window) for extent in found if extent.window.overlaps(window)]
-        for code, found in held.items()
-    }
-    every = [extent for extents in used.values() for extent in extents]
-    unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
-    return Reading(
-        used=used,
-        as_of=min(extent.sent for extent in every if extent.window.end == window.end),
-        oldest_fetch=min(extent.sent for extent in every),
-        past=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
-        unreadable=sum(unreadable.values()),
-    )

@@ -20,7 +20,8 @@ from msgspec import Struct
 from gateway.callbutton.central import whole
 from gateway.ledger.extents import DAY, Extent, distinct, only, repeats
 from gateway.ledger.pages import Keep, order
-from gateway.ledger.reader import Ledger, Question, Reading
+from gateway.ledger.reader import Ledger, Question
+from gateway.ledger.readings import Reading
 from gateway.model import Call, Window
 
 FIRST_SPAN = 4 * 3600  # seconds
