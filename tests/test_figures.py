@@ -105,11 +105,11 @@ def test_an_extent_that_begins_between_hours_begins_its_bucket():
     """As one does that was fetched from a midnight in India on."""
     midnight = TURNS[0] - 19800
     extent = make_extent(Window(midnight, midnight + 7200), 0, [call("1", midnight + 60), call("2", midnight + 3660)])
-    starts = bucket_starts(extent.window, "day", ZoneInfo("Asia/Kolkata"))
+    starts = bucket_starts(Window(midnight - 1, midnight + 7200), "day", ZoneInfo("Asia/Kolkata"))
     figures = Figures(Shape("days", "all", starts, None, list))
     figures.add(extent)
-    ((start, groups),), _ = figures.sums()
-    assert (start, groups[None].calls) == (midnight, 2)
+    (_, before), (start, groups) = figures.sums()[0]
+    assert (before, start, groups[None].calls) == ({}, midnight, 2)
 
 
 NUMBERS = ["3125550100", "5550100", "", "0", 'a"\\\u00e9\n']
