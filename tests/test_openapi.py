@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import yaml
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from gateway import __version__
@@ -98,6 +99,17 @@ def test_everything_is_described_and_nothing_else_is():
             for response in operation["responses"].values():
                 assert response["description"], path
                 assert all(header["description"] for header in response.get("headers", {}).values()), path
+
+
+def test_every_answer_has_an_example_that_is_of_its_schema():
+    whole = document()
+    for path, item in whole["paths"].items():
+        for status, response in item["get"]["responses"].items():
+            for media_type, content in response.get("content", {}).items():
+                if media_type != "audio/*":
+                    schema = content["schema"] | {"components": whole["components"]}
+                    errors = list(OAS31Validator(schema).iter_errors(content["example"]))
+                    assert errors == [], (path, status, media_type)
 
 
 def test_whoever_needs_a_credential_is_told(stand: Make, tmp_path: Path):

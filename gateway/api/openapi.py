@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
-from gateway.api import descriptions, params, problems
+from gateway.api import descriptions, examples, params, problems
 from gateway.formats import KEYS, PARTS
 
 DESCRIPTION = """\
@@ -34,7 +34,6 @@ CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
 OTHER_PROBLEMS = (405,)
 RECORDING = "/recordings/{token}"
 RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
-STREAMED = ("application/x-ndjson", "text/csv")
 EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
     502: problems.UNREACHABLE,
@@ -101,7 +100,9 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
             elif path == RECORDING:
                 _complete_recording(operation)
             else:
-                operation["responses"]["200"]["description"] = "Yes."
+                answer = operation["responses"]["200"]
+                answer["description"] = "Yes."
+                answer["content"]["application/json"]["example"] = examples.answer_of("health")
                 operation["security"] = []
             for status in sorted(_problems_of(path)):
                 operation["responses"][str(status)] = _problem(status)
@@ -167,10 +168,14 @@ def _complete_operation(operation: dict[str, Any], path: str) -> None:
             parameter["description"] = f"{params.START} Included. Required, unless `range` is there."
     answer = operation["responses"]["200"]
     answer["headers"] = _headers(HEADERS | RATE_HEADERS)
+    answer["content"]["application/json"]["example"] = examples.answer_of(kind)
     if kind == "list":
         answer["headers"] |= _headers({"Link": "The next page, if there is one."})
         answer["links"] = {"call": FIRST_CALL}
-        answer["content"] |= {media_type: {"schema": {"type": "string"}} for media_type in STREAMED}
+        answer["content"] |= {
+            media_type: {"schema": {"type": "string"}, "example": text}
+            for media_type, text in examples.streams().items()
+        }
 
 
 def _parameter(parameter: params.Parameter, place: str) -> dict[str, Any]:
