@@ -262,6 +262,11 @@ def test_notes_tell_how_to_read_the_generated_key():
         UPSTREAM | {"auth": "keys+oidc"},
         UPSTREAM | {"ingress": {"enabled": True}},
         UPSTREAM | {"extraEnv": [{"name": "GATEWAY_PORT", "value": "1"}]},
+        UPSTREAM | SIMULATED,
+        UPSTREAM | {"keys": {"file": "[[consumer]]", "existingSecret": "ours"}},
+        UPSTREAM | {"valkey": {"enabled": True}, "cache": {"url": "redis://redis.example"}},
+        UPSTREAM | {"cache": {"url": "redis://redis.example", "existingSecret": "ours"}},
+        UPSTREAM | {"autoscaling": {"enabled": True, "min": 5, "max": 2}},
     ],
     ids=[
         "no upstream",
@@ -276,6 +281,11 @@ def test_notes_tell_how_to_read_the_generated_key():
         "tokens of nobody",
         "ingress without host",
         "a setting in the wrong place",
+        "calls made up and real",
+        "keys twice",
+        "caches twice",
+        "a cache's address twice",
+        "fewer at most than at least",
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any]):
