@@ -14,6 +14,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from msgspec import Struct
 from gateway.model import Address, Call, Status
 
 KEYS = ("id", "clientCode", "startTime")
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets know the full-width signs too
+MARKS = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - of a formula; spreadsheets know the full-width signs too
 _encoder = msgspec.json.Encoder()
 
 
@@ -125,7 +127,7 @@ class Csv:
 
     def __init__(self, fields: Sequence[str] = ()) -> None:
         self._columns = _columns(fields)
-        self._readers = [_reader(column) for column in self._columns]
+        self._read = _reader(self._columns)
 
     def begin(self) -> bytes:
         """Write the header."""
@@ -133,8 +135,16 @@ class Csv:
 
     def rows(self, calls: Iterable[Call]) -> bytes:
         """Write some calls."""
-        readers = self._readers
-        return _records([read(call) for read in readers] for call in calls)
+        read = self._read
+        return _records(
+            [
+                value
+                if value is None or type(value) is int or (type(value) is str and value[:1] not in MARKS)
+                else _cell(value)
+                for value in read(call)
+            ]
+            for call in calls
+        )
 
     def end(self, meta: object) -> bytes:  # noqa: ARG002 - what NDJSON takes
         """What comes after the calls: nothing. A text that broke off is known by its connection."""
@@ -158,24 +168,37 @@ def _columns(fields: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _reader(column: str) -> Callable[[Call], str | int | None]:
-    """Make the function that reads a column of a call."""
-    part, _, inner = column.rpartition(".")
-    read = attrgetter(ATTRIBUTES[part][inner])
-    if part:
-        of_call = attrgetter(ATTRIBUTES[""][part])
-        return lambda call: None if (found := of_call(call)) is None else _cell(read(found))
-    return lambda call: _cell(read(call))
+def _reader(columns: Sequence[str]) -> Callable[[Call], list[Any]]:
+    """Make the function that reads the columns of a call: neighbours of one part are read at once."""
+    runs: list[tuple[str, Callable[[Any], tuple[Any, ...]], tuple[None, ...]]] = []
+    for part, run in groupby(columns, key=lambda column: column.rpartition(".")[0]):
+        names = [ATTRIBUTES[part][column.rpartition(".")[2]] for column in run]
+        runs.append((ATTRIBUTES[""][part] if part else "", _all(names), (None,) * len(names)))
+
+    def read(call: Call) -> list[Any]:
+        values: list[Any] = []
+        for part, take, nothing in runs:
+            found = getattr(call, part) if part else call
+            values += nothing if found is None else take(found)
+        return values
+
+    return read
 
 
-def _cell(value: Any) -> str | int | None:  # noqa: ANN401 - any value that a call has
-    if value is None or type(value) is int:
-        return value
+def _all(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    take = attrgetter(*names)
+    return take if len(names) > 1 else lambda value: (take(value),)
+
+
+def _cell(value: Any) -> str | None:  # noqa: ANN401 - any value that a call has
+    if isinstance(value, Enum):
+        word: str = value._value_  # `value` is found by a function, at ten times the cost
+        return word
     if type(value) is not str:
         if not value and isinstance(value, dict):
             return None
-        value = msgspec.json.encode(value).decode().strip('"')
-    return f"'{value}" if value.startswith(FORMULA) else value
+        value = _encoder.encode(value).decode().strip('"')
+    return f"'{value}" if value[:1] in MARKS else value
 
 
 def _records(records: Iterable[Sequence[object]]) -> bytes:

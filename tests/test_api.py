@@ -107,6 +107,7 @@ BAD = {
     "clients of all history": ("/clients", "start"),
     "clients by pages": ("/clients?range=today&limit=1", "limit"),
     "a summary of nobody": ("/calls/summary?range=today", "client"),
+    "one client too often": ("/calls?range=today" + "&client=*" * 51, "client"),
     "a zone for a call": (f"{CALLS}/1?tz=Mars", "tz"),
 }
 

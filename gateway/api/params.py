@@ -178,13 +178,14 @@ def read_codes(code: str | None, values: Mapping[str, list[str]]) -> tuple[str, 
         if CODE.fullmatch(code) is None:
             raise InvalidParameters([ParameterFault("code", "is not a client code: letters, digits, _ . -, up to 64")])
         return (code,)
-    codes = tuple(dict.fromkeys(values.get("client", ())))
+    given = values.get("client", ())
+    codes = tuple(dict.fromkeys(given))
     detail = None
     if not codes:
         detail = "is required; client=* is every client"
     elif "*" in codes and len(codes) > 1:
         detail = "* stands alone"
-    elif len(codes) > MOST_CLIENTS:
+    elif len(given) > MOST_CLIENTS:
         detail = f"is given more than {MOST_CLIENTS} times"
     elif codes != ("*",) and any(CODE.fullmatch(one) is None for one in codes):
         detail = "is not a client code: letters, digits, _ . -, up to 64"
