@@ -125,3 +125,10 @@ def test_dates_and_times_are_read_in_their_zone_and_offsets_are_heeded():
             {"start": start, "end": end}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults
         )
         assert (faults, (window.start, window.end)) == ([], (seconds(expected[0]), seconds(expected[1])))
+
+
+@pytest.mark.parametrize("start", ["1000-01-01", "9999-01-01T00:00:00Z"])
+def test_a_date_too_far_off_is_told_apart_from_what_is_none(start: str):
+    faults: list[ParameterFault] = []
+    read_window({"start": start}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults)
+    assert [fault.detail for fault in faults] == ["is not between the years 1900 and 9000"]

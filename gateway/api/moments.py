@@ -79,6 +79,8 @@ def _moment(name: str, text: str | None, zone: ZoneInfo, faults: list[ParameterF
             moment = moment if marked else moment.replace(tzinfo=zone)
             if EARLIEST <= moment.astimezone(UTC) <= LATEST:
                 return int(moment.timestamp()) + (name == "end" and bool((fraction or "").strip(".0")))
+            faults.append(ParameterFault(name, f"is not between the years {EARLIEST.year} and {LATEST.year}"))
+            return default
         except (ValueError, OverflowError):
             pass
     faults.append(ParameterFault(name, "is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)"))
