@@ -49,7 +49,7 @@ clients-tools: $(READY)  ## what tests/test_clients.py needs besides Java, Go an
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
 
 schemathesis: $(READY)  ## the contract against a running gateway: 20,000 cases and more
-	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-1500} $(BIN)/python -m pytest -q -rP tests/test_schemathesis.py
+	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/test_schemathesis.py
 
 image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
 	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/test_image.py
