@@ -1,6 +1,7 @@
 """The ledger against an upstream that is a plain function: nothing lost, nothing doubled, never silently partial."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -397,3 +398,13 @@ def test_no_sequence_of_reads_loses_or_doubles_a_call(steps: list[tuple[str, int
 def test_an_extent_keeps_only_what_lies_in_its_window() -> None:
     extent = make_extent(Window(10, 20), 30.0, [call("1", 9), call("2", 10), call("3", 19), call("4", 20)])
     assert ids(extent.calls) == ["2", "3"]
+
+
+def test_an_extent_does_not_hold_itself_so_that_what_is_dropped_is_freed_at_once():
+    extent = make_extent(Window(0, 86400), 1.0, [])
+    held = sys.getrefcount(extent)
+    assert not extent.may_have("ani", "3125550100")
+    assert extent.whole is extent
+    assert extent.looked_at(Window(0, 86400)) is extent
+    assert extent.looked_at(Window(0, 3600)).whole is extent
+    assert sys.getrefcount(extent) == held

@@ -49,10 +49,11 @@ class Extent(Struct, frozen=True, dict=True):
         ids = [call.id for call in self.calls]
         return (min(ids), max(ids)) if ids else ("", "")
 
-    @cached_property
+    @property
     def whole(self) -> Extent:
         """What it was cut from for who reads it: that one stays, and remembers."""
-        return self
+        cut_from: Extent | None = self.__dict__.get("cut_from")
+        return self if cut_from is None else cut_from  # nothing holds itself: what is dropped is freed at once
 
     @cached_property
     def figures(self) -> dict[Hashable, Any]:
@@ -84,7 +85,7 @@ class Extent(Struct, frozen=True, dict=True):
         part = self.within(window)
         part.__dict__["range_of_ids"] = self.range_of_ids
         if part is not self:
-            part.__dict__["whole"] = self.whole
+            part.__dict__["cut_from"] = self.whole
         return part
 
     def without(self, window: Window) -> list[Extent]:
