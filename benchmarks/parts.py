@@ -21,7 +21,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from benchmarks.peers import POST
-from benchmarks.serving import SIMULATOR, free_port, running
+from benchmarks.serving import SIMULATOR, running
 from gateway import app
 from gateway.callbutton import wire
 from gateway.callbutton.central import whole
@@ -31,6 +31,7 @@ from gateway.ledger.reader import Question
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.settings import Settings
+from tests.processes import free_port
 
 CODE = "8005550100"
 FIRST = datetime(2025, 1, 1, 6, tzinfo=UTC)  # midnight in Central Time

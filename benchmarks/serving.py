@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import httpx
 
 from benchmarks import plots
 from benchmarks.peers import POST
+from tests.processes import free_port, reachable
 
 FLOOR = "a raw ASGI application, on uvicorn"
 PEERS = (
@@ -106,13 +106,6 @@ class Measured(NamedTuple):
     cpu: float
 
 
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port: int = opened.getsockname()[1]
-        return port
-
-
 def pinned(core: int, *command: str) -> list[str]:
     """A command that runs on one core."""
     cores = sorted(os.sched_getaffinity(0))
@@ -127,14 +120,10 @@ def running(port: int, *command: str, log: Path, **environment: str) -> Iterator
             pinned(0, *command), stdout=out, stderr=out, env={**os.environ, **environment}, start_new_session=True
         )
         try:
-            for _ in range(1000):
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None:
-                        raise RuntimeError(f"{command} ended: {log.read_text()[-2000:]}") from None
-                    time.sleep(0.02)
+            while not reachable(port):
+                if process.poll() is not None:
+                    raise RuntimeError(f"{command} ended: {log.read_text()[-2000:]}")
+                time.sleep(0.02)
             yield process
         finally:
             os.killpg(process.pid, signal.SIGTERM)

@@ -7,7 +7,7 @@ the same without white space between elements. Ratios are medians of rounds in w
 from __future__ import annotations
 
 import asyncio
-import socket
+import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +26,7 @@ from gateway import app
 from gateway.callbutton.wire import ReplyParser
 from gateway.model import Call
 from gateway.settings import Settings
+from tests.processes import free_port, reachable, running, wait_for
 
 PIECE = 65536
 CALL = """\
@@ -246,21 +247,11 @@ def serve_upstream(count: int, port: int) -> None:
 
 def event_loop(count: int = 10_000) -> None:
     """Measure what holds the loop, and the latency of another endpoint, while a long reply arrives."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = opened.getsockname()[1]
+    port = free_port()
     script = f"from benchmarks.translate import serve_upstream; serve_upstream({count}, {port})"
-    with subprocess.Popen([sys.executable, "-c", script]) as upstream:
-        try:
-            for _ in range(1000):
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    time.sleep(0.02)
-            rounds = [asyncio.run(_latencies(f"http://127.0.0.1:{port}/xml.jsp")) for _ in range(5)]
-        finally:
-            upstream.terminate()
+    with running([sys.executable, "-c", script], Path(os.devnull)):
+        wait_for(lambda: reachable(port), "the upstream listens")
+        rounds = [asyncio.run(_latencies(f"http://127.0.0.1:{port}/xml.jsp")) for _ in range(5)]
     idle, busy, held = zip(*rounds, strict=True)
     print(f"\n## Event loop: while a reply of {count} calls arrives, five times; bar 10 ms\n")
     print(f"longest hold of the loop: median {statistics.median(held) * 1e3:.1f} ms, worst {max(held) * 1e3:.1f} ms")

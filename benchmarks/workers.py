@@ -24,8 +24,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.serving import EXACT, MOVING, SIMULATOR, cpu_seconds, free_port, get
-from tests.processes import answers, children, gateway, reachable, running, wait_for
+from benchmarks.serving import EXACT, MOVING, SIMULATOR, cpu_seconds, get
+from tests.processes import answers, children, free_port, gateway, reachable, running, wait_for
 
 ROUNDS, SECONDS, CONNECTIONS = 5, 4, 16
 BAR = 1.7
