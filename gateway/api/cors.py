@@ -29,7 +29,7 @@ class Cors:
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Answer preflights, and mark answers."""
-        asked = dict(scope["headers"])
+        asked = scope["state"]["headers"]
         marks = self._marks(asked.get(b"origin"))
         if marks and scope["method"] == "OPTIONS" and b"access-control-request-method" in asked:
             headers: Headers = [
