@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -50,8 +52,8 @@ class Patience(HttpToolsProtocol):
         self._idle_since: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._idle: asyncio.Future[None] | None = None  # what the task waits for without a request
-        self._next: Whole | None = None
-        self._answering: Whole | None = None
+        self._next: RequestResponseCycle | None = None
+        self._answering: RequestResponseCycle | None = None
         self._lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -99,9 +101,31 @@ class Patience(HttpToolsProtocol):
         self._reading = True
 
     def on_headers_complete(self) -> None:
-        """Begin to answer."""
+        """Begin to answer, as uvicorn does, but for what is set for every application here: half of its time."""
         self._head_left = None
-        super().on_headers_complete()
+        parser, scope, before, url = self.parser, self.scope, self.cycle, httptools.parse_url(self.url)
+        version, path = parser.get_http_version(), url.path.decode("ascii")
+        scope["http_version"], scope["method"] = version, parser.get_method().decode("ascii")
+        scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, url.path
+        scope["query_string"] = url.query or b""
+        self.cycle = Whole(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            False,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            version != "1.0" and parser.should_keep_alive(),
+            self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_message_complete(self) -> None:
         """End the reading of a request."""
@@ -159,8 +183,7 @@ class Patience(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401, ARG002 - ASGI
-        cycle.__class__ = Whole  # uvicorn names the class where nobody can say another
-        self._next = cast("Whole", cycle)
+        self._next = cycle
         if self._task is None:
             self._task = self.loop.create_task(self._answer_all())
         self._wake()

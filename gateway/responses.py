@@ -1,66 +1,111 @@
 """What uvicorn lacks in speed: an answer that is whole goes out in one piece, head and body, and not in two.
 
-Rules: its length is known, its body comes at once, and nothing is odd about it; all others are uvicorn's business.
+Rules:
+- Its length is known, its body comes at once, and nothing is odd about it; all others are uvicorn's business.
+- Headers that go out again and again are written once (`Written`). A message that has them as `written` begins its
+  headers with them; that is checked, so that a layer in between may still change them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+Headers = list[tuple[bytes, bytes]]
 CLOSE = (b"connection", b"close")
 LENGTH, CONNECTION, TRANSFER = b"\r\ncontent-length: ", b"\r\nconnection: ", b"\r\ntransfer-encoding: "
+STATUS = {status: line[:-2] for status, line in STATUS_LINE.items()}
 IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))  # RFC 9110, section 5.5
+
+
+class Written:
+    """Headers as lines, each after an end of line. Raises RuntimeError for characters that no header may have."""
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = headers
+        self.count = len(headers)
+        self.lines = lines = _lines(headers)
+        self.odd = CONNECTION in lines or TRANSFER in lines
+        self.length = lines.partition(LENGTH)[2].partition(b"\r\n")[0]  # of the body; empty if it is not said
+
+
+class Done:
+    """What needs no waiting for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]  # all that `await` needs
+
+
+def _lines(headers: Headers) -> bytes:
+    lines = b"\r\n".join([b"", *map(b": ".join, headers)])
+    if lines.translate(None, IN_A_LINE) != b"\r\n" * len(headers):
+        raise RuntimeError("a header of the answer has characters that no header may have")
+    return lines
+
+
+NONE, DONE = Written([]), Done()
 
 
 class Whole(RequestResponseCycle):
     """One request and its answer, which goes out in one piece if its length is known and its body comes at once."""
 
     _begun: Any = None  # the message that begins an answer, held until its body comes
-    _head = b""  # its headers, with the end of line before and two after
+    _head = _length = b""  # its headers as lines, and the length of the body
+    _default = NONE  # what all answers have for a second
 
-    async def send(self, message: Any) -> None:  # noqa: ANN401 - ASGI
+    def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]  # noqa: ANN401 - ASGI
         """Send a part of the answer."""
         begun = self._begun
         if begun is None:
-            if message["type"] == "http.response.start" and not self.response_started:
-                head = _lines(message["headers"]) + b"\r\n\r\n"
-                if (LENGTH in head or message["status"] == 304) and CONNECTION not in head and TRANSFER not in head:
-                    self._begun, self._head = message, head
-                    return
-        else:
-            self._begun = None
-            if message["type"] == "http.response.body":
-                body = message.get("body", b"")
-                if not message.get("more_body") and self._may_be_whole(len(body)):
-                    self._send_whole(begun, body)
-                    return
-                await super().send(begun)
-            # or else it is begun anew, since the first one failed
-        await super().send(message)
+            if message["type"] == "http.response.start" and not self.response_started and self._hold(message):
+                return DONE
+            return super().send(message)
+        self._begun = None
+        if message["type"] != "http.response.body":
+            return super().send(message)  # begun anew, since the first one failed
+        body = message.get("body", b"")
+        if message.get("more_body") or not self._may_be_whole(body):
+            return self._send_both(begun, message)
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.writelines([b"".join((STATUS[begun["status"]], self._default.lines, self._head)), body])
+        self.message_event.set()
+        self.on_response()
+        return DONE
 
-    def _may_be_whole(self, size: int) -> bool:
+    def _hold(self, message: Any) -> bool:  # noqa: ANN401 - ASGI
+        """Keep the beginning of an answer, unless its end may be far."""
+        headers, first = message["headers"], message.get("written", NONE)
+        if headers[: first.count] != first.headers:
+            first = NONE
+        if first is NONE:
+            first = Written(headers)
+            head = first.lines
+        else:
+            last = _lines(headers[first.count :])
+            if max(last.find(LENGTH), last.find(CONNECTION), last.find(TRANSFER)) >= 0:  # twice as quick as `in`
+                return False
+            head = first.lines + last
+        if first.odd or not (first.length or message["status"] == 304):
+            return False
+        self._begun, self._head, self._length = message, head + b"\r\n\r\n", first.length or b"0"
+        return True
+
+    def _may_be_whole(self, body: bytes) -> bool:
+        default = self._default
+        if default.headers is not self.default_headers:
+            Whole._default = default = Written(self.default_headers)
         return (
-            (LENGTH + b"%d\r\n" % size in self._head or (not size and LENGTH not in self._head))
+            self._length == b"%d" % len(body)
             and self.keep_alive
+            and not default.odd
             and not self.disconnected
             and not self.flow.write_paused
             and self.scope["method"] != "HEAD"
-            and CLOSE not in self.default_headers
         )
 
-    def _send_whole(self, begun: Any, body: bytes) -> None:  # noqa: ANN401 - ASGI
-        head = STATUS_LINE[begun["status"]].rstrip() + _lines(self.default_headers) + self._head
-        if head.translate(None, IN_A_LINE) != b"\r\n" * (2 + len(self.default_headers) + len(begun["headers"])):
-            raise RuntimeError("a header of the answer has characters that no header may have")
-        self.response_started = self.response_complete = True
-        self.waiting_for_100_continue = False
-        self.transport.writelines([head, body])
-        self.message_event.set()
-        self.on_response()
-
-
-def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Header lines, each after an end of line."""
-    return b"\r\n".join([b"", *map(b": ".join, headers)])
+    async def _send_both(self, begun: Any, body: Any) -> None:  # noqa: ANN401 - ASGI
+        await super().send(begun)
+        await super().send(body)

@@ -13,17 +13,19 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
 from gateway.api.negotiation import HTTPApp
 from gateway.metrics import RequestTally
+from gateway.responses import Written
 
 LONGEST = 60.0  # seconds
 LARGEST = 1024**2  # bytes of a body
-ENTRY_BYTES = 2000  # of an entry without its body
+ENTRY_BYTES = 3000  # of an entry without its body
 MADE_ANEW = {b"age", b"cache-status", b"server-timing", b"x-request-id"}
 OF_BODY = {b"content-length", b"content-type", b"content-encoding"}
 Headers = list[tuple[bytes, bytes]]
@@ -42,8 +44,9 @@ class Entry(Struct, frozen=True):
 
     consumer: object
     route: str
-    headers: Headers
     etag: bytes
+    whole: Written
+    unchanged: Written  # without what is of the body
     body: bytes
     lifetime: Lifetime
 
@@ -59,14 +62,10 @@ class Repeats:
         self._held: OrderedDict[tuple[object, ...], Entry] = OrderedDict()
         self._bytes = 0
 
-    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer from what is held, or hold what is answered."""
         if scope["method"] != "GET":
-            await self._app(scope, receive, send)
-        else:
-            await self._serve(scope, receive, send)
-
-    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+            return self._app(scope, receive, send)
         state = scope["state"]
         headers = state["headers"]
         consumer = state.get("consumer")
@@ -80,32 +79,31 @@ class Repeats:
         )
         entry = self._held.get(key)
         if entry is None or b"cache-control" in headers or b"pragma" in headers:
-            await self._ask(scope, receive, send, key)
-            return
+            return self._ask(scope, receive, send, key)
         now = self._clock()
-        lifetime = entry.lifetime
-        if now >= lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
+        if now >= entry.lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
             self._drop(key)
-            await self._ask(scope, receive, send, key)
-            return
+            return self._ask(scope, receive, send, key)
         self._held.move_to_end(key)
+        return self._repeat(scope, send, entry, now)
+
+    async def _repeat(self, scope: HTTPScope, send: Send, entry: Entry, now: float) -> None:
+        lifetime = entry.lifetime
         self._tally.repeats += 1
         scope["path_template"] = entry.route
+        status, written, body = 200, entry.whole, entry.body
+        asked = scope["state"]["headers"].get(b"if-none-match")
+        if asked is not None and matches(asked.decode("latin-1"), entry.etag.decode()):
+            status, written, body = 304, entry.unchanged, b""
         age = now - lifetime.as_of
-        answered = [
-            *entry.headers,
+        headers = [
+            *written.headers,
             (b"age", b"%d" % age if age > 0 else b"0"),
             (b"cache-status", b"callbutton-gateway; hit; ttl=%d" % (lifetime.fresh_until - now)),
         ]
-        if (asked := headers.get(b"if-none-match")) is not None and matches(
-            asked.decode("latin-1"), entry.etag.decode()
-        ):
-            answered = [pair for pair in answered if pair[0] not in OF_BODY]
-            await send({"type": "http.response.start", "status": 304, "headers": answered})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": answered})
-        await send({"type": "http.response.body", "body": entry.body, "more_body": False})
+        start: Any = {"type": "http.response.start", "status": status, "headers": headers, "written": written}
+        await send(start)
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _ask(self, scope: HTTPScope, receive: Receive, send: Send, key: tuple[object, ...]) -> None:
         headers: Headers = []
@@ -126,16 +124,17 @@ class Repeats:
     def _keep(
         self, scope: HTTPScope, key: tuple[object, ...], headers: Headers, body: bytes, lifetime: Lifetime
     ) -> None:
-        kept = [(name, value) for name, value in headers if name.lower() not in MADE_ANEW]
-        etag = next((value for name, value in kept if name.lower() == b"etag"), None)
+        kept = [(name.lower(), value) for name, value in headers if name.lower() not in MADE_ANEW]
+        etag = dict(kept).get(b"etag")
         if etag is None:
             return
         until = min(lifetime.until, lifetime.fresh_until, self._clock() + LONGEST)
         entry = Entry(
             scope["state"].get("consumer"),
             str(scope.get("path_template")),
-            kept,
             etag,
+            Written(kept),
+            Written([pair for pair in kept if pair[0] not in OF_BODY]),
             body,
             Lifetime(lifetime.as_of, lifetime.fresh_until, until),
         )
