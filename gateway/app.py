@@ -141,10 +141,9 @@ def create(
         settings.public_url,
     )
     access_log = AccessLog(settings.log_format, settings.log_level)
-    identify = None if identity is None else identity.consumer
     app, litestar = create_api(
         desk,
-        identify,
+        identity,
         metrics,
         access_log,
         scrape or metrics.scrape,

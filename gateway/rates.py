@@ -37,8 +37,10 @@ class Bucket(Struct):
 
     def fill(self, now: float) -> None:
         """Add what time has brought."""
-        brought = max(0.0, now - self.at) * self.rate.requests / self.rate.seconds
-        self.tokens = min(float(self.rate.requests), self.tokens + brought)
+        rate, passed = self.rate, now - self.at
+        if passed > 0:
+            tokens = self.tokens + passed * rate.requests / rate.seconds
+            self.tokens = tokens if tokens < rate.requests else float(rate.requests)
         self.at = now
 
     def take(self, now: float) -> bool:
@@ -75,7 +77,7 @@ class Rates:
             bucket = self._buckets[key] = Bucket(consumer.rate, consumer.rate.requests, now)
             if len(self._buckets) > MOST_BUCKETS:
                 self._buckets.popitem(last=False)
-        elif bucket.rate != consumer.rate:
+        elif bucket.rate is not consumer.rate and bucket.rate != consumer.rate:
             bucket.tokens *= consumer.rate.requests / bucket.rate.requests
             bucket.rate = consumer.rate
         self._buckets.move_to_end(key)
@@ -133,6 +135,11 @@ class Exports:
                 del self._under_way[key]
 
 
+def fields(bucket: Bucket) -> list[tuple[bytes, bytes]]:
+    """The header fields that tell of a bucket."""
+    return [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]
+
+
 @lru_cache(maxsize=1000)
 def policy(rate: Rate) -> bytes:
     """`RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers writes it since its version 08."""
@@ -141,4 +148,4 @@ def policy(rate: Rate) -> bytes:
 
 def left(bucket: Bucket) -> bytes:
     """`RateLimit`, of the same draft: what is left, and the seconds until nothing is missing."""
-    return b'"requests";r=%d;t=%d' % (max(0.0, bucket.tokens), math.ceil(bucket.until_full()))  # %d cuts off
+    return b'"requests";r=%d;t=%d' % (max(0, int(bucket.tokens)), math.ceil(bucket.until_full()))

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
 
 from gateway.access import ANYONE, Consumer
 from gateway.api import problems
 from gateway.api.negotiation import HTTPApp
+from gateway.credentials.identity import Identity
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Bucket, Exports, Rates, left, policy
+from gateway.rates import Bucket, Exports, Rates, fields
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
@@ -33,17 +35,17 @@ OPEN = re.compile(
     re.ASCII,
 )
 Refusal = Unauthenticated | Forbidden | RateLimited | IssuerUnreachable
-Identify = Callable[..., Awaitable[Consumer]]
+CREDENTIALS = (b"x-api-key", b"authorization")
 RouteOf = Callable[[str], str]
 
 
 class Authentication:
-    """An ASGI application around another; `identify` is None where anyone may ask."""
+    """An ASGI application around another; `identity` is None where anyone may ask."""
 
     def __init__(
         self,
         app: HTTPApp,
-        identify: Identify | None,
+        identity: Identity | None,
         rates: Rates,
         exports: Exports,
         clock: Callable[[], float],
@@ -51,7 +53,7 @@ class Authentication:
         route_of: RouteOf,
     ) -> None:
         self._app = app
-        self._identify = identify
+        self._identity = identity
         self._rates = rates
         self._exports = exports
         self._clock = clock
@@ -63,10 +65,15 @@ class Authentication:
         if OPEN.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
-        bucket = None
+        state, identity, bucket = scope["state"], self._identity, None
         try:
-            consumer = await self._consumer(scope)
-            scope["state"]["consumer"] = consumer
+            if identity is None:
+                consumer = ANYONE
+            else:
+                pairs: Any = scope["headers"]  # of a length, whatever ASGI promises
+                credential, bearer = read_credential(pairs, state["headers"])
+                consumer = identity.known(credential, bearer=bearer) or await identity.of_token(credential)
+            state["consumer"] = consumer
             if consumer.rate is not None:
                 now = self._clock()
                 bucket = self._rates.bucket(consumer, now)
@@ -76,17 +83,11 @@ class Authentication:
             await self._refuse(scope, send, error, bucket)
             return
         if bucket is not None:
-            _add_rate(scope, bucket)
+            state["added_headers"] = fields(bucket)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._exports.end(scope["state"])
-
-    async def _consumer(self, scope: HTTPScope) -> Consumer:
-        if self._identify is None:
-            return ANYONE
-        credential, bearer = read_credential(scope["headers"])
-        return await self._identify(credential, bearer=bearer)
+            self._exports.end(state)
 
     async def _refuse(self, scope: HTTPScope, send: Send, error: Refusal, bucket: Bucket | None) -> None:
         state = scope["state"]
@@ -94,24 +95,24 @@ class Authentication:
         note_refusal(self._metrics, scope, error)
         headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
         if bucket is not None:
-            _add_rate(scope, bucket)
+            state["added_headers"] = fields(bucket)
         await problems.send_problem(
             send, problems.kind_of(error), scope["path"], state["request_id"], str(error), headers=headers
         )
 
 
-def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bool]:
-    """Read the credential, and whether it is a bearer's. Raises Unauthenticated."""
-    found = [(name, value) for name, value in headers if name in (b"x-api-key", b"authorization")]
-    if not found:
-        raise Unauthenticated("a credential is needed", problems.NO_CREDENTIAL)
-    if len(found) > 1:
+def read_credential(pairs: Collection[tuple[bytes, bytes]], headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
+    """Read the credential, and whether it is a bearer's; `headers` is the last of each name. Raises Unauthenticated."""
+    key, authorization = headers.get(b"x-api-key"), headers.get(b"authorization")
+    if len(pairs) != len(headers) and sum(name in CREDENTIALS for name, _ in pairs) > 1:
         raise Unauthenticated("more than one credential came", "several credentials")
-    name, value = found[0]
-    text = value.decode("latin-1").strip()
-    if name == b"x-api-key":
-        return text, False
-    scheme, _, credential = text.partition(" ")
+    if authorization is None:
+        if key is None:
+            raise Unauthenticated("a credential is needed", problems.NO_CREDENTIAL)
+        return key.decode("latin-1").strip(), False
+    if key is not None:
+        raise Unauthenticated("more than one credential came", "several credentials")
+    scheme, _, credential = authorization.decode("latin-1").strip().partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthenticated("Authorization is not of the kind Bearer", "other scheme")
     return credential.strip(), True
@@ -128,8 +129,3 @@ def note_refusal(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:
         "reason": error.reason,
     }
     AUDIT.warning("refused", extra={"fields": fields})
-
-
-def _add_rate(scope: HTTPScope, bucket: Bucket) -> None:
-    """Leave the headers of a rate to the edge, which adds what every answer has."""
-    scope["state"]["added_headers"] = [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from litestar.types import HTTPScope, Receive, Send
 
@@ -35,22 +36,21 @@ class Door:
         """Tell load balancers that this replica is about to end."""
         self._stopping = True
 
-    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Let a request in, or refuse it."""
-        if self._stopping and scope["path"] == "/readyz":
-            await self._refuse(scope, send, problems.OVERLOADED, "this replica is about to stop")
-        elif scope["path"] in ALWAYS:
-            await self._app(scope, receive, send)
-        elif self._inside >= self._most:
-            await self._refuse(scope, send, problems.OVERLOADED, "too many requests are under way")
-        elif len(scope["query_string"]) > MOST_QUERY:
-            await self._refuse(scope, send, problems.INVALID, f"the query is longer than {MOST_QUERY} bytes")
-        else:
-            await self._answer(scope, receive, send)
+        if scope["path"] in ALWAYS:
+            if self._stopping and scope["path"] == "/readyz":
+                return self._refuse(scope, send, problems.OVERLOADED, "this replica is about to stop")
+            return self._app(scope, receive, send)
+        if self._inside >= self._most:
+            return self._refuse(scope, send, problems.OVERLOADED, "too many requests are under way")
+        if len(scope["query_string"]) > MOST_QUERY:
+            return self._refuse(scope, send, problems.INVALID, f"the query is longer than {MOST_QUERY} bytes")
+        return self._answer(scope, receive, send)
 
-    async def _refuse(self, scope: HTTPScope, send: Send, kind: problems.Kind, detail: str) -> None:
+    def _refuse(self, scope: HTTPScope, send: Send, kind: problems.Kind, detail: str) -> Awaitable[None]:
         headers = ((b"retry-after", b"1"),) if kind is problems.OVERLOADED else ()
-        await problems.send_problem(send, kind, scope["path"], scope["state"]["request_id"], detail, headers)
+        return problems.send_problem(send, kind, scope["path"], scope["state"]["request_id"], detail, headers)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         self._inside += 1

@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Awaitable
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -58,15 +59,16 @@ class Edge:
         state["request_id"] = request_id
         status, began = GONE, time.perf_counter()
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = state.get("added_headers", ())
                 message["headers"] = [*message["headers"], *added, *SECURITY, (b"x-request-id", request_id.encode())]
-            await send(message)
+            return send(message)
 
-        self._metrics.requests.under_way += 1
+        requests = self._metrics.requests
+        requests.under_way += 1
         try:
             await self.door(scope, receive, send_with_id)
         except Exception:
@@ -80,9 +82,9 @@ class Edge:
             seconds = time.perf_counter() - began
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
-            self._metrics.requests.under_way -= 1
+            requests.under_way -= 1
             consumer: Consumer | None = state.get("consumer")
-            self._metrics.requests.add(method, route, status, seconds, consumer.label if consumer else "")
+            requests.add(method, route, status, seconds, consumer.label if consumer else "")
             self._access_log.write(time.time(), request_id, method, route, status, seconds, span.trace_id)
             if span is not tracing.UNTRACED:
                 span.note({"http.request.method": method, "http.route": route, "request.id": request_id})

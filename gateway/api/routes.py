@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.api import problems, reference
 from gateway.api.answers import Desk
-from gateway.api.authentication import Authentication, Identify, note_refusal
+from gateway.api.authentication import Authentication, note_refusal
 from gateway.api.calls import CallPage, SingleCall, answer_call, answer_list
 from gateway.api.compression import Compression
 from gateway.api.cors import Cors
@@ -34,6 +34,7 @@ from gateway.api.ports import Ports
 from gateway.api.recordings import answer_recording
 from gateway.api.repeats import Repeats
 from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
+from gateway.credentials.identity import Identity
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -241,7 +242,7 @@ def templates(app: Litestar) -> Callable[[str], str]:
 
 def create_api(
     desk: Desk,
-    identify: Identify | None,
+    identity: Identity | None,
     metrics: Metrics,
     access_log: AccessLog,
     scrape: Scrape,
@@ -253,7 +254,7 @@ def create_api(
 ) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it.
 
-    Without `identify` anyone sees everything; without `metrics_port` every port has the metrics.
+    Without `identity` anyone sees everything; without `metrics_port` every port has the metrics.
     """
     app = Litestar(
         HANDLERS,
@@ -265,7 +266,7 @@ def create_api(
         pdb_on_exception=False,
     )
     repeats = Repeats(Methods(Compression(app)), desk.clock, repeats_bytes, metrics.requests)
-    inside: HTTPApp = Authentication(repeats, identify, desk.rates, desk.exports, desk.clock, metrics, templates(app))
+    inside: HTTPApp = Authentication(repeats, identity, desk.rates, desk.exports, desk.clock, metrics, templates(app))
     if metrics_port:
         inside = Ports(inside, metrics_port)
     if cors_origins:

@@ -15,6 +15,7 @@ from gateway.errors import Unauthenticated
 if TYPE_CHECKING:
     from gateway.credentials.issuer import Issuer
 
+UNKNOWN = "the credential is not known, or no longer"
 MOST_LENGTH = 8192  # characters of a credential
 
 
@@ -38,18 +39,24 @@ class Identity:
         if self._issuer is not None:
             await self._issuer.close()
 
-    async def consumer(self, credential: str, *, bearer: bool) -> Consumer:
-        """The consumer of an access key, or of a bearer token. Raises Unauthenticated, IssuerUnreachable."""
+    def known(self, credential: str, *, bearer: bool) -> Consumer | None:
+        """The consumer of an access key; None for what may be a token. Raises Unauthenticated."""
         reason = "no such kind"
         if len(credential) > MOST_LENGTH:
             reason = "too long"
         elif self._issuer is not None and bearer and not credential.startswith(PREFIX):
-            return await self._issuer.consumer(credential)
+            return None
         elif self._keys is not None:
             consumer, reason = self._keys.keys.find(credential, self._clock())
             if consumer is not None:
                 return consumer
-        raise Unauthenticated("the credential is not known, or no longer", reason)
+        raise Unauthenticated(UNKNOWN, reason)
+
+    async def of_token(self, token: str) -> Consumer:
+        """The consumer of a bearer token. Raises Unauthenticated, IssuerUnreachable."""
+        if self._issuer is None:
+            raise Unauthenticated(UNKNOWN, "no such kind")
+        return await self._issuer.consumer(token)
 
     def rights_of(self, name: str, label: str) -> Consumer | None:
         """The rights of a consumer as they are now; of a token's, whom nobody knows without it, whatever it had."""
