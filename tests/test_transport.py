@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from gateway import __version__
 from gateway.callbutton.transport import Limits, Transport
 from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
@@ -164,10 +166,53 @@ def test_time_outs_leave_no_connection_behind():
             for _ in range(5):
                 with pytest.raises(UpstreamTimeout):
                     await post(transport)
-            assert transport._client._transport._pool.connections == []  # type: ignore[attr-defined]
+            assert transport._client._transport._pool.connections == []
             await transport.close()
 
     asyncio.run(run())
+
+
+def test_a_request_has_the_credentials_of_its_address_and_never_a_cookie():
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                heads.append(head)
+                await reader.readexactly(4)
+                writer.write(HEAD + b"Set-Cookie: JSESSIONID=1\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        ended.set()
+
+    ended = asyncio.Event()
+
+    async def run() -> int:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port: int = server.sockets[0].getsockname()[1]
+        transport = Transport(f"http://some%40body:secret@127.0.0.1:{port}/a/xml.jsp?b=c", QUICK)
+        for _ in range(2):
+            await post(transport)
+        await transport.close()
+        await asyncio.wait_for(ended.wait(), 10)
+        server.close()
+        return port
+
+    port = asyncio.run(run())
+    credentials = base64.b64encode(b"some@body:secret").decode()
+    for head in heads:
+        line, *fields = head.decode().removesuffix("\r\n\r\n").split("\r\n")
+        assert line == "POST /a/xml.jsp?b=c HTTP/1.1"
+        assert sorted(field.lower() for field in fields) == [
+            "accept-encoding: gzip, identity",
+            "accept: */*",
+            f"authorization: basic {credentials}".lower(),
+            "connection: keep-alive",
+            "content-length: 4",
+            "content-type: text/xml; charset=utf-8",
+            f"host: 127.0.0.1:{port}",
+            f"user-agent: callbutton-gateway/{__version__}",
+        ]
+    assert len(heads) == 2
 
 
 def test_an_environment_proxy_is_not_used(monkeypatch: pytest.MonkeyPatch):

@@ -17,8 +17,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from msgspec import Struct
 
-from gateway import __version__
-from gateway.callbutton.transport import PIECE, Limits, Timer, open_client, running, translated
+from gateway.callbutton.transport import PIECE, Client, Limits, Timer, running, translated
 from gateway.errors import NotFound, Overloaded, UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamUnauthorized
 
 MOST = 16  # under way at a time
@@ -63,7 +62,7 @@ class Recordings:
         self._template = template
         self._upstream = upstream
         self._limits = limits
-        self._client = open_client(MOST, proxy)
+        self._client = Client(MOST, proxy)
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def open(self, value: str | None, identity: str, part: str | None) -> Recording:
@@ -71,11 +70,7 @@ class Recordings:
         if len(self._pumps) >= MOST:
             raise Overloaded("too many recordings are being listened to", 5)
         address = locate(value, identity, self._template, self._upstream)
-        headers = {
-            "Accept": "audio/*",
-            "Accept-Encoding": "identity",
-            "User-Agent": f"callbutton-gateway/{__version__}",
-        }
+        headers = {"Accept": "audio/*", "Accept-Encoding": "identity"}
         if part is not None and RANGE.fullmatch(part):
             headers["Range"] = part
         pipe = Pipe()
@@ -93,7 +88,7 @@ class Recordings:
     async def close(self) -> None:
         """Let what is under way end, and close the connections."""
         await asyncio.gather(*self._pumps, return_exceptions=True)
-        await self._client.aclose()
+        await self._client.close()
 
     async def _pump(self, address: str, headers: dict[str, str], pipe: Pipe) -> None:
         timer = Timer(self._limits, asyncio.get_running_loop().time() + LONGEST)
@@ -101,8 +96,7 @@ class Recordings:
         received = 0
         try:
             for _ in range(REDIRECTS + 1):
-                async with self._client.stream("GET", address, headers=headers) as response:
-                    self._client.cookies.clear()
+                async with self._client.stream("GET", address, headers) as response:
                     if response.is_redirect:
                         address = _redirected(address, response.headers["location"])
                         continue
