@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.access import Consumer
-from gateway.api.signed import seal, unseal
+from gateway.api.signed import sealer, unseal
 from gateway.errors import Forbidden
 from gateway.model import Call
 
@@ -31,21 +31,20 @@ class Capability(Struct, frozen=True, array_like=True):
     until: int
 
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Capability)
 
 
 def link_writer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
     """What writes the link to a call's recording, if it has one, for a consumer; `base` comes before its path."""
     until = (int(now) // HOUR + 2) * HOUR
-    path = f"{base}/recordings/"
+    path, write, name, label = f"{base}/recordings/", sealer(KIND, key), consumer.name, consumer.label
 
     def render_link(call: Call) -> str | None:
         if call.recording_url is None:
             return None
         start = int(call.start_time.timestamp())
-        capability = Capability(call.client_code, call.id, start, consumer.name, consumer.label, until)
-        return path + seal(KIND, _encoder.encode(capability), key)
+        return path + write(_encode(Capability(call.client_code, call.id, start, name, label, until)))
 
     return render_link
 
