@@ -10,6 +10,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from msgspec.structs import astuple
+
 from gateway.ledger.extents import DAY, Extent, by_day, overlay
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
@@ -32,12 +34,13 @@ def bytes_of(calls: tuple[Call, ...]) -> int:
 
 
 def _bytes_of_call(call: Call) -> int:
-    total = sys.getsizeof(call) + 48 + SETS_BYTES + sum(sys.getsizeof(value) for value in call.extra.values())
-    for part in (call, call.address, call.status):
+    values: list[object] = [*astuple(call), *call.extra.values()]
+    total = sys.getsizeof(call) + 48 + SETS_BYTES + sys.getsizeof(call.extra)
+    for part in (call.address, call.status):
         if part is not None:
-            values = (getattr(part, field) for field in part.__struct_fields__)
-            total += sys.getsizeof(part) + sum(sys.getsizeof(value) for value in values if isinstance(value, str))
-    return total + sys.getsizeof(call.extra)
+            values += astuple(part)
+            total += sys.getsizeof(part)
+    return total + sum([sys.getsizeof(value) for value in values if type(value) is str])
 
 
 class Memory:
