@@ -1,8 +1,10 @@
 """Records in the very layout of the protocol document, matched by one regular expression. Pure.
 
 Rules:
-- The expression is a recogniser of well-formed XML: of a `Call` element between two others, with the document's
-  elements in the document's order, each absent, empty, or text with the five named references; a Journal also as CDATA.
+- The expression is a recogniser of well-formed XML: of a `Call` element among others, with the document's elements in
+  the document's order, each absent, empty, or text with the five named references; a Journal also as CDATA.
+- It is tried after a whole tag alone, `<CallDetails>` or `</Call>`, whose `<` expat has seen: so no tag and no
+  attribute's value is open there.
 - It never backtracks (its repeats are possessive), so its time is linear.
 - Whatever it does not match is left to expat. It may be slow to say no, it must never say yes wrongly.
 """
@@ -21,7 +23,7 @@ STATUS = frozenset(("ReviewedStatus", "SalesStatus", "Journal"))
 CDATA = r"<!\[CDATA\[(?:[^\]]|\](?!\]>))*+\]\]>"
 SECTION = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 UNNAMED = re.compile("&(?!(?:amp|lt|gt|quot|apos);)")
-END = "</Call>"
+DETAILS, BEGINNING, END = "<CallDetails>", "<Call ", "</Call>"
 
 
 def _leaf(name: str) -> str:
@@ -38,6 +40,14 @@ def _expression() -> re.Pattern[str]:
 
 
 _match = _expression().match
+
+
+def next_place(text: str, at: int) -> int:
+    """The next place where a record may begin: where the first one of a CallDetails does, or after one; -1 without."""
+    begin, end = text.find(BEGINNING, at), text.find(END, at)
+    if begin >= 0 and (end < 0 or begin < end) and text[at:begin].rstrip(" \t\n").endswith(DETAILS):
+        return begin
+    return end + len(END) if end >= 0 else -1
 
 
 def match(text: str, at: int) -> tuple[list[str | None], int] | None:

@@ -70,7 +70,7 @@ class Reply(msgspec.Struct):
 class ReplyParser:
     """Reads one reply as it arrives: `feed` pieces of the body, then `close`.
 
-    Records between two others that `template` matches never reach expat; expat has all else, and the last word.
+    Records that `template` matches where a record may be never reach expat; expat has all else, and the last word.
     """
 
     def __init__(self, *, status: bool = False, charset: str | None = None) -> None:
@@ -78,8 +78,8 @@ class ReplyParser:
         self._text = TextReader(charset)
         self._tree = TreeReader()
         self._prolog: str | None = ""
-        self._held = ""  # after a record: the beginning of what the next piece may end
-        self._code: str | None = None  # whose records come next, if the last thing read was the end of a record
+        self._held = ""  # where a record may be: the beginning of what the next piece may end
+        self._code: str | None = None  # whose records come next, if that is where the text is
         self._client_code: str | None = None  # that holds in the Client that is growing
         self._misses = 0
         self._records = RecordReader(status=status)
@@ -103,14 +103,13 @@ class ReplyParser:
         while self._misses < MOST_MISSES and not self._tree.commented:
             if self._code is not None:
                 at = self._match(text, at, self._code)
-            end = text.find(template.END, at)
+            end = template.next_place(text, at)
             if end < 0:
                 break
-            end += len(template.END)
             self._tree.feed(text[at:end])
             at = end
             self._misses += 1
-            self._take_after_record()
+            self._take_before_record()
         else:
             self._code = None
         self._held = text[at:]
@@ -131,8 +130,8 @@ class ReplyParser:
             self._misses = 0
         return at
 
-    def _take_after_record(self) -> None:
-        """Take what is whole now that a tag `</Call>` has been read, and find out whether records come next."""
+    def _take_before_record(self) -> None:
+        """Take what is whole at a place between two tags, and find out whether records come next."""
         self._code = None
         if not self._tree.in_cdata and not self._tree.commented:
             with self._tree.marked() as parent:
