@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,8 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         with running(port, *command, log=folder / "upstream.log"):
             upstream = SIMULATOR.format(port=port)
-            uvloop.run(hit(upstream, folder))
+            with (folder / "access.log").open("w") as log, redirect_stderr(log):
+                uvloop.run(hit(upstream, folder))
             uvloop.run(miss(upstream))
 
 

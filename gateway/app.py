@@ -36,7 +36,7 @@ Clock = Callable[[], float]
 
 
 def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Service:
-    """Build the upstream from the settings."""
+    """Build the upstream from the settings. Raises SettingsError for an address that cannot be used."""
     limits = Limits(
         first_byte=settings.upstream_timeout,
         idle=settings.upstream_idle_timeout,
@@ -44,11 +44,11 @@ def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time
         concurrency=settings.upstream_concurrency,
         max_bytes=settings.upstream_max_bytes,
     )
-    return Service(
-        ServiceSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element),
-        metrics,
-        clock,
-    )
+    where = ServiceSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element)
+    try:
+        return Service(where, metrics, clock)
+    except ValueError as error:
+        raise SettingsError(f"GATEWAY_UPSTREAM_URL or GATEWAY_UPSTREAM_PROXY: {error}") from error
 
 
 def build_recordings(settings: Settings) -> Recordings:

@@ -135,7 +135,7 @@ class Exports:
                 del self._under_way[key]
 
 
-def fields(bucket: Bucket) -> list[tuple[bytes, bytes]]:
+def rate_headers(bucket: Bucket) -> list[tuple[bytes, bytes]]:
     """The header fields that tell of a bucket."""
     return [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]
 

@@ -21,13 +21,16 @@ IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and co
 
 
 class Written:
-    """Headers as lines, each after an end of line. Raises RuntimeError for characters that no header may have."""
+    """Headers as lines, each after an end of line; names are tokens in lower case, as ASGI has them.
+
+    Raises RuntimeError for characters that no line may have.
+    """
 
     def __init__(self, headers: Headers) -> None:
         self.headers = headers
         self.count = len(headers)
         self.lines = lines = _lines(headers)
-        self.odd = CONNECTION in lines or TRANSFER in lines
+        self.odd = CONNECTION in lines or TRANSFER in lines or lines.count(LENGTH) > 1
         self.length = lines.partition(LENGTH)[2].partition(b"\r\n")[0]  # of the body; empty if it is not said
 
 
@@ -53,7 +56,7 @@ class Whole(RequestResponseCycle):
 
     _begun: Any = None  # the message that begins an answer, held until its body comes
     _head = _length = b""  # its headers as lines, and the length of the body
-    _default = NONE  # what all answers have for a second
+    _default = NONE  # what was written last of what all answers have
 
     def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]  # noqa: ANN401 - ASGI
         """Send a part of the answer."""
@@ -68,9 +71,10 @@ class Whole(RequestResponseCycle):
         body = message.get("body", b"")
         if message.get("more_body") or not self._may_be_whole(body):
             return self._send_both(begun, message)
+        head = b"".join((STATUS[begun["status"]], self._shared().lines, self._head))
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
-        self.transport.writelines([b"".join((STATUS[begun["status"]], self._default.lines, self._head)), body])
+        self.transport.writelines([head, body])
         self.message_event.set()
         self.on_response()
         return DONE
@@ -94,17 +98,20 @@ class Whole(RequestResponseCycle):
         return True
 
     def _may_be_whole(self, body: bytes) -> bool:
-        default = self._default
-        if default.headers is not self.default_headers:
-            Whole._default = default = Written(self.default_headers)
         return (
             self._length == b"%d" % len(body)
             and self.keep_alive
-            and not default.odd
+            and not self._shared().odd
             and not self.disconnected
             and not self.flow.write_paused
             and self.scope["method"] != "HEAD"
         )
+
+    def _shared(self) -> Written:
+        """What all answers of a second have, be it of which connection."""
+        if Whole._default.headers is not self.default_headers:
+            Whole._default = Written(self.default_headers)
+        return Whole._default
 
     async def _send_both(self, begun: Any, body: Any) -> None:  # noqa: ANN401 - ASGI
         await super().send(begun)

@@ -134,6 +134,9 @@ for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator", "gate
     assert set(done.stdout.split()) == loaded
 
 
+NO_HOST = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/", "GATEWAY_UPSTREAM_PROXY": "http://a..é/"}
+
+
 @pytest.mark.parametrize(
     ("command", "variables", "named"),
     [
@@ -142,8 +145,18 @@ for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator", "gate
         ("serve", {"GATEWAY_PORT": "tcp://10.0.0.1:80"}, "GATEWAY_PORT is not"),
         ("check", {}, "GATEWAY_UPSTREAM_URL is not set"),
         ("check", {"GATEWAY_UPSTREAM_URL": "callbutton"}, "GATEWAY_UPSTREAM_URL is not"),
+        ("check", {"GATEWAY_UPSTREAM_URL": "http://a..é/"}, "the address of the upstream cannot be used"),
+        ("serve", NO_HOST | {"GATEWAY_AUTH": "none"}, "the address of the proxy cannot be used"),
     ],
-    ids=["serve without address", "serve without auth", "serve in Kubernetes", "check without address", "check bad"],
+    ids=[
+        "serve without address",
+        "serve without auth",
+        "serve in Kubernetes",
+        "check without address",
+        "check bad",
+        "check no host",
+        "serve no proxy",
+    ],
 )
 def test_bad_settings_end_with_2_and_one_line(command: str, variables: dict[str, str], named: str):
     done = run(command, **variables)

@@ -119,6 +119,11 @@ REFUSED = {
     "a failure": (500, [], 502, "upstream-error"),
     "another host": (302, [(b"location", b"http://169.254.169.254/x.wav")], 502, "upstream-error"),
     "in circles": (302, [(b"location", b"/again")], 502, "upstream-error"),
+    "nowhere": (302, [], 502, "upstream-error"),
+    "nothing new": (304, [(b"location", b"/x")], 502, "upstream-error"),
+    "a host that is none": (302, [(b"location", b"http://[::1")], 502, "upstream-error"),
+    "a bracket": (302, [(b"location", b"//[")], 502, "upstream-error"),
+    "without end": (302, [(b"location", b"/" + b"a" * 70_000)], 502, "upstream-malformed"),
     "too long": (
         200,
         [(b"content-type", b"audio/wav"), (b"content-length", b"99999999999")],
@@ -138,7 +143,7 @@ def test_what_is_not_a_recording_is_a_problem_and_never_handed_on(stand: Make):
         assert (played.content, server.asked) == (b"sound", [f"/{call['id']}.mp3"])
         for name, (status, headers, expected, problem) in REFUSED.items():
             server.status, server.headers = status, headers
-            answer = gateway.client.get(call["recordingUrl"])
+            answer = gateway.client.get(call["recordingUrl"], timeout=10)
             assert (answer.status_code, answer.json()["type"]) == (expected, f"/problems/{problem}"), name
 
 

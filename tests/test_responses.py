@@ -141,6 +141,12 @@ def test_no_value_can_add_a_header(bad: bytes, more: dict[str, Any]):
         Written([(b"x-b", bad)])
 
 
+@pytest.mark.parametrize(("status", "headers"), [(600, HEADERS), (99, HEADERS), (200, [*HEADERS, HEADERS[1]])])
+def test_what_is_no_answer_is_refused_and_never_silence(status: int, headers: list[tuple[bytes, bytes]]):
+    answer, _ = exchange(GET + LAST, start(headers, status), body(b"ok"))
+    assert answer.startswith(b"HTTP/1.1 500" if status != 200 else BEGUN + b"content-length: 2\r\n")
+
+
 def test_an_error_between_head_and_body_is_an_answer_of_its_own():
     answer, _ = exchange(GET, start(HEADERS), error=ValueError())
     assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")

@@ -330,6 +330,44 @@ HIDDEN = [
 ]
 
 
+@pytest.mark.parametrize(("mark", "after"), [("!-- ", " -->"), ("?x ", " ?>"), ("![CDATA[", "]]>"), ("x ", "/>")])
+@pytest.mark.parametrize("opening", ["<CallDetails>", "<CallDetails></Call>"])
+def test_a_mark_that_comes_in_two_pieces_hides_records_all_the_same(mark: str, after: str, opening: str):
+    early = f"{' ' * 700}<Client><ClientCode>a</ClientCode><CallDetails><x/><&#0;&#0;&#0;"
+    late = f'{mark}{opening}<Call ID="9--9">{START}</Call>{after}</CallDetails></Client>'
+    body = padded(early + late)
+    at = body.index(late.encode())
+    found: list[object] = []
+    for most in (wire.MOST_MISSES, 0):
+        parser = wire.ReplyParser()
+        with mock.patch.object(wire, "MOST_MISSES", most):
+            try:
+                parser.feed(body[:at])
+                parser.feed(body[at:])
+                found.append(parser.close().calls)
+            except UpstreamMalformed:
+                found.append(None)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("size", [7, 10_000])
+def test_text_after_what_looks_like_the_end_of_a_record_is_kept(size: int):
+    body = reply(f'<Call ID="1">{START}<Foo>abc<Call></Call>d<b/><Call></Call>ef</Foo></Call>')
+    by_template, by_expat = readings(body, size)
+    assert by_template == by_expat
+    assert by_expat
+    assert by_expat.calls["a"][0].extra["Foo"] == "abcdef"
+
+
+@pytest.mark.parametrize("much", [0, 20_000])
+def test_the_template_is_given_up_where_expat_alone_is_quicker(much: int):
+    many = "".join(client(f'<Call ID="1">{START}</Call>', f"c{number}") for number in range(1000))
+    body = padded(many).replace(b"<CallbuttonService>", b"<X>" + b"<y/>" * much + b"</X><CallbuttonService>")
+    with mock.patch.object(template, "match", wraps=template.match) as tried:
+        assert len(wire.parse_reply(body).calls) == 1000
+    assert tried.call_count <= (0 if much else 2 * wire.MOST_MISSES)
+
+
 @pytest.mark.parametrize(("before", "after"), HIDDEN)
 @pytest.mark.parametrize("opening", ["<CallDetails>", "<CallDetails>\n", "", "</Call>"])
 def test_a_record_is_no_record_where_expat_sees_none(before: str, after: str, opening: str):

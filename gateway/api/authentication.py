@@ -26,7 +26,7 @@ from gateway.api.negotiation import HTTPApp
 from gateway.credentials.identity import Identity
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Bucket, Exports, Rates, fields
+from gateway.rates import Bucket, Exports, Rates, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
@@ -72,7 +72,8 @@ class Authentication:
             else:
                 pairs: Any = scope["headers"]  # of a length, whatever ASGI promises
                 credential, bearer = read_credential(pairs, state["headers"])
-                consumer = identity.known(credential, bearer=bearer) or await identity.of_token(credential)
+                known = identity.known(credential, bearer=bearer)
+                consumer = await identity.of_token(credential) if known is None else known
             state["consumer"] = consumer
             if consumer.rate is not None:
                 now = self._clock()
@@ -83,7 +84,7 @@ class Authentication:
             await self._refuse(scope, send, error, bucket)
             return
         if bucket is not None:
-            state["added_headers"] = fields(bucket)
+            state["added_headers"] = rate_headers(bucket)
         try:
             await self._app(scope, receive, send)
         finally:
@@ -95,7 +96,7 @@ class Authentication:
         note_refusal(self._metrics, scope, error)
         headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
         if bucket is not None:
-            state["added_headers"] = fields(bucket)
+            state["added_headers"] = rate_headers(bucket)
         await problems.send_problem(
             send, problems.kind_of(error), scope["path"], state["request_id"], str(error), headers=headers
         )

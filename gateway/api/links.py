@@ -32,7 +32,7 @@ class Capability(Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(Capability)
+_decode = msgspec.msgpack.Decoder(Capability).decode
 
 
 def link_writer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
@@ -52,7 +52,7 @@ def link_writer(consumer: Consumer, now: float, key: bytes, base: str) -> Callab
 def read_link(token: str, now: float, key: bytes) -> Capability:
     """Read the token of a link. Raises Forbidden."""
     try:
-        capability = _decoder.decode(unseal(KIND, token, key))
+        capability = _decode(unseal(KIND, token, key))
     except (ValueError, msgspec.MsgspecError):
         raise Forbidden("this is not a link of this gateway", "link") from None
     if now >= capability.until:

@@ -24,12 +24,10 @@ def seal(kind: str, body: bytes, key: bytes) -> str:
 
 def sealer(kind: str, key: bytes) -> Callable[[bytes], str]:
     """What seals many texts of a kind."""
-    begun = _begun(kind, key).copy
+    begun = _begun(kind, key)
 
     def write(body: bytes) -> str:
-        signing = begun()
-        signing.update(body)
-        text = b2a_base64(signing.digest() + body, newline=False)
+        text = b2a_base64(_signature(begun, body) + body, newline=False)
         return text.translate(FOR_URLS, b"=").decode("ascii")
 
     return write
@@ -39,13 +37,13 @@ def unseal(kind: str, text: str, key: bytes) -> bytes:
     """Read what was sealed. Raises ValueError for anything else."""
     raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     signature, body = raw[:SIGNATURE], raw[SIGNATURE:]
-    if not hmac.compare_digest(signature, _sign(kind, body, key)):
+    if not hmac.compare_digest(signature, _signature(_begun(kind, key), body)):
         raise ValueError("the signature differs")
     return body
 
 
-def _sign(kind: str, body: bytes, key: bytes) -> bytes:
-    signing = _begun(kind, key).copy()
+def _signature(begun: hashlib.blake2b, body: bytes) -> bytes:
+    signing = begun.copy()
     signing.update(body)
     return signing.digest()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
@@ -47,11 +48,9 @@ def origin(address: str) -> tuple[str, str, int | None]:
 def locate(value: str | None, identity: str, template: str, upstream: str) -> str:
     """Where a recording is: `value` is what the upstream said, `template` an address, or a path there, with {id}."""
     address = urljoin(upstream, template.replace("{id}", quote(identity, safe="")))
-    try:
+    with suppress(ValueError):
         if value is not None and origin(value) in (origin(address), origin(upstream)):
             return value
-    except ValueError:
-        pass
     return address
 
 
@@ -97,7 +96,7 @@ class Recordings:
         try:
             for _ in range(REDIRECTS + 1):
                 async with self._client.stream("GET", address, headers) as response:
-                    if response.is_redirect:
+                    if response.has_redirect_location:
                         address = _redirected(address, response.headers["location"])
                         continue
                     if response.status_code == 416 and "Range" in headers:
@@ -120,6 +119,11 @@ class Recordings:
             await pipe.fail(translated(error, timer, received))
         except (UpstreamError, NotFound) as error:
             await pipe.fail(error)
+        except httpx.InvalidURL:
+            await pipe.fail(UpstreamMalformed("the Callbutton server's address of the recording is none"))
+        except Exception as error:
+            await pipe.fail(error)  # or else the listener would wait for ever
+            raise
 
 
 class Pipe:
@@ -173,12 +177,10 @@ class Listener:
 
 
 def _redirected(address: str, location: str) -> str:
-    target = urljoin(address, location)
-    try:
+    with suppress(ValueError):
+        target = urljoin(address, location)
         if origin(target) == origin(address):
             return target
-    except ValueError:
-        pass
     raise UpstreamFailed("the Callbutton server sends elsewhere whoever asks for the recording")
 
 

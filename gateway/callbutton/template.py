@@ -4,7 +4,7 @@ Rules:
 - The expression is a recogniser of well-formed XML: of a `Call` element among others, with the document's elements in
   the document's order, each absent, empty, or text with the five named references; a Journal also as CDATA.
 - It is tried after a whole tag alone, `<CallDetails>` or `</Call>`, whose `<` expat has seen: so no tag and no
-  attribute's value is open there.
+  attribute's value is open there. Nor is a comment, an instruction or a section: `tree` knows.
 - It never backtracks (its repeats are possessive), so its time is linear.
 - Whatever it does not match is left to expat. It may be slow to say no, it must never say yes wrongly.
 """

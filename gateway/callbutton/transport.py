@@ -17,6 +17,7 @@ import re
 import socket
 import ssl
 import zlib
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -134,15 +135,24 @@ class Answer(Struct):
     chunks: AsyncIterator[bytes]
 
 
+def read_address(text: str, whose: str) -> httpx.URL:
+    """Read an address. Raises ValueError, which says whose it is."""
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the address of the {whose} cannot be used: {error}") from error
+
+
 class Client:
     """httpx without its client, which costs a quarter of a request for cookies and redirects that nobody wants.
 
-    It has so many connections, and every step keeps the time of `running`.
+    It has so many connections, and every step keeps the time of `running`. Nothing looks at where a redirect leads.
     """
 
     def __init__(self, connections: int, proxy: str | None) -> None:
         limits = httpx.Limits(max_connections=connections, keepalive_expiry=5)
-        self._transport = httpx.AsyncHTTPTransport(proxy=proxy, limits=limits)
+        via = httpx.Proxy(read_address(proxy, "proxy")) if proxy else None
+        self._transport = httpx.AsyncHTTPTransport(proxy=via, limits=limits)
         # httpx has no public way to hand in a network backend; its pool, proxied or not, keeps it under this name.
         self._transport._pool._network_backend = TimedBackend()
 
@@ -154,11 +164,12 @@ class Client:
     async def stream(
         self, method: str, address: httpx.URL | str, headers: Mapping[str, str], content: bytes | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """Send a request, with the credentials that its address may hold. Raises httpx.HTTPError."""
+        """Send a request, with the credentials that its address may hold. Raises httpx.HTTPError, httpx.InvalidURL."""
         always = {"Accept": "*/*", "Connection": "keep-alive", "User-Agent": f"callbutton-gateway/{__version__}"}
         request = httpx.Request(method, address, headers={**always, **headers}, content=content)
         if request.url.userinfo:
-            next(httpx.BasicAuth(request.url.username, request.url.password).sync_auth_flow(request))
+            userinfo = f"{request.url.username}:{request.url.password}"
+            request.headers["Authorization"] = f"Basic {b64encode(userinfo.encode()).decode()}"
         response = await self._transport.handle_async_request(request)
         try:
             yield response
@@ -167,10 +178,10 @@ class Client:
 
 
 class Transport:
-    """POSTs to one address."""
+    """POSTs to one address. Raises ValueError for one that cannot be used."""
 
     def __init__(self, url: str, limits: Limits, proxy: str | None = None) -> None:
-        self._url = httpx.URL(url)
+        self._url = read_address(url, "upstream")
         self._limits = limits
         self._client = Client(limits.concurrency, proxy)
 

@@ -18,6 +18,7 @@ from gateway.errors import UpstreamMalformed
 
 MOST_DEPTH = 40  # levels: the protocol has nine
 MOST_ELEMENTS = 50_000  # in the tree at a time: a piece of a body has at most a third of that
+TAIL = len("<![CDATA[") - 1  # characters
 DECLARATION = re.compile(r"\A<\?xml[ \t\n][^>]*\?>")
 
 
@@ -27,10 +28,13 @@ class TreeReader:
     def __init__(self) -> None:
         self.in_cdata = False
         self._begun = False
+        self._tail = ""  # of what was fed: a mark may have begun in it
         self.commented = False  # a comment or processing instruction has been seen: text may not be what it seems
         self._builder = TreeBuilder()
         self.document = self._builder.start("document", {})
         self._parser = XMLParser(target=self._builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
+        self.elements = 0  # of the tree
+        self._marked: tuple[Element, Element | None, Element] | None = None  # a place, and the mark that was there
         self._line, self._column = 1, 0  # after what expat has read
         self._skipped = 0  # lines that expat has not read
         self._shift = 0, 0  # a line, as expat counts, and how many columns its end is further than expat knows
@@ -39,10 +43,10 @@ class TreeReader:
         """Read a piece of text. Raises UpstreamMalformed."""
         if not text:
             return
-        if self.in_cdata or "<![CDATA[" in text:
-            self.in_cdata = text.rfind("<![CDATA[") > text.rfind("]]>") or (self.in_cdata and "]]>" not in text)
-        body = text if self._begun else DECLARATION.sub("", text)
-        self._begun = True
+        body = self._tail + (text if self._begun else DECLARATION.sub("", text))
+        self._begun, self._tail = True, body[-TAIL:]
+        if self.in_cdata or "<![CDATA[" in body:
+            self.in_cdata = body.rfind("<![CDATA[") > body.rfind("]]>") or (self.in_cdata and "]]>" not in body)
         self.commented = self.commented or "<!--" in body or "<?" in body
         try:
             self._parser.feed(text)
@@ -51,7 +55,8 @@ class TreeReader:
         except ParseError as error:
             raise self._malformed(error) from error
         self._line, self._column = _moved(text, self._line, self._column)
-        self._measure()
+        self._mend()
+        self.elements = self._measure()
 
     def close(self) -> None:
         """Read the end. Raises UpstreamMalformed."""
@@ -59,6 +64,7 @@ class TreeReader:
             self._parser.close()
         except ParseError as error:
             raise self._malformed(error) from error
+        self._mend()
 
     def skip(self, text: str) -> None:
         """Pass over text that expat need not read."""
@@ -77,13 +83,26 @@ class TreeReader:
         """Put an element of ours at the place that has been reached; gives the element that is open there."""
         mark = self._builder.start("mark", {})
         self._builder.end("mark")
+        self._mend()
         parent = self.document
         while parent[-1] is not mark:
             parent = parent[-1]
         yield parent
         del parent[-1]
+        self._marked = parent, parent[-1] if len(parent) else None, mark
 
-    def _measure(self) -> None:
+    def _mend(self) -> None:
+        """Put the text after a mark, which expat's builder has hung on it, where it belongs."""
+        if self._marked is None or self._marked[2].tail is None:
+            return
+        (parent, before, mark), self._marked = self._marked, None
+        if before is not None:
+            before.tail = (before.tail or "") + (mark.tail or "")
+        else:
+            parent.text = (parent.text or "") + (mark.tail or "")
+
+    def _measure(self) -> int:
+        """Count the elements of the tree. Raises UpstreamMalformed for too many, and for too deep ones."""
         depth, elements, level = 0, 0, list(self.document)
         while level:
             depth, elements = depth + 1, elements + len(level)
@@ -92,6 +111,7 @@ class TreeReader:
                 line = self._line + self._skipped
                 raise UpstreamMalformed(f"the Callbutton server's answer {what}, before line {line}")
             level = [child for element in level for child in element]
+        return elements
 
     def _malformed(self, error: ParseError) -> UpstreamMalformed:
         line, column = error.position

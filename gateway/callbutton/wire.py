@@ -35,7 +35,8 @@ DOCTYPE = re.compile(MISC + "<!DOCTYPE", re.DOTALL)
 ROOT = re.compile(MISC + r"<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 PROLOG_LIMIT = 65536  # characters before the root element
 MOST_HELD = 65536  # characters of a record
-MOST_MISSES = 100  # records in a row that the template does not match: it is given up
+MOST_MISSES = 100  # places in a row where the template does not match two records: it is given up
+MOST_AROUND = 1000  # elements in the tree: expat alone is quicker
 
 
 def render_request(
@@ -100,7 +101,7 @@ class ReplyParser:
 
     def _read(self, text: str) -> None:
         at = 0
-        while self._misses < MOST_MISSES and not self._tree.commented:
+        while self._misses < MOST_MISSES and self._tree.elements < MOST_AROUND and not self._tree.commented:
             if self._code is not None:
                 at = self._match(text, at, self._code)
             end = template.next_place(text, at)
@@ -120,14 +121,16 @@ class ReplyParser:
 
     def _match(self, text: str, at: int, code: str) -> int:
         """Take the records that the template matches; return where it no longer does."""
-        start = at
+        start, count = at, 0
         make, found = self._records.make, self._calls[code]
         while (matched := template.match(text, at)) is not None:
             values, at = matched
             self._put(found, code, make(values, code, {}))
+            count += 1
         if at > start:
             self._tree.skip(text[start:at])
-            self._misses = 0
+            if count > 1:
+                self._misses = 0
         return at
 
     def _take_before_record(self) -> None:

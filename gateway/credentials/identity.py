@@ -40,7 +40,7 @@ class Identity:
             await self._issuer.close()
 
     def known(self, credential: str, *, bearer: bool) -> Consumer | None:
-        """The consumer of an access key; None for what may be a token. Raises Unauthenticated."""
+        """The consumer of an access key; None for what `of_token` is to be asked about. Raises Unauthenticated."""
         reason = "no such kind"
         if len(credential) > MOST_LENGTH:
             reason = "too long"
