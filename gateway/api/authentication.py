@@ -105,14 +105,13 @@ class Authentication:
 def read_credential(pairs: Collection[tuple[bytes, bytes]], headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
     """Read the credential, and whether it is a bearer's; `headers` is the last of each name. Raises Unauthenticated."""
     key, authorization = headers.get(b"x-api-key"), headers.get(b"authorization")
-    if len(pairs) != len(headers) and sum(name in CREDENTIALS for name, _ in pairs) > 1:
+    doubled = len(pairs) != len(headers) and sum(name in CREDENTIALS for name, _ in pairs) > 1
+    if doubled or (key is not None and authorization is not None):
         raise Unauthenticated("more than one credential came", "several credentials")
-    if authorization is None:
-        if key is None:
-            raise Unauthenticated("a credential is needed", problems.NO_CREDENTIAL)
-        return key.decode("latin-1").strip(), False
     if key is not None:
-        raise Unauthenticated("more than one credential came", "several credentials")
+        return key.decode("latin-1").strip(), False
+    if authorization is None:
+        raise Unauthenticated("a credential is needed", problems.NO_CREDENTIAL)
     scheme, _, credential = authorization.decode("latin-1").strip().partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthenticated("Authorization is not of the kind Bearer", "other scheme")
