@@ -1,5 +1,8 @@
 """How fast answers go out, side by side in one run: the server on one core, the load on another.
 
+Each case is compared with the floor of its own round: a neighbour of the machine who takes away half of a core for ten
+seconds changes one round, and not the median of the ratios.
+
 Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish); what is missing is left out, and says so.
 `--write` puts the table into README.md and draws `benchmarks/hits.svg`.
 """
@@ -49,8 +52,9 @@ OURS = (
 README, PLOT = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "hits.svg"
 MARKERS = "<!-- hits -->\n", "\n<!-- /hits -->"
 OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
-ROUNDS = 5
+ROUNDS = 9
 SECONDS = 3
+PAUSE = 0.3  # seconds, for the last case to tidy up after its connections
 CONNECTIONS = 32
 LIMIT = 22  # calls: a page of about 12 kB
 DAY = "start=2026-11-01T05:00:00Z"
@@ -188,16 +192,24 @@ def gateway_environment(upstream: str, folder: Path) -> tuple[dict[str, str], st
     }, f"X-API-Key: {made.stdout.strip()}"
 
 
-def measure(cases: list[Case], rounds: int, seconds: int) -> dict[str, Measured]:
-    """Medians of rounds in which the cases take turns."""
+def measure(cases: list[Case], rounds: int, seconds: int) -> dict[str, list[Measured]]:
+    """Rounds in which the cases take turns."""
     found: dict[str, list[Measured]] = {case.name: [] for case in cases}
     for case in cases:
         load(case, 1)
     for _ in range(rounds):
         for case in cases:
+            time.sleep(PAUSE)
             found[case.name].append(load(case, seconds))
         print(".", end="", flush=True, file=sys.stderr)
-    return {name: Measured(*map(statistics.median, zip(*rows, strict=True))) for name, rows in found.items()}
+    return found
+
+
+def medians(rows: list[Measured], floor: list[Measured] | None = None) -> Measured:
+    """Of each figure the median over the rounds, or that of its ratio to another case's in the same round."""
+    if floor is not None:
+        rows = [Measured(*(a / b for a, b in zip(*pair, strict=True))) for pair in zip(rows, floor, strict=True)]
+    return Measured(*map(statistics.median, zip(*rows, strict=True)))
 
 
 def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Case]:
@@ -228,7 +240,7 @@ def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Cas
     return cases
 
 
-def hits(rounds: int, seconds: int) -> dict[str, Measured]:
+def hits(rounds: int, seconds: int) -> dict[str, list[Measured]]:
     """The rates of hits, all servers up at once, one asked at a time."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -259,7 +271,9 @@ def hits(rounds: int, seconds: int) -> dict[str, Measured]:
             Case(OURS[2], gateway.pid, base + EXACT, (opened, f"If-None-Match: {etag}")),
             Case(OURS[3], gateway.pid, base + EXACT, (opened, "Accept-Encoding: zstd")),
         ]
-        return measure([*peers(stack, folder, held, upstream), *ours], rounds, seconds)
+        others = peers(stack, folder, held, upstream)
+        found = measure([others[0], *ours, *others[1:]], rounds, seconds)
+        return {case.name: found[case.name] for case in [*others, *ours]}
 
 
 def misses(count: int = 300) -> tuple[float, float]:
@@ -312,14 +326,10 @@ def start_up(rounds: int = 5) -> tuple[float, float]:
     return statistics.median(seconds), statistics.median(resident)
 
 
-def table(found: dict[str, Measured]) -> str:
+def table(ratios: dict[str, Measured]) -> str:
     """The figures as Markdown, against the raw application."""
-    floor = found[FLOOR]
     lines = ["| answered by | rate | processor time | p99 |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {one.rate / floor.rate:.2f} | {one.cpu / floor.cpu:.2f} | {one.p99 / floor.p99:.1f} |"
-        for name, one in found.items()
-    ]
+    lines += [f"| {name} | {one.rate:.2f} | {one.cpu:.2f} | {one.p99:.1f} |" for name, one in ratios.items()]
     return "\n".join(lines)
 
 
@@ -336,25 +346,26 @@ def main() -> None:
     reader.add_argument("--seconds", type=int, default=SECONDS)
     reader.add_argument("--write", action="store_true", help="put the table into README.md and draw the plot")
     given = reader.parse_args()
-    found: dict[str, Measured] = {}
+    ratios: dict[str, Measured] = {}
     if not shutil.which("wrk"):
         print("hits are left out: no wrk here")
     else:
         found = hits(given.rounds, given.seconds)
         print(file=sys.stderr)
-        for name, one in found.items():
+        for name, one in {name: medians(rows) for name, rows in found.items()}.items():
             times = f"p50 {one.p50:6.2f} ms  p99 {one.p99:6.2f} ms  {one.cpu:5.0f} us of processor"
             print(f"{name:40} {one.rate:9.0f}/s  {times}")
-        print(table(found))
+        ratios = {name: medians(rows, found[FLOOR]) for name, rows in found.items()}
+        print(table(ratios))
     (direct, through), (seconds, resident) = misses(), start_up()
     rest = (
         f"A miss of 100 calls takes {through - direct:.1f} ms longer than the upstream's own {direct:.1f} ms.\n"
         f"From start to first answer {seconds:.2f} s go by; {resident:.0f} MiB are resident then."
     )
     print(f"\n{rest}")
-    if given.write and set(found) == {*PEERS, *OURS}:
-        README.write_text(rewritten(README.read_text("utf-8"), f"{table(found)}\n\n{rest}"), "utf-8")
-        PLOT.write_text(plots.bars({name: one.rate / found[FLOOR].rate for name, one in found.items()}), "utf-8")
+    if given.write and set(ratios) == {*PEERS, *OURS}:
+        README.write_text(rewritten(README.read_text("utf-8"), f"{table(ratios)}\n\n{rest}"), "utf-8")
+        PLOT.write_text(plots.bars({name: one.rate for name, one in ratios.items()}), "utf-8")
 
 
 if __name__ == "__main__":
