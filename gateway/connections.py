@@ -122,7 +122,7 @@ class Patience(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._begin(self.cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
@@ -158,7 +158,7 @@ class Patience(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._begin(self.pipeline.pop()[0])
             return
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
@@ -182,7 +182,7 @@ class Patience(HttpToolsProtocol):
     def _await_next(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401, ARG002 - ASGI
+    def _begin(self, cycle: RequestResponseCycle) -> None:
         self._next = cycle
         if self._task is None:
             self._task = self.loop.create_task(self._answer_all())

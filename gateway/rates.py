@@ -77,7 +77,7 @@ class Rates:
             bucket = self._buckets[key] = Bucket(consumer.rate, consumer.rate.requests, now)
             if len(self._buckets) > MOST_BUCKETS:
                 self._buckets.popitem(last=False)
-        elif bucket.rate is not consumer.rate and bucket.rate != consumer.rate:
+        elif bucket.rate != consumer.rate:
             bucket.tokens *= consumer.rate.requests / bucket.rate.requests
             bucket.rate = consumer.rate
         self._buckets.move_to_end(key)

@@ -48,7 +48,7 @@ def _lines(headers: Headers) -> bytes:
     return lines
 
 
-NONE, DONE = Written([]), Done()
+DONE = Done()
 
 
 class Whole(RequestResponseCycle):
@@ -56,7 +56,7 @@ class Whole(RequestResponseCycle):
 
     _begun: Any = None  # the message that begins an answer, held until its body comes
     _head = _length = b""  # its headers as lines, and the length of the body
-    _default = NONE  # what was written last of what all answers have
+    _default = Written([])  # what was written last of what all answers have
 
     def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]  # noqa: ANN401 - ASGI
         """Send a part of the answer."""
@@ -81,20 +81,17 @@ class Whole(RequestResponseCycle):
 
     def _hold(self, message: Any) -> bool:  # noqa: ANN401 - ASGI
         """Keep the beginning of an answer, unless its end may be far."""
-        headers, first = message["headers"], message.get("written", NONE)
-        if headers[: first.count] != first.headers:
-            first = NONE
-        if first is NONE:
-            first = Written(headers)
-            head = first.lines
+        headers, written, rest = message["headers"], message.get("written"), b""
+        if written is None or headers[: written.count] != written.headers:
+            written = Written(headers)
         else:
-            last = _lines(headers[first.count :])
-            if max(last.find(LENGTH), last.find(CONNECTION), last.find(TRANSFER)) >= 0:  # twice as quick as `in`
+            rest = _lines(headers[written.count :])
+            if max(rest.find(LENGTH), rest.find(CONNECTION), rest.find(TRANSFER)) >= 0:  # twice as quick as `in`
                 return False
-            head = first.lines + last
-        if first.odd or not (first.length or message["status"] == 304):
+        if written.odd or not (written.length or message["status"] == 304):
             return False
-        self._begun, self._head, self._length = message, head + b"\r\n\r\n", first.length or b"0"
+        self._begun, self._length = message, written.length or b"0"
+        self._head = written.lines + rest + b"\r\n\r\n"
         return True
 
     def _may_be_whole(self, body: bytes) -> bool:

@@ -26,7 +26,7 @@ from gateway.api.negotiation import HTTPApp
 from gateway.credentials.identity import Identity
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Bucket, Exports, Rates, rate_headers
+from gateway.rates import Exports, Rates, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN = re.compile(
@@ -65,7 +65,7 @@ class Authentication:
         if OPEN.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
-        state, identity, bucket = scope["state"], self._identity, None
+        state, identity = scope["state"], self._identity
         try:
             if identity is None:
                 consumer = ANYONE
@@ -78,25 +78,23 @@ class Authentication:
             if consumer.rate is not None:
                 now = self._clock()
                 bucket = self._rates.bucket(consumer, now)
-                if not bucket.take(now):
+                taken = bucket.take(now)
+                state["added_headers"] = rate_headers(bucket)
+                if not taken:
                     raise RateLimited("this consumer has used up its rate", bucket.wait())
         except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
-            await self._refuse(scope, send, error, bucket)
+            await self._refuse(scope, send, error)
             return
-        if bucket is not None:
-            state["added_headers"] = rate_headers(bucket)
         try:
             await self._app(scope, receive, send)
         finally:
             self._exports.end(state)
 
-    async def _refuse(self, scope: HTTPScope, send: Send, error: Refusal, bucket: Bucket | None) -> None:
+    async def _refuse(self, scope: HTTPScope, send: Send, error: Refusal) -> None:
         state = scope["state"]
         scope["path_template"] = self._route_of(scope["path"])
         note_refusal(self._metrics, scope, error)
         headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
-        if bucket is not None:
-            state["added_headers"] = rate_headers(bucket)
         await problems.send_problem(
             send, problems.kind_of(error), scope["path"], state["request_id"], str(error), headers=headers
         )

@@ -93,13 +93,16 @@ class TreeReader:
 
     def _mend(self) -> None:
         """Put the text after a mark, which expat's builder has hung on it, where it belongs."""
-        if self._marked is None or self._marked[2].tail is None:
+        if self._marked is None:
             return
-        (parent, before, mark), self._marked = self._marked, None
-        if before is not None:
-            before.tail = (before.tail or "") + (mark.tail or "")
+        parent, before, mark = self._marked
+        if mark.tail is None:
+            return
+        self._marked = None
+        if before is None:
+            parent.text = (parent.text or "") + mark.tail
         else:
-            parent.text = (parent.text or "") + (mark.tail or "")
+            before.tail = (before.tail or "") + mark.tail
 
     def _measure(self) -> int:
         """Count the elements of the tree. Raises UpstreamMalformed for too many, and for too deep ones."""
