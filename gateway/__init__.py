@@ -19,6 +19,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     server        listening sockets and the HTTP server
     connections   slow clients, and a stop that loses nothing
     responses     answers that go out in one piece
+    headers       their headers as lines
     rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure

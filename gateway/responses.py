@@ -2,8 +2,8 @@
 
 Rules:
 - Its length is known, its body comes at once, and nothing is odd about it; all others are uvicorn's business.
-- Headers that go out again and again are written once (`Written`). A message that has them as `written` begins its
-  headers with them; that is checked, so that a layer in between may still change them.
+- A message that has headers as `written` begins its own with them; that is checked, so that a layer in between may
+  still change them.
 """
 
 from __future__ import annotations
@@ -13,25 +13,10 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-Headers = list[tuple[bytes, bytes]]
+from gateway.headers import CONNECTION, LENGTH, TRANSFER, Written, lines_of
+
 CLOSE = (b"connection", b"close")
-LENGTH, CONNECTION, TRANSFER = b"\r\ncontent-length: ", b"\r\nconnection: ", b"\r\ntransfer-encoding: "
 STATUS = {status: line[:-2] for status, line in STATUS_LINE.items()}
-IN_A_LINE = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))  # RFC 9110, section 5.5
-
-
-class Written:
-    """Headers as lines, each after an end of line; names are tokens in lower case, as ASGI has them.
-
-    Raises RuntimeError for characters that no line may have.
-    """
-
-    def __init__(self, headers: Headers) -> None:
-        self.headers = headers
-        self.count = len(headers)
-        self.lines = lines = _lines(headers)
-        self.odd = CONNECTION in lines or TRANSFER in lines or lines.count(LENGTH) > 1
-        self.length = lines.partition(LENGTH)[2].partition(b"\r\n")[0]  # of the body; empty if it is not said
 
 
 class Done:
@@ -39,13 +24,6 @@ class Done:
 
     def __await__(self) -> Generator[None, None, None]:
         return iter(())  # type: ignore[return-value]  # all that `await` needs
-
-
-def _lines(headers: Headers) -> bytes:
-    lines = b"\r\n".join([b"", *map(b": ".join, headers)])
-    if lines.translate(None, IN_A_LINE) != b"\r\n" * len(headers):
-        raise RuntimeError("a header of the answer has characters that no header may have")
-    return lines
 
 
 DONE = Done()
@@ -85,7 +63,7 @@ class Whole(RequestResponseCycle):
         if written is None or headers[: written.count] != written.headers:
             written = Written(headers)
         else:
-            rest = _lines(headers[written.count :])
+            rest = lines_of(headers[written.count :])
             if max(rest.find(LENGTH), rest.find(CONNECTION), rest.find(TRANSFER)) >= 0:  # twice as quick as `in`
                 return False
         if written.odd or not (written.length or message["status"] == 304):

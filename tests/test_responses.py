@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.responses import Written
+from gateway.headers import Written
 from gateway.server import listen, make_server
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]

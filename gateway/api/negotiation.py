@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from litestar.types import HTTPScope, Receive, Send
 
-Headers = list[tuple[bytes, bytes]]
+from gateway.headers import Headers
+
 HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # a layer; nothing but HTTP comes past the edge
 
 

@@ -20,15 +20,14 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
 from gateway.api.negotiation import HTTPApp
+from gateway.headers import Headers, Written
 from gateway.metrics import RequestTally
-from gateway.responses import Written
 
 LONGEST = 60.0  # seconds
 LARGEST = 1024**2  # bytes of a body
 ENTRY_BYTES = 3000  # of an entry without its body
 MADE_ANEW = {b"age", b"cache-status", b"server-timing", b"x-request-id"}
 OF_BODY = {b"content-length", b"content-type", b"content-encoding"}
-Headers = list[tuple[bytes, bytes]]
 
 
 class Lifetime(Struct, frozen=True):

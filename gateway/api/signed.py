@@ -9,12 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from binascii import b2a_base64
 from collections.abc import Callable
 from functools import lru_cache
 
 SIGNATURE = 16  # bytes
-FOR_URLS = bytes.maketrans(b"+/", b"-_")  # RFC 4648, section 5
 
 
 def seal(kind: str, body: bytes, key: bytes) -> str:
@@ -27,8 +25,7 @@ def sealer(kind: str, key: bytes) -> Callable[[bytes], str]:
     begun = _begun(kind, key)
 
     def write(body: bytes) -> str:
-        text = b2a_base64(_signature(begun, body) + body, newline=False)
-        return text.translate(FOR_URLS, b"=").decode("ascii")
+        return base64.urlsafe_b64encode(_signature(begun, body) + body).rstrip(b"=").decode("ascii")
 
     return write
 
