@@ -1,6 +1,7 @@
 """Figures put together from hours and quarters are those of counting every call; pages pass over nothing that fits."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from gateway.api.filters import Filters
 from gateway.api.moments import bucket_starts
-from gateway.ledger.extents import DAY, by_day, make_extent
+from gateway.ledger.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
 from gateway.ledger.figures import Figures, Group, Shape
 from gateway.ledger.pages import Position, read_page
 from gateway.ledger.reader import Ledger
+from gateway.ledger.stream import counted
 from gateway.model import Call, Result, Window
 from tests.test_ledger import NOW, Upstream, ask, call, ledger_of
 
@@ -110,6 +112,117 @@ def test_an_extent_that_begins_between_hours_begins_its_bucket():
     figures.add(extent)
     (_, before), (start, groups) = figures.sums()[0]
     assert (before, start, groups[None].calls) == ({}, midnight, 2)
+
+
+MONTHS = Window(NOW - 70 * DAY, NOW)  # three spans of a summary
+MOVES = st.lists(st.tuples(st.integers(0, 29), st.integers(0, 70 * DAY - 1)), max_size=6)
+LOOKS = st.lists(st.tuples(st.integers(0, 69), st.integers(1, 30), MOVES), max_size=4)
+
+
+def edited(one: Call, start: int, number: int) -> Call:
+    """A call that has another start, caller and campaign."""
+    moved = call(one.id, start, one.client_code, campaign=str(number % 3))
+    return msgspec.structs.replace(moved, ani=str(number % 4), talk_time_seconds=number)
+
+
+async def summary(
+    ledger: Ledger, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
+) -> tuple[dict[tuple[int, Group], tuple[int, ...]], int]:
+    figures = Figures(Shape((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list))
+    async for part in counted(ledger, ask(codes, MONTHS), NOW + 1000, 60):
+        for extent in part.extents:
+            assert all(one.start_time.timestamp() in extent.window for one in extent.calls)
+            figures.add(extent)
+    rows, total = figures.sums()
+    return {(at, group): msgspec.structs.astuple(c) for at, groups in rows for group, c in groups.items()}, total.calls
+
+
+@pytest.mark.parametrize("codes", [["a"], ["a", "b"], ["*"]], ids=str)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 70 * DAY - 1), min_size=1, max_size=30), LOOKS)
+def test_a_summary_counts_the_calls_of_the_list(
+    codes: list[str], made: list[int], looks: list[tuple[int, int, list[tuple[int, int]]]]
+):
+    """Whatever calls moved between looks at parts of the window; clients use the same ids."""
+    upstream, used = Upstream(), set[int]()
+
+    def free(start: int) -> int:
+        while start in used:  # which of two calls of one second was first is not told
+            start = (start + 1) % (70 * DAY)
+        used.add(start)
+        return MONTHS.start + start
+
+    calls = [edited(call(str(n // 2), 0, "ab"[n % 2]), free(start), n) for n, start in enumerate(made)]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        for day, length, moves in looks:
+            upstream.published = [(0, one) for one in calls]
+            first = MONTHS.start + day * DAY
+            await ledger.read(ask(codes, Window(first, min(first + length * DAY, NOW))))
+            for which, start in moves:
+                if which < len(calls):
+                    calls[which] = edited(calls[which], free(start), which + start)
+            upstream.now += 100
+        upstream.published = [(0, one) for one in calls]
+        listed = (await ledger.read(ask(codes, MONTHS))).calls
+        page = await read_page(
+            ledger, ask(codes, MONTHS), upstream.now, newest_first=True, limit=1000, after=None
+        )  # fmt: skip
+        assert sorted(page.calls, key=repr) == sorted(listed, key=repr)
+        for interval in ("none", "hour", "day"):
+            starts = [-(10**11)] if interval == "none" else bucket_starts(MONTHS, interval, ZoneInfo("UTC"))
+            for grouped in (False, True, False):  # the last from what is remembered
+                found = await summary(ledger, codes, starts, interval, grouped=grouped)
+                assert found == (plain(listed, starts, grouped=grouped), len(listed)), interval
+
+    asyncio.run(run())
+
+
+def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
+    """A call of yesterday is corrected; 20 calls a day, the ids in order."""
+    upstream = Upstream()
+    window, day = Window(NOW // DAY * DAY - 5 * DAY, NOW // DAY * DAY), NOW // DAY * DAY - DAY
+    calls = [call(f"{n:04}", window.start + n * DAY // 20) for n in range(100)]
+
+    async def run() -> list[int]:
+        ledger = ledger_of(upstream)
+        upstream.published = [(0, one) for one in calls]
+        await ledger.read(ask(["a"], window))
+        upstream.now += 60
+        upstream.published[-1] = (0, call("0099", day - 2 * DAY + 1))
+        await ledger.read(ask(["a"], Window(day - 2 * DAY, day - DAY), insist=True))
+        figures = Figures(Shape("day", "all", list(range(window.start, window.end, DAY)), None, list))
+        async for part in counted(ledger, ask(["a"], window), upstream.now, 60):
+            for extent in part.extents:
+                figures.add(extent)
+        rows, _ = figures.sums()
+        return [groups[None].calls for _, groups in rows]
+
+    assert asyncio.run(run()) == [20, 20, 21, 20, 19]
+
+
+def test_clients_that_use_the_same_ids_have_no_call_in_common():
+    extents = [
+        make_extent(Window(day * DAY, (day + 1) * DAY), day, [call(str(n), day * DAY + n, code) for n in range(20)])
+        for day, code in enumerate("abab")
+    ]
+    first, second, *later = extents
+    assert deduplicated([first, second]) == [first, second]
+    assert [len(one.calls) for one in deduplicated(extents)] == [0, 0, 20, 20]
+    assert [one.window for one in deduplicated(extents)] == [one.window for one in extents]
+    assert list(deduplicated(extents))[2:] == later
+    assert not repeated_ids([first, second])
+
+
+def test_many_ids_that_two_extents_share_take_no_more_steps_than_ids():
+    many = 40_000
+    before = make_extent(Window(0, DAY), 1, [call(str(n), n) for n in range(many)])
+    after = make_extent(Window(DAY, 2 * DAY), 2, [call(str(n), DAY + n) for n in range(many)])
+    began = time.process_time()
+    assert [len(one.calls) for one in deduplicated([before, after])] == [0, many]
+    assert not_superseded(before.calls, [before], [after], ties=False) == []
+    assert time.process_time() - began < 10  # compared call by call it is minutes
 
 
 NUMBERS = ["3125550100", "5550100", "", "0", 'a"\\\u00e9\n']

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "gateway"
-MOST_LINES = 300
+MOST_LINES = 400
 # Higher numbers may import lower ones. `simulator` stands beside them all.
 LAYERS = {
     "__main__": 8,

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -38,16 +39,27 @@ class Extent(Struct, frozen=True, dict=True):
     unreadable: int = 0
     listed: dict[str, tuple[Call, ...]] | None = None
 
-    @cached_property
-    def ids(self) -> frozenset[str]:
-        """The ids of the calls, made when first asked for: a twentieth of what the calls hold."""
-        return frozenset([call.id for call in self.calls])
+    @property
+    def by_client(self) -> Mapping[str, tuple[Call, ...]]:
+        """The calls by client code. An extent that lists no codes is of one client."""
+        if self.listed is not None:
+            return self.listed
+        return {self.calls[0].client_code: self.calls} if self.calls else {}
 
     @cached_property
-    def range_of_ids(self) -> tuple[str, str]:
-        """Bounds of the ids; these are given out in order, so days seldom have a part of theirs in common."""
-        ids = [call.id for call in self.calls]
-        return (min(ids), max(ids)) if ids else ("", "")
+    def ids(self) -> dict[str, frozenset[str]]:
+        """The ids of the calls by client code, made when first asked for: a twentieth of what the calls hold."""
+        return {code: frozenset([call.id for call in calls]) for code, calls in self.by_client.items()}
+
+    def ids_of(self, code: str) -> frozenset[str]:
+        """The ids of one client's calls."""
+        return self.ids.get(code, frozenset())
+
+    @cached_property
+    def id_ranges(self) -> dict[str, tuple[str, str]]:
+        """Bounds of the ids by client code; ids are given out in order, so the ranges of days seldom overlap."""
+        found = {code: [call.id for call in calls] for code, calls in self.by_client.items() if calls}
+        return {code: (min(ids), max(ids)) for code, ids in found.items()}
 
     @property
     def whole(self) -> Extent:
@@ -81,9 +93,9 @@ class Extent(Struct, frozen=True, dict=True):
         return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
 
     def looked_at(self, window: Window) -> Extent:
-        """The part inside a window, for who reads it: it knows the bounds of all ids, which hold for its own too."""
+        """The part inside a window, for a read: it has the bounds of all ids, which hold for its own ids too."""
         part = self.within(window)
-        part.__dict__["range_of_ids"] = self.range_of_ids
+        part.__dict__["id_ranges"] = self.id_ranges
         if part is not self:
             part.__dict__["cut_from"] = self.whole
         return part
@@ -198,14 +210,19 @@ def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
 
 
 def late(held: Sequence[Extent], new: Extent) -> Iterator[float]:
-    """How long after its start each call was first seen that a new extent has where the held ones had looked before."""
+    """How long after its start each call was first seen that a new extent has where the held ones had looked before.
+
+    `held` are sorted and do not overlap.
+    """
     if not held:
         return
     known = {(call.client_code, call.id) for one in held for call in one.calls}
     edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
+    ends = [one.window.end for one in held]
     for call in new.calls:
         start = call.start_time.timestamp()
-        looked = start >= edge or any(start in one.window for one in held)
+        place = bisect_right(ends, start)
+        looked = start >= edge or (place < len(held) and start in held[place].window)
         if looked and (call.client_code, call.id) not in known:
             yield max(0.0, new.sent - start)
 
@@ -220,38 +237,104 @@ def covers(extents: Sequence[Extent], window: Window) -> bool:
     return reached >= window.end
 
 
-def repeats(extents: Sequence[Extent]) -> bool:
-    """Whether an id may come twice in extents; without, their calls are what they say."""
-    ordered = sorted((extent for extent in extents if extent.calls), key=attrgetter("range_of_ids"))
-    greatest = 0  # of those before
-    for place in range(1, len(ordered)):
-        if ordered[place - 1].range_of_ids[1] > ordered[greatest].range_of_ids[1]:
-            greatest = place - 1
-        if ordered[place].range_of_ids[0] <= ordered[greatest].range_of_ids[1]:
-            ids = frozenset[str]().union(*[extent.ids for extent in ordered])
-            return len(ids) < sum(len(extent.calls) for extent in ordered)
-    return False
+Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
 
 
-def merge(extents: Iterable[Extent]) -> list[Call]:
-    """The calls of extents that do not overlap, one for each client and id: the later POST's (T2)."""
-    extents = list(extents)
-    if not repeats(extents):
-        return [call for extent in extents for call in extent.calls]
-    found: dict[tuple[str, str], Call] = {}
-    for extent in sorted(extents, key=attrgetter("sent")):
-        for call in extent.calls:
-            found[call.client_code, call.id] = call
-    return list(found.values())
+def key_of(call: Call) -> Key:
+    """The client code and the id, by which a call is known."""
+    return call.client_code, call.id
 
 
-def distinct(extents: Sequence[Extent]) -> Sequence[Extent]:
-    """The extents themselves, or one of their merged calls, if an id may come twice."""
-    if not repeats(extents):
+def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
+    """The ids that come in more than one extent of a client, by client code.
+
+    Only extents whose ranges of ids overlap are compared, each once with all before it.
+    """
+    by_client: dict[str, list[tuple[tuple[str, str], Extent]]] = defaultdict(list)
+    for extent in extents:
+        for code, bounds in extent.id_ranges.items():
+            by_client[code].append((bounds, extent))
+    found: dict[str, set[str]] = {}
+    for code, ranges in by_client.items():
+        ranges.sort(key=itemgetter(0))
+        repeated = set[str]()
+        seen: set[str] | None = None  # the ids of the extents since the last gap between ranges
+        reached = ""
+        for place, ((least, greatest), extent) in enumerate(ranges):
+            if place == 0 or least > reached:
+                seen, reached = None, greatest
+                continue
+            if seen is None:
+                seen = set(ranges[place - 1][1].ids_of(code))
+            repeated |= seen & extent.ids_of(code)
+            seen |= extent.ids_of(code)
+            reached = max(reached, greatest)
+        if repeated:
+            found[code] = repeated
+    return found
+
+
+def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
+    """The extents without the calls of which another has a later version: of two with one id the later POST's counts.
+
+    Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
+    instant the one that comes later in `extents` counts (T2).
+    """
+    repeated = repeated_ids(extents)
+    if not repeated:
         return extents
-    return [Extent(extents[0].window, 0, tuple(sorted(merge(extents), key=_start_time)))]
+    shared = [
+        {(code, id_) for code, ids in repeated.items() for id_ in extent.ids_of(code) & ids} for extent in extents
+    ]
+    winner: dict[Key, int] = {}
+    for place in sorted(range(len(extents)), key=lambda place: extents[place].sent):
+        winner |= dict.fromkeys(shared[place], place)
+    result = []
+    for place, extent in enumerate(extents):
+        lost = {key for key in shared[place] if winner[key] != place}
+        result.append(without_calls(extent, lost) if lost else extent)
+    return result
 
 
-def only(extent: Extent, keep: Callable[[Call], bool]) -> Extent:
-    """An extent with some of its calls."""
-    return Extent(extent.window, extent.sent, tuple(filter(keep, extent.calls)))
+def without_calls(extent: Extent, lost: Collection[Key]) -> Extent:
+    """An extent without some of its calls; its window stays."""
+    listed = extent.listed and {
+        code: tuple([call for call in calls if key_of(call) not in lost]) for code, calls in extent.listed.items()
+    }
+    calls = tuple([call for call in extent.calls if key_of(call) not in lost])
+    return msgspec.structs.replace(extent, calls=calls, listed=listed)
+
+
+def merge(extents: Sequence[Extent]) -> list[Call]:
+    """The calls of extents that do not overlap, one for each client and id: the later POST's (T2)."""
+    return [call for extent in deduplicated(extents) for call in extent.calls]
+
+
+def sent_of(extents: Iterable[Extent], calls: Iterable[Call]) -> dict[Key, float]:
+    """When the POST of the latest version was sent of those of the calls that the extents have, by client and id."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for call in calls:
+        wanted[call.client_code].add(call.id)
+    bounds = {code: (min(ids), max(ids)) for code, ids in wanted.items()}
+    found: dict[Key, float] = {}
+    for extent in sorted(extents, key=attrgetter("sent")):
+        for code, (least, greatest) in bounds.items():
+            own = extent.id_ranges.get(code)
+            if own is not None and own[0] <= greatest and least <= own[1]:
+                found |= {(code, id_): extent.sent for id_ in wanted[code] & extent.ids_of(code)}
+    return found
+
+
+def not_superseded(
+    calls: Sequence[Call], extents: Iterable[Extent], others: Iterable[Extent], *, ties: bool
+) -> list[Call]:
+    """Those of some calls of `extents` of which `others` have no later version; `ties`: they count as the later."""
+    theirs = sent_of(others, calls)
+    if not theirs:
+        return list(calls)
+    own = sent_of(extents, [call for call in calls if key_of(call) in theirs])
+    return [
+        call
+        for call in calls
+        if (key := key_of(call)) not in theirs or own[key] > theirs[key] or (ties and own[key] == theirs[key])
+    ]

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
-from gateway.ledger.extents import DAY, instant
+from gateway.ledger.extents import DAY, instant, not_superseded
 from gateway.ledger.reader import Ledger, Question
 from gateway.ledger.readings import Reading
 from gateway.model import Call, Window
@@ -122,12 +122,9 @@ def _distinct(
     calls: list[Call], readings: Sequence[Reading], reading: Reading, fresh: Sequence[Call]
 ) -> tuple[list[Call], list[Call]]:
     """Of calls of which two spans have a version keep the later POST's (T2), whichever of the two are to be kept."""
-    if reading.meets(calls):
-        calls = [call for call in calls if reading.sent(call) < max(one.sent(call) for one in readings)]
-    for earlier in readings:
-        if earlier.meets(fresh):
-            fresh = [call for call in fresh if earlier.sent(call) <= reading.sent(call)]
-    return calls, list(fresh)
+    before = [extent for earlier in readings for extent in earlier.extents]
+    kept = not_superseded(calls, before, reading.extents, ties=False)
+    return kept, not_superseded(fresh, reading.extents, before, ties=True)
 
 
 def _lookup(readings: Sequence[Reading]) -> str:

@@ -5,13 +5,13 @@ Rule: of two versions of a call the later POST's counts (T2), whichever of the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import msgspec
 from msgspec import Struct
 
-from gateway.ledger.extents import Extent, merge, repeats
+from gateway.ledger.extents import Extent, merge, repeated_ids
 from gateway.ledger.freshness import Rule, seconds_past
 from gateway.model import Call, Window
 
@@ -46,7 +46,7 @@ class Reading(Struct, kw_only=True, dict=True):
 
     def calls_with(self, texts: Mapping[str, str]) -> Sequence[Call]:
         """The calls, but for extents of which none can have these texts, by the names of fields."""
-        if not texts or repeats(self.extents):  # a version without them may be the later one (T2)
+        if not texts or repeated_ids(self.extents):  # a version without them may be the later one (T2)
             return self.calls
         return [
             call
@@ -54,29 +54,6 @@ class Reading(Struct, kw_only=True, dict=True):
             if all(extent.may_have(field, text) for field, text in texts.items())
             for call in extent.calls
         ]
-
-    def sent(self, call: Call) -> float:
-        """When the POST of the latest version of a call was sent, by its id; 0 if there is none here."""
-        return max(
-            (
-                extent.sent
-                for extent in self.extents
-                if call.id in extent.ids
-                and any(one.id == call.id and one.client_code == call.client_code for one in extent.calls)
-            ),
-            default=0,
-        )
-
-    def meets(self, calls: Iterable[Call]) -> bool:
-        """Whether some of the calls may be here too."""
-        ids = {call.id for call in calls}
-        if not ids:
-            return False
-        least, greatest = min(ids), max(ids)
-        return any(
-            extent.range_of_ids[0] <= greatest and least <= extent.range_of_ids[1] and not extent.ids.isdisjoint(ids)
-            for extent in self.extents
-        )
 
     @property
     def size(self) -> int:

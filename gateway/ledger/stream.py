@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
 
 import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
-from gateway.ledger.extents import DAY, Extent, distinct, only, repeats
+from gateway.ledger.extents import DAY, Extent, deduplicated, key_of, not_superseded
 from gateway.ledger.pages import Keep, order
 from gateway.ledger.reader import Ledger, Question
 from gateway.ledger.readings import Reading
@@ -27,6 +29,8 @@ from gateway.model import Call, Window
 FIRST_SPAN = 4 * 3600  # seconds
 CALLS = 4000  # of a span of rows that go out, about
 AT_ONCE = 100  # calls
+MAX_INLINE = 10_000  # calls that are compared without a thread, in about 2 ms
+MAX_HELD = 300_000  # calls that wait to be counted: three spans
 
 
 class Pace(Struct, frozen=True):
@@ -125,15 +129,10 @@ async def stream(
             if following is not None:
                 spans.begin()
                 found = _ordered(keep(following.calls), newest_first=newest_first)
-                if following.meets(calls):
-                    calls = [call for call in calls if following.sent(call) < reading.sent(call)]
-                if reading.meets(found):
-                    sent = {(call.client_code, call.id) for call in gone}
-                    found = [
-                        call
-                        for call in found
-                        if reading.sent(call) <= following.sent(call) and (call.client_code, call.id) not in sent
-                    ]
+                calls = not_superseded(calls, reading.extents, following.extents, ties=False)
+                found = not_superseded(found, following.extents, reading.extents, ties=True)
+                sent = set(map(key_of, gone))
+                found = [call for call in found if key_of(call) not in sent]
             yield Part(calls, reading)
             reading, calls, gone = following, found, []
     finally:
@@ -141,34 +140,37 @@ async def stream(
 
 
 async def counted(ledger: Ledger, question: Question, now: float, patience: float) -> AsyncIterator[Counted]:
-    """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError."""
+    """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError.
+
+    Spans wait for those after them, up to `MAX_HELD` calls: a call that moved between them is in one of them.
+    """
     spans = Spans(ledger, question, now, patience, COUNTS, newest_first=False)
+    waiting: deque[Counted] = deque()
+    held = 0
     try:
         spans.begin()
-        reading = await spans.next()
-        extents = [] if reading is None else distinct(reading.extents)
-        while reading is not None:
+        while (reading := await spans.next()) is not None:
             spans.begin()
-            following = await spans.next()
-            found = [] if following is None else distinct(following.extents)
-            if following is not None and _meet(extents, found):
-                extents = [only(extent, _later(reading, following, ties=False)) for extent in extents]
-                found = [only(extent, _later(following, reading, ties=True)) for extent in found]
-            yield Counted(extents, reading)
-            reading, extents = following, found
+            waiting.append(Counted(reading.extents, reading))
+            held += reading.size
+            while held > MAX_HELD and len(waiting) > 2:
+                await _deduplicate(waiting)
+                held -= waiting[0].reading.size
+                yield waiting.popleft()
+        await _deduplicate(waiting)
+        for part in waiting:
+            yield part
     finally:
         spans.leave()
 
 
-def _later(reading: Reading, other: Reading, *, ties: bool) -> Callable[[Call], bool]:
-    """Tell whether a reading's version of a call is later than another's, if that has one."""
-    if ties:
-        return lambda call: reading.sent(call) >= other.sent(call)
-    return lambda call: reading.sent(call) > other.sent(call)
-
-
-def _meet(extents: Sequence[Extent], others: Sequence[Extent]) -> bool:
-    return repeats([*extents, *others])
+async def _deduplicate(parts: deque[Counted]) -> None:
+    """Leave each call in the part that has its latest version; many calls in a thread, so that the loop goes on."""
+    every = [extent for part in parts for extent in part.extents]
+    many = sum(len(extent.calls) for extent in every) > MAX_INLINE
+    rest = iter(await asyncio.to_thread(deduplicated, every) if many else deduplicated(every))
+    for place, part in enumerate(parts):
+        parts[place] = Counted(list(islice(rest, len(part.extents))), part.reading)
 
 
 def _ordered(calls: Sequence[Call], *, newest_first: bool) -> list[Call]:
