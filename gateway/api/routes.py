@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -46,6 +48,8 @@ from gateway.errors import (
 )
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics, Scrape
+
+T = TypeVar("T")
 
 
 def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
@@ -186,24 +190,44 @@ HANDLERS = [
 ]
 
 
-def document() -> dict[str, Any]:
-    """Build the OpenAPI document."""
+def _once(build: Callable[[], T]) -> Callable[[], T]:
+    """Call a function the first time only. Other threads wait for its result."""
+    lock, cached = threading.Lock(), cache(build)
+
+    def locked() -> T:
+        with lock:
+            return cached()
+
+    return locked
+
+
+@_once
+def _document() -> dict[str, Any]:
     app = Litestar(
-        HANDLERS, openapi_config=OpenAPIConfig(title="", version="", render_plugins=[], use_handler_docstrings=True)
+        HANDLERS,
+        openapi_config=OpenAPIConfig(title="", version="", render_plugins=[], use_handler_docstrings=True),
+        logging_config=None,  # the default configuration would replace the process's
+        debug=False,
+        pdb_on_exception=False,
     )
     return complete(app.openapi_schema.to_schema())
 
 
-@cache
+def document() -> dict[str, Any]:
+    """Return a copy of the OpenAPI document, which is built once and without side effects."""
+    return deepcopy(_document())
+
+
+@_once
 def document_json() -> bytes:
-    """Write the OpenAPI document as JSON, once: it takes long, and everybody may ask for it."""
-    return msgspec.json.encode(document())
+    """Render the OpenAPI document as JSON."""
+    return msgspec.json.encode(_document())
 
 
-@cache
+@_once
 def document_yaml() -> str:
-    """Write the OpenAPI document as YAML, once."""
-    return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
+    """Render the OpenAPI document as YAML."""
+    return yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def answer_problem(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
