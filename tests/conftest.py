@@ -1,18 +1,22 @@
 """Real servers on free ports of 127.0.0.1."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from gateway import app
 from gateway.server import listen, make_server
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, Simulator, create
+from tests.processes import wait_for
+
+hypothesis_settings.register_profile("any machine", deadline=None)  # no test depends on speed
+hypothesis_settings.load_profile("any machine")
 
 NOW = 1_795_000_000.0  # 2026-11-18
 
@@ -34,8 +38,7 @@ def serving(application: Any) -> Iterator[int]:
         server = make_server(application, lifespan="off" if isinstance(application, Simulator) else "on")
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        while not server.started:
-            time.sleep(0.01)
+        wait_for(lambda: server.started, "the server has started")
         try:
             yield listener.getsockname()[1]
         finally:
@@ -60,8 +63,10 @@ class Stand:
 
     def pass_time(self, seconds: float) -> None:
         """Move the clock, once every flight has landed: what lands is remembered from then on."""
-        while self.metric("upstream_posts_in_flight") + self.metric("upstream_queue_length"):
-            time.sleep(0.01)
+        wait_for(
+            lambda: self.metric("upstream_posts_in_flight") + self.metric("upstream_queue_length") == 0,
+            "every POST is answered",
+        )
         self.metric("build_info")  # its POST may be over just now: a turn of the loop later the flight has landed
         self.clock.now += seconds
 

@@ -1,5 +1,6 @@
 """Programs as processes of their own, on ports of 127.0.0.1, stopped at the end."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -8,8 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
+
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -20,12 +24,26 @@ def free_port() -> int:
         return port
 
 
-def wait_for(true: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Poll until something is so; fails after so many seconds."""
+DEADLINE = 30  # seconds; a condition that does not come in this time on a busy machine does not come
+POLL_INTERVAL = 0.005  # seconds
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """Wait until a condition holds and return its value. Fails after so many seconds."""
     end = time.monotonic() + seconds
-    while not true():
+    while not (value := condition()):
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+        time.sleep(POLL_INTERVAL)
+    return value
+
+
+async def wait_in_loop_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """Wait as `wait_for` does, while the event loop runs."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        await asyncio.sleep(POLL_INTERVAL)
+    return value
 
 
 def answers(url: str) -> bool:

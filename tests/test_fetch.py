@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from gateway.formats import COLUMNS
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
 from tests.conftest import Clock, serving
+from tests.processes import wait_for
 from tests.test_command_line import COMMAND, ENVIRONMENT, run
 
 # A week with the night in which clocks go back.
@@ -120,9 +120,8 @@ def test_an_interrupted_export_goes_on_where_it_stopped(upstream: Upstream, tmp_
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
-        while not state.exists():
-            assert process.poll() is None, "it ended before it could be interrupted"
-            time.sleep(0.005)
+        wait_for(lambda: state.exists() or process.poll() is not None, "a first span")
+        assert process.poll() is None, "it ended before it could be interrupted"
         upstream.simulator.misbehave("hang")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)

@@ -5,6 +5,7 @@ import logging
 import re
 from urllib.parse import urlencode
 
+import httpx
 import pytest
 
 from gateway.api.routes import document
@@ -12,6 +13,7 @@ from gateway.logs import JsonFormatter
 from gateway.simulator.calls import calls_of_hour
 from gateway.simulator.server import Options
 from tests.conftest import Make, Stand
+from tests.processes import wait_for
 
 CALLS = "/clients/8005550100/calls"
 FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}
@@ -166,12 +168,16 @@ def test_each_fault_of_the_upstream_is_its_problem_and_nothing_is_kept_of_it(
         assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{name}"), fault
         assert answer.headers["content-type"] == "application/problem+json"
     gateway.simulator.misbehave()
-    for _ in range(20):  # half a second is short on a busy machine
+
+    def heal() -> httpx.Response | None:
         gateway.pass_time(2)
-        if (answer := gateway.get(CALLS, **FOLD)).status_code == 200:
-            break
+        answer = gateway.get(CALLS, **FOLD)
+        return answer if answer.status_code == 200 else None
+
+    healed = wait_for(heal, "an answer")
+    assert healed is not None
     # Not a hit. It is partial if the machine was too busy for one attempt and half of that landed.
-    assert answer.headers["cache-status"] in ("callbutton-gateway; fwd=miss", "callbutton-gateway; fwd=partial")
+    assert healed.headers["cache-status"] in ("callbutton-gateway; fwd=miss", "callbutton-gateway; fwd=partial")
     lines = "\n".join(JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway"))
     assert "upstream failed" in lines
     for secret in ("8005550100", "Lovelace", "312555", "Called back"):
@@ -201,9 +207,7 @@ def test_a_consumer_waits_no_longer_than_its_deadline_and_the_flight_goes_on(sta
     gateway = stand(Options(latency=0.6), request_deadline=0.2)
     assert gateway.get(CALLS, **FOLD).status_code == 504
     assert gateway.metric("upstream_posts_in_flight") == 1
-    for _ in range(100):
-        if gateway.get(CALLS, **FOLD).status_code == 200:
-            break
+    wait_for(lambda: gateway.get(CALLS, **FOLD).status_code == 200, "the flight lands")
     assert gateway.simulator.posts == 1
 
 
@@ -296,9 +300,7 @@ def test_stale_while_revalidating_answers_at_once_and_fetches_meanwhile(stand: M
     gateway.get(CALLS, **live)
     gateway.clock.now += 120
     assert gateway.get(CALLS, **live).json()["meta"]["stale"] is True
-    for _ in range(200):
-        if not gateway.get(CALLS, **live).json()["meta"]["stale"]:
-            break
+    wait_for(lambda: not gateway.get(CALLS, **live).json()["meta"]["stale"], "an answer that is not stale")
     assert gateway.get(CALLS, **live).headers["cache-status"].startswith("callbutton-gateway; hit; ttl=")
     assert gateway.simulator.posts == 2
 

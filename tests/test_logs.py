@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.logs import AccessLog
 from gateway.metrics import RequestTally
+from tests.processes import wait_in_loop_for
 
 
 @pytest.mark.parametrize(
@@ -31,15 +32,12 @@ from gateway.metrics import RequestTally
         ("console", "11:06:40 info    GET /calls 200 0.001500 requestId=abc"),
     ],
 )
-def test_a_request_is_one_line_that_appears_within_a_tenth_of_a_second(form: str, expected: object):
+def test_a_request_is_one_line_that_appears_soon(form: str, expected: object):
     stream = io.StringIO()
 
     async def serve() -> None:
         AccessLog(form, "info", stream).write(1_795_000_000.25, "abc", "GET", "/calls", 200, 0.0015)
-        for _ in range(200):
-            if stream.getvalue():
-                return
-            await asyncio.sleep(0.01)
+        await wait_in_loop_for(stream.getvalue, "a line")
 
     asyncio.run(serve())
     (line,) = stream.getvalue().splitlines()

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gateway.credentials.tokens import TokenError, TokenRules, parse_key_set, re
 from tests.conftest import NOW, Make, Stand
 from tests.consumers import Member, keys_file
 from tests.issuer import EC_KEY, ED_KEY, RSA_KEYS, Issuer, issuing, jwk
+from tests.processes import wait_for
 
 CALLS = "/clients/8005550100/calls"
 FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}
@@ -201,11 +201,9 @@ def test_keys_that_cannot_be_trusted_are_left_out():
 
 
 def until(gateway: Stand, token: str, expected: int) -> int:
-    """The status once it is what is expected, or after a while."""
-    end = time.monotonic() + 10
-    while (found := status(gateway, token)) != expected and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
+    """Wait until a token has a status."""
+    wait_for(lambda: status(gateway, token) == expected, f"status {expected}")
+    return expected
 
 
 def test_keys_change_and_strangers_make_nobody_ask(gateway: Stand, issuer: Issuer):

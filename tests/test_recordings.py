@@ -13,6 +13,7 @@ from gateway.callbutton.recordings import MOST, locate
 from gateway.simulator.recordings import wav
 from tests.conftest import Make, Stand, serving
 from tests.consumers import Member, keys_file
+from tests.processes import wait_for
 
 CALLS = "/clients/8005550100/calls"
 WINDOW = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z", "recorded": "true"}
@@ -82,10 +83,7 @@ def test_a_link_ends_with_the_rights_of_its_consumer(stand: Make, tmp_path: Path
     gateway = stand(auth="keys", keys_file=path)
     link = first_call(gateway)["recordingUrl"]
     keys_file(tmp_path, Member("listener", clients=("8005550100",), scopes=("calls",)))
-    for _ in range(200):
-        if gateway.client.get(link).status_code == 403:
-            break
-    assert gateway.client.get(link).status_code == 403
+    wait_for(lambda: gateway.client.get(link).status_code == 403, "the keys file is read again")
 
 
 def test_a_key_of_another_gateway_opens_nothing(stand: Make):

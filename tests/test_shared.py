@@ -34,6 +34,7 @@ from gateway.settings import Settings
 from gateway.shared import TIMEOUT, Circuit, Shared, Unavailable
 from gateway.simulator.server import PATH, Options, create
 from tests.conftest import serving
+from tests.processes import wait_for, wait_in_loop_for
 from tests.servers import Server, redis, running, server, valkey
 from tests.test_flights import Faulty
 from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids
@@ -420,11 +421,7 @@ def asked_of(replicas: Sequence[Replica]) -> float:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come")
+    await wait_in_loop_for(condition, "a condition of the test")
 
 
 @pytest.mark.parametrize("program", [valkey, redis], ids=["Valkey", "Redis"])
@@ -623,10 +620,7 @@ def test_two_gateways_share_what_they_fetch(gateways: tuple[Server, list[httpx.C
     server, (one, two) = gateways
     path = "/clients/8005550100/calls?start=2026-09-01&end=2026-09-02&limit=1000"
     first = one.get(path).raise_for_status()
-    for _ in range(500):  # it is stored after it is answered
-        if server.client.keys("*:8005550100:*"):
-            break
-        time.sleep(0.01)
+    wait_for(lambda: server.client.keys("*:8005550100:*"), "the extent is stored, after the answer")
     second = two.get(path).raise_for_status()
     assert first.json()["data"] == second.json()["data"] != []
     metrics = two.get("/metrics").text
