@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "gateway"
-MOST_LINES = 300
+MOST_LINES = 400
 # Higher numbers may import lower ones. `simulator` stands beside them all.
 LAYERS = {
     "__main__": 8,
@@ -17,7 +17,6 @@ LAYERS = {
     "api": 5,
     "ledger": 4,
     "tally": 4,
-    "workers": 4,
     "callbutton": 3,
     "credentials": 3,
     "shared": 3,
@@ -25,11 +24,10 @@ LAYERS = {
     "metrics": 2,
     "logs": 2,
     "server": 3,
+    "guard": 2,
+    "shutdown": 0,
     "settings": 2,
     "formats": 2,
-    "connections": 2,
-    "responses": 1,
-    "headers": 0,
     "access": 1,
     "tracing": 1,
     "model": 0,
