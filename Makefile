@@ -27,7 +27,6 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
 	@$(BIN)/python -m benchmarks.serving
-	@$(BIN)/python -m benchmarks.workers
 
 soak: $(READY)  ## 200,000 steps and more of the ledger's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"

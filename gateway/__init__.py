@@ -7,7 +7,6 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     app           composition root: the one place that knows everything
     settings      one frozen Struct, read once from the environment
     api/          HTTP in, HTTP out: the only place that imports Litestar
-    workers/      several processes on one machine, and their supervisor
     ledger/       windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time
     tally         what consumers have spent at all replicas
@@ -16,10 +15,9 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     metrics       every series, its help and its labels
     tracing       spans for OpenTelemetry, if it is installed and asked for
     logs          structured log lines, without personal data
-    server        listening sockets and the HTTP server
-    connections   slow clients, and a stop that loses nothing
-    responses     answers that go out in one piece
-    headers       their headers as lines
+    server        the HTTP server: stock uvicorn, its listening socket, and how it stops
+    guard         what bounds its connections
+    shutdown      what the application knows of its own end
     rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure

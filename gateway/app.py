@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -22,10 +24,11 @@ from gateway.credentials.keys import KeysError
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
-from gateway.metrics import Metrics, Scrape
+from gateway.metrics import Metrics
 from gateway.rates import Exports, Rates
 from gateway.settings import Settings, SettingsError
 from gateway.shared import Shared
+from gateway.shutdown import Shutdown
 from gateway.tally import Tally
 
 if TYPE_CHECKING:
@@ -119,9 +122,8 @@ def create(
     settings: Settings,
     registry: CollectorRegistry | None = None,
     clock: Clock = time.time,
-    scrape: Scrape | None = None,
 ) -> Edge:
-    """Build the gateway from the settings; `scrape` gives the metrics, where they are not this process's alone."""
+    """Build the gateway from the settings."""
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
     shared = Shared(settings.cache_url, metrics, clock) if settings.cache_url else None
@@ -146,7 +148,7 @@ def create(
         identity,
         metrics,
         access_log,
-        scrape or metrics.scrape,
+        shutdown := Shutdown(),
         repeats_bytes=settings.cache_bytes // REPEATS,
         metrics_port=settings.metrics_port,
         concurrency=settings.request_concurrency,
@@ -160,10 +162,18 @@ def create(
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]
     litestar.on_shutdown += [
-        ledger.close,
+        partial(unless_hurried, ledger.close, shutdown),
         *([shared.close] if shared else []),
         service.close,
         recordings.close,
         access_log.flush,
     ]
     return app
+
+
+async def unless_hurried(land: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:
+    """Wait for flights to land, unless the process is told to stop at once."""
+    tasks = [asyncio.create_task(one) for one in (land(), shutdown.hurried.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

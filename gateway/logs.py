@@ -7,10 +7,7 @@ what the upstream said into either. Of an exception the type and the places in t
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-import os
-import select
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -19,8 +16,6 @@ from typing import Any, TextIO
 import msgspec
 
 from gateway import tracing
-
-ERROR = 2  # the descriptor of standard error
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -118,25 +113,6 @@ class AccessLog:
         return f'{line},"traceId":"{trace}"}}\n' if trace else f"{line}}}\n"
 
 
-class WholeLines(io.TextIOBase):
-    """Standard error of one process of several: lines of each stay whole."""
-
-    def write(self, text: str) -> int:
-        """Write whole lines, as many at a time as a pipe takes at once."""
-        data, place = text.encode("utf-8", "backslashreplace"), 0
-        while place < len(data):
-            end = data.rfind(b"\n", place, place + select.PIPE_BUF) + 1 or data.find(b"\n", place) + 1 or len(data)
-            if len(data) - place <= select.PIPE_BUF:
-                end = len(data)
-            while place < end:
-                place += os.write(ERROR, data[place:end])
-        return len(text)
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return os.isatty(ERROR)
-
-
 def in_words(form: str) -> bool:
     """Whether lines are words: said so, or not said and read on a terminal."""
     return form == "console" or (not form and sys.stderr.isatty())
@@ -149,5 +125,6 @@ def configure(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "uvicorn"):  # they log addresses
+    for noisy in ("httpx", "httpcore"):  # they log addresses
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is not HTTP or has an Upgrade

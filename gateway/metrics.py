@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
@@ -24,16 +24,6 @@ TOGETHER = 500  # requests
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
 AGES = (15, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 31 * 86400)
-# How gauges of several workers make one, where they are not added.
-GAUGES: dict[str, Callable[[tuple[float, float]], float]] = {
-    f"{PREFIX}_upstream_circuit_state": max,
-    f"{PREFIX}_upstream_healthy": min,
-    f"{PREFIX}_cache_shared_up": min,
-    f"{PREFIX}_keys_file_broken": max,
-    f"{PREFIX}_build_info": max,
-}
-
-Scrape = Callable[[], Awaitable[bytes]]  # gives the series as text, for Prometheus
 
 
 class RequestTally(Collector):
@@ -152,6 +142,6 @@ class Metrics:
         self.build = gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build.labels(__version__).set(1)
 
-    async def scrape(self) -> bytes:
+    def scrape(self) -> bytes:
         """The series of this process, for Prometheus."""
         return generate_latest(self.registry)

@@ -1,56 +1,97 @@
-"""The HTTP server around an application: its listening socket and uvicorn."""
+"""The HTTP server: stock uvicorn behind `gateway.guard`, its listening socket, and how it stops.
+
+Rules for stopping:
+- At SIGTERM or SIGHUP the application learns of it at once (`Shutdown`): readiness fails, and answers carry
+  `Connection: close`. For the drain delay everything is answered; then nothing is accepted, and what is in progress has
+  `Limits.shutdown_timeout` to end. SIGINT has no drain delay: it comes from a terminal, not from an orchestrator.
+- A second signal ends everything at once.
+- The application's shutdown hooks run in each case, and the exit code is 0.
+"""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
+import math
+import signal
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-if TYPE_CHECKING:
-    from gateway.connections import Server
+import uvicorn
+
+from gateway.guard import Guard, Limits
+from gateway.shutdown import Shutdown
+
+BACKSTOP = 2  # seconds after the guard has closed every connection, for requests to notice
+SIGNALS = {signal.SIGTERM: True, signal.SIGHUP: True, signal.SIGINT: False}  # whether there is a drain delay
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. Raises OSError, which names the address."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise OSError(error.errno, f"{host} port {port}: {os.strerror(error.errno or 0)}") from error
-
-
-def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
-    """Open several listening sockets of one port, among which the kernel spreads connections. Raises OSError.
-
-    The first is bound by itself, so that a port which somebody else has is refused, and shares from then on.
-    """
+    host = host.removeprefix("[").removesuffix("]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    opened: list[socket.socket] = []
     try:
-        for _ in range(count):
-            one = socket.socket(family)
-            opened.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if len(opened) == 1:
-                one.bind((host, port))
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if len(opened) > 1:
-                one.bind(opened[0].getsockname())
-        for one in opened:
-            one.listen()
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        for one in opened:
-            one.close()
-        raise OSError(error.errno, f"{host} port {port}: {os.strerror(error.errno or 0)}") from error
-    return opened
+        reason = str(error.strerror).partition(" (while")[0]
+        raise OSError(error.errno, f"{host} port {port}: {reason}") from error
 
 
-def address_of(opened: socket.socket) -> str:
-    """Write the address of a listening socket as consumers use it."""
+def address_of(opened: socket.socket, scheme: str = "http") -> str:
+    """The address of a listening socket, as consumers write it."""
     host, port = opened.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """The TLS context of two PEM files, for TLS 1.2 and later. Raises OSError, of which ssl.SSLError is one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which stops as this module says. Without `signals` it handles none."""
+
+    def __init__(
+        self, config: uvicorn.Config, guard: type[Guard], drain: float, shutdown: Shutdown, *, signals: bool
+    ) -> None:
+        super().__init__(config)
+        self._guard = guard
+        self._drain = drain
+        self._shutdown = shutdown
+        self._signals = signals
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving; uvicorn raises them again at its end, and the exit code would not be 0."""
+        if self._signals and threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number, drains in SIGNALS.items():
+                loop.add_signal_handler(number, self.stop, self._drain if drains else 0)
+        yield
+
+    def stop(self, drain: float = 0) -> None:
+        """Stop after `drain` seconds; at once, if it was called before."""
+        if self._shutdown.begun.is_set():
+            self._shutdown.hurried.set()
+            self._end(0)
+            return
+        self._shutdown.begun.set()
+        asyncio.get_running_loop().call_later(drain, self._end, self._guard.limits.shutdown_timeout)
+
+    def _end(self, timeout: float) -> None:
+        """Accept nothing more, and disconnect after `timeout` seconds whoever is still there."""
+        self.should_exit = True
+        asyncio.get_running_loop().call_later(timeout, self._disconnect)
+
+    def _disconnect(self) -> None:
+        for connection in list(self._guard.open):
+            connection.abort()
 
 
 def make_server(
@@ -58,24 +99,23 @@ def make_server(
     *,
     lifespan: str = "on",
     drain: float = 0,
-    stopping: Callable[[], None] = lambda: None,
+    shutdown: Shutdown | None = None,
     problem: Callable[[int, str], bytes] | None = None,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
     signals: bool = True,
 ) -> Server:
-    """Make an HTTP server that logs nothing of its own but warnings.
+    """Make an HTTP server that logs errors alone.
 
-    On SIGTERM it calls `stopping`, and goes on for `drain` seconds. `problem` gives the body of what it refuses itself.
-    Without `signals` it heeds none.
+    The application learns from `shutdown` that the server stops. `problem` gives the body of what the guard refuses.
     """
-    import uvicorn
+    limits = limits or Limits()
 
-    from gateway.connections import IDLE, Patience, Server
-
-    class Connection(Patience):
+    class Connection(Guard):
         pass
 
-    if problem is not None:
-        Connection.problem = staticmethod(problem)
+    Connection.limits, Connection.open = limits, set()
+    Connection.problem = staticmethod(problem or (lambda _, detail: detail.encode()))
     config = uvicorn.Config(
         application,
         http=Connection,
@@ -84,7 +124,20 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here depends on whom a proxy says that it asks for
-        timeout_keep_alive=IDLE,
+        proxy_headers=False,  # nothing here depends on the address of a consumer
+        timeout_keep_alive=math.ceil(limits.idle_timeout),
+        timeout_graceful_shutdown=math.ceil(limits.shutdown_timeout) + BACKSTOP,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    return Server(config, drain, stopping, signals=signals)
+    return Server(config, Connection, drain, shutdown or Shutdown(), signals=signals)
+
+
+async def serve_with(server: Server, listener: socket.socket, others: dict[Server, socket.socket]) -> None:
+    """Serve until told to stop, and for as long what stands beside: the listener of the metrics."""
+    beside = [asyncio.create_task(other.serve([opened])) for other, opened in others.items()]
+    try:
+        await server.serve([listener])
+    finally:
+        for other in others:
+            other.should_exit = True
+        await asyncio.gather(*beside)

@@ -68,6 +68,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8080
     metrics_port: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
     log_format: str = ""
     log_level: str = "info"
 
@@ -240,6 +242,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "host": str,
     "port": whole(0, 65535),
     "metrics_port": whole(1, 65535),
+    "tls_cert": str,
+    "tls_key": str,
     "log_format": choice("json", "console"),
     "log_level": choice("debug", "info", "warning", "error"),
 }

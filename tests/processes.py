@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -67,11 +67,13 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def running(command: list[str | Path], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; what it says goes to the end of `log`."""
+def running(
+    command: Sequence[str | Path], log: Path, cwd: str | None = None, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program; its output goes to the end of `log`."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=plain | variables)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=plain | variables, cwd=cwd)
     try:
         yield process
     finally:

@@ -122,7 +122,7 @@ from gateway import app, server
 from gateway.settings import read_settings
 parser(["serve"])
 server.make_server(app.create(read_settings(os.environ)))
-for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator", "gateway.workers"):
+for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator"):
     if name in sys.modules:
         print(name)
 """

@@ -14,8 +14,7 @@ import brotli  # type: ignore[import-untyped]
 import zstandard
 from litestar.types import HTTPResponseStartEvent, HTTPScope, Message, Receive, Send
 
-from gateway.api.negotiation import HTTPApp, coding, with_vary
-from gateway.headers import Headers
+from gateway.api.negotiation import Headers, HTTPApp, coding, with_vary
 
 LEAST = 1024  # bytes of a whole body
 TEXTS = (b"text/", b"application/json", b"application/problem+json", b"application/x-ndjson", b"application/yaml")

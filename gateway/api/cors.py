@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from litestar.types import HTTPScope, Message, Receive, Send
 
-from gateway.api.negotiation import HTTPApp, with_vary
-from gateway.headers import Headers
+from gateway.api.negotiation import Headers, HTTPApp, with_vary
 
 EVERY_ORIGIN = "*"
 METHODS = b"GET, HEAD, OPTIONS"

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from litestar.types import HTTPScope, Receive, Send
 
-from gateway.headers import Headers
-
+Headers = list[tuple[bytes, bytes]]
 HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # a layer; nothing but HTTP comes past the edge
 
 

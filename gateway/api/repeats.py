@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
-from gateway.api.negotiation import HTTPApp
-from gateway.headers import Headers, Written
+from gateway.api.negotiation import Headers, HTTPApp
 from gateway.metrics import RequestTally
 
 LONGEST = 60.0  # seconds
@@ -44,8 +42,8 @@ class Entry(Struct, frozen=True):
     consumer: object
     route: str
     etag: bytes
-    whole: Written
-    unchanged: Written  # without what is of the body
+    whole: Headers
+    unchanged: Headers  # without those of the body
     body: bytes
     lifetime: Lifetime
 
@@ -90,18 +88,17 @@ class Repeats:
         lifetime = entry.lifetime
         self._tally.repeats += 1
         scope["path_template"] = entry.route
-        status, written, body = 200, entry.whole, entry.body
+        status, kept, body = 200, entry.whole, entry.body
         asked = scope["state"]["headers"].get(b"if-none-match")
         if asked is not None and matches(asked.decode("latin-1"), entry.etag.decode()):
-            status, written, body = 304, entry.unchanged, b""
+            status, kept, body = 304, entry.unchanged, b""
         age = now - lifetime.as_of
         headers = [
-            *written.headers,
+            *kept,
             (b"age", b"%d" % age if age > 0 else b"0"),
             (b"cache-status", b"callbutton-gateway; hit; ttl=%d" % (lifetime.fresh_until - now)),
         ]
-        start: Any = {"type": "http.response.start", "status": status, "headers": headers, "written": written}
-        await send(start)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _ask(self, scope: HTTPScope, receive: Receive, send: Send, key: tuple[object, ...]) -> None:
@@ -132,8 +129,8 @@ class Repeats:
             scope["state"].get("consumer"),
             str(scope.get("path_template")),
             etag,
-            Written(kept),
-            Written([pair for pair in kept if pair[0] not in OF_BODY]),
+            kept,
+            [pair for pair in kept if pair[0] not in OF_BODY],
             body,
             Lifetime(lifetime.as_of, lifetime.fresh_until, until),
         )

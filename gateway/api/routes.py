@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import yaml
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
@@ -32,7 +33,6 @@ from gateway.api.edge import Edge
 from gateway.api.methods import Methods
 from gateway.api.negotiation import HTTPApp
 from gateway.api.openapi import complete
-from gateway.api.ports import Ports
 from gateway.api.recordings import answer_recording
 from gateway.api.repeats import Repeats
 from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
@@ -47,7 +47,8 @@ from gateway.errors import (
     UpstreamRejected,
 )
 from gateway.logs import AccessLog
-from gateway.metrics import Metrics, Scrape
+from gateway.metrics import Metrics
+from gateway.shutdown import Shutdown
 
 T = TypeVar("T")
 
@@ -157,7 +158,7 @@ async def readiness() -> dict[str, str]:
 @get("/metrics", include_in_schema=False)
 async def metrics_text(request: Request[Any, Any, State]) -> Response[bytes]:
     """Every series, for Prometheus."""
-    text = await request.app.state.scrape()
+    text = request.app.state.metrics.scrape()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -173,6 +174,7 @@ async def openapi_yaml() -> Response[str]:
     return Response(await asyncio.to_thread(document_yaml), media_type="application/yaml")
 
 
+OPERATOR_HANDLERS = [health, readiness, metrics_text]
 HANDLERS = [
     list_client_calls,
     list_calls,
@@ -181,9 +183,7 @@ HANDLERS = [
     summarize_calls,
     list_clients,
     get_recording,
-    health,
-    readiness,
-    metrics_text,
+    *OPERATOR_HANDLERS,
     openapi_json,
     openapi_yaml,
     *reference.HANDLERS,
@@ -269,7 +269,7 @@ def create_api(
     identity: Identity | None,
     metrics: Metrics,
     access_log: AccessLog,
-    scrape: Scrape,
+    shutdown: Shutdown,
     *,
     repeats_bytes: int,
     metrics_port: int,
@@ -278,21 +278,28 @@ def create_api(
 ) -> tuple[Edge, Litestar]:
     """Put the API together: the application, and Litestar inside it.
 
-    Without `identity` anyone sees everything; without `metrics_port` every port has the metrics.
+    Without `identity` anyone sees everything. With `metrics_port` only the application's `operator` has the metrics.
     """
-    app = Litestar(
-        HANDLERS,
-        openapi_config=None,
-        logging_config=None,
-        exception_handlers={Exception: answer_problem},
-        state=State({"desk": desk, "metrics": metrics, "scrape": scrape}),
-        debug=False,
-        pdb_on_exception=False,
-    )
+
+    def router(handlers: Sequence[BaseRouteHandler]) -> Litestar:
+        return Litestar(
+            handlers,
+            openapi_config=None,
+            logging_config=None,
+            exception_handlers={Exception: answer_problem},
+            state=State({"desk": desk, "metrics": metrics}),
+            debug=False,
+            pdb_on_exception=False,
+        )
+
+    app = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
     repeats = Repeats(Methods(Compression(app)), desk.clock, repeats_bytes, metrics.requests)
     inside: HTTPApp = Authentication(repeats, identity, desk.rates, desk.exports, desk.clock, metrics, templates(app))
-    if metrics_port:
-        inside = Ports(inside, metrics_port)
     if cors_origins:
         inside = Cors(inside, cors_origins)
-    return Edge(Door(inside, concurrency), app, metrics, access_log), app
+    edge = Edge(Door(inside, concurrency, shutdown), app, metrics, access_log, shutdown)
+    if metrics_port:
+        operator = router(OPERATOR_HANDLERS)
+        door = Door(Methods(Compression(operator)), concurrency, shutdown)
+        edge.operator = Edge(door, operator, metrics, access_log, shutdown)
+    return edge, app

@@ -11,7 +11,6 @@ from pathlib import Path
 from gateway import logs
 from gateway.access import SCOPES
 from gateway.commands.keys import with_key
-from gateway.server import address_of, listen, make_server
 from gateway.settings import Settings
 
 TEXT = "Run simulator and gateway together, with nothing to set."
@@ -27,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run both until told to stop. Raises OSError."""
     from gateway import app
+    from gateway.api import problems
     from gateway.credentials.keys import fingerprint, new_key
+    from gateway.server import address_of, listen, make_server
     from gateway.simulator.server import PATH, Options, create
 
     logs.configure("", "info")
@@ -47,7 +48,8 @@ def run(chosen: argparse.Namespace) -> int:
             for path in demo_paths(datetime.now(UTC)):
                 print(f"  curl -H 'X-API-Key: {key}' '{address_of(front)}{path}'")
             print("\nStop with Ctrl-C. A log line for each request follows.", flush=True)
-            make_server(app.create(settings)).run(sockets=[front])
+            application = app.create(settings)
+            make_server(application, shutdown=application.shutdown, problem=problems.bare_problem).run(sockets=[front])
         finally:
             simulator.should_exit = True
             thread.join()

