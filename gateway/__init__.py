@@ -12,7 +12,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     callbutton/   the upstream: the only place that knows XML or Central Time
     tally         what consumers have spent at all replicas
     credentials/  from a credential to a consumer: keys of a file, tokens of an issuer
-    shared        the Redis or Valkey server that replicas share, which anybody can do without
+    redis_client  the Redis or Valkey server that replicas share; every caller can do without
     metrics       every series, its help and its labels
     tracing       spans for OpenTelemetry, if it is installed and asked for
     logs          structured log lines, without personal data
@@ -20,6 +20,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     connections   slow clients, and a stop that loses nothing
     responses     answers that go out in one piece
     headers       their headers as lines
+    circuit_breaker  whether to send a request to a server that may be down; pure
     rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure

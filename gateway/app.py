@@ -24,8 +24,8 @@ from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics, Scrape
 from gateway.rates import Exports, Rates
+from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError
-from gateway.shared import Shared
 from gateway.tally import Tally
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
 
 
 def build_ledger(
-    settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: Shared | None = None
+    settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: RedisClient | None = None
 ) -> Ledger:
     """Build the cache in front of the upstream, shared with other replicas if there is a server for it."""
     rules = LedgerSettings(
@@ -124,7 +124,7 @@ def create(
     """Build the gateway from the settings; `scrape` gives the metrics, where they are not this process's alone."""
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
-    shared = Shared(settings.cache_url, metrics, clock) if settings.cache_url else None
+    shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
     ledger = build_ledger(settings, service, metrics, clock, shared)
     identity = build_identity(settings, metrics, clock)
     desk = Desk(
