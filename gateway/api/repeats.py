@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from gateway.api.negotiation import HTTPApp
 from gateway.headers import Headers, Written
-from gateway.metrics import RequestTally
+from gateway.metrics import RequestMetrics
 
 LONGEST = 60.0  # seconds
 LARGEST = 1024**2  # bytes of a body
@@ -53,7 +53,7 @@ class Entry(Struct, frozen=True):
 class Repeats:
     """An ASGI application around another."""
 
-    def __init__(self, app: HTTPApp, clock: Callable[[], float], bound: int, tally: RequestTally) -> None:
+    def __init__(self, app: HTTPApp, clock: Callable[[], float], bound: int, tally: RequestMetrics) -> None:
         self._app = app
         self._clock = clock
         self._bound = bound
