@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 
 from gateway.callbutton import central, wire
-from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
+from gateway.callbutton.wait_queue import Waiters
 from gateway.ledger.freshness import Rule
 from gateway.ledger.pages import read_page
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
 from gateway.metrics import Metrics
 from gateway.model import Window
-from gateway.shared import Shared
+from gateway.redis_client import RedisClient
 from gateway.simulator.server import PATH, Options, Simulator, create
 from tests.servers import running, valkey
 
@@ -67,7 +67,7 @@ class Upstream:
         *,
         status: bool,
         now: float,
-        demand: Demand,  # noqa: ARG002
+        demand: Waiters,  # noqa: ARG002
     ) -> Fetched:
         """POST."""
         self.posts += 1
@@ -92,7 +92,7 @@ class Upstream:
         return Fetched(sent, reply.calls, reply.unreadable, status_ignored=reply.status_ignored)
 
 
-def make(upstream: Upstream, cache_bytes: int = 2**28, shared: Shared | None = None) -> Ledger:
+def make(upstream: Upstream, cache_bytes: int = 2**28, shared: RedisClient | None = None) -> Ledger:
     settings = LedgerSettings(Rule(), Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=cache_bytes)
     return Ledger(upstream, settings, Metrics(CollectorRegistry()), lambda: upstream.now, shared)
 
@@ -121,8 +121,8 @@ async def herd(questions: Sequence[Question], replicas: int = 1) -> str:
     with ExitStack() as stack:
         url = stack.enter_context(running(valkey())).url if replicas > 1 else ""
 
-        def connect() -> Shared | None:
-            return Shared(url, Metrics(CollectorRegistry()), lambda: upstream.now, skew=math.inf) if url else None
+        def connect() -> RedisClient | None:
+            return RedisClient(url, Metrics(CollectorRegistry()), lambda: upstream.now, skew=math.inf) if url else None
 
         connections = [connect() for _ in range(replicas)]
         ledgers = [make(upstream, shared=connection) for connection in connections]

@@ -20,7 +20,7 @@ import random
 from bisect import bisect_left
 
 from benchmarks.ledger import NOW, Upstream
-from gateway.callbutton.queue import Demand
+from gateway.callbutton.wait_queue import Waiters
 from gateway.ledger.extents import Extent, overlay
 from gateway.ledger.freshness import Rule, gaps
 from gateway.ledger.memory import bytes_of
@@ -71,7 +71,7 @@ def dashboards_of(clients: int, dashboards: int) -> list[int]:
 async def bytes_of_a_call() -> int:
     """What a call takes in memory."""
     upstream = Upstream(Options(clients=1, calls_per_day=CALLS_PER_DAY))
-    fetched = await upstream(["8005550100"], Window(NOW - DAY, NOW), status=False, now=NOW, demand=Demand())
+    fetched = await upstream(["8005550100"], Window(NOW - DAY, NOW), status=False, now=NOW, demand=Waiters())
     calls = tuple(call for listed in fetched.calls.values() for call in listed)
     return bytes_of(calls) // len(calls)
 

@@ -11,13 +11,14 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     callbutton/   the upstream: the only place that knows XML or Central Time
     tally         what consumers have spent at all replicas
     credentials/  from a credential to a consumer: keys of a file, tokens of an issuer
-    shared        the Redis or Valkey server that replicas share, which anybody can do without
+    redis_client  the Redis or Valkey server that replicas share; every caller can do without
     metrics       every series, its help and its labels
     tracing       spans for OpenTelemetry, if it is installed and asked for
     logs          structured log lines, without personal data
     server        the HTTP server: stock uvicorn, its listening socket, and how it stops
     guard         what bounds its connections
     shutdown      what the application knows of its own end
+    circuit_breaker  whether to send a request to a server that may be down; pure
     rates         token buckets: how often a consumer may ask; pure
     access        who may see what: decisions without I/O
     formats       calls as NDJSON and CSV; pure

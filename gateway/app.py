@@ -26,8 +26,8 @@ from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Exports, Rates
+from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError
-from gateway.shared import Shared
 from gateway.shutdown import Shutdown
 from gateway.tally import Tally
 
@@ -102,7 +102,7 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
 
 
 def build_ledger(
-    settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: Shared | None = None
+    settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: RedisClient | None = None
 ) -> Ledger:
     """Build the cache in front of the upstream, shared with other replicas if there is a server for it."""
     rules = LedgerSettings(
@@ -126,7 +126,7 @@ def create(
     """Build the gateway from the settings."""
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
-    shared = Shared(settings.cache_url, metrics, clock) if settings.cache_url else None
+    shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
     ledger = build_ledger(settings, service, metrics, clock, shared)
     identity = build_identity(settings, metrics, clock)
     desk = Desk(

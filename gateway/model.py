@@ -9,14 +9,14 @@ Rules:
 from __future__ import annotations
 
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 
 from msgspec import Struct
 
 EVERY_CLIENT = "*"  # in place of a client code
 
 
-class Certainty(Enum):
+class Certainty(StrEnum):
     """How sure the instant of a call is (T4)."""
 
     EXACT = "exact"
@@ -24,7 +24,7 @@ class Certainty(Enum):
     ASSUMED = "assumed"  # in the fold with nothing to decide by, or in the spring gap
 
 
-class PhoneType(Enum):
+class PhoneType(StrEnum):
     """`InfoDigits`: the type of phone that the caller used."""
 
     NORMAL = "normal"
@@ -33,7 +33,7 @@ class PhoneType(Enum):
     OTHER = "other"
 
 
-class Result(Enum):
+class Result(StrEnum):
     """What became of a call."""
 
     CONNECTED = "connected"
@@ -43,7 +43,7 @@ class Result(Enum):
     OTHER = "other"
 
 
-class SalesStatus(Enum):
+class SalesStatus(StrEnum):
     """The sales status that somebody set by hand."""
 
     NONE = "none"

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from gateway.rates import Key, Rates
-from gateway.shared import Shared, Unavailable
+from gateway.redis_client import RedisClient, Unavailable
 
 LOGGER = logging.getLogger(__name__)
 PERIOD = 1.0  # seconds
@@ -33,7 +33,7 @@ return sums
 class Tally:
     """Keeps the buckets of replicas in step."""
 
-    def __init__(self, rates: Rates, shared: Shared, clock: Callable[[], float]) -> None:
+    def __init__(self, rates: Rates, shared: RedisClient, clock: Callable[[], float]) -> None:
         self._rates = rates
         self._shared = shared
         self._clock = clock

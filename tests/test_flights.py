@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
+from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
     UpstreamError,
     UpstreamFailed,
@@ -49,7 +49,7 @@ class Faulty(Upstream):
         *,
         status: bool,
         now: float,
-        demand: Demand,
+        demand: Waiters,
     ) -> Fetched:
         fetched = await super().__call__(codes, window, status=status, now=now, demand=demand)
         if self.fault is not None and (error := self.fault(codes, window)) is not None:

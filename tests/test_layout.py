@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "gateway"
-MOST_LINES = 400
+MAX_LINES = 400
 # Higher numbers may import lower ones. `simulator` stands beside them all.
 LAYERS = {
     "__main__": 8,
@@ -19,7 +19,7 @@ LAYERS = {
     "tally": 4,
     "callbutton": 3,
     "credentials": 3,
-    "shared": 3,
+    "redis_client": 3,
     "rates": 2,
     "metrics": 2,
     "logs": 2,
@@ -28,6 +28,7 @@ LAYERS = {
     "shutdown": 0,
     "settings": 2,
     "formats": 2,
+    "circuit_breaker": 0,
     "access": 1,
     "tracing": 1,
     "model": 0,
@@ -42,7 +43,7 @@ OWNERS = {
     "httpx": {"callbutton", "credentials"},
     "jwt": {"credentials"},
     "httpcore": {"callbutton"},
-    "redis": {"shared"},
+    "redis": {"redis_client"},
     "xmltodict": {"callbutton", "simulator"},
     "xml": {"callbutton", "simulator"},
 }
@@ -101,4 +102,4 @@ def test_libraries_stay_where_they_belong(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_no_module_is_too_long_to_read(path: Path):
-    assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES

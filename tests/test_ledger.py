@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
+from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamTimeout
 from gateway.ledger.extents import Extent, by_day, make_extent, overlay
 from gateway.ledger.freshness import Rule, gaps, stale_from
@@ -68,7 +68,7 @@ class Upstream:
         *,
         status: bool,  # noqa: ARG002
         now: float,
-        demand: Demand,  # noqa: ARG002
+        demand: Waiters,  # noqa: ARG002
     ) -> Fetched:
         self.posts.append((tuple(codes), window))
         sent = self.now

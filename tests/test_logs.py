@@ -5,10 +5,8 @@ import io
 import json
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.logs import AccessLog
-from gateway.metrics import RequestTally
 from tests.processes import wait_in_loop_for
 
 
@@ -54,23 +52,3 @@ def test_a_level_above_info_has_no_line_for_each_request():
 
     asyncio.run(serve())
     assert stream.getvalue() == ""
-
-
-def test_the_tally_is_a_counter_a_histogram_and_a_gauge():
-    registry = CollectorRegistry()
-    tally = RequestTally(registry)
-    for seconds in (0.0005, 0.001, 0.02, 400.0):
-        tally.add("GET", "/calls", 200, seconds)
-    tally.under_way = 3
-    lines = generate_latest(registry).decode().splitlines()
-    for line in (
-        'callbutton_gateway_requests_total{method="GET",route="/calls",status="200"} 4.0',
-        'callbutton_gateway_request_seconds_bucket{le="0.001",route="/calls"} 2.0',
-        'callbutton_gateway_request_seconds_bucket{le="0.025",route="/calls"} 3.0',
-        'callbutton_gateway_request_seconds_bucket{le="300.0",route="/calls"} 3.0',
-        'callbutton_gateway_request_seconds_bucket{le="+Inf",route="/calls"} 4.0',
-        'callbutton_gateway_request_seconds_count{route="/calls"} 4.0',
-        'callbutton_gateway_request_seconds_sum{route="/calls"} 400.0215',
-        "callbutton_gateway_requests_in_flight 3.0",
-    ):
-        assert line in lines

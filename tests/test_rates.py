@@ -15,8 +15,8 @@ from gateway.access import ANYONE, Consumer, Rate
 from gateway.errors import RateLimited
 from gateway.metrics import Metrics
 from gateway.rates import MOST_BUCKETS, Bucket, Exports, Rates, left, policy
+from gateway.redis_client import RedisClient
 from gateway.settings import Settings
-from gateway.shared import Shared
 from gateway.tally import Tally
 from tests.conftest import NOW, Clock, serving
 from tests.consumers import Member, keys_file
@@ -99,7 +99,7 @@ def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_g
     clock = Clock()
 
     async def run() -> None:
-        shareds = [Shared(server.url, Metrics(CollectorRegistry()), clock, skew=float("inf")) for _ in range(2)]
+        shareds = [RedisClient(server.url, Metrics(CollectorRegistry()), clock, skew=float("inf")) for _ in range(2)]
         try:
             await in_step(server, clock, shareds)
         finally:
@@ -112,7 +112,7 @@ def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_g
         server.close()
 
 
-async def in_step(server: Server, clock: Clock, shareds: list[Shared]) -> None:
+async def in_step(server: Server, clock: Clock, shareds: list[RedisClient]) -> None:
     rates = [Rates(), Rates()]
     tallies = [Tally(one, shared, clock) for one, shared in zip(rates, shareds, strict=True)]
     who = consumer()

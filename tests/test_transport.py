@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 
+import httpcore
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway import __version__
-from gateway.callbutton.transport import Limits, Transport
-from gateway.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.callbutton.transport import Limits, Timer, Transport, current_timer, translated_errors
+from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
 QUICK = Limits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
@@ -166,7 +174,7 @@ def test_time_outs_leave_no_connection_behind():
             for _ in range(5):
                 with pytest.raises(UpstreamTimeout):
                     await post(transport)
-            assert transport._client._transport._pool.connections == []
+            assert transport.client.transport.pool.connections == []
             await transport.close()
 
     asyncio.run(run())
@@ -229,3 +237,98 @@ def test_a_proxy_that_is_set_is_used():
             await transport.close()
 
     asyncio.run(run())
+
+
+def test_a_proxy_receives_the_credentials_of_its_address():
+    heads: list[bytes] = []
+
+    async def run() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(HEAD + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            proxy = f"http://some%40body:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            transport = Transport("http://callbutton.invalid/xml.jsp", QUICK, proxy)
+            assert (await post(transport))[0] == 200
+            await transport.close()
+
+    asyncio.run(run())
+    credentials = base64.b64encode(b"some@body:secret")
+    assert heads[0].startswith(b"POST http://callbutton.invalid/xml.jsp HTTP/1.1\r\n")
+    assert b"\r\nproxy-authorization: basic " + credentials.lower() in heads[0].lower()
+
+
+def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    certificate, key = self_signed(tmp_path)
+
+    async def run() -> int:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(HEAD + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
+            port = server.sockets[0].getsockname()[1]
+            transport = Transport(f"https://127.0.0.1:{port}/xml.jsp", Limits(first_byte=30))
+            try:
+                return (await post(transport))[0]
+            finally:
+                await transport.close()
+
+    with pytest.raises(UpstreamUnreachable, match="TLS"):
+        asyncio.run(run())
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert asyncio.run(run()) == 200
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that is its own authority; gives its file and its key's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    return files
+
+
+FOREIGN = [
+    kind
+    for kind in vars(httpcore).values()
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not httpcore.ConnectionNotAvailable
+]  # ConnectionNotAvailable is the pool's own business: it tries another connection
+
+
+@pytest.mark.parametrize("answering", [False, True], ids=["before the answer", "within it"])
+@pytest.mark.parametrize("kind", FOREIGN, ids=[kind.__name__ for kind in FOREIGN])
+def test_every_error_of_httpcore_becomes_one_of_ours_and_stays_its_cause(kind: type[Exception], answering: bool):
+    async def run() -> None:
+        timer = Timer(QUICK, 0)
+        timer.answering = answering
+        current_timer.set(timer)
+        with translated_errors():
+            raise kind("text of the library")
+
+    with pytest.raises(UpstreamError) as caught:
+        asyncio.run(run())
+    assert type(caught.value.__cause__) is kind
+    assert "library" not in str(caught.value)
+    ours = UpstreamTimeout if issubclass(kind, httpcore.TimeoutException) else (UpstreamUnreachable, UpstreamMalformed)
+    assert isinstance(caught.value, ours)

@@ -18,14 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from prometheus_client import CollectorRegistry
 
 from gateway.callbutton.central import whole
-from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
+from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.ledger.freshness import Rule
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
-from gateway.shared import Shared
+from gateway.redis_client import RedisClient
 from tests.servers import Server, server
 from tests.test_ledger import call
 
@@ -80,7 +80,7 @@ class World:
         *,
         status: bool,  # noqa: ARG002
         now: float,
-        demand: Demand,  # noqa: ARG002
+        demand: Waiters,  # noqa: ARG002
     ) -> Fetched:
         assert whole(window) == window
         sent = self.now
@@ -234,7 +234,7 @@ class SharedTruth(Truth):
             return self.world.now
 
         self.connections = [
-            Shared(
+            RedisClient(
                 self.server.url, Metrics(CollectorRegistry()), lambda: self.world.now, math.inf, lambda: self.world.now
             )
             for _ in range(2)

@@ -19,7 +19,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
 from gateway.api.negotiation import Headers, HTTPApp
-from gateway.metrics import RequestTally
+from gateway.metrics import RequestMetrics
 
 LONGEST = 60.0  # seconds
 LARGEST = 1024**2  # bytes of a body
@@ -51,7 +51,7 @@ class Entry(Struct, frozen=True):
 class Repeats:
     """An ASGI application around another."""
 
-    def __init__(self, app: HTTPApp, clock: Callable[[], float], bound: int, tally: RequestTally) -> None:
+    def __init__(self, app: HTTPApp, clock: Callable[[], float], bound: int, tally: RequestMetrics) -> None:
         self._app = app
         self._clock = clock
         self._bound = bound

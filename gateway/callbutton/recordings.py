@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from msgspec import Struct
 
-from gateway.callbutton.transport import PIECE, Client, Limits, Timer, running, translated
+from gateway.callbutton.transport import CHUNK_SIZE, Client, Limits, Timer, current_timer
 from gateway.errors import NotFound, Overloaded, UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamUnauthorized
 
 MOST = 16  # under way at a time
@@ -91,8 +91,7 @@ class Recordings:
 
     async def _pump(self, address: str, headers: dict[str, str], pipe: Pipe) -> None:
         timer = Timer(self._limits, asyncio.get_running_loop().time() + LONGEST)
-        running.set(timer)
-        received = 0
+        current_timer.set(timer)
         try:
             for _ in range(REDIRECTS + 1):
                 async with self._client.stream("GET", address, headers) as response:
@@ -103,9 +102,9 @@ class Recordings:
                         del headers["Range"]  # the whole, then
                         continue
                     _check(response)
-                    async for piece in response.aiter_raw(PIECE):
-                        received += len(piece)
-                        if received > MOST_BYTES:
+                    async for piece in response.aiter_raw(CHUNK_SIZE):
+                        timer.received += len(piece)
+                        if timer.received > MOST_BYTES:
                             raise UpstreamMalformed("the recording is larger than any call")
                         pipe.begin(response)
                         await pipe.queue.put(piece)
@@ -115,8 +114,6 @@ class Recordings:
                     await pipe.queue.put(None)
                     return
             raise UpstreamFailed("the Callbutton server sends in circles whoever asks for the recording")
-        except httpx.HTTPError as error:
-            await pipe.fail(translated(error, timer, received))
         except (UpstreamError, NotFound) as error:
             await pipe.fail(error)
         except httpx.InvalidURL:

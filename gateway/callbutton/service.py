@@ -1,26 +1,27 @@
 """The upstream as a function: calls of some clients in a window.
 
-Rules: one `fetch` is one POST through the `gate`, two where the upstream refuses an EndDate that lies ahead (T4), each
-once more where `retry` allows. Nothing is cached, and nothing of the upstream's text is logged.
+Rules: one `fetch` is one POST in a slot of `admission`, two where the upstream refuses an EndDate that lies ahead (T4),
+each sent a second time at most, where that can help. Nothing is cached, and no text of the upstream is logged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from msgspec import Struct
 
 from gateway import tracing
-from gateway.callbutton import central, retry, wire
-from gateway.callbutton.gate import Gate
-from gateway.callbutton.queue import Demand, Priority
+from gateway.callbutton import central, wire
+from gateway.callbutton.admission import Admission, RetryBudget, backoff, is_retryable
 from gateway.callbutton.transport import Limits, Transport
+from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import (
+    Postponed,
     UpstreamError,
     UpstreamFailed,
     UpstreamMalformed,
@@ -33,6 +34,7 @@ from gateway.metrics import Metrics
 from gateway.model import Call, Certainty, Window
 
 LOGGER = logging.getLogger(__name__)
+RETRY_WITHIN = 0.5  # of a POST's deadline; a retry that began later might be cut off and count as an outage
 OUTCOMES = {
     UpstreamUnauthorized: "unauthorized",
     UpstreamRejected: "rejected",
@@ -69,15 +71,15 @@ class Service:
         self._metrics = metrics
         self._clock = clock
         self._transport = Transport(settings.url, settings.limits, settings.proxy)
-        self._gate = Gate(settings.limits.concurrency, metrics)
-        self._budget = retry.Budget()
+        self._admission = Admission(settings.limits.concurrency, metrics)
+        self._retries = RetryBudget()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
 
     async def fetch(
-        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand | None = None
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Waiters | None = None
     ) -> Fetched:
         """Ask for the calls of `codes` in a window (that `central.whole` left as it is), planned at `now`.
 
@@ -85,7 +87,7 @@ class Service:
         UpstreamError.
         """
         edges = central.edges(window, now)
-        demand = demand or Demand(background=Priority.MISS)
+        demand = demand or Waiters(background=Priority.MISS)
         try:
             return await self._ask(codes, edges, demand, status=status)
         except UpstreamRejected:
@@ -96,29 +98,37 @@ class Service:
 
     async def fetch_all(self, codes: Sequence[str], *, status: bool) -> Fetched:
         """Ask for all calls of `codes` by null dates, in one POST. Raises UpstreamError."""
-        return await self._ask(codes, None, Demand(background=Priority.MISS), status=status)
+        return await self._ask(codes, None, Waiters(background=Priority.MISS), status=status)
 
-    async def _ask(self, codes: Sequence[str], edges: central.Edges | None, demand: Demand, *, status: bool) -> Fetched:
+    async def _ask(
+        self, codes: Sequence[str], edges: central.Edges | None, waiters: Waiters, *, status: bool
+    ) -> Fetched:
         """POST, and once more where that can help, all within one deadline."""
         body = wire.render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
-        loop = asyncio.get_running_loop()
-        until = math.inf
-        self._budget.earn()
+        loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
+        until = NO_DEADLINE
+        self._retries.earn()
         try:
-            async with self._gate.through(codes, demand):
-                until = loop.time() + self._settings.limits.deadline
+            async with self._admission.slot(codes, waiters):
+                until = loop.time() + deadline
                 return await self._post(body, until, status=status)
         except UpstreamError as error:
-            if not retry.helps(error) or self._gate.failures > 1 or not self._budget.spend():
+            if not is_retryable(error) or self._others_fail() or not self._retries.spend():
                 raise
             failure = error
-        await asyncio.sleep(retry.pause(random.random()))  # noqa: S311 - not a secret
-        if self._gate.failures > 1 or loop.time() >= until:
-            self._budget.give_back()
-            raise failure
-        async with self._gate.through(codes, demand):
-            self._metrics.retries.inc()
-            return await self._post(body, until, status=status)
+        await asyncio.sleep(backoff(random.random()))  # noqa: S311 - not a secret
+        latest = until - (1 - RETRY_WITHIN) * deadline
+        if not self._others_fail() and loop.time() < latest:
+            with suppress(Postponed):
+                async with self._admission.slot(codes, waiters, latest):
+                    self._metrics.retries.inc()
+                    return await self._post(body, until, status=status)
+        self._retries.give_back()
+        raise failure
+
+    def _others_fail(self) -> bool:
+        """Whether another POST has failed since the last answer: a retry is for a failure that stands alone."""
+        return self._admission.breaker.failures > 1
 
     async def _post(self, body: bytes, until: float, *, status: bool) -> Fetched:
         sent = self._clock()

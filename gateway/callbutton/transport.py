@@ -1,12 +1,13 @@
-"""One POST over httpx, with the time-outs of a flight kept by the network backend.
+"""One POST over httpx, with the timeouts of a flight kept by the network backend.
 
 Rules:
-- httpx's pool can wedge when requests are cancelled (encode/httpcore issue 1093), and its `read` time-out is per chunk.
-  So a backend under the pool caps every read at the time that the flight has left, and nothing is cancelled.
+- httpx's pool can wedge when requests are cancelled (encode/httpcore issue 1093), and its `read` timeout is per chunk.
+  So the pool's network backend bounds every step by the time that the flight has left, and nothing is cancelled.
 - A POST has `first_byte` seconds to the first byte of the answer, `idle` between bytes, and until an instant of the
   event loop's clock in all.
-- Bodies come in pieces of at most 64 KiB, decompressed by us, at most `max_bytes`; the loop runs between pieces.
-- Errors are translated here, once.
+- Bodies come in chunks of at most 64 KiB, decompressed by us, at most `max_bytes`; the loop runs between chunks.
+- No redirect is followed, no cookie is kept, and no proxy is taken from the environment.
+- httpcore's errors become ours in one place, by the table `ERRORS`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import socket
 import ssl
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -37,14 +38,15 @@ OBSTACLES = {
     Obstacle.TLS: "TLS cannot be agreed on",
     Obstacle.PROXY: "the proxy does not let it through",
 }
-PIECE = 65536  # bytes
-READ = 4 * PIECE  # what asyncio takes from a socket at once
+CHUNK_SIZE = 64 * 1024  # bytes of body between two turns of the event loop
+READ_SIZE = 4 * CHUNK_SIZE  # bytes; what asyncio takes from a socket at once
+KEEPALIVE = 5  # seconds that an idle connection is kept, as httpx keeps it
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
 SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
 class Limits(Struct, frozen=True):
-    """Time-outs in seconds, the most POSTs at a time, and the largest decoded body in bytes."""
+    """Timeouts in seconds, the most POSTs at a time, and the largest decoded body in bytes."""
 
     first_byte: float = 30
     idle: float = 15
@@ -54,13 +56,14 @@ class Limits(Struct, frozen=True):
 
 
 class Timer:
-    """The time that one POST has left."""
+    """The time that one request has left, and how far its answer has come."""
 
     def __init__(self, limits: Limits, until: float) -> None:
         self._limits = limits
         self._until = until
         self._began = asyncio.get_running_loop().time()
-        self.answering = False
+        self.answering = False  # whether a byte of the answer has come
+        self.received = 0  # bytes of body, decoded
 
     def left(self) -> float:
         """Seconds for the next step."""
@@ -69,25 +72,25 @@ class Timer:
         return max(0.001, min(self._until - now, step))
 
 
-running: ContextVar[Timer] = ContextVar("running")  # the timer of what is under way in this task
+current_timer: ContextVar[Timer] = ContextVar("current_timer")  # of the request that this task makes
 
 
 class TimedStream(httpcore.AsyncNetworkStream):
-    """A connection whose every step ends with the flight's time."""
+    """A connection on which every step ends with the flight's time."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         """Read some bytes."""
-        timer = running.get()
-        data = await self._stream.read(max(max_bytes, READ), timer.left())
+        timer = current_timer.get()
+        data = await self._stream.read(max(max_bytes, READ_SIZE), timer.left())
         timer.answering = timer.answering or bool(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         """Write all bytes."""
-        await self._stream.write(buffer, running.get().left())
+        await self._stream.write(buffer, current_timer.get().left())
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -100,7 +103,8 @@ class TimedStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ARG002
     ) -> httpcore.AsyncNetworkStream:
         """Begin TLS."""
-        return TimedStream(await self._stream.start_tls(ssl_context, server_hostname, running.get().left()))
+        left = current_timer.get().left()
+        return TimedStream(await self._stream.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's own type
         """Tell what httpcore asks of the connection."""
@@ -108,7 +112,7 @@ class TimedStream(httpcore.AsyncNetworkStream):
 
 
 class TimedBackend(httpcore.AsyncNetworkBackend):
-    """Connections that keep a flight's time."""
+    """Makes connections that keep the flight's time."""
 
     def __init__(self) -> None:
         self._backend = httpcore.AnyIOBackend()
@@ -122,8 +126,107 @@ class TimedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect."""
-        stream = await self._backend.connect_tcp(host, port, running.get().left(), local_address, socket_options)
-        return TimedStream(stream)
+        left = current_timer.get().left()
+        return TimedStream(await self._backend.connect_tcp(host, port, left, local_address, socket_options))
+
+
+class PoolTransport(httpx.AsyncBaseTransport):
+    """A transport for httpx over httpcore's pool with a `TimedBackend`. Raises UpstreamError."""
+
+    def __init__(self, connections: int, proxy: httpx.Proxy | None) -> None:
+        tls = httpx.create_ssl_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
+        options: dict[str, Any] = {
+            "ssl_context": tls,
+            "max_connections": connections,
+            "keepalive_expiry": KEEPALIVE,
+            "network_backend": TimedBackend(),
+        }
+        self.pool: httpcore.AsyncConnectionPool = (
+            httpcore.AsyncConnectionPool(**options)
+            if proxy is None
+            else httpcore.AsyncHTTPProxy(
+                proxy_url=_core_url(proxy.url),
+                proxy_auth=proxy.raw_auth,
+                proxy_ssl_context=tls if proxy.url.scheme == "https" else None,
+                **options,
+            )
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; gives its answer once the head has come."""
+        with translated_errors():
+            answer = await self.pool.handle_async_request(
+                httpcore.Request(
+                    request.method,
+                    _core_url(request.url),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.pool.aclose()
+
+
+class Body(httpx.AsyncByteStream):
+    """The body of an answer, as the network gives it. Raises UpstreamError."""
+
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with translated_errors():
+            async for data in self._answer.aiter_stream():
+                yield data
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if something of the answer is left."""
+        await self._answer.aclose()
+
+
+def _core_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+def parse_url(text: str, owner: str) -> httpx.URL:
+    """Parse the URL of an `owner`, which the error names. Raises ValueError."""
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the address of the {owner} cannot be used: {error}") from error
+
+
+class Client:
+    """Requests over a pool of so many connections, within the time of `current_timer`.
+
+    It stands for `httpx.AsyncClient`, whose cookies and redirects cost a quarter of a request and have no use here.
+    """
+
+    def __init__(self, connections: int, proxy: str | None) -> None:
+        self.transport = PoolTransport(connections, httpx.Proxy(parse_url(proxy, "proxy")) if proxy else None)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.transport.aclose()
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, address: httpx.URL | str, headers: Mapping[str, str], content: bytes | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request, with the credentials that its address may hold. Raises UpstreamError, httpx.InvalidURL."""
+        always = {"Accept": "*/*", "Connection": "keep-alive", "User-Agent": f"callbutton-gateway/{__version__}"}
+        request = httpx.Request(method, address, headers={**always, **headers}, content=content)
+        if request.url.userinfo:
+            userinfo = f"{request.url.username}:{request.url.password}"
+            request.headers["Authorization"] = f"Basic {b64encode(userinfo.encode()).decode()}"
+        response = await self.transport.handle_async_request(request)
+        try:
+            yield response
+        finally:
+            await response.aclose()
 
 
 class Answer(Struct):
@@ -135,83 +238,38 @@ class Answer(Struct):
     chunks: AsyncIterator[bytes]
 
 
-def read_address(text: str, whose: str) -> httpx.URL:
-    """Read an address. Raises ValueError, which says whose it is."""
-    try:
-        return httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"the address of the {whose} cannot be used: {error}") from error
-
-
-class Client:
-    """httpx without its client, which costs a quarter of a request for cookies and redirects that nobody wants.
-
-    It has so many connections, and every step keeps the time of `running`. Nothing looks at where a redirect leads.
-    """
-
-    def __init__(self, connections: int, proxy: str | None) -> None:
-        limits = httpx.Limits(max_connections=connections, keepalive_expiry=5)
-        via = httpx.Proxy(read_address(proxy, "proxy")) if proxy else None
-        self._transport = httpx.AsyncHTTPTransport(proxy=via, limits=limits)
-        # httpx has no public way to hand in a network backend; its pool, proxied or not, keeps it under this name.
-        self._transport._pool._network_backend = TimedBackend()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()
-
-    @asynccontextmanager
-    async def stream(
-        self, method: str, address: httpx.URL | str, headers: Mapping[str, str], content: bytes | None = None
-    ) -> AsyncIterator[httpx.Response]:
-        """Send a request, with the credentials that its address may hold. Raises httpx.HTTPError, httpx.InvalidURL."""
-        always = {"Accept": "*/*", "Connection": "keep-alive", "User-Agent": f"callbutton-gateway/{__version__}"}
-        request = httpx.Request(method, address, headers={**always, **headers}, content=content)
-        if request.url.userinfo:
-            userinfo = f"{request.url.username}:{request.url.password}"
-            request.headers["Authorization"] = f"Basic {b64encode(userinfo.encode()).decode()}"
-        response = await self._transport.handle_async_request(request)
-        try:
-            yield response
-        finally:
-            await response.aclose()
-
-
 class Transport:
     """POSTs to one address. Raises ValueError for one that cannot be used."""
 
     def __init__(self, url: str, limits: Limits, proxy: str | None = None) -> None:
-        self._url = read_address(url, "upstream")
+        self._url = parse_url(url, "upstream")
         self._limits = limits
-        self._client = Client(limits.concurrency, proxy)
+        self.client = Client(limits.concurrency, proxy)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self.client.close()
 
     @asynccontextmanager
     async def post(self, body: bytes, until: float) -> AsyncIterator[Answer]:
         """POST; all must have been read by an instant of the event loop's clock. Raises UpstreamError."""
         timer = Timer(self._limits, until)
-        token = running.set(timer)
-        received = [0]
+        token = current_timer.set(timer)
         headers = {"Content-Type": "text/xml; charset=utf-8", "Accept-Encoding": "gzip, identity"}
         try:
-            async with self._client.stream("POST", self._url, headers, body) as response:
+            async with self.client.stream("POST", self._url, headers, body) as response:
                 named = CHARSET.search(response.headers.get("content-type", ""))
                 wait = response.headers.get("retry-after", "0")
                 yield Answer(
                     status=response.status_code,
                     charset=named[1] if named else None,
                     retry_after=float(wait) if SECONDS.fullmatch(wait) else math.inf,
-                    chunks=self._chunks(response, received),
+                    chunks=self._chunks(response, timer),
                 )
-        except httpx.HTTPError as error:
-            raise translated(error, timer, received[0]) from error
         finally:
-            running.reset(token)
+            current_timer.reset(token)
 
-    async def _chunks(self, response: httpx.Response, received: list[int]) -> AsyncIterator[bytes]:
+    async def _chunks(self, response: httpx.Response, timer: Timer) -> AsyncIterator[bytes]:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", ""):
             raise UpstreamMalformed("the Callbutton server's answer has a content encoding that was not asked for")
@@ -220,50 +278,70 @@ class Transport:
             data = raw
             while data:
                 if inflate is None:
-                    piece, data = data[:PIECE], data[PIECE:]
+                    chunk, data = data[:CHUNK_SIZE], data[CHUNK_SIZE:]
                 else:
                     try:
-                        piece = inflate.decompress(data, PIECE)
+                        chunk = inflate.decompress(data, CHUNK_SIZE)
                     except zlib.error as error:
                         raise UpstreamMalformed("the Callbutton server's answer is not sound gzip") from error
                     data = inflate.unconsumed_tail
                     if inflate.eof and inflate.unused_data:  # another member (RFC 1952)
                         data, inflate = inflate.unused_data, zlib.decompressobj(31)
-                received[0] += len(piece)
-                if received[0] > self._limits.max_bytes:
+                timer.received += len(chunk)
+                if timer.received > self._limits.max_bytes:
                     raise UpstreamMalformed(
                         f"the Callbutton server's answer is larger than {self._limits.max_bytes} bytes"
                     )
-                yield piece
+                yield chunk
                 await asyncio.sleep(0)
         if inflate is not None and not inflate.eof:
             raise UpstreamMalformed("the Callbutton server's answer is gzip that breaks off")
 
 
-def translated(error: httpx.HTTPError, timer: Timer, received: int) -> UpstreamError:
-    """What an error of httpx means."""
-    if isinstance(error, httpx.TimeoutException):
-        connecting = isinstance(error, httpx.ConnectTimeout)
-        when = "took no connection" if connecting else "did not begin to answer"
-        when = "did not finish its answer" if timer.answering else when
-        return UpstreamTimeout(
-            f"the Callbutton server {when} in time", answering=timer.answering, connecting=connecting
-        )
-    if isinstance(error, (httpx.ConnectError, httpx.ProxyError)):
-        obstacle = _obstacle(error)
-        return UpstreamUnreachable(f"no connection to the Callbutton server: {OBSTACLES[obstacle]}", obstacle)
+def _timed_out(error: Exception, timer: Timer) -> UpstreamError:
+    connecting = isinstance(error, httpcore.ConnectTimeout)
+    when = "took no connection" if connecting else "did not begin to answer"
+    when = "did not finish its answer" if timer.answering else when
+    return UpstreamTimeout(f"the Callbutton server {when} in time", answering=timer.answering, connecting=connecting)
+
+
+def _not_connected(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
+    obstacle = Obstacle.PROXY if isinstance(error, httpcore.ProxyError) else _obstacle(error)
+    return UpstreamUnreachable(f"no connection to the Callbutton server: {OBSTACLES[obstacle]}", obstacle)
+
+
+def _broken_off(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
     if not timer.answering:
         text = "the Callbutton server closed the connection without an answer"
         return UpstreamUnreachable(text, Obstacle.CLOSED)
     return UpstreamMalformed(
-        f"the Callbutton server's answer broke off, or is not HTTP, after {received} bytes of body"
+        f"the Callbutton server's answer broke off, or is not HTTP, after {timer.received} bytes of body"
     )
 
 
-def _obstacle(error: httpx.HTTPError) -> Obstacle:
-    """Find what is in the way among the causes of an error."""
-    if isinstance(error, httpx.ProxyError):
-        return Obstacle.PROXY
+# What each error of httpcore means. The first kind that fits counts: ConnectError is a NetworkError.
+ERRORS: dict[type[Exception], Callable[[Exception, Timer], UpstreamError]] = {
+    httpcore.TimeoutException: _timed_out,
+    httpcore.ConnectError: _not_connected,
+    httpcore.ProxyError: _not_connected,
+    httpcore.NetworkError: _broken_off,
+    httpcore.ProtocolError: _broken_off,
+    httpcore.UnsupportedProtocol: _broken_off,
+}
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise what an error of httpcore means to us, for the request of `current_timer`."""
+    try:
+        yield
+    except tuple(ERRORS) as error:
+        translate = next(translate for kind, translate in ERRORS.items() if isinstance(error, kind))
+        raise translate(error, current_timer.get()) from error
+
+
+def _obstacle(error: Exception) -> Obstacle:
+    """Find the obstacle among the causes of an error."""
     found: list[BaseException | None] = [error]
     while found:
         cause = found.pop()

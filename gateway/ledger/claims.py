@@ -24,7 +24,7 @@ from gateway.ledger.extents import Extent, covers, overlay_all
 from gateway.ledger.level2 import Found, Level2, Wanted
 from gateway.ledger.posts import Posts
 from gateway.ledger.tickets import Flight, Landed
-from gateway.shared import Shared, Unavailable
+from gateway.redis_client import RedisClient, Unavailable
 
 LOGGER = logging.getLogger(__name__)
 LEASE = 3.0  # seconds
@@ -94,7 +94,7 @@ class Other(NamedTuple):
 class Claims:
     """Sends flights, or waits for those of other replicas."""
 
-    def __init__(self, posts: Posts, shared: Shared, level2: Level2, space: str, fresh: float) -> None:
+    def __init__(self, posts: Posts, shared: RedisClient, level2: Level2, space: str, fresh: float) -> None:
         self._posts = posts
         self._shared = shared
         self._level2 = level2

@@ -22,7 +22,7 @@ import msgspec
 
 from gateway import tracing
 from gateway.callbutton.central import whole
-from gateway.callbutton.queue import FOR_EVER, Demand, Priority
+from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
 from gateway.ledger.codes import Codes
 from gateway.ledger.extents import minus
@@ -89,7 +89,7 @@ class Flights:
                 need,
                 joined=True,
                 background=background,
-                until=FOR_EVER if until is None else until,
+                until=NO_DEADLINE if until is None else until,
                 insist=insist,
             )
             for window in self._join(claim, rule, status, now, tickets):
@@ -165,7 +165,7 @@ class Flights:
         sent: dict[str, list[Flight]] = defaultdict(list)
         for window, codes in _alike(by_window, self._codes.max_span):
             for batch in self._codes.batches(codes, now):
-                flight = Flight(batch, window, now, self._fresh, Demand(background), status=status, alone=alone)
+                flight = Flight(batch, window, now, self._fresh, Waiters(background), status=status, alone=alone)
                 self._start(flight, batch)
                 for code in batch:
                     sent[code].append(flight)

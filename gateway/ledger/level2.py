@@ -24,7 +24,7 @@ from gateway.ledger.packing import pack, unpack
 from gateway.ledger.tickets import Need
 from gateway.metrics import Metrics
 from gateway.model import Window
-from gateway.shared import Shared, Unavailable
+from gateway.redis_client import RedisClient, Unavailable
 
 LOGGER = logging.getLogger(__name__)
 BLOCK = 32 * DAY  # seconds of a key
@@ -130,7 +130,7 @@ class Level2:
     `space` keeps apart what does not belong together; `keep` is level 1's, and says whether an extent can be used.
     """
 
-    def __init__(self, shared: Shared, space: str, life: float, metrics: Metrics, keep: Keep) -> None:
+    def __init__(self, shared: RedisClient, space: str, life: float, metrics: Metrics, keep: Keep) -> None:
         self._shared = shared
         self._space = space
         self._life = max(1, int(life))

@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from gateway.callbutton.central import whole
-from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
+from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.codes import HOUR, Codes
 from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
@@ -33,7 +33,7 @@ class Fetch(Protocol):
     """The network: the calls of some codes in a window, planned at `now`. Raises UpstreamError."""
 
     async def __call__(
-        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Waiters
     ) -> Fetched:
         """POST, unless nobody waits for it when its turn comes."""
 
@@ -50,7 +50,7 @@ class Errand(Struct):
 
     status: bool
     now: float  # when it was planned
-    demand: Demand
+    demand: Waiters
     landed: dict[str, Landed]
     left: int = MOST
 

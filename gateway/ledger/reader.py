@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from gateway import tracing
 from gateway.callbutton.central import whole
-from gateway.callbutton.queue import Priority
+from gateway.callbutton.wait_queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.claims import Claims
 from gateway.ledger.codes import Codes
@@ -33,7 +33,7 @@ from gateway.ledger.readings import Held, Reading, make_reading
 from gateway.ledger.tickets import Need
 from gateway.metrics import Metrics
 from gateway.model import Window
-from gateway.shared import Shared
+from gateway.redis_client import RedisClient
 
 MOST_REVALIDATED = 2  # windows fetched again in the background for one read
 
@@ -74,7 +74,7 @@ class Ledger:
         settings: LedgerSettings,
         metrics: Metrics,
         clock: Callable[[], float],
-        shared: Shared | None = None,
+        shared: RedisClient | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics

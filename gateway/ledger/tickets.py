@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway import tracing
-from gateway.callbutton.queue import FOR_EVER, Demand, Priority
+from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import UpstreamError
 from gateway.ledger.extents import Extent
 from gateway.ledger.freshness import Rule, stale_from
@@ -51,7 +51,7 @@ class Flight:
         window: Window,
         begun: float,
         fresh: float,
-        demand: Demand,
+        demand: Waiters,
         *,
         status: bool,
         alone: bool = False,
@@ -88,7 +88,7 @@ class Ticket(Struct, eq=False):
     need: Need
     joined: bool
     background: Priority | None = None
-    until: float = FOR_EVER
+    until: float = NO_DEADLINE
     insist: bool = False
     flights: list[Flight] = msgspec.field(default_factory=list)
     left: bool = False

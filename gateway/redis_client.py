@@ -1,12 +1,11 @@
-"""The Redis or Valkey server that replicas share: scripts on it, its time-outs, its circuit.
+"""The Redis or Valkey server that replicas share: scripts on it, its timeouts, its circuit breaker.
 
 Rules:
-- Whatever goes wrong is `Unavailable`, and whoever asks can do without: what is there is a help, never a need.
-- No answer within 100 ms is a failure. A failure opens the circuit for a second, then for twice as long as before, at
-  most 30 s: nobody waits while it is open, and one tries when it ends.
+- Every failure is `Unavailable`, and every caller can do without the answer.
+- No answer within 100 ms is a failure, and one failure opens the circuit breaker: nothing waits while it is open.
 - A gateway whose clock is more than a second off the server's takes no part: the script does not run.
 - Scripts run whole or not at all, on one server; a cluster is not supported.
-- The driver is loaded when there is a server to talk to.
+- The driver is imported when there is a server to talk to.
 """
 
 from __future__ import annotations
@@ -14,23 +13,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gateway.circuit_breaker import CircuitBreaker, State
 from gateway.metrics import Metrics
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 LOGGER = logging.getLogger(__name__)
-TIMEOUT = 0.1  # seconds
+TIMEOUT = 0.1  # seconds; a POST takes ten times as long
 BLOCK = 1.0  # seconds that `wait` lets the server hold its answer
 SKEW = 1.0  # seconds
-PAUSES = (1.0, 30.0)  # seconds that the circuit stays open: the first time, and at most
-COMMANDS = 16  # under way at a time
-WAITS = 64  # under way at a time
-# What every script begins with: the clock is compared before anything is done.
+MAX_COMMANDS = 16  # in flight, on as many connections
+MAX_WAITS = 64  # in flight, on as many connections
+# The beginning of every script: the clock is compared before anything is done.
 PRELUDE = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
@@ -42,51 +42,12 @@ local function run()
 CODA = "\nend\nreturn {1, run()}"
 
 
-class Unavailable(Exception):  # noqa: N818 - not a fault of anybody's
-    """The server did not do what was asked, and may be asked later."""
+class Unavailable(Exception):  # noqa: N818 - an outcome that every caller expects
+    """The server did not do it, or was not asked; it may be asked later."""
 
 
-class Circuit:
-    """Whether to try. Instants are of a clock that never goes back."""
-
-    def __init__(self) -> None:
-        self._pause = 0.0  # seconds; 0 while closed
-        self._until = 0.0
-        self._probing = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether all is well."""
-        return self._pause == 0
-
-    def allows(self, now: float) -> bool:
-        """Whether somebody may try; the one who does when a pause has ended is alone."""
-        if self.closed:
-            return True
-        if now < self._until or self._probing:
-            return False
-        self._probing = True
-        return True
-
-    def succeed(self) -> None:
-        """Close it."""
-        self._pause, self._probing = 0.0, False
-
-    def fail(self, now: float) -> None:
-        """Open it; those who had begun before do not make the pause longer."""
-        if self.closed or self._probing:
-            least, most = PAUSES
-            self._pause = min(max(least, self._pause * 2), most)
-            self._until = now + self._pause
-        self._probing = False
-
-    def give_up(self) -> None:
-        """Let another try."""
-        self._probing = False
-
-
-class Shared:
-    """The server. Clocks may differ by `skew` seconds; an answer may take `timeout` seconds."""
+class RedisClient:
+    """A client of the server. Clocks may differ by `skew` seconds; an answer may take `timeout` seconds."""
 
     def __init__(
         self,
@@ -102,10 +63,10 @@ class Shared:
         self._clock = clock
         self._skew = skew
         self._monotonic = monotonic
-        self._circuit = Circuit()
+        self._breaker = CircuitBreaker(1, random.random)
         self._commands = _client(url, timeout, timeout)
         self._waits = _client(url, BLOCK + timeout, timeout)
-        self._places = asyncio.Semaphore(COMMANDS)
+        self._slots = asyncio.Semaphore(MAX_COMMANDS)
         self._waiting = 0
         metrics.shared_up.set(1)
 
@@ -116,16 +77,16 @@ class Shared:
 
     async def run(
         self, operation: str, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | float]
-    ) -> Any:  # noqa: ANN401 - what the script returns
+    ) -> Any:  # noqa: ANN401 - the script decides
         """Run the body of a Lua script; `text(i)`, `number(i)`, `KEYS` and `now` are there for it.
 
         `operation` is the metrics' label. Raises Unavailable.
         """
         try:
             async with asyncio.timeout(self.timeout):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
-            raise Unavailable("too many ask") from None
+            raise Unavailable("too many commands") from None
         try:
             answer = await self._try(
                 operation,
@@ -139,7 +100,7 @@ class Shared:
                 ),
             )
         finally:
-            self._places.release()
+            self._slots.release()
         if answer[0] == 0:
             self._metrics.shared_errors.labels(operation, "skew").inc()
             raise Unavailable("the clocks differ")
@@ -147,8 +108,8 @@ class Shared:
 
     async def wait(self, stream: str) -> bool:
         """Wait for an entry in a stream, a second at most: it need not exist yet. Raises Unavailable."""
-        if self._waiting >= WAITS:
-            raise Unavailable("too many wait")
+        if self._waiting >= MAX_WAITS:
+            raise Unavailable("too many waits")
         self._waiting += 1
         try:
             read = self._waits.xread
@@ -159,35 +120,35 @@ class Shared:
     async def _try(self, operation: str, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
         from redis import exceptions
 
-        if not self._circuit.allows(self._monotonic()):
-            raise Unavailable("the circuit is open")
         began = self._monotonic()
+        permit = self._breaker.admit(began)
+        if permit is None:
+            raise Unavailable("the circuit is open")
         try:
             answer = await command()
+            self._breaker.succeed(permit)
         # uvloop raises RuntimeError for writing to a connection that is closed.
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, RuntimeError) as error:
-            self._circuit.fail(self._monotonic())
+            self._breaker.fail(permit, self._monotonic())
             kind = "timeout" if isinstance(error, exceptions.TimeoutError) else "connection"
             self._metrics.shared_errors.labels(operation, kind).inc()
             raise Unavailable("no answer") from error
         except exceptions.RedisError as error:
-            self._circuit.succeed()
+            self._breaker.succeed(permit)
             self._metrics.shared_errors.labels(operation, "refused").inc()
             raise Unavailable("refused") from error
         except Exception as error:
-            self._circuit.fail(self._monotonic())
+            self._breaker.fail(permit, self._monotonic())
             self._metrics.shared_errors.labels(operation, "bug").inc()
             LOGGER.error("the driver of the shared cache failed", extra={"fields": {"error": type(error).__name__}})
             raise Unavailable("the driver failed") from error
         except BaseException:
-            self._circuit.give_up()
+            self._breaker.withdraw(permit, self._monotonic())
             raise
         finally:
-            self._metrics.shared_up.set(self._circuit.closed)
+            self._metrics.shared_up.set(self._breaker.state is State.CLOSED)
             if operation != "wait":
                 self._metrics.shared_seconds.labels(operation).observe(self._monotonic() - began)
-        self._circuit.succeed()
-        self._metrics.shared_up.set(1)
         return answer
 
 

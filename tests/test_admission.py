@@ -1,0 +1,291 @@
+"""Limit, suspects and retry budget, without a clock; and admission, which puts them and the queue together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from gateway.callbutton.admission import (
+    FAILURES_TO_OPEN,
+    MAX_BACKOFF,
+    MIN_BACKOFF,
+    RETRY_RATIO,
+    AdaptiveLimit,
+    Admission,
+    RetryBudget,
+    Suspects,
+    backoff,
+    is_outage,
+    is_retryable,
+)
+from gateway.callbutton.wait_queue import LEAD, Waiters
+from gateway.errors import (
+    Overloaded,
+    UpstreamCircuitOpen,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamMalformed,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnauthorized,
+    UpstreamUnreachable,
+)
+from gateway.metrics import Metrics
+
+SILENT = UpstreamTimeout("no byte", answering=False)
+
+
+def consumer(until: float = float("inf")) -> Waiters:
+    demand = Waiters()
+    demand.join(until + LEAD)
+    return demand
+
+
+@given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=60))
+def test_the_limit_stays_between_one_and_the_most_and_recovers(most: int, events: list[tuple[bool, float]]):
+    limit = AdaptiveLimit(most)
+    assert limit.slots == most
+    now = 0.0
+    for answered, seconds in events:
+        before = limit.slots
+        sent, now = now, now + seconds
+        limit.on_success() if answered else limit.on_overload(sent, now)
+        assert max(1, before // 2) <= limit.slots <= min(most, before + 1)
+    for _ in range(most * (most + 1)):
+        limit.on_success()
+    assert limit.slots == most
+
+
+def test_posts_that_time_out_together_halve_the_limit_once():
+    limit = AdaptiveLimit(8)
+    for _ in range(8):
+        limit.on_overload(sent=0, now=30)
+    assert limit.slots == 4
+    limit.on_overload(sent=30, now=60)
+    assert limit.slots == 2
+
+
+KINDS = [
+    (UpstreamUnreachable("refused"), True, True),
+    (SILENT, True, False),
+    (UpstreamFailed("500", status=500), True, False),
+    (UpstreamFailed("502", status=502), True, True),
+    (UpstreamFailed("503", status=503), True, True),
+    (UpstreamFailed("503", status=503, retry_after=60), True, False),
+    (UpstreamFailed("504", status=504), True, True),
+    (UpstreamFailed("404", status=404), False, False),
+    (UpstreamFailed("ERROR", reported=True), False, False),
+    (UpstreamUnauthorized(None, None), False, False),
+    (UpstreamRejected("dates"), False, False),
+    (UpstreamMalformed("html"), False, False),
+]
+
+
+@pytest.mark.parametrize(("error", "against", "helped"), KINDS, ids=[str(error) for error, _, _ in KINDS])
+def test_what_counts_against_the_upstream_and_what_a_retry_helps(error: UpstreamError, against: bool, helped: bool):
+    assert (is_outage(error), is_retryable(error)) == (against, helped)
+
+
+def test_a_code_that_was_in_every_failure_is_suspected_until_an_answer():
+    suspects = Suspects()
+    assert suspects.narrow(["a", "b"])
+    assert suspects.narrow(["b", "c"])
+    assert not suspects.narrow(["c"])
+    suspects.clear()
+    assert suspects.narrow(["c"])
+    assert not suspects.narrow([])  # no connection: no code is to blame
+
+
+@given(st.lists(st.booleans(), max_size=500))
+def test_retries_are_at_most_a_tenth_of_requests(asks: list[bool]):
+    budget, retries = RetryBudget(), 0
+    for requests, asked in enumerate(asks, start=1):
+        budget.earn()
+        retries += asked and budget.spend()
+        assert retries <= requests * RETRY_RATIO + 1e-6
+
+
+def test_a_retry_that_was_called_off_may_be_used_later():
+    budget = RetryBudget()
+    for _ in range(10):
+        budget.earn()
+    assert budget.spend()
+    assert not budget.spend()
+    budget.give_back()
+    assert budget.spend()
+    assert MIN_BACKOFF <= backoff(0) < backoff(1) <= MAX_BACKOFF
+
+
+class Stage:
+    """Admission, and POSTs that end when the test says so."""
+
+    def __init__(self, most: int) -> None:
+        self.registry = CollectorRegistry()
+        self.admission = Admission(most, Metrics(self.registry))
+        self.sent: list[str] = []
+        self.ends: dict[str, asyncio.Future[None]] = {}
+
+    async def post(self, name: str, waiters: Waiters | None = None) -> None:
+        async with self.admission.slot([name], waiters or consumer()):
+            self.sent.append(name)
+            self.ends[name] = asyncio.get_running_loop().create_future()
+            await self.ends[name]
+
+    def start(self, name: str, waiters: Waiters | None = None) -> asyncio.Task[None]:
+        return asyncio.create_task(self.post(name, waiters))
+
+    async def end(self, name: str, error: UpstreamError | None = None) -> None:
+        self.ends[name].set_exception(error) if error else self.ends[name].set_result(None)
+        await settle()
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"callbutton_gateway_upstream_{name}", labels)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def staged(most: int) -> Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], Callable[[], None]]:
+    """Make a test of a coroutine that plays on a stage."""
+
+    def made(play: Callable[[Stage], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        async def run() -> None:
+            await play(Stage(most))
+
+        return lambda: asyncio.run(run())
+
+    return made
+
+
+@staged(most=2)
+async def test_no_more_posts_than_the_limit_are_under_way_and_the_next_goes_when_one_ends(stage: Stage):
+    tasks = [stage.start(name) for name in "abcd"]
+    await settle()
+    assert stage.sent == ["a", "b"]
+    assert stage.metric("queue_length") == 2
+    await stage.end("a")
+    assert stage.sent == ["a", "b", "c"]
+    await stage.end("b", UpstreamMalformed("html"))
+    await stage.end("c")
+    await stage.end("d")
+    assert [type(task.exception()) for task in tasks] == [type(None), UpstreamMalformed, type(None), type(None)]
+    assert (stage.metric("queue_length"), stage.metric("limit"), stage.metric("healthy")) == (0, 2, 1)
+
+
+@staged(most=1)
+async def test_a_queued_post_that_nobody_awaits_any_more_is_dropped_unsent(stage: Stage):
+    demand = consumer()
+    tasks = [stage.start("a"), stage.start("b", demand), stage.start("c")]
+    await settle()
+    demand.leave()
+    await stage.end("a")
+    assert stage.sent == ["a", "c"]
+    assert isinstance(tasks[1].exception(), Overloaded)
+    assert stage.metric("dropped_total", reason="unwanted") == 1
+    await stage.end("c")
+
+
+@staged(most=1)
+async def test_a_waiter_without_a_turn_is_refused_before_it_gives_up(stage: Stage):
+    now = asyncio.get_running_loop().time()
+    first = stage.start("a")
+    late = stage.start("b", consumer(now + 0.05))
+    with pytest.raises(Overloaded):
+        await late
+    assert stage.sent == ["a"]
+    assert stage.metric("dropped_total", reason="late") == 1
+    await stage.end("a")
+    await first
+
+
+@staged(most=8)
+async def test_time_outs_halve_the_limit_and_open_the_breaker_for_all_who_wait(stage: Stage):
+    tasks = [stage.start(name) for name in "abcdefghij"]
+    await settle()
+    for name in "abcde":
+        await stage.end(name, SILENT)
+    assert (stage.metric("limit"), stage.metric("circuit_state"), stage.metric("healthy")) == (4, 2, 0)
+    assert stage.sent == [*"abcdefgh"]
+    assert [type(task.exception()) for task in tasks[8:]] == [UpstreamCircuitOpen, UpstreamCircuitOpen]
+    with pytest.raises(UpstreamCircuitOpen):
+        await stage.post("k")
+    assert stage.metric("dropped_total", reason="circuit-open") == 3
+    for name in "fgh":
+        await stage.end(name)
+    assert stage.metric("circuit_state") == 2  # sent before it opened
+
+
+@staged(most=1)
+async def test_a_probe_that_is_given_up_does_not_wedge_the_breaker(stage: Stage):
+    for number in range(FAILURES_TO_OPEN):
+        task = stage.start(str(number))
+        await settle()
+        await stage.end(str(number), UpstreamUnreachable("refused"))
+        assert task.done()
+    stage.admission.breaker._until = 0  # let time pass
+    probe = stage.start("probe")
+    await settle()
+    probe.cancel()
+    await settle()
+    again = stage.start("again")
+    await settle()
+    await stage.end("again")
+    assert again.exception() is None
+    assert (stage.metric("circuit_state"), stage.metric("queue_length")) == (0, 0)
+
+
+@staged(most=8)
+async def test_failures_of_one_client_do_not_open_the_breaker_and_those_of_another_do(stage: Stage):
+    for _ in range(50):
+        stage.start("a")
+        await settle()
+        await stage.end("a", SILENT)
+    assert stage.metric("circuit_state") == 0
+    stage.start("b")
+    await settle()
+    await stage.end("b", SILENT)
+    assert stage.metric("circuit_state") == 2
+
+
+@staged(most=8)
+async def test_failures_to_connect_open_the_breaker_whatever_client_was_asked_for(stage: Stage):
+    for _ in range(FAILURES_TO_OPEN):
+        stage.start("a")
+        await settle()
+        await stage.end("a", UpstreamUnreachable("refused"))
+    assert stage.metric("circuit_state") == 2
+
+
+@staged(most=1)
+async def test_a_waiter_that_is_cancelled_after_its_turn_came_gives_its_slot_back(stage: Stage):
+    first, second, third = (stage.start(name) for name in "abc")
+    await settle()
+    stage.ends["a"].set_result(None)
+    await first  # its end gives the slot to the second, which has not run yet
+    assert (stage.metric("posts_in_flight"), stage.sent) == (1, ["a"])
+    second.cancel()
+    await settle()
+    assert (second.cancelled(), stage.sent) == (True, ["a", "c"])
+    await stage.end("c")
+    assert third.done()
+    assert stage.metric("posts_in_flight") == 0
+
+
+@staged(most=1)
+async def test_a_post_with_a_limit_does_not_wait_past_it_though_its_waiters_would(stage: Stage):
+    first = stage.start("a")
+    await settle()
+    with pytest.raises(Overloaded):
+        async with stage.admission.slot(["b"], consumer(), asyncio.get_running_loop().time() + 0.01):
+            raise AssertionError("it was sent")
+    assert stage.metric("dropped_total", reason="late") == 1
+    await stage.end("a")
+    assert first.done()

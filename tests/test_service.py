@@ -1,0 +1,70 @@
+"""One fetch over a real socket: retries within the deadline of their POST."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.callbutton.service import Service, ServiceSettings
+from gateway.callbutton.transport import Limits
+from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.metrics import Metrics
+from gateway.model import Window
+
+WINDOW = Window(1_790_000_000, 1_790_003_600)
+EMPTY = (
+    b'<?xml version="1.0"?><Callbutton version="B"><Username>u</Username><Authentication>192.0.2.1</Authentication>'
+    b'<CallbuttonService><GetCallDetailsResponse status="OK"/></CallbuttonService></Callbutton>'
+)
+
+
+def head(status: bytes, length: int) -> bytes:
+    return b"HTTP/1.1 %b x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (
+        status,
+        length,
+    )
+
+
+def test_a_retry_that_gets_no_slot_in_time_is_not_sent_and_does_not_count_against_the_upstream():
+    """One slot: a POST fails, and while its retry waits another one hangs past the first one's deadline."""
+    answered, sent = 10, 0  # ten requests earn one retry
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        sent += 1
+        if sent <= answered:
+            writer.write(head(b"200", len(EMPTY)) + EMPTY)
+        elif sent == answered + 1:
+            writer.write(head(b"503", 0))
+        else:
+            await reader.read(-1)  # until the gateway gives up
+        writer.close()
+
+    async def work() -> None:
+        registry = CollectorRegistry()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/xml.jsp"
+            limits = Limits(first_byte=2, deadline=2, concurrency=1)
+            service = Service(ServiceSettings(url, limits), Metrics(registry), time.time)
+
+            async def fetch() -> None:
+                await service.fetch(["8005550100"], WINDOW, status=False, now=time.time())
+
+            for _ in range(answered):
+                await fetch()
+            first, second = asyncio.create_task(fetch()), asyncio.create_task(fetch())
+            with pytest.raises(UpstreamFailed) as failed:
+                await first
+            assert failed.value.status == 503
+            assert not second.done()
+            with pytest.raises(UpstreamTimeout):
+                await second
+            assert sent == answered + 2
+            assert registry.get_sample_value("callbutton_gateway_upstream_retries_total") == 0
+            await service.close()
+
+    asyncio.run(work())
