@@ -32,7 +32,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
         "event": record.getMessage(),
         **getattr(record, "fields", {}),
     }
-    if trace := tracing.here():
+    if trace := tracing.trace_id():
         line["traceId"] = trace
     if record.exc_info and record.exc_info[0] is not None:
         frames = traceback.extract_tb(record.exc_info[2])
