@@ -10,14 +10,13 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from gateway import __version__, logs, tracing
 from gateway.commands.environment import reachable_settings
 from gateway.server import address_of, listen, listen_together, make_server
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings, SettingsError, removed_settings
 
 if TYPE_CHECKING:
     from gateway.api.edge import Edge
@@ -90,7 +89,7 @@ def run_workers(settings: Settings, count: int) -> int:
         from gateway.workers.embedded import Embedded, find_program
         from gateway.workers.supervisor import Supervisor
 
-        shared = msgspec.structs.replace(settings, cache_url=settings.cache_url or "unix:///")
+        shared = replace(settings, cache_url=settings.cache_url or "unix:///")
         server_of(app.create(shared), settings)  # says what is wrong with the settings, and loads what workers need
     if tracing.wanted(os.environ):
         tracing.check()  # it starts in each worker: it has threads
@@ -105,7 +104,7 @@ def run_workers(settings: Settings, count: int) -> int:
     groups = list(zip(*(listen_together(settings.host, port, count) for port in ports(settings)), strict=True))
     embedded = Embedded(program, parts[0].cache_bytes) if program else None
     if embedded is not None:
-        parts = [msgspec.structs.replace(part, cache_url=embedded.url) for part in parts]
+        parts = [replace(part, cache_url=embedded.url) for part in parts]
 
     def work(number: int, worker: Worker, opened: Sequence[socket.socket]) -> int:
         sys.stderr = logs.WholeLines()
@@ -139,7 +138,7 @@ def divide(settings: Settings, count: int, others: int) -> list[Settings]:
         )
     posts, more = divmod(settings.upstream_concurrency, count)
     return [
-        msgspec.structs.replace(
+        replace(
             settings,
             upstream_concurrency=posts + (number < more),
             request_concurrency=max(1, settings.request_concurrency // count),
@@ -155,7 +154,9 @@ def ports(settings: Settings) -> list[int]:
 
 
 def warn(settings: Settings) -> None:
-    """Say what an operator should know."""
+    """Log the settings that an operator should know of."""
+    for text in removed_settings(os.environ):
+        LOGGER.warning(text)
     if settings.auth == "none":
         LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
