@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench soak schemathesis openapi image chart alerts clients-tools lock
+.PHONY: demo test lint bench soak schemathesis openapi docs image chart alerts clients-tools lock
 
 demo: $(READY)  ## simulator and gateway together, with commands to try
 	@$(BIN)/callbutton-gateway demo
@@ -43,6 +43,9 @@ fuzz: $(READY)  ## RUNS inputs (2,000,000 unless said) to the reader of replies,
 openapi: $(READY)
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
 	@echo "wrote openapi/openapi.yaml"
+
+docs: $(READY)  ## the pages of docs/ that are made from the code
+	@$(BIN)/python -m docs.generate
 
 clients-tools: $(READY)  ## what tests/test_clients.py needs besides Java, Go and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock

@@ -27,7 +27,7 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Exports, Rates
 from gateway.redis_client import RedisClient
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings, SettingsError, variable
 from gateway.shutdown import Shutdown
 from gateway.tally import Tally
 
@@ -51,7 +51,7 @@ def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time
     try:
         return Service(where, metrics, clock)
     except ValueError as error:
-        raise SettingsError(f"GATEWAY_UPSTREAM_URL or GATEWAY_UPSTREAM_PROXY: {error}") from error
+        raise SettingsError(f"GATEWAY_UPSTREAM_URL or GATEWAY_UPSTREAM_PROXY: {error}", "upstream_url") from error
 
 
 def build_recordings(settings: Settings) -> Recordings:
@@ -75,11 +75,12 @@ def build_identity(settings: Settings, metrics: Metrics, clock: Clock = time.tim
 def build_keys(settings: Settings, metrics: Metrics) -> KeyFile:
     """Build what knows access keys. Raises SettingsError."""
     if not settings.keys_file:
-        raise SettingsError("GATEWAY_KEYS_FILE is not set: make a key with `keys new`, or say GATEWAY_AUTH=none")
+        text = "GATEWAY_KEYS_FILE is not set: make a key with `keys new`, or say GATEWAY_AUTH=none"
+        raise SettingsError(text, "keys_file")
     try:
         return KeyFile(settings.keys_file, metrics)
     except KeysError as error:
-        raise SettingsError(f"GATEWAY_KEYS_FILE cannot be used: {error}") from error
+        raise SettingsError(f"GATEWAY_KEYS_FILE cannot be used: {error}", "keys_file") from error
 
 
 def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
@@ -89,7 +90,7 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
 
     for name in ("oidc_issuer", "oidc_audience"):
         if not getattr(settings, name):
-            raise SettingsError(f"GATEWAY_{name.upper()} is not set: GATEWAY_AUTH={settings.auth} needs it")
+            raise SettingsError(f"{variable(name)} is not set: GATEWAY_AUTH={settings.auth} needs it", name)
     rules = TokenRules(
         issuer=settings.oidc_issuer,
         audience=settings.oidc_audience,

@@ -1,13 +1,18 @@
 """Structured log lines: JSON off a terminal, words on one.
 
-Rule: no personal data. Log calls hand over an event and `extra={"fields": {…}}`; nobody puts numbers, names, paths or
-what the upstream said into either. Of an exception the type and the places in the code are logged, not its text.
+Rules:
+- No personal data. Our log calls give an event, which is a constant, and `extra={"fields": {…}}`; neither holds phone
+  numbers, names, paths or text of the upstream.
+- Of an exception the type and the places in the code are logged, never its text.
+- Messages of libraries may hold values: asyncio's hold the text of exceptions and the arguments of callbacks. Only the
+  words before the first value are logged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -17,23 +22,33 @@ import msgspec
 
 from gateway import tracing
 
+WORDS = re.compile(r"[A-Za-z ,.;_-]*(?!\w)")  # the beginning of a message, up to a digit, a quote, a bracket, a path
+
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """Collect what a log line says."""
+    """The fields of a log line."""
     line: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC),
         "level": record.levelname.lower(),
         "logger": record.name,
-        "event": record.getMessage(),
+        "event": event_of(record),
         **getattr(record, "fields", {}),
     }
-    if trace := tracing.here():
+    if trace := tracing.trace_id():
         line["traceId"] = trace
     if record.exc_info and record.exc_info[0] is not None:
         frames = traceback.extract_tb(record.exc_info[2])
         line["error"] = record.exc_info[0].__name__
         line["at"] = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
     return line
+
+
+def event_of(record: logging.LogRecord) -> str:
+    """The event of a log line: the message of our own loggers, the first words of any other."""
+    if record.name.partition(".")[0] == "gateway":
+        return record.getMessage()
+    words = WORDS.match(str(record.msg))
+    return (words[0].strip() if words else "") or "message of a library"
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,7 +70,7 @@ class ConsoleFormatter(logging.Formatter):
         return f"{time:%H:%M:%S} {level:7} {event} {rest}".rstrip()
 
 
-# seconds since 1970 at its end, request id, method, route, status, seconds that it took, trace or nothing
+# end in seconds since 1970, request id, method, route, status, duration in seconds, trace id or nothing
 Access = tuple[float, str, str, str, int, float, str]
 
 
@@ -89,7 +104,7 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been gathered."""
+        """Write the gathered lines."""
         gathered, self._gathered = self._gathered, []
         if gathered:
             stream = self._stream or sys.stderr

@@ -142,9 +142,13 @@ NO_HOST = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/", "GATEWAY_UPSTREAM_PROX
     [
         ("serve", {}, "GATEWAY_UPSTREAM_URL is not set"),
         ("serve", {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/"}, "GATEWAY_KEYS_FILE is not set"),
-        ("serve", {"GATEWAY_PORT": "tcp://10.0.0.1:80"}, "GATEWAY_PORT is not"),
+        (
+            "serve",
+            {"GATEWAY_PORT": "tcp://10.0.0.1:80"},
+            "is not a whole number from 0 to 65535; see docs/settings.md#gateway_port",
+        ),
         ("check", {}, "GATEWAY_UPSTREAM_URL is not set"),
-        ("check", {"GATEWAY_UPSTREAM_URL": "callbutton"}, "GATEWAY_UPSTREAM_URL is not"),
+        ("check", {"GATEWAY_UPSTREAM_URL": "callbutton"}, "GATEWAY_UPSTREAM_URL: 'callbutton' is not"),
         ("check", {"GATEWAY_UPSTREAM_URL": "http://a..é/"}, "the address of the upstream cannot be used"),
         ("serve", NO_HOST | {"GATEWAY_AUTH": "none"}, "the address of the proxy cannot be used"),
     ],

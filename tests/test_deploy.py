@@ -20,7 +20,7 @@ from benchmarks import scaling
 from gateway import __version__
 from gateway.access import SCOPES
 from gateway.credentials.keys import parse_keys
-from gateway.settings import PREFIX, READERS, read_settings
+from gateway.settings import OPTIONS, PREFIX, read_settings, variable
 from gateway.simulator.server import PATH
 from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
 
@@ -69,7 +69,7 @@ def test_the_dockerfile_copies_what_exists_and_names_settings_that_exist():
     text = (ROOT / "Dockerfile").read_text("utf-8")
     for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
         assert all((ROOT / source).exists() for source in sources.split())
-    assert {f"{PREFIX}{name.upper()}" for name in READERS} >= set(re.findall(r"GATEWAY_\w+", text))
+    assert set(map(variable, OPTIONS)) >= set(re.findall(r"GATEWAY_\w+", text))
     assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE)
 
 
@@ -89,7 +89,7 @@ def test_the_chart_offers_every_setting_and_nothing_that_is_none():
     offered = {re.sub("([A-Z])", r"_\1", name).lower() for name in schema["properties"]["settings"]["properties"]}
     made = {name.removeprefix(PREFIX).lower() for name in environment(MATRIX["simulator"])}
     assert offered.isdisjoint(made)
-    assert offered | made == READERS.keys()
+    assert offered | made | {"tls_cert", "tls_key"} == OPTIONS.keys()  # the ingress has the certificate
 
 
 @pytest.mark.parametrize("name", ["a shared cache", "secrets of yours"])

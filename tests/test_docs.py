@@ -1,4 +1,4 @@
-"""README.md says what the code does: settings, metrics, parameters, problems, commands, and the example's keys."""
+"""README.md and docs/ say what the code does: settings, metrics, parameters, problems, commands, the example."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from benchmarks import ledger, serving
+from docs import generate
 from gateway.api import params, problems
 from gateway.commands import COMMANDS
 from gateway.commands.demo import demo_paths
 from gateway.metrics import Metrics
-from gateway.settings import PREFIX, READERS, Settings
+from gateway.settings import OPTIONS, Settings, variable
 from tests.conftest import Make
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
@@ -29,21 +31,23 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
 
 
-def test_every_setting_is_in_the_table_with_its_default_and_nothing_else_is():
-    default = Settings()
-    written = {}
-    for variable, text, _ in rows("## Settings"):
-        name = variable.removeprefix(PREFIX).lower()
-        unset = default.signing_key if text == "random" else getattr(default, name) or None
-        written[name] = (unset if text in ("none", "random") else READERS[name](text)) or ""
-    assert {name: getattr(default, name) or "" for name in READERS} == written
-    assert [name for name, text in ((row[0], row[1]) for row in rows("## Settings")) if text == "none"] == [
-        f"{PREFIX}{name.upper()}" for name in READERS if not getattr(default, name)
-    ]
+@pytest.mark.parametrize("file", generate.PAGES)
+def test_a_page_that_is_made_from_the_code_is_up_to_date(file: str):
+    assert generate.PAGES[file]() == (generate.DOCS / file).read_text("utf-8")
 
 
-def test_the_readme_names_no_setting_that_does_not_exist():
-    assert {f"{PREFIX}{name.upper()}" for name in READERS} == set(re.findall(r"GATEWAY_[A-Z_]*[A-Z]", README))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_default_of_a_setting_on_its_page_is_the_default(name: str):
+    default, option = getattr(Settings(), name), OPTIONS[name]
+    if option.default == "random":
+        assert default != getattr(Settings(), name)
+    else:
+        assert default == option.parser.parse(option.default) if option.default else not default
+
+
+def test_the_documents_name_no_setting_that_does_not_exist():
+    text = README + "".join((generate.DOCS / file).read_text("utf-8") for file in generate.PAGES)
+    assert set(map(variable, OPTIONS)) >= set(re.findall(r"GATEWAY_[A-Z_]*[A-Z]", text))
 
 
 def test_every_series_is_in_the_readme_and_nothing_else_is():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import msgspec
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
 import pytest
 
-from gateway.settings import PREFIX, READERS, Settings, SettingsError, read_settings
+from gateway.settings import OPTIONS, PAGE, TEXT, Settings, SettingsError, read_settings, removed_settings, variable
 
+ROOT = Path(__file__).parent.parent
 URL = "https://callbutton.example/xml.jsp"
 DURATIONS = [("250ms", 0.25), ("15s", 15), ("1.5m", 90), ("2h", 7200), ("7d", 604800)]
 POSITIVE = ["upstream_timeout", "upstream_idle_timeout", "upstream_deadline", "request_deadline", "upstream_max_span"]
@@ -51,11 +54,13 @@ GOOD: list[tuple[str, str, object]] = [
     ("signing_key", "sixteen letters!", "sixteen letters!"),
     ("host", "::1", "::1"),
     ("port", "0", 0),
+    ("tls_cert", "/etc/gateway/tls.crt", "/etc/gateway/tls.crt"),
+    ("tls_key", "/etc/gateway/tls.key", "/etc/gateway/tls.key"),
     ("metrics_port", "9090", 9090),
     ("log_format", "console", "console"),
     ("log_level", "debug", "debug"),
 ]
-FREE_TEXTS = {"host", "keys_file", "oidc_audience", "oidc_clients_claim", "oidc_scopes_claim", "oidc_name_claim"}
+FREE_TEXTS = {name for name, option in OPTIONS.items() if option.parser is TEXT}
 BAD = [
     ("upstream_url", "callbutton.example"),
     ("upstream_url", "ftp://callbutton.example/"),
@@ -97,21 +102,15 @@ BAD = [
 ]
 
 
-def variable(name: str) -> str:
-    return f"{PREFIX}{name.upper()}"
-
-
 def complaint(environment: dict[str, str]) -> str:
     with pytest.raises(SettingsError) as caught:
         read_settings(environment)
     return str(caught.value)
 
 
-def test_every_field_has_a_reader_and_every_reader_a_case():
-    fields = [field.name for field in msgspec.structs.fields(Settings)]
-    assert fields == list(READERS)
-    assert set(fields) == {name for name, _, _ in GOOD}
-    assert set(fields) - FREE_TEXTS == {name for name, _ in BAD}
+def test_every_setting_has_its_cases():
+    assert OPTIONS.keys() == {name for name, _, _ in GOOD}
+    assert OPTIONS.keys() - FREE_TEXTS == {name for name, _ in BAD}
 
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD, ids=[f"{name}={text}" for name, text, _ in GOOD])
@@ -120,10 +119,13 @@ def test_a_good_value_is_read(name: str, text: str, value: object):
 
 
 @pytest.mark.parametrize(("name", "text"), BAD, ids=[f"{name}={text}" for name, text in BAD])
-def test_a_bad_value_is_refused_in_one_line_that_names_the_variable(name: str, text: str):
+def test_a_bad_value_is_refused_in_one_line_that_names_the_variable_and_its_section(name: str, text: str):
     line = complaint({variable(name): text})
     assert [line] == line.splitlines()
-    assert line.startswith(f"{variable(name)} is ")
+    shown = "the value" if OPTIONS[name].secret or "@" in text else repr(text)
+    section = f"{PAGE}#{variable(name).lower()}"
+    assert line == f"{variable(name)}: {shown} is not {OPTIONS[name].parser.accepts}; see {section}"
+    assert f"\n## {variable(name)}\n" in (ROOT / PAGE).read_text("utf-8")
 
 
 def test_a_line_break_in_a_bad_value_does_not_break_the_line():
@@ -131,8 +133,16 @@ def test_a_line_break_in_a_bad_value_does_not_break_the_line():
     assert [line] == line.splitlines()
 
 
-def test_a_secret_is_not_shown():
-    assert "hunter2" not in complaint({variable("signing_key"): "hunter2"})
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("signing_key", "hunter2"), ("cache_url", "hunter2"), ("upstream_proxy", "socks5://user:hunter2@proxy.example")],
+)
+def test_a_secret_is_not_shown(name: str, text: str):
+    assert "hunter2" not in complaint({variable(name): text})
+
+
+def test_secrets_are_not_in_the_representation_of_settings():
+    assert "hunter2" not in repr(Settings(signing_key="hunter2" * 3, cache_url="redis://:hunter2@redis.example"))
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_CACHE_SIZE", "GATEWAY_port", "GATEWAY_"])
@@ -143,6 +153,20 @@ def test_an_unknown_variable_is_refused(name: str):
 def test_empty_variables_and_those_of_others_are_left_alone():
     settings = read_settings({"GATEWAY_PORT": "", "PORT": "x", "PATH": "/bin"})
     assert settings.port == 8080
+
+
+def test_a_setting_that_was_removed_is_accepted_with_a_warning():
+    environment, removed = {"GATEWAY_COLOR": "red", "GATEWAY_PORT": "1"}, {"GATEWAY_COLOR": "remove the variable"}
+    assert read_settings(environment, removed).port == 1
+    (warning,) = removed_settings(environment, removed)
+    assert warning == "GATEWAY_COLOR was removed and has no effect: remove the variable"
+    assert removed_settings({"GATEWAY_PORT": "1"}, removed) == []
+    assert complaint({"GATEWAY_COLOR": "red"}).startswith("GATEWAY_COLOR is not a setting")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
 
 
 def test_two_processes_do_not_share_a_random_signing_key():

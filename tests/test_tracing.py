@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from gateway import tracing
 from gateway.simulator.server import PATH
 from tests.processes import answers, free_port, gateway, reachable, running, wait_for
 
+ROUTE = "GET /clients/{code}/calls"
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736"
 WINDOW = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z"}
 
@@ -93,8 +96,8 @@ def test_a_request_is_traced_through_plan_flight_post_and_parse_and_who_joins_ha
             wait_for(lambda: "in_flight 1.0" in httpx.get(f"{address}/metrics").text.split("posts_")[-1], "a POST")
             second = pool.submit(ask, {})
             assert (first.result().status_code, second.result().status_code) == (200, 200)
-        wait_for(lambda: len(of(spans, "wait")) >= 2 and len(of(spans, "request", bytes.fromhex(CALLER))) == 1, "spans")
-        (request,) = of(spans, "request", bytes.fromhex(CALLER))
+        wait_for(lambda: len(of(spans, "wait")) >= 2 and len(of(spans, ROUTE, bytes.fromhex(CALLER))) == 1, "spans")
+        (request,) = of(spans, ROUTE, bytes.fromhex(CALLER))
         (flight,) = of(spans, "flight", request.trace_id)
         assert request.parent_span_id.hex() == "00f067aa0ba902b7"
         assert attributes(request)["http.route"] == "/clients/{code}/calls"
@@ -113,6 +116,20 @@ def test_a_request_is_traced_through_plan_flight_post_and_parse_and_who_joins_ha
         assert not [text for text in told if "8005550100" in text or "2026-11-01" in text]
         log = tmp_path / "gateway.log"
         wait_for(lambda: f'"traceId":"{CALLER}"' in log.read_text("utf-8"), "the trace's id in the access log")
+
+
+def test_of_an_error_a_span_tells_the_type_alone(monkeypatch: pytest.MonkeyPatch):
+    with collecting() as (collector, spans):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
+        stop = tracing.start()
+        try:
+            with pytest.raises(KeyError), tracing.span("lookup"):
+                raise KeyError("8005550100")
+        finally:
+            stop()
+        (span,) = spans
+    assert attributes(span) == {"error.type": "KeyError"}
+    assert (span.status.code, span.status.message, len(span.events)) == (Status.STATUS_CODE_ERROR, "", 0)
 
 
 def test_without_the_extra_the_gateway_runs_and_with_it_no_span_is_made_unless_asked_for():

@@ -54,13 +54,11 @@ class Edge:
         """Serve one request; what is not HTTP is the business of `rest`."""
         if scope["type"] != ScopeType.HTTP:
             await self._rest(scope, receive, send)
-        elif tracing.on():
+        else:
             with tracing.span("request", headers=scope["headers"]) as span:
                 await self._serve(scope, receive, send, span)
-        else:
-            await self._serve(scope, receive, send, tracing.UNTRACED)
 
-    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span) -> None:
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span | None) -> None:
         state = scope.setdefault("state", {})
         state["headers"] = headers = dict(scope["headers"])
         request_id = self._request_id(headers.get(b"x-request-id"))
@@ -97,10 +95,11 @@ class Edge:
             requests.under_way -= 1
             consumer: Consumer | None = state.get("consumer")
             requests.add(method, route, status, seconds, consumer.label if consumer else "")
-            self._access_log.write(time.time(), request_id, method, route, status, seconds, span.trace_id)
-            if span is not tracing.UNTRACED:
-                span.note({"http.request.method": method, "http.route": route, "request.id": request_id})
-                span.note({"http.response.status_code": status})
+            self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
+            if span is not None:
+                span.update_name(f"{method} {route}")
+                span.set_attributes({"http.request.method": method, "http.route": route, "request.id": request_id})
+                span.set_attribute("http.response.status_code", status)
 
     def _request_id(self, given: bytes | None) -> str:
         if given is not None and (text := given.decode("latin-1")) and REQUEST_ID.fullmatch(text):

@@ -164,7 +164,8 @@ class Service:
                     self._metrics.reply_bytes.inc(len(piece))
                     parser.feed(piece)
                 reply = parser.close()
-                parsing.note({"calls": sum(map(len, reply.calls.values())), "clients": len(reply.calls)})
+                if parsing is not None:
+                    parsing.set_attributes({"calls": sum(map(len, reply.calls.values())), "clients": len(reply.calls)})
                 return reply
 
     def _log(self, error: UpstreamError, outcome: str) -> None:

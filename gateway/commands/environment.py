@@ -11,5 +11,6 @@ def reachable_settings() -> Settings:
     """Read the settings of a command that needs the upstream. Raises SettingsError."""
     settings = read_settings(os.environ)
     if not settings.upstream_url:
-        raise SettingsError("GATEWAY_UPSTREAM_URL is not set: it is the address of the server's xml.jsp")
+        text = "GATEWAY_UPSTREAM_URL is not set: it is the address of the server's xml.jsp"
+        raise SettingsError(text, "upstream_url")
     return settings

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import sys
 import time
@@ -73,7 +74,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.output and chosen.output.exists() and not chosen.overwrite:
         raise ValueError(f"{chosen.output} is there already; --overwrite replaces it")
     logs.configure(settings.log_format, "error")
-    settings = msgspec.structs.replace(
+    settings = dataclasses.replace(
         settings, stale_if_error=0, stale_while_revalidate=0, cache_bytes=min(settings.cache_bytes, HELD)
     )
     try:

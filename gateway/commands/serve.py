@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway import __version__, logs, tracing
 from gateway.commands.environment import reachable_settings
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings, SettingsError, removed_settings
 
 if TYPE_CHECKING:
     from gateway.guard import Limits
@@ -89,13 +89,16 @@ def read_tls(settings: Settings) -> ssl.SSLContext | None:
             try:
                 return tls_context(certificate, key)
             except OSError as error:
-                raise SettingsError(f"GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: {error}") from error
+                reason = f"GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: {error}"
+                raise SettingsError(reason, "tls_cert") from error
         case _:
-            raise SettingsError("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY go together: set both, or neither")
+            raise SettingsError("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY go together: set both, or neither", "tls_cert")
 
 
 def warn(settings: Settings) -> None:
-    """Log what an operator should know."""
+    """Log the settings that an operator should know of."""
+    for text in removed_settings(os.environ):
+        LOGGER.warning(text)
     if settings.auth == "none":
         LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):

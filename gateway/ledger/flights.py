@@ -175,18 +175,20 @@ class Flights:
                     ticket.board(flight)
 
     def _start(self, flight: Flight, codes: Sequence[str]) -> None:
-        window = flight.window
-        flight.span = tracing.span("flight")
-        flight.span.note({"clients": len(codes), "seconds": window.end - window.start})
-        flight.task = asyncio.get_running_loop().create_task(self._send(flight, codes), context=flight.span.context)
+        flight.task = asyncio.get_running_loop().create_task(self._fly(flight, codes))
         self._metrics.batch_codes.observe(len(codes))
         self._windows[flight.window] += 1
         for code in codes:
             self._up[flight.status][code].add(flight)
         flight.task.add_done_callback(lambda _: self._land(flight, flight.status))
 
+    async def _fly(self, flight: Flight, codes: Sequence[str]) -> dict[str, Landed]:
+        with tracing.within(flight.span) as span:
+            if span is not None:
+                span.set_attributes({"clients": len(codes), "seconds": flight.window.end - flight.window.start})
+            return await self._send(flight, codes)
+
     def _land(self, flight: Flight, status: bool) -> None:
-        flight.span.end()
         self._windows[flight.window] -= 1
         if not self._windows[flight.window]:
             del self._windows[flight.window]

@@ -109,7 +109,8 @@ class Ledger:
         held = {code: look(code, now=now) for code in question.codes}
         with tracing.span("plan") as plan:
             needs = self._needs(question, window, now, rules, held, span)
-            plan.note({"clients": len(held), "gaps": len(needs)})
+            if plan is not None:
+                plan.set_attributes({"clients": len(held), "gaps": len(needs)})
         if needs and self._level2 is not None and not question.insist:
             found = await self._level2.better(needs, held, status=question.status)
             held = {code: look(code, now=self._clock()) for code in question.codes}  # flights may have landed

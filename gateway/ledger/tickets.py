@@ -64,7 +64,7 @@ class Flight:
         self.demand = demand
         self.status = status
         self.alone = alone
-        self.span = tracing.UNTRACED
+        self.span = tracing.begin("flight")
 
     def promise(self, planned: float, reach: int) -> None:
         """Rest on a flight of another replica."""
@@ -116,7 +116,8 @@ class Ticket(Struct, eq=False):
             await asyncio.shield(self.collected)
         extents: list[Extent] = []
         with tracing.span("wait", links=[flight.span for flight in self.flights]) as span:
-            span.note({"joined": self.joined})
+            if span is not None:
+                span.set_attribute("joined", self.joined)
             for flight in self.flights:
                 landed = (await asyncio.shield(flight.task))[self.need.code]
                 extents += landed.extents
