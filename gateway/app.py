@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from gateway.access import ANYONE, read_rate
+from gateway.access import ANYONE
 from gateway.api.answers import Desk
 from gateway.api.edge import Edge
 from gateway.api.routes import create_api
@@ -96,7 +96,7 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
         clients_claim=settings.oidc_clients_claim,
         scopes_claim=settings.oidc_scopes_claim,
         name_claim=settings.oidc_name_claim,
-        rate=read_rate(settings.oidc_rate) if settings.oidc_rate else None,
+        rate=settings.oidc_rate,
     )
     return Issuer(rules, metrics, clock)
 

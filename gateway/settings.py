@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from gateway.access import Rate, parse_rate
+
 PREFIX = "GATEWAY_"
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 SECRETS = {"SIGNING_KEY", "CACHE_URL"}  # not shown
@@ -58,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     oidc_clients_claim: str = "clients"
     oidc_scopes_claim: str = "scope"
     oidc_name_claim: str = "azp"
-    oidc_rate: str = ""
+    oidc_rate: Rate | None = None
     consumer_exports: int = 4
     extra_public: frozenset[str] = frozenset()
     recording_url: str = "/cb/main/jsp/mates/cBEventCallRecordingURL.jsp?id={id}"
@@ -134,13 +136,6 @@ def element_name(text: str) -> str:
     """Read the name of an XML element."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", text) is None:
         raise ValueError("is not the name of an XML element")
-    return text
-
-
-def rate(text: str) -> str:
-    """Read a number of requests in a time."""
-    if re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", text) is None:
-        raise ValueError("is not a rate such as 600/minute, of second, minute, hour or day")
     return text
 
 
@@ -232,7 +227,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "oidc_clients_claim": str,
     "oidc_scopes_claim": str,
     "oidc_name_claim": str,
-    "oidc_rate": rate,
+    "oidc_rate": parse_rate,
     "consumer_exports": whole(1, 1000),
     "extra_public": element_names,
     "recording_url": recording_address,

@@ -1,7 +1,4 @@
-"""What all answers about calls have in common: where they come from, their meta, their headers, and 304.
-
-Rule: calls become visible in one place, `Asking.present`, whatever they are written as.
-"""
+"""What all answers about calls have in common: where they come from, their meta, their headers, and 304."""
 
 from __future__ import annotations
 
@@ -9,18 +6,17 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, codes_to_read, keep_seen, present, require_list
-from gateway.api.filters import NO_FILTERS, Filters
-from gateway.api.links import link_writer
+from gateway.access import Consumer, codes_to_read, keep_seen, require_list
 from gateway.api.negotiation import media_type
+from gateway.api.query import NO_FILTERS, Filters
 from gateway.api.repeats import Lifetime, matches
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
@@ -36,14 +32,35 @@ encode = msgspec.json.Encoder().encode
 
 
 class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the answer covers and how fresh it is."""
+    """The window that the answer covers, and how fresh it is."""
 
-    start: datetime
-    end: datetime
-    as_of: datetime
-    oldest_fetch: datetime
-    stale: bool
-    unreadable: int
+    start: Annotated[
+        datetime,
+        msgspec.Meta(description="Beginning of the window, included.", examples=["2026-11-01T05:00:00Z"], tz=True),
+    ]
+    end: Annotated[
+        datetime, msgspec.Meta(description="End of the window, excluded.", examples=["2026-11-01T09:00:00Z"], tz=True)
+    ]
+    as_of: Annotated[
+        datetime,
+        msgspec.Meta(
+            description="When the newest point of the window was fetched.", examples=["2026-11-01T12:00:00Z"], tz=True
+        ),
+    ]
+    oldest_fetch: Annotated[
+        datetime,
+        msgspec.Meta(
+            description="The oldest fetch that the answer rests on.", examples=["2026-11-01T11:00:00Z"], tz=True
+        ),
+    ]
+    stale: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Whether a part is older than the freshness rule allows, because the server failed.",
+            examples=[False],
+        ),
+    ]
+    unreadable: Annotated[int, msgspec.Meta(description="Calls left out because they cannot be read.", examples=[0])]
 
 
 class Desk(Struct, frozen=True):
@@ -96,15 +113,7 @@ class Asking:
     def keep(self, question: Question, filters: Filters = NO_FILTERS) -> Callable[[Sequence[Call]], Sequence[Call]]:
         """The filter of what is read: what was asked for, of the clients that are for this consumer."""
         seen = keep_seen(self.consumer, question.codes)
-        return filters.keep if seen is list else lambda calls: seen(filters.keep(calls))
-
-    def present(self, calls: Iterable[Call], *, status: bool) -> list[Call]:
-        """Make the calls as this consumer sees them."""
-        consumer, public = self.consumer, self.desk.public_extra
-        if "recordings" not in consumer.scopes:
-            return [present(call, consumer, status=status, public_extra=public) for call in calls]
-        link = link_writer(consumer, self.desk.clock(), self.desk.signing_key, self.desk.public_url)
-        return [present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls]
+        return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
 
     def has_read(self) -> None:
         """Note that the ledger has answered."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
+import msgspec
 from litestar import Request, Response
 from litestar.response import Stream
 from msgspec import Struct
 
-from gateway.api import params
+from gateway.access import present
 from gateway.api.answers import JSON, Asking, Desk, Meta, meta_of
-from gateway.api.cursors import Cursor, read_cursor, render_cursor
-from gateway.api.exports import FORMS, MEDIA_TYPES, answer_export
-from gateway.api.wanted import ListRequest, read_call, read_list
+from gateway.api.exports import FORMS, MEDIA_TYPES, Present, answer_export
+from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
+from gateway.api.recordings import link_renderer
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
 from gateway.ledger.extents import DAY
@@ -24,16 +26,22 @@ LATELY = 31 * DAY  # in which a call is looked for that the ledger does not know
 
 
 class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where the list goes on; a null `nextCursor` is its end."""
+    """Where the list continues."""
 
-    limit: int
-    next_cursor: str | None
+    limit: Annotated[int, msgspec.Meta(description="The most calls of a page.", examples=[1])]
+    next_cursor: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The `cursor` of the next page. Null, and nothing else, is the end of the list.",
+            examples=["uvkL5TFIUylomGu3e5M0UJOF"],
+        ),
+    ]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
-    data: list[Call]
+    data: Annotated[list[Call], msgspec.Meta(description="The calls, in order.")]
     page: PageLinks
     meta: Meta
 
@@ -48,47 +56,55 @@ class SingleCall(Struct, frozen=True, kw_only=True):
 async def answer_list(desk: Desk, request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
     """Answer a list of one client's calls, or of those named by `client`. Raises GatewayError."""
     asking = Asking(desk, request)
-    values = params.read_query(request.scope["query_string"], "list", with_client=code is None)
-    named = values.get("format", [""])[0]
-    form = asking.choose(MEDIA_TYPES, named if named in params.FORMATS else None)
+    query_string = request.scope["query_string"]
+    wanted = parse_list_query(query_string, code, desk.clock(), desk.history_start, desk.signing_key)
+    form = asking.choose(MEDIA_TYPES, wanted.format)
+    question = asking.question(wanted.codes, wanted.window, wanted.filters.texts, status=wanted.status)
+    keep, present = asking.keep(question, wanted.filters), presenter(asking, status=wanted.status)
     if form in FORMS:
-        _refuse_pages(form, values)
-    if "cursor" in values:
-        codes = params.read_codes(code, values) if code is not None or "client" in values else None
-        cursor = read_cursor(values["cursor"][0], codes, values, desk.signing_key)
-        wanted, parameters, after = cursor.request, cursor.parameters, cursor.position
-    else:
-        wanted = read_list(params.read_codes(code, values), values, desk.clock(), desk.history_start)
-        parameters, after = values, None
-    question = asking.question(wanted.codes, wanted.window, parameters, status=wanted.status)
-    keep = asking.keep(question, wanted.filters)
-    if form in FORMS:
-        return await answer_export(asking, wanted, question, keep, form)
+        _refuse_pages(form, wanted)
+        return await answer_export(asking, wanted, question, keep, present, form)
     page = await read_page(
         desk.ledger,
         question,
         desk.clock(),
         newest_first=wanted.newest_first,
         limit=wanted.limit,
-        after=after,
+        after=wanted.after,
         keep=keep,
         texts=wanted.filters.texts,
     )
     asking.has_read()
-    following = None
-    if page.after is not None:
-        following = render_cursor(Cursor(wanted, dict(parameters), page.after), desk.signing_key)
-    return _answer_page(asking, wanted, page, following)
+    following = None if page.after is None else render_cursor(wanted, page.after, desk.signing_key)
+    return _answer_page(asking, wanted, page, present(page.calls), following)
 
 
-def _refuse_pages(form: str, values: dict[str, list[str]]) -> None:
-    detail = f"does not go with {form}, which is not paged: it is the whole window"
-    if faults := [ParameterFault(name, detail) for name in ("limit", "cursor") if name in values]:
-        raise InvalidParameters(faults)
+def _refuse_pages(form: str, query: ListQuery) -> None:
+    detail = f"cannot be combined with {form}, which is not paged: it is the whole window"
+    given = ["cursor"] if query.after else ["limit"] if "limit" in query.given else []
+    if given:
+        raise InvalidParameters([ParameterFault(name, detail) for name in given])
 
 
-def _answer_page(asking: Asking, wanted: ListRequest, page: Page, following: str | None) -> Response[bytes]:
-    calls = asking.present(page.calls, status=wanted.status)
+def presenter(asking: Asking, *, status: bool) -> Present:
+    """The function that makes calls as this consumer sees them: masked, and with links to recordings."""
+    consumer, desk = asking.consumer, asking.desk
+    link: Callable[[Call], str | None] = lambda call: None  # noqa: ARG005, E731
+    if "recordings" in consumer.scopes:
+        link = link_renderer(consumer, desk.clock(), desk.signing_key, desk.public_url)
+
+    def present_all(calls: Sequence[Call]) -> list[Call]:
+        return [
+            present(call, consumer, status=status, public_extra=desk.public_extra, recording_url=link(call))
+            for call in calls
+        ]
+
+    return present_all
+
+
+def _answer_page(
+    asking: Asking, wanted: ListQuery, page: Page, calls: list[Call], following: str | None
+) -> Response[bytes]:
     links, meta = PageLinks(limit=wanted.limit, next_cursor=following), meta_of(wanted.window, page)
     body: object = CallPage(data=calls, page=links, meta=meta)
     if wanted.fields:
@@ -101,10 +117,8 @@ async def answer_call(desk: Desk, request: Request[Any, Any, Any], code: str, id
     """Answer one call: from the window given, else from the ledger, else from the last 31 days. Raises GatewayError."""
     asking = Asking(desk, request)
     asking.choose(JSON)
-    values = params.read_query(request.scope["query_string"], "call")
-    (code,) = params.read_codes(code, values)
     now = desk.clock()
-    wanted = read_call(values, now, desk.history_start)
+    wanted = parse_call_query(request.scope["query_string"], code, now, desk.history_start)
     lately = Window(int(now) - LATELY, int(now) + 1)
     asking.question((code,), lately, (), status=wanted.status)  # before the ledger tells, be it by its time
     known = desk.ledger.whereabouts(code, identity, status=wanted.status)
@@ -114,7 +128,7 @@ async def answer_call(desk: Desk, request: Request[Any, Any, Any], code: str, id
         page = await _find(asking, code, identity, window, status=wanted.status)
         if page.calls:
             asking.has_read()
-            (call,) = asking.present(page.calls, status=wanted.status)
+            (call,) = presenter(asking, status=wanted.status)(page.calls)
             meta = meta_of(window, page)
             body: object = SingleCall(data=call, meta=meta)
             if wanted.fields:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 from litestar.response import Stream
 
 from gateway.api.answers import JSON, Asking, Meta, instant
-from gateway.api.wanted import ListRequest
+from gateway.api.query import ListQuery
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
 from gateway.ledger.pages import Keep
 from gateway.ledger.reader import Question
 from gateway.ledger.readings import Reading
 from gateway.ledger.stream import Part, stream
+from gateway.model import Call
 
+Present = Callable[[Sequence[Call]], list[Call]]
 LOGGER = logging.getLogger(__name__)
 FORMS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}
 MEDIA_TYPES = JSON | {
@@ -45,7 +47,7 @@ HEADERS = {
 class Sources:
     """What the calls of a stream rest on, span by span."""
 
-    def __init__(self, wanted: ListRequest, now: float) -> None:
+    def __init__(self, wanted: ListQuery, now: float) -> None:
         self._wanted = wanted
         self._last: Reading | None = None
         self._as_of, self._oldest = now, now
@@ -74,7 +76,9 @@ class Sources:
         )
 
 
-async def answer_export(asking: Asking, wanted: ListRequest, question: Question, keep: Keep, form: str) -> Stream:
+async def answer_export(
+    asking: Asking, wanted: ListQuery, question: Question, keep: Keep, present: Present, form: str
+) -> Stream:
     """Begin to stream a window. Raises GatewayError for what fails before the first calls."""
     desk = asking.desk
     desk.exports.begin(asking.consumer, asking.request.scope["state"])  # authentication ends it, whatever becomes of it
@@ -87,11 +91,11 @@ async def answer_export(asking: Asking, wanted: ListRequest, question: Question,
     headers = HEADERS[form] | asking.headers() | {"Cache-Control": "private, no-store"}
     if asking.request.scope["state"].get("head"):
         return Stream(iter([b""]), headers=headers)
-    return Stream(_written(asking, wanted, first, parts, form), headers=headers)
+    return Stream(_written(asking, wanted, first, parts, present, form), headers=headers)
 
 
 async def _written(
-    asking: Asking, wanted: ListRequest, first: Part | None, parts: AsyncIterator[Part], form: str
+    asking: Asking, wanted: ListQuery, first: Part | None, parts: AsyncIterator[Part], present: Present, form: str
 ) -> AsyncIterator[bytes]:
     writer, sources = FORMS[form](wanted.fields), Sources(wanted, asking.desk.clock())
     if beginning := writer.begin():
@@ -102,7 +106,7 @@ async def _written(
             _refuse_stale(form, part)
             sources.add(part.reading)
             for place in range(0, len(part.calls), PIECE):
-                yield writer.rows(asking.present(part.calls[place : place + PIECE], status=wanted.status))
+                yield writer.rows(present(part.calls[place : place + PIECE]))
                 await asyncio.sleep(0)
             part = await anext(parts, None)
     except GatewayError as error:

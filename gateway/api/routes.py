@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -14,10 +15,10 @@ from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import BaseRouteHandler
-from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
-from msgspec import Struct
+from msgspec import Meta, Struct
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.api import problems, reference
@@ -30,7 +31,7 @@ from gateway.api.door import Door
 from gateway.api.edge import Edge
 from gateway.api.methods import Methods
 from gateway.api.negotiation import HTTPApp
-from gateway.api.openapi import complete
+from gateway.api.openapi import build
 from gateway.api.recordings import answer_recording
 from gateway.api.repeats import Repeats
 from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
@@ -48,6 +49,9 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
 
+PROBE: Any = Annotated[dict[str, str], Meta(examples=[{"status": "ok"}])]
+_DOCUMENT_LOCK = threading.Lock()
+
 
 def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
     return {200: ResponseSpec(struct, description=description, generate_examples=False)}
@@ -59,6 +63,7 @@ def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
     summary="List the calls of one client",
     tags=["calls"],
     responses=_answers(CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
+    kind="list",
 )
 async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
     """Calls of one client in a window, newest first unless `sort` says otherwise."""
@@ -71,6 +76,7 @@ async def list_client_calls(request: Request[Any, Any, State], code: FromPath[st
     summary="List the calls of several clients",
     tags=["calls"],
     responses=_answers(CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
+    kind="list",
 )
 async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
     """Calls of several clients, or of all, in a window."""
@@ -83,6 +89,7 @@ async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
     summary="Find one call of a client",
     tags=["calls"],
     responses=_answers(SingleCall, "The call."),
+    kind="call",
 )
 async def get_client_call(
     request: Request[Any, Any, State], code: FromPath[str], call_id: FromPath[str]
@@ -97,6 +104,7 @@ async def get_client_call(
     summary="Summarize the calls of one client",
     tags=["summaries"],
     responses=_answers(CallSummary, "Figures by bucket and group, and of all calls."),
+    kind="summary",
 )
 async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
     """Counts and talk time of one client's calls in a window, by bucket of time and by group."""
@@ -109,6 +117,7 @@ async def summarize_client_calls(request: Request[Any, Any, State], code: FromPa
     summary="Summarize the calls of several clients",
     tags=["summaries"],
     responses=_answers(CallSummary, "Figures by bucket and group, and of all calls."),
+    kind="summary",
 )
 async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
     """Counts and talk time of the calls of several clients, or of all, in a window."""
@@ -121,6 +130,7 @@ async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
     summary="List the clients that had calls",
     tags=["summaries"],
     responses=_answers(ClientList, "The clients, by code."),
+    kind="clients",
 )
 async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     """Client codes that this consumer may see and that had calls in a window, with how many."""
@@ -133,19 +143,34 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     summary="Listen to the recording of a call",
     tags=["calls"],
     responses={200: ResponseSpec(bytes, description="The recording.", media_type="audio/*")},
+    kind="recording",
 )
 async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:
     """The recording to which `recordingUrl` of a call leads, until the end of the next hour; `Range` gives a part."""
     return await answer_recording(request.app.state.desk, request, token)
 
 
-@get("/healthz", operation_id="getHealth", summary="Tell whether the process lives", tags=["operations"])
+@get(
+    "/healthz",
+    operation_id="getHealth",
+    summary="Tell whether the process lives",
+    tags=["operations"],
+    responses={200: ResponseSpec(PROBE, description="The process is alive.", generate_examples=False)},
+    kind="probe",
+)
 async def health() -> dict[str, str]:
     """Alive."""
     return {"status": "ok"}
 
 
-@get("/readyz", operation_id="getReadiness", summary="Tell whether requests may come", tags=["operations"])
+@get(
+    "/readyz",
+    operation_id="getReadiness",
+    summary="Tell whether requests may come",
+    tags=["operations"],
+    responses={200: ResponseSpec(PROBE, description="The process is ready.", generate_examples=False)},
+    kind="probe",
+)
 async def readiness() -> dict[str, str]:
     """Ready; it does not depend on the upstream."""
     return {"status": "ok"}
@@ -187,23 +212,30 @@ HANDLERS = [
 
 
 def document() -> dict[str, Any]:
-    """Build the OpenAPI document."""
-    app = Litestar(
-        HANDLERS, openapi_config=OpenAPIConfig(title="", version="", render_plugins=[], use_handler_docstrings=True)
-    )
-    return complete(app.openapi_schema.to_schema())
+    """The OpenAPI document."""
+    return build(HANDLERS)
 
 
 @cache
-def document_json() -> bytes:
-    """Write the OpenAPI document as JSON, once: it takes long, and everybody may ask for it."""
+def _document_json() -> bytes:
     return msgspec.json.encode(document())
 
 
 @cache
-def document_yaml() -> str:
-    """Write the OpenAPI document as YAML, once."""
+def _document_yaml() -> str:
     return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def document_json() -> bytes:
+    """The OpenAPI document as JSON, rendered once."""
+    with _DOCUMENT_LOCK:
+        return _document_json()
+
+
+def document_yaml() -> str:
+    """The OpenAPI document as YAML, rendered once: it takes a second."""
+    with _DOCUMENT_LOCK:
+        return _document_yaml()
 
 
 def answer_problem(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:

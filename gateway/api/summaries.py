@@ -9,76 +9,76 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.api import params
 from gateway.api.answers import JSON, Asking, Desk, Meta, instant, meta_of
-from gateway.api.wanted import SummaryRequest, read_clients, read_summary
+from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.ledger.extents import Extent
 from gateway.ledger.figures import Count, Figures, Group, Shape
 from gateway.ledger.reader import Question
 from gateway.ledger.readings import Reading
 from gateway.ledger.stream import counted
-from gateway.model import Call
 
 MOST_ROWS = 20_000
 TURN = 20_000  # calls counted without a turn of the event loop, about 5 ms
 EVER = (-(10**11),)  # one bucket for whatever window, so that figures of it are remembered
-GROUPS: dict[str, Callable[[Call], Group]] = {
-    "result": lambda call: call.result.value,
-    "campaign": attrgetter("campaign"),
-    "did": attrgetter("did"),
-    "phoneType": lambda call: call.phone_type.value,
-    "client": attrgetter("client_code"),
-}
 
 
 class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Figures of calls: how many, how many connected, from how many numbers, how long, in seconds.
+    """Figures of calls."""
 
-    `newCallers` called here for the first time within the window; the mean is of calls that say how long was talked.
-    """
-
-    calls: int
-    connected: int
-    unique_callers: int
-    new_callers: int
-    duration_seconds: int
-    talk_time_seconds: int
-    mean_talk_time_seconds: float | None
+    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
+    connected: Annotated[int, msgspec.Meta(description="Calls that were answered.", examples=[1])]
+    unique_callers: Annotated[int, msgspec.Meta(description="Distinct numbers of callers.", examples=[2])]
+    new_callers: Annotated[
+        int, msgspec.Meta(description="Callers whose first call within the window is among these.", examples=[2])
+    ]
+    duration_seconds: Annotated[int, msgspec.Meta(description="Sum of the calls' durations.", examples=[412])]
+    talk_time_seconds: Annotated[int, msgspec.Meta(description="Sum of the calls' talk times.", examples=[332])]
+    mean_talk_time_seconds: Annotated[
+        float | None,
+        msgspec.Meta(description="Mean of the talk times that are known; null if none is.", examples=[166.0]),
+    ]
 
 
 class Row(Totals, frozen=True, kw_only=True, rename="camel"):
-    """The figures of one bucket and group; `group` is null without `groupBy`, and of calls that have no such value."""
+    """The figures of one bucket of time and one group."""
 
-    bucket_start: datetime
-    group: str | None
+    bucket_start: Annotated[
+        datetime, msgspec.Meta(description="When the bucket begins.", examples=["2026-11-01T05:00:00Z"], tz=True)
+    ]
+    group: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The value of `groupBy`; null without it, and for calls without a value.", examples=[None]
+        ),
+    ]
 
 
 class CallSummary(Struct, frozen=True, kw_only=True):
-    """Figures by bucket and group, the oldest first, and of all calls of the window."""
+    """Figures by bucket of time and group, oldest first, and of all calls of the window."""
 
-    data: list[Row]
+    data: Annotated[list[Row], msgspec.Meta(description="The figures, empty buckets included.")]
     total: Totals
     meta: Meta
 
 
 class ClientFigures(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A client, and how many calls it had in the window."""
+    """A client, and its number of calls in the window."""
 
-    client_code: str
-    calls: int
+    client_code: Annotated[str, msgspec.Meta(description="The client's code.", examples=["8005550100"])]
+    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
 
 
 class ClientList(Struct, frozen=True, kw_only=True):
     """The clients that had calls in the window, by code."""
 
-    data: list[ClientFigures]
+    data: Annotated[list[ClientFigures], msgspec.Meta(description="The clients.")]
     meta: Meta
 
 
@@ -115,9 +115,8 @@ async def answer_summary(desk: Desk, request: Request[Any, Any, Any], code: str 
     """Answer figures of one client's calls, or of those named by `client`. Raises GatewayError."""
     asking = Asking(desk, request)
     asking.choose(JSON)
-    values = params.read_query(request.scope["query_string"], "summary", with_client=code is None)
-    wanted = read_summary(params.read_codes(code, values), values, desk.clock(), desk.history_start)
-    question = asking.question(wanted.codes, wanted.window, values)
+    wanted = parse_summary_query(request.scope["query_string"], code, desk.clock(), desk.history_start)
+    question = asking.question(wanted.codes, wanted.window, wanted.filters.texts)
     figures = Figures(_shape(asking, question, wanted))
     reading = await _count(asking, question, figures.add)
     found, total = figures.sums()
@@ -129,9 +128,8 @@ async def answer_clients(desk: Desk, request: Request[Any, Any, Any]) -> Respons
     """Answer the clients that had calls in a window. Raises GatewayError."""
     asking = Asking(desk, request)
     asking.choose(JSON)
-    values = params.read_query(request.scope["query_string"], "clients")
-    window = read_clients(values, desk.clock(), desk.history_start)
-    question = asking.question(("*",), window, values)
+    window = parse_clients_query(request.scope["query_string"], desk.clock(), desk.history_start)
+    question = asking.question(("*",), window, ())
     keep = asking.keep(question)
     calls: Counter[str] = Counter()
 
@@ -151,7 +149,7 @@ def _before_meta(encoded: bytes) -> bytes:
     return encoded[: encoded.rindex(b',"meta":')]
 
 
-def _shape(asking: Asking, question: Question, wanted: SummaryRequest) -> Shape:
+def _shape(asking: Asking, question: Question, wanted: SummaryQuery) -> Shape:
     counted = wanted.group_by, wanted.filters, asking.consumer.clients
     return Shape(
         name=(wanted.interval, wanted.zone, counted),
@@ -162,7 +160,7 @@ def _shape(asking: Asking, question: Question, wanted: SummaryRequest) -> Shape:
     )
 
 
-def _rows(wanted: SummaryRequest, found: Sequence[tuple[int, dict[Group, Count]]]) -> list[Row]:
+def _rows(wanted: SummaryQuery, found: Sequence[tuple[int, dict[Group, Count]]]) -> list[Row]:
     """A row for each bucket and each group of the window. Raises InvalidParameters if they are too many."""
     every = sorted({name for _, groups in found for name in groups}, key=lambda name: (name is None, name)) or [None]
     if len(found) * len(every) > MOST_ROWS:
