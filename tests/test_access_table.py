@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.access import SCOPES
-from gateway.api.authentication import OPEN
+from gateway.api.middleware.authentication import OPEN
 from gateway.api.query import PARAMETERS
 from gateway.api.routes import HANDLERS
 from gateway.formats import FORMATS

@@ -16,7 +16,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from gateway import __version__
 from gateway.api import problems, query
-from gateway.api.answers import Meta
+from gateway.api.responses import Meta
 from gateway.formats import KEYS, PARTS, Csv, Ndjson
 from gateway.model import Call
 

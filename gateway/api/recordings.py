@@ -17,12 +17,16 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from litestar import Request
+from litestar import Request, get
+from litestar.datastructures import State
+from litestar.openapi import ResponseSpec
+from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
 
 from gateway.access import Consumer, may_see
-from gateway.api.answers import Desk
+from gateway.api.middleware.request_context import RequestContext, context_of
+from gateway.api.responses import services_of
 from gateway.api.signing import Signer
 from gateway.callbutton.recordings import Recording
 from gateway.errors import Forbidden, GatewayError, InvalidParameters, NotFound, ParameterFault
@@ -72,37 +76,45 @@ def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
     return link
 
 
-async def answer_recording(desk: Desk, request: Request[Any, Any, Any], token: str) -> Stream:
-    """Stream a recording. Raises GatewayError."""
+@get(
+    "/recordings/{token:str}",
+    operation_id="getRecording",
+    summary="Listen to the recording of a call",
+    tags=["calls"],
+    responses={200: ResponseSpec(bytes, description="The recording.", media_type="audio/*")},
+    kind="recording",
+)
+async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:
+    """The recording to which `recordingUrl` of a call leads, until the end of the next hour; `Range` gives a part."""
     if request.scope["query_string"]:
         raise InvalidParameters([ParameterFault("query", "a link to a recording takes no parameters")])
-    now = desk.clock()
-    link = parse_link(token, now, desk.signing_key)
-    consumer = desk.rights_of(link.consumer, link.label)
+    services, context = services_of(request), context_of(request.scope)
+    now = services.clock()
+    link = parse_link(token, now, services.signing_key)
+    consumer = services.rights_of(link.consumer, link.label)
     if consumer is None or "recordings" not in consumer.scopes or not may_see(consumer, link.code):
         raise Forbidden("the consumer of this link lost the right to hear the recording", "link")
-    request.scope["state"]["consumer"] = consumer
-    question = Question(
-        codes=(link.code,),
-        window=Window(link.start, link.start + 1),
-        deadline=asyncio.get_running_loop().time() + desk.deadline,
-    )
-    calls = (await desk.ledger.read(question)).calls
-    call = next((one for one in calls if one.id == link.call_id), None)
+    context.consumer = consumer
+    window = Window(link.start, link.start + 1)
+    deadline = asyncio.get_running_loop().time() + services.deadline
+    reading = await services.ledger.read(Question(codes=(link.code,), window=window, deadline=deadline))
+    call = next((one for one in reading.calls if one.id == link.call_id), None)
     if call is None or call.recording_url is None:
         raise NotFound("there is no recording of this call, or no longer")
-    recording = await desk.recordings.open(call.recording_url, call.id, request.headers.get("range"))
+    recording = await services.recordings.open(call.recording_url, call.id, context.header(b"range") or None)
     headers = {**recording.headers, "Cache-Control": f"private, max-age={link.expires - int(now)}"}
-    if request.scope["state"].get("head"):
-        return Stream(iter([b""]), status_code=recording.status, headers=headers)
-    return Stream(_heard(recording, request.scope["state"]), status_code=recording.status, headers=headers)
+    body = iter([b""]) if context.is_head else _stream(recording, context)
+    return Stream(body, status_code=recording.status, headers=headers)
 
 
-async def _heard(recording: Recording, state: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _stream(recording: Recording, context: RequestContext) -> AsyncIterator[bytes]:
     try:
         async for piece in recording.pieces:
             yield piece
     except GatewayError as error:
-        state["broken_off"] = True
+        context.aborted = True
         LOGGER.warning("recording broken off", extra={"fields": {"error": type(error).__name__}})
         raise
+
+
+HANDLERS = [get_recording]
