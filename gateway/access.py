@@ -53,8 +53,8 @@ OF_TOKEN = "oidc"  # noqa: S105 - what metrics call all consumers that a token n
 ANYONE = Consumer(name="anyone", clients=(EVERY_CLIENT,), scopes=frozenset(SCOPES), label="anyone")
 
 
-def read_rate(text: str) -> Rate:
-    """Read a rate such as `600/minute`. Raises ValueError."""
+def parse_rate(text: str) -> Rate:
+    """Parse a rate such as `600/minute`. Raises ValueError."""
     match = RATE.fullmatch(text)
     if match is None:
         raise ValueError("is not a rate such as 600/minute, of second, minute, hour or day")

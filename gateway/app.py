@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from gateway.access import ANYONE, read_rate
-from gateway.api.answers import Desk
-from gateway.api.edge import Edge
+from gateway.access import ANYONE
+from gateway.api.middleware.request_context import RequestContextMiddleware
+from gateway.api.responses import Services
 from gateway.api.routes import create_api
 from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.service import Service, ServiceSettings
@@ -34,7 +34,7 @@ from gateway.tally import Tally
 if TYPE_CHECKING:
     from gateway.credentials.issuer import Issuer
 
-REPEATS = 8  # a part of the ledger's bytes goes to answers that are repeated
+RESPONSE_CACHE_SHARE = 8  # the response cache may hold an eighth of GATEWAY_CACHE_BYTES beside the calls
 Clock = Callable[[], float]
 
 
@@ -97,7 +97,7 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
         clients_claim=settings.oidc_clients_claim,
         scopes_claim=settings.oidc_scopes_claim,
         name_claim=settings.oidc_name_claim,
-        rate=read_rate(settings.oidc_rate) if settings.oidc_rate else None,
+        rate=settings.oidc_rate,
     )
     return Issuer(rules, metrics, clock)
 
@@ -123,14 +123,14 @@ def create(
     settings: Settings,
     registry: CollectorRegistry | None = None,
     clock: Clock = time.time,
-) -> Edge:
+) -> RequestContextMiddleware:
     """Build the gateway from the settings."""
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
     ledger = build_ledger(settings, service, metrics, clock, shared)
     identity = build_identity(settings, metrics, clock)
-    desk = Desk(
+    services = Services(
         ledger,
         clock,
         settings.signing_key.encode(),
@@ -145,14 +145,14 @@ def create(
     )
     access_log = AccessLog(settings.log_format, settings.log_level)
     app, litestar = create_api(
-        desk,
+        services,
         identity,
         metrics,
         access_log,
         shutdown := Shutdown(),
-        repeats_bytes=settings.cache_bytes // REPEATS,
+        response_cache_bytes=settings.cache_bytes // RESPONSE_CACHE_SHARE,
         metrics_port=settings.metrics_port,
-        concurrency=settings.request_concurrency,
+        max_requests=settings.request_concurrency,
         cors_origins=settings.cors_origins,
     )
     if shared is not None:

@@ -1,31 +1,39 @@
 """The values that the gateway is about.
 
 Rules:
-- Every Struct is frozen: whoever wants another value makes one.
+- Every Struct is frozen; a changed value is a new one.
 - Every instant is UTC. Wall time (naive US Central Time) exists only inside `gateway/callbutton/`.
 - Phone numbers, ids, ZIP codes and index numbers are strings, never numbers (T7). An absent value is None.
+- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta` a
+  field.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 EVERY_CLIENT = "*"  # in place of a client code
 
 
 class Certainty(StrEnum):
-    """How sure the instant of a call is (T4)."""
+    """How exactly the start time of a call is known (T4).
+
+    US clocks repeat an hour in autumn and skip one in spring. A time in the repeated hour is `inferred` where the order
+    of the server's reply decides between the two readings, else `assumed`. A time in the skipped hour is `assumed`.
+    Every other time is `exact`.
+    """
 
     EXACT = "exact"
-    INFERRED = "inferred"  # in the autumn fold; the order of the reply decided
-    ASSUMED = "assumed"  # in the fold with nothing to decide by, or in the spring gap
+    INFERRED = "inferred"
+    ASSUMED = "assumed"
 
 
-class PhoneType(StrEnum):
-    """`InfoDigits`: the type of phone that the caller used."""
+class PhoneType(StrEnum):  # `InfoDigits` on the wire
+    """The type of phone that the caller used."""
 
     NORMAL = "normal"
     PAYPHONE = "payphone"
@@ -34,7 +42,7 @@ class PhoneType(StrEnum):
 
 
 class Result(StrEnum):
-    """What became of a call."""
+    """The result of a call. The server's text for `other` is in `extra`."""
 
     CONNECTED = "connected"
     BUSY = "busy"
@@ -44,7 +52,7 @@ class Result(StrEnum):
 
 
 class SalesStatus(StrEnum):
-    """The sales status that somebody set by hand."""
+    """The sales status, set by hand. The server's text for `other` is in `extra`."""
 
     NONE = "none"
     CALLED_BACK = "called_back"
@@ -53,52 +61,97 @@ class SalesStatus(StrEnum):
 
 
 class Address(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """Where the caller's telephone is registered."""
+    """The address at which the caller's telephone is registered."""
 
-    first_name: str | None
-    middle_initial: str | None
-    last_name: str | None
-    street: str | None
-    secondary: str | None
-    city: str | None
-    state: str | None
-    zip: str | None
-    zip4: str | None
+    first_name: Annotated[str | None, Meta(description="May include a prefix.", examples=["Ada"])]
+    middle_initial: Annotated[str | None, Meta(description="Middle name or initial.", examples=["K."])]
+    last_name: Annotated[str | None, Meta(description="May include a suffix.", examples=["Lovelace"])]
+    street: Annotated[str | None, Meta(description="Street and number.", examples=["12 Lake Shore Drive"])]
+    secondary: Annotated[str | None, Meta(description="Apartment, suite or floor.", examples=["Apt 4"])]
+    city: Annotated[str | None, Meta(description="City.", examples=["Chicago"])]
+    state: Annotated[str | None, Meta(description="US state or Canadian province, two letters.", examples=["IL"])]
+    zip: Annotated[
+        str | None,
+        Meta(description="US ZIP code, with its leading zeros, or Canadian postal code.", examples=["60601"]),
+    ]
+    zip4: Annotated[str | None, Meta(description="The four digits after a ZIP code.", examples=["1234"])]
 
 
 class Status(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """What people said of a call afterwards."""
+    """The status that people gave the call afterwards."""
 
-    reviewed: bool
+    reviewed: Annotated[bool, Meta(description="Whether the recording was listened to.", examples=[True])]
     sales: SalesStatus
-    journal: str | None
+    journal: Annotated[str | None, Meta(description="Notes, as they were written.", examples=["Wants a quote."])]
 
 
 class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """One call detail record, known by `id` within its client.
+    """One call detail record, identified by `id` within its client.
 
     Inside the gateway `recording_url` is the upstream's `VoiceDirectory` as it came; `api/` never hands that out.
     """
 
-    id: str
-    client_code: str
-    start_time: datetime
+    id: Annotated[
+        str,
+        Meta(description="Unique within the client. A string: leading zeros count.", examples=["498200007"]),
+    ]
+    client_code: Annotated[str, Meta(description="The client that was called.", examples=["8005550100"])]
+    start_time: Annotated[
+        datetime, Meta(description="When the caller dialled, in UTC.", examples=["2026-11-01T08:49:51Z"], tz=True)
+    ]
     start_time_certainty: Certainty
-    campaign: str | None
-    did: str | None
-    ani: str | None
-    other_data: str | None
+    campaign: Annotated[str | None, Meta(description="Campaign id.", examples=["4018"])]
+    did: Annotated[str | None, Meta(description="The tracking number that was called.", examples=["8005550100"])]
+    ani: Annotated[str | None, Meta(description="The caller's number, if known.", examples=["3125550161"])]
+    other_data: Annotated[str | None, Meta(description="Free text set by the client.", examples=["print ad"])]
     phone_type: PhoneType
-    target: str | None
+    target: Annotated[
+        str | None, Meta(description="The number to which the call was forwarded.", examples=["7735550158"])
+    ]
     result: Result
-    duration_seconds: int | None
-    talk_time_seconds: int | None
-    index_number: str | None
-    dtmf: str | None
-    recording_url: str | None
-    address: Address | None
-    status: Status | None
-    extra: dict[str, str]
+    duration_seconds: Annotated[
+        int | None,
+        Meta(
+            description="From dialling to the end. Null if unreadable, with the text in `extra`.",
+            examples=[351],
+        ),
+    ]
+    talk_time_seconds: Annotated[
+        int | None,
+        Meta(
+            description="From answering to the end. Null if unreadable, with the text in `extra`.",
+            examples=[332],
+        ),
+    ]
+    index_number: Annotated[
+        str | None, Meta(description="As announced to the target at the end of the call.", examples=["0042"])
+    ]
+    dtmf: Annotated[str | None, Meta(description="The keys that the caller pressed.", examples=["1"])]
+    recording_url: Annotated[
+        str | None,
+        Meta(
+            description="A link to the recording, valid until the end of the next hour; it needs no other credential. "
+            "Null if there is no recording, or without the scope `recordings`.",
+            examples=["/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw"],
+        ),
+    ]
+    address: Annotated[
+        Address | None, Meta(description="The address at which the caller's telephone is registered, if known.")
+    ]
+    status: Annotated[
+        Status | None,
+        Meta(
+            description="The status that people gave the call afterwards. Null without `include=status`, or if the "
+            "server does not send it.",
+        ),
+    ]
+    extra: Annotated[
+        dict[str, str],
+        Meta(
+            description="Elements of the server's reply that the protocol does not define, as strings by dotted name.",
+            examples=[{"Weather": "rain"}],
+        ),
+    ]
 
 
 class Window(Struct, frozen=True, order=True):

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 
 from msgspec import Struct
 
@@ -110,29 +109,26 @@ class Rates:
 
 
 class Exports:
-    """How many exports each consumer has under way, at most `most` of them; `state` is that of the request."""
+    """How many exports each consumer has in progress, at most `most` of them."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._under_way: Counter[Key] = Counter()
+        self._in_progress: Counter[Key] = Counter()
 
-    def begin(self, consumer: Consumer, state: dict[str, Any]) -> None:
-        """Count one more. Raises RateLimited."""
+    def begin(self, consumer: Consumer) -> Callable[[], None]:
+        """Count one more; returns the function that ends it, to be called once. Raises RateLimited."""
         key = consumer.label, consumer.name
-        if consumer is ANYONE:  # who is many
-            return
-        if self._under_way[key] >= self._most:
-            raise RateLimited(f"this consumer has {self._most} exports under way", LATER, "exports")
-        self._under_way[key] += 1
-        state["export"] = key
+        if consumer is ANYONE:  # many consumers
+            return lambda: None
+        if self._in_progress[key] >= self._most:
+            raise RateLimited(f"this consumer has {self._most} exports in progress", LATER, "exports")
+        self._in_progress[key] += 1
+        return partial(self._end, key)
 
-    def end(self, state: dict[str, Any]) -> None:
-        """Count one less, if the request had begun one."""
-        key = state.pop("export", None)
-        if key is not None:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
-                del self._under_way[key]
+    def _end(self, key: Key) -> None:
+        self._in_progress[key] -= 1
+        if not self._in_progress[key]:
+            del self._in_progress[key]
 
 
 def rate_headers(bucket: Bucket) -> list[tuple[bytes, bytes]]:

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
+from gateway.access import Rate, parse_rate
+
 PREFIX = "GATEWAY_"
 PAGE = "docs/settings.md"
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -261,9 +263,9 @@ class Settings:
     oidc_name_claim: str = option(
         TEXT, "azp", "The claim with the consumer's name; without it `client_id`, then `sub`."
     )
-    oidc_rate: str = optional(
-        matching("a rate such as 600/minute, by second, minute, hour or day", r"[1-9]\d{0,8}/(second|minute|hour|day)"),
-        "",
+    oidc_rate: Rate | None = optional(
+        Parser("a rate such as 600/minute, by second, minute, hour or day", parse_rate),
+        None,
         "The rate limit of each consumer with a token.",
     )
     # Each export holds a POST's worth of calls in memory.

@@ -16,8 +16,8 @@ from gateway.access import (
     masked,
     may_filter,
     may_see,
+    parse_rate,
     present,
-    read_rate,
     require,
     require_list,
 )
@@ -189,10 +189,10 @@ def test_status_and_calls_need_their_scopes():
     ("text", "rate"), [("600/minute", Rate(600, 60)), ("1/second", Rate(1, 1)), ("9/day", Rate(9, 86400))]
 )
 def test_a_rate_is_read(text: str, rate: Rate):
-    assert read_rate(text) == rate
+    assert parse_rate(text) == rate
 
 
 @pytest.mark.parametrize("text", ["", "0/minute", "600", "600/fortnight", "-1/minute", "1.5/minute", "600 / minute"])
 def test_what_is_no_rate_is_refused(text: str):
     with pytest.raises(ValueError, match="is not a rate"):
-        read_rate(text)
+        parse_rate(text)

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from gateway.access import SCOPES
-from gateway.api.authentication import OPEN
-from gateway.api.params import FORMATS, TABLE
+from gateway.api.middleware.authentication import OPEN
+from gateway.api.query import PARAMETERS
 from gateway.api.routes import HANDLERS
+from gateway.formats import FORMATS
 from gateway.simulator.calls import FIRST, JOURNALS, LAST, STREETS
 from gateway.simulator.server import Options
 from tests.conftest import Make, Stand
@@ -82,7 +83,7 @@ def test_every_route_has_a_row_and_every_format_and_personal_filter_is_in_it():
     assert ROWS.keys() | OPEN_ROWS == routes
     assert not ROWS.keys() & OPEN_ROWS
     assert set(LIST_FORMATS) == set(FORMATS)
-    assert {parameter.name for parameter in TABLE} >= ASKED.keys()
+    assert {parameter.name for parameter in PARAMETERS} >= ASKED.keys()
 
 
 def test_open_routes_need_nobody_and_all_others_a_consumer(gateway: Stand):
@@ -102,7 +103,7 @@ def test_open_routes_need_nobody_and_all_others_a_consumer(gateway: Stand):
 def test_each_set_of_scopes_gets_what_it_names_in_each_format(gateway: Stand, route: str):
     row = ROWS[route]
     url = url_of(gateway, row, MINE)
-    possible = [name for name in ASKED if any(p.name == name and row.kind in p.routes.split() for p in TABLE)]
+    possible = [name for name in ASKED if any(p.name == name and row.kind in p.routes.split() for p in PARAMETERS)]
     for scopes in EVERY_SET:
         who = member(scopes)
         for asked in [(), *((name,) for name in possible), *([tuple(possible)] if len(possible) > 1 else [])]:

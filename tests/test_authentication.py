@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from gateway.api.authentication import OPEN
+from gateway.api.middleware.authentication import OPEN
 from gateway.logs import JsonFormatter
 from gateway.simulator.server import Options
 from tests.conftest import Make, Stand

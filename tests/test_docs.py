@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks import ledger, serving
 from docs import generate
-from gateway.api import params, problems
+from gateway.api import problems, query
 from gateway.commands import COMMANDS
 from gateway.commands.demo import demo_paths
 from gateway.metrics import Metrics
@@ -63,7 +63,7 @@ def test_every_parameter_is_in_the_readme_and_nothing_else_is():
     section = README.split("Parameters of the lists,")[1].split("\n\n")[1]
     firsts = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
     named = {name for first in firsts for name in re.findall(r"`(\w+)`", first)}
-    assert {parameter.name for parameter in (params.CLIENT, *params.TABLE)} == named
+    assert {parameter.name for parameter in (query.CLIENT, *query.PARAMETERS)} == named
 
 
 def test_every_problem_is_in_the_readme_with_its_status_and_nothing_else_is():

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api.filters import Filters
-from gateway.api.moments import bucket_starts
+from gateway.api.query import Filters
+from gateway.api.time_ranges import bucket_starts
 from gateway.ledger.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
 from gateway.ledger.figures import Figures, Group, Shape
 from gateway.ledger.pages import Position, read_page
@@ -89,12 +89,12 @@ def test_figures_of_every_calendar_are_those_of_counting_each_call(data: st.Data
         starts = [-(10**11)] if interval == "none" else starts
         group = (lambda one: one.campaign) if grouped else None
         counted = grouped, filters
-        figures = Figures(Shape((interval, zone, counted), counted, starts, group, filters.keep))
+        figures = Figures(Shape((interval, zone, counted), counted, starts, group, filters.apply))
         for extent in held:
             if extent.window.overlaps(window):
                 figures.add(extent.looked_at(window))
         rows, total = figures.sums()
-        inside = filters.keep([one for one in calls if one.start_time.timestamp() in window])
+        inside = filters.apply([one for one in calls if one.start_time.timestamp() in window])
         found = {
             (start, name): msgspec.structs.astuple(count) for start, groups in rows for name, count in groups.items()
         }
@@ -264,7 +264,7 @@ def test_a_filtered_page_passes_over_nothing_that_fits(
         while True:
             page = await read_page(
                 ledger, ask(["a"], window), upstream.now, newest_first=newest_first, limit=3, after=after,
-                keep=filters.keep, texts=texts,
+                keep=filters.apply, texts=texts,
             )  # fmt: skip
             found += page.calls
             after = page.after

@@ -243,7 +243,7 @@ def test_a_bug_is_a_problem_with_its_request_id_and_its_text_stays_inside(
         raise RuntimeError("8005550100 of Ada Lovelace")
 
     gateway = stand()
-    monkeypatch.setattr("gateway.api.routes.answer_list", crash)
+    monkeypatch.setattr("gateway.api.calls.list_response", crash)
     answer = gateway.get(CALLS, **FOLD)
     problem = answer.json()
     assert (answer.status_code, problem["type"]) == (500, "/problems/internal-error")

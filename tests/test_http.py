@@ -3,15 +3,21 @@
 import gzip
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import brotli  # type: ignore[import-untyped]
 import httpx
+import pytest
 import zstandard
 
-from gateway.api.negotiation import coding, media_type, with_vary
+from gateway.api.middleware.request_context import combine
+from gateway.api.negotiation import negotiate_coding, negotiate_media_type, with_vary
 from gateway.api.routes import document
 from gateway.simulator.server import Options
 from tests.conftest import Make
+from tests.consumers import Member, keys_file
+from tests.processes import wait_for
 from tests.test_gateway import CALLS, FOLD
 
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
@@ -37,14 +43,14 @@ CODINGS = {
 
 
 def test_the_best_coding_is_chosen():
-    assert {header: coding(header, ("zstd", "br", "gzip")) for header in CODINGS} == CODINGS
+    assert {header: negotiate_coding(header, ("zstd", "br", "gzip")) for header in CODINGS} == CODINGS
 
 
 def test_the_most_specific_range_of_media_types_counts():
     offered = {"application/json": "json", "text/csv": "csv"}
-    assert media_type("text/*;q=0.1, text/csv;q=0.9, application/json;q=0.5", offered) == "csv"
-    assert media_type("*/*, application/json;q=0", offered) == "csv"
-    assert media_type("image/png", offered) is None
+    assert negotiate_media_type("text/*;q=0.1, text/csv;q=0.9, application/json;q=0.5", offered) == "csv"
+    assert negotiate_media_type("*/*, application/json;q=0", offered) == "csv"
+    assert negotiate_media_type("image/png", offered) is None
 
 
 def test_vary_names_each_header_once():
@@ -172,6 +178,66 @@ def test_pages_of_origins_that_are_named_may_read_answers(stand: Make):
     everyone = stand(cors_origins=frozenset({"*"})).client
     assert everyone.get("/healthz", headers=asked).headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-origin" not in stand().client.get("/healthz", headers=asked).headers
+
+
+def test_pages_of_named_origins_may_read_every_refusal(stand: Make, tmp_path: Path):
+    origin = {"Origin": "https://app.example"}
+    keys = keys_file(tmp_path, Member("dashboard"))
+    client = stand(cors_origins=frozenset({"https://app.example"}), auth="keys", keys_file=keys).client
+    long = f"{CALLS}?x={'y' * 20_000}"
+    for path, status in ((CALLS, 401), (long, 400), ("/healthz", 200)):
+        answer = client.get(path, headers=origin)
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == "https://app.example", path
+        assert "access-control-allow-origin" not in client.get(path).headers, path
+
+
+def test_pages_of_named_origins_may_read_the_refusal_of_one_request_too_many(stand: Make):
+    gateway = stand(
+        Options(faults=("hang",)), cors_origins=frozenset({"*"}), request_concurrency=1, upstream_timeout=5.0
+    )
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: gateway.client.get(CALLS, params=FOLD, timeout=60))
+        wait_for(lambda: gateway.metric("upstream_posts_in_flight") == 1, "the first request waits")
+        refused = gateway.client.get(CALLS, params=FOLD, headers={"Origin": "https://app.example"})
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/overloaded")
+        assert refused.headers["access-control-allow-origin"] == "*"
+        gateway.simulator.misbehave()
+        waiting.result()
+
+
+def test_pages_of_named_origins_may_read_a_crash(stand: Make, monkeypatch: pytest.MonkeyPatch):
+    async def crash(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("gateway.api.calls.list_response", crash)
+    client = stand(cors_origins=frozenset({"*"})).client
+    answer = client.get(CALLS, params=FOLD, headers={"Origin": "https://app.example"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, "*")
+
+
+def test_a_preflight_allows_the_headers_of_tracing(stand: Make):
+    client = stand(cors_origins=frozenset({"*"})).client
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
+    allowed = client.options(CALLS, headers=asked).headers["access-control-allow-headers"].split(", ")
+    assert {"traceparent", "tracestate", "baggage"} <= set(allowed)
+
+
+def test_repeated_header_fields_are_one_list_for_every_layer(stand: Make):
+    client = stand().client
+    both = [("Accept", "application/json;q=0.5"), ("Accept", "text/csv")]
+    for headers, media_type in ((both, "text/csv"), (both[:1], "application/json"), (both[1:], "text/csv")) * 2:
+        answer = client.get(CALLS, params=FOLD, headers=headers)
+        assert answer.headers["content-type"].startswith(media_type)
+    tag = client.get(CALLS, params=FOLD).headers["etag"]
+    for _ in range(2):
+        unchanged = client.get(CALLS, params=FOLD, headers=[("If-None-Match", tag), ("If-None-Match", 'W/"x"')])
+        assert unchanged.status_code == 304
+
+
+def test_repeated_fields_are_joined_in_order():
+    fields = [(b"accept", b"a"), (b"host", b"h"), (b"accept", b"b")]
+    assert combine(fields) == {b"accept": b"a, b", b"host": b"h"}
 
 
 def test_every_path_of_the_contract_is_looked_at_here():

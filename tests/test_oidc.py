@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gateway.access import Rate
+from gateway.access import Rate, parse_rate
 from gateway.credentials.tokens import TokenError, TokenRules, parse_key_set, read_token
 from tests.conftest import NOW, Make, Stand
 from tests.consumers import Member, keys_file
@@ -263,7 +263,7 @@ def test_keys_and_tokens_together(stand: Make, issuer: Issuer, tmp_path: Path):
         keys_file=keys_file(tmp_path, member),
         oidc_issuer=issuer.address,
         oidc_audience="callbutton",
-        oidc_rate="2/minute",
+        oidc_rate=parse_rate("2/minute"),
     )
     assert status(gateway, member.key) == 200
     assert gateway.client.get(CALLS, params=FOLD, headers=member.headers).status_code == 200

@@ -78,20 +78,18 @@ def test_the_fields_say_what_is_left_and_when_nothing_is_missing():
     assert bucket.wait() == 24
 
 
-def test_exports_are_counted_for_each_consumer_and_end_once():
+def test_exports_are_counted_for_each_consumer_and_end():
     exports = Exports(1)
-    state: dict[str, object] = {}
-    exports.begin(consumer(), state)
+    end = exports.begin(consumer())
     with pytest.raises(RateLimited):
-        exports.begin(consumer(), {})
-    exports.begin(consumer("b"), {})
+        exports.begin(consumer())
+    exports.begin(consumer("b"))
     for _ in range(3):
-        exports.begin(ANYONE, {})
-    exports.end(state)
-    exports.end(state)
-    exports.begin(consumer(), {})
+        exports.begin(ANYONE)
+    end()
+    exports.begin(consumer())
     with pytest.raises(RateLimited):
-        exports.begin(consumer(), {})
+        exports.begin(consumer())
 
 
 def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_gone():

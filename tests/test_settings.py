@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.access import Rate
 from gateway.settings import OPTIONS, PAGE, TEXT, Settings, SettingsError, read_settings, removed_settings, variable
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ GOOD: list[tuple[str, str, object]] = [
     ("oidc_clients_claim", "https://claims.example/clients", "https://claims.example/clients"),
     ("oidc_scopes_claim", "scp", "scp"),
     ("oidc_name_claim", "client_id", "client_id"),
-    ("oidc_rate", "600/minute", "600/minute"),
+    ("oidc_rate", "600/minute", Rate(600, 60)),
     ("consumer_exports", "1", 1),
     ("extra_public", "Campaign.Note, @Source", frozenset({"Campaign.Note", "@Source"})),
     ("recording_url", "https://sound.example/{id}.mp3", "https://sound.example/{id}.mp3"),

@@ -1,8 +1,7 @@
 """HTTP in, HTTP out: the only place that imports Litestar.
 
-`params` names what may be asked; `wanted`, `moments`, `filters` and `cursors` read it; `negotiation` how to answer.
-`answers` is what all answers about calls share; `calls`, `exports` and `summaries` give them, `recordings` what their
-`links` lead to; `signed` is what links and cursors are made of. `problems` has every failure's status code, `openapi`
-describes it all, `reference` shows it to people, `repeats` answers what was just answered, `edge` wraps it, `routes`
-puts it together.
+`routes` puts the application together: the handlers of `calls`, `summaries`, `recordings` and `reference`, and the
+layers of `middleware` around them. A handler parses its query (`query`, `time_ranges`), reads the cache, and renders
+(`responses`, `exports`). `negotiation` chooses the form, `signing` makes cursors and links, `problems` has the status
+code of every error, and `openapi` describes it all.
 """

@@ -1,39 +1,63 @@
-"""Lists of calls and single calls: a query becomes one read of the ledger, a page becomes JSON."""
+"""Lists of calls and single calls: parse the query, read the cache, render."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from litestar import Request, Response
+import msgspec
+from litestar import Request, Response, get
+from litestar.datastructures import State
+from litestar.openapi import ResponseSpec
+from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
 
-from gateway.api import params
-from gateway.api.answers import JSON, Asking, Desk, Meta, meta_of
-from gateway.api.cursors import Cursor, read_cursor, render_cursor
-from gateway.api.exports import FORMS, MEDIA_TYPES, answer_export
-from gateway.api.wanted import ListRequest, read_call, read_list
+from gateway import access
+from gateway.api import exports
+from gateway.api.middleware.request_context import RequestContext, context_of
+from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
+from gateway.api.recordings import link_renderer
+from gateway.api.responses import (
+    JSON,
+    Meta,
+    Services,
+    cache_query,
+    consumer_of,
+    json_response,
+    meta_of,
+    negotiate,
+    row_filter,
+    services_of,
+)
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
 from gateway.ledger.extents import DAY
 from gateway.ledger.pages import Page, read_page
+from gateway.ledger.stream import stream
 from gateway.model import Call, Window
 
-LATELY = 31 * DAY  # in which a call is looked for that the ledger does not know
+RECENT = 31 * DAY  # seconds in which a call is looked for that the cache does not know
 
 
 class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where the list goes on; a null `nextCursor` is its end."""
+    """Where the list continues."""
 
-    limit: int
-    next_cursor: str | None
+    limit: Annotated[int, msgspec.Meta(description="The most calls of a page.", examples=[1])]
+    next_cursor: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The `cursor` of the next page. Null, and nothing else, is the end of the list.",
+            examples=["uvkL5TFIUylomGu3e5M0UJOF"],
+        ),
+    ]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
-    data: list[Call]
+    data: Annotated[list[Call], msgspec.Meta(description="The calls, in order.")]
     page: PageLinks
     meta: Meta
 
@@ -45,98 +69,145 @@ class SingleCall(Struct, frozen=True, kw_only=True):
     meta: Meta
 
 
-async def answer_list(desk: Desk, request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
-    """Answer a list of one client's calls, or of those named by `client`. Raises GatewayError."""
-    asking = Asking(desk, request)
-    values = params.read_query(request.scope["query_string"], "list", with_client=code is None)
-    named = values.get("format", [""])[0]
-    form = asking.choose(MEDIA_TYPES, named if named in params.FORMATS else None)
-    if form in FORMS:
-        _refuse_pages(form, values)
-    if "cursor" in values:
-        codes = params.read_codes(code, values) if code is not None or "client" in values else None
-        cursor = read_cursor(values["cursor"][0], codes, values, desk.signing_key)
-        wanted, parameters, after = cursor.request, cursor.parameters, cursor.position
-    else:
-        wanted = read_list(params.read_codes(code, values), values, desk.clock(), desk.history_start)
-        parameters, after = values, None
-    question = asking.question(wanted.codes, wanted.window, parameters, status=wanted.status)
-    keep = asking.keep(question, wanted.filters)
-    if form in FORMS:
-        return await answer_export(asking, wanted, question, keep, form)
-    page = await read_page(
-        desk.ledger,
-        question,
-        desk.clock(),
-        newest_first=wanted.newest_first,
-        limit=wanted.limit,
-        after=after,
-        keep=keep,
-        texts=wanted.filters.texts,
-    )
-    asking.has_read()
-    following = None
-    if page.after is not None:
-        following = render_cursor(Cursor(wanted, dict(parameters), page.after), desk.signing_key)
-    return _answer_page(asking, wanted, page, following)
+PAGE = ResponseSpec(CallPage, description="A page of calls; as NDJSON or CSV all calls of the window.")
+SINGLE = ResponseSpec(SingleCall, description="The call.")
 
 
-def _refuse_pages(form: str, values: dict[str, list[str]]) -> None:
-    detail = f"does not go with {form}, which is not paged: it is the whole window"
-    if faults := [ParameterFault(name, detail) for name in ("limit", "cursor") if name in values]:
-        raise InvalidParameters(faults)
+@get(
+    "/clients/{code:str}/calls",
+    operation_id="listClientCalls",
+    summary="List the calls of one client",
+    tags=["calls"],
+    responses={200: PAGE},
+    kind="list",
+)
+async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
+    """Calls of one client in a window, newest first unless `sort` says otherwise."""
+    return await list_response(request, code)
 
 
-def _answer_page(asking: Asking, wanted: ListRequest, page: Page, following: str | None) -> Response[bytes]:
-    calls = asking.present(page.calls, status=wanted.status)
-    links, meta = PageLinks(limit=wanted.limit, next_cursor=following), meta_of(wanted.window, page)
-    body: object = CallPage(data=calls, page=links, meta=meta)
-    if wanted.fields:
-        body = {"data": list(map(Projection(wanted.fields), calls)), "page": links, "meta": meta}
-    link = f"{asking.request.scope['path']}?{urlencode({'cursor': following})}" if following else ""
-    return asking.answer(body, lambda text: text[: text.rindex(b'],"page":')], wanted.window, page, link)
+@get(
+    "/calls",
+    operation_id="listCalls",
+    summary="List the calls of several clients",
+    tags=["calls"],
+    responses={200: PAGE},
+    kind="list",
+)
+async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
+    """Calls of several clients, or of all, in a window."""
+    return await list_response(request, None)
 
 
-async def answer_call(desk: Desk, request: Request[Any, Any, Any], code: str, identity: str) -> Response[bytes]:
-    """Answer one call: from the window given, else from the ledger, else from the last 31 days. Raises GatewayError."""
-    asking = Asking(desk, request)
-    asking.choose(JSON)
-    values = params.read_query(request.scope["query_string"], "call")
-    (code,) = params.read_codes(code, values)
-    now = desk.clock()
-    wanted = read_call(values, now, desk.history_start)
-    lately = Window(int(now) - LATELY, int(now) + 1)
-    asking.question((code,), lately, (), status=wanted.status)  # before the ledger tells, be it by its time
-    known = desk.ledger.whereabouts(code, identity, status=wanted.status)
-    # Where the ledger last saw it is read by the rule of freshness; it may have gone from there.
-    windows = [wanted.window] if wanted.window else [known, lately] if known else [lately]
+@get(
+    "/clients/{code:str}/calls/{call_id:str}",
+    operation_id="getClientCall",
+    summary="Find one call of a client",
+    tags=["calls"],
+    responses={200: SINGLE},
+    kind="call",
+)
+async def get_client_call(
+    request: Request[Any, Any, State], code: FromPath[str], call_id: FromPath[str]
+) -> Response[Any]:
+    """One call, looked for in the window given, else where the gateway last saw it, else in the last 31 days."""
+    services, context = services_of(request), context_of(request.scope)
+    now = services.clock()
+    negotiate(context, JSON)
+    query = parse_call_query(request.scope["query_string"], code, now, services.history_start)
+    recent = Window(int(now) - RECENT, int(now) + 1)
+    cache_query(services, context, (code,), recent, status=query.status)  # the time of a lookup tells strangers nothing
+    known = services.ledger.whereabouts(code, call_id, status=query.status)
+    # The call may have moved from where the cache last saw it.
+    windows = [query.window] if query.window else [known, recent] if known else [recent]
     for window in windows:
-        page = await _find(asking, code, identity, window, status=wanted.status)
+        page = await _find(services, context, code, call_id, window, status=query.status)
         if page.calls:
-            asking.has_read()
-            (call,) = asking.present(page.calls, status=wanted.status)
+            context.read_finished = time.perf_counter()
+            (call,) = presenter(services, context, status=query.status)(page.calls)
             meta = meta_of(window, page)
             body: object = SingleCall(data=call, meta=meta)
-            if wanted.fields:
-                body = {"data": Projection(wanted.fields)(call), "meta": meta}
-            return asking.answer(body, lambda text: text[: text.rindex(b',"meta":')], window, page)
+            if query.fields:
+                body = {"data": Projection(query.fields)(call), "meta": meta}
+            return json_response(services, context, body, window, page)
     raise NotFound("this client has no such call in the window that was looked at")
 
 
-async def _find(asking: Asking, code: str, identity: str, window: Window, *, status: bool) -> Page:
+async def list_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
+    """A list of the calls of the client in the path, or of those of `client`. Raises GatewayError."""
+    services, context = services_of(request), context_of(request.scope)
+    now = services.clock()
+    query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
+    form = negotiate(context, exports.MEDIA_TYPES, query.format)
+    question = cache_query(
+        services, context, query.codes, query.window, filters=query.filters.texts, status=query.status
+    )
+    keep = row_filter(context, question, query.filters)
+    present = presenter(services, context, status=query.status)
+    if form in exports.FORMATS:
+        _refuse_paging(form, query)
+        context.release = services.exports.begin(consumer_of(context))
+        one_shot = msgspec.structs.replace(question, passing=True)
+        parts = stream(services.ledger, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
+        return await exports.export_response(context, query, parts, present, form, now)
+    page = await read_page(
+        services.ledger,
+        question,
+        now,
+        newest_first=query.newest_first,
+        limit=query.limit,
+        after=query.after,
+        keep=keep,
+        texts=query.filters.texts,
+    )
+    context.read_finished = time.perf_counter()
+    cursor = None if page.after is None else render_cursor(query, page.after, services.signing_key)
+    links, meta = PageLinks(limit=query.limit, next_cursor=cursor), meta_of(query.window, page)
+    calls = present(page.calls)
+    body: object = CallPage(data=calls, page=links, meta=meta)
+    if query.fields:
+        body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
+    next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if cursor else ""
+    return json_response(services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link)
+
+
+def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:
+    """The function that makes calls as the consumer may see them: masked, with links to recordings."""
+    consumer, public = consumer_of(context), services.public_extra
+    if "recordings" not in consumer.scopes:
+        return lambda calls: [access.present(call, consumer, status=status, public_extra=public) for call in calls]
+    link = link_renderer(consumer, services.clock(), services.signing_key, services.public_url)
+    return lambda calls: [
+        access.present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
+    ]
+
+
+def _refuse_paging(form: str, query: ListQuery) -> None:
+    name = "cursor" if query.after else "limit" if "limit" in query.given else ""
+    if name:
+        detail = f"cannot be combined with {form}, which is not paged: it is the whole window"
+        raise InvalidParameters([ParameterFault(name, detail)])
+
+
+async def _find(
+    services: Services, context: RequestContext, code: str, call_id: str, window: Window, *, status: bool
+) -> Page:
     """Look for a call, the newest days first."""
-    question = asking.question((code,), window, (), status=status)
+    question = cache_query(services, context, (code,), window, status=status)
     after = None
     while True:
         page = await read_page(
-            asking.desk.ledger,
+            services.ledger,
             question,
-            asking.desk.clock(),
+            services.clock(),
             newest_first=True,
             limit=1,
             after=after,
-            keep=lambda calls: [call for call in calls if call.id == identity],
+            keep=lambda calls: [call for call in calls if call.id == call_id],
         )
         if page.calls or page.after is None:
             return page
         after = page.after
+
+
+HANDLERS = [list_client_calls, list_calls, get_client_call]

@@ -1,38 +1,39 @@
 """Whole windows as NDJSON or CSV, streamed.
 
 Rules:
-- The first calls are read before the answer begins, so that what fails at once is a problem.
-- What fails later breaks the connection off: no last line, no end of the answer.
-- CSV has no place to say that it is stale, so it never is: what can only be had stale is a failure.
+- The first calls are read before the response begins, so that an error at once is a problem.
+- A later error breaks the connection off: no last line, and no end of the response.
+- CSV cannot say that it is stale, so it never is: if only stale calls can be had, that is an error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 
-import msgspec
 from litestar.response import Stream
 
-from gateway.api.answers import JSON, Asking, Meta, instant
-from gateway.api.wanted import ListRequest
+from gateway.api.middleware.request_context import RequestContext
+from gateway.api.query import ListQuery
+from gateway.api.responses import JSON, Meta, instant, shared_headers
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
-from gateway.ledger.pages import Keep
-from gateway.ledger.reader import Question
 from gateway.ledger.readings import Reading
-from gateway.ledger.stream import Part, stream
+from gateway.ledger.stream import Part
+from gateway.model import Call
 
+Present = Callable[[Sequence[Call]], list[Call]]  # makes calls as the consumer may see them
 LOGGER = logging.getLogger(__name__)
-FORMS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}
+FORMATS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}  # those that stream
 MEDIA_TYPES = JSON | {
     "application/x-ndjson": "ndjson",
     "text/csv": "csv",
     "application/ndjson": "ndjson",
     "application/jsonl": "ndjson",
 }
-PIECE = 500  # calls written without a turn of the event loop: about 5 ms as NDJSON, 15 ms as CSV
+CHUNK_SIZE = 500  # calls rendered in one turn of the event loop: about 5 ms as NDJSON, 15 ms as CSV
 HEADERS = {
     "ndjson": {"Content-Type": "application/x-ndjson"},
     "csv": {
@@ -43,10 +44,10 @@ HEADERS = {
 
 
 class Sources:
-    """What the calls of a stream rest on, span by span."""
+    """The readings that a stream rests on, span by span."""
 
-    def __init__(self, wanted: ListRequest, now: float) -> None:
-        self._wanted = wanted
+    def __init__(self, query: ListQuery, now: float) -> None:
+        self._query = query
         self._last: Reading | None = None
         self._as_of, self._oldest = now, now
         self._stale, self._unreadable = False, 0
@@ -55,7 +56,7 @@ class Sources:
         """Count a span, which comes in one part or several."""
         if reading is self._last:
             return
-        if self._last is None or not self._wanted.newest_first:
+        if self._last is None or not self._query.newest_first:
             self._as_of = reading.as_of
         self._last = reading
         self._oldest = min(self._oldest, reading.oldest_fetch)
@@ -63,10 +64,10 @@ class Sources:
         self._unreadable += reading.unreadable
 
     def meta(self) -> Meta:
-        """Say what the stream covered and how fresh it was."""
+        """The window that the stream covered, and how fresh it was."""
         return Meta(
-            start=instant(self._wanted.window.start),
-            end=instant(self._wanted.window.end),
+            start=instant(self._query.window.start),
+            end=instant(self._query.window.end),
             as_of=instant(self._as_of),
             oldest_fetch=instant(self._oldest),
             stale=self._stale,
@@ -74,26 +75,30 @@ class Sources:
         )
 
 
-async def answer_export(asking: Asking, wanted: ListRequest, question: Question, keep: Keep, form: str) -> Stream:
-    """Begin to stream a window. Raises GatewayError for what fails before the first calls."""
-    desk = asking.desk
-    desk.exports.begin(asking.consumer, asking.request.scope["state"])  # authentication ends it, whatever becomes of it
-    question = msgspec.structs.replace(question, passing=True)
-    parts = stream(desk.ledger, question, desk.clock(), desk.deadline, newest_first=wanted.newest_first, keep=keep)
+async def export_response(
+    context: RequestContext, query: ListQuery, parts: AsyncIterator[Part], present: Present, form: str, now: float
+) -> Stream:
+    """Begin to stream the parts of a window. Raises GatewayError for an error before the first calls."""
     first = await anext(parts, None)
-    asking.has_read()
+    context.read_finished = time.perf_counter()
     if first is not None:
         _refuse_stale(form, first)
-    headers = HEADERS[form] | asking.headers() | {"Cache-Control": "private, no-store"}
-    if asking.request.scope["state"].get("head"):
+    headers = HEADERS[form] | shared_headers(context) | {"Cache-Control": "private, no-store"}
+    if context.is_head:
         return Stream(iter([b""]), headers=headers)
-    return Stream(_written(asking, wanted, first, parts, form), headers=headers)
+    return Stream(_render(context, first, parts, present, form, query, now), headers=headers)
 
 
-async def _written(
-    asking: Asking, wanted: ListRequest, first: Part | None, parts: AsyncIterator[Part], form: str
+async def _render(
+    context: RequestContext,
+    first: Part | None,
+    parts: AsyncIterator[Part],
+    present: Present,
+    form: str,
+    query: ListQuery,
+    now: float,
 ) -> AsyncIterator[bytes]:
-    writer, sources = FORMS[form](wanted.fields), Sources(wanted, asking.desk.clock())
+    writer, sources = FORMATS[form](query.fields), Sources(query, now)
     if beginning := writer.begin():
         yield beginning
     try:
@@ -101,12 +106,12 @@ async def _written(
         while part is not None:
             _refuse_stale(form, part)
             sources.add(part.reading)
-            for place in range(0, len(part.calls), PIECE):
-                yield writer.rows(asking.present(part.calls[place : place + PIECE], status=wanted.status))
+            for place in range(0, len(part.calls), CHUNK_SIZE):
+                yield writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
                 await asyncio.sleep(0)
             part = await anext(parts, None)
     except GatewayError as error:
-        asking.request.scope["state"]["broken_off"] = True
+        context.aborted = True
         LOGGER.warning("export broken off", extra={"fields": {"error": type(error).__name__, "format": form}})
         raise
     if ending := writer.end(sources.meta()):
@@ -115,4 +120,4 @@ async def _written(
 
 def _refuse_stale(form: str, part: Part) -> None:
     if form == "csv" and part.reading.stale:
-        raise UpstreamFailed("a part of the window can only be had stale, which CSV has no place to say")
+        raise UpstreamFailed("a part of the window can only be had stale, which CSV cannot say")

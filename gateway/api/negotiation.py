@@ -1,17 +1,14 @@
-"""What a consumer accepts (RFC 9110, section 12): the best of what there is, by its weights. Pure."""
+"""Content negotiation (RFC 9110, section 12): the best of the forms on offer, by the weights of the request. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-from litestar.types import HTTPScope, Receive, Send
+from collections.abc import Mapping, Sequence
 
 Headers = list[tuple[bytes, bytes]]
-HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # a layer; nothing but HTTP comes past the edge
 
 
-def weights(header: str) -> list[tuple[str, float]]:
-    """Read a list of names with weights; a weight that cannot be read is 0."""
+def parse_weights(header: str) -> list[tuple[str, float]]:
+    """Parse a list of names with weights; a weight that cannot be parsed is 0."""
     found = []
     for part in header.split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -25,9 +22,9 @@ def weights(header: str) -> list[tuple[str, float]]:
     return found
 
 
-def media_type(accept: str, offered: Mapping[str, str]) -> str | None:
+def negotiate_media_type(accept: str, offered: Mapping[str, str]) -> str | None:
     """Choose among offered media types, best first, by `Accept`; None if none is acceptable."""
-    asked = weights(accept) or [("*/*", 1.0)]
+    asked = parse_weights(accept) or [("*/*", 1.0)]
     best, most = None, 0.0
     for offer, choice in offered.items():
         names = ("*/*", f"{offer.partition('/')[0]}/*", offer)
@@ -38,9 +35,9 @@ def media_type(accept: str, offered: Mapping[str, str]) -> str | None:
     return best
 
 
-def coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
+def negotiate_coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
     """Choose among offered codings, best first, by `Accept-Encoding`; None is the identity."""
-    asked = dict(weights(accept_encoding))
+    asked = dict(parse_weights(accept_encoding))
     every = asked.get("*", 0.0)
     identity = asked.get("identity", 0.0)
     best, most = None, 0.0
@@ -52,7 +49,7 @@ def coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
 
 
 def with_vary(headers: Headers, name: str) -> Headers:
-    """Headers that say, once, that the answer depends on a header of the request."""
+    """The headers of a response, with the name of a request header once in `Vary`."""
     found = b", ".join(value for key, value in headers if key.lower() == b"vary")
     names = {one.strip().lower() for one in found.decode("latin-1").split(",")}
     if name.lower() in names:

@@ -1,120 +1,131 @@
-"""The OpenAPI document: generated from the handlers by Litestar, then completed from the parameter table.
+"""The OpenAPI document, built from the handlers that serve it.
 
-Rule: what is described twice drifts apart. Schemas come from the Structs, parameters from `params.TABLE`, problems
-from `problems.KINDS`.
+Rule: nothing is described twice. Paths, summaries and operation ids come from the handlers, schemas with their texts
+and examples from the response Structs, parameters from `query.PARAMETERS`, problems from `problems.KINDS`. Building the
+document only reads them: it makes no application and changes nothing.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from litestar.handlers import HTTPRouteHandler
 
 from gateway import __version__
-from gateway.api import descriptions, examples, params, problems
-from gateway.formats import KEYS, PARTS
+from gateway.api import problems, query
+from gateway.api.responses import Meta
+from gateway.formats import KEYS, PARTS, Csv, Ndjson
+from gateway.model import Call
 
 DESCRIPTION = """\
 Calls of a Callbutton call-tracking server as JSON, in UTC.
 
-A list is read page by page: give `nextCursor` of one page as `cursor` for the next, until it is null. Instants come as
-RFC 3339 with `Z`; what is absent is null. Whatever is not a success is a problem (RFC 9457).
+A list is read page by page: send `nextCursor` of one page as `cursor` for the next, until it is null. Instants are RFC
+3339 with `Z`; absent values are null. Every response but a success is a problem (RFC 9457).
 
 Consumers send an access key, in `X-API-Key` or as `Authorization: Bearer`, or a bearer token of an OpenID Connect
-issuer. What they see of calls depends on their clients and scopes; `client=*` means their own."""
-KINDS = {
-    "/clients/{code}/calls": "list",
-    "/calls": "list",
-    "/clients/{code}/calls/{call_id}": "call",
-    "/clients/{code}/calls/summary": "summary",
-    "/calls/summary": "summary",
-    "/clients": "clients",
-}  # of the routes about calls, as `params.TABLE` calls them
+issuer. Their clients and scopes decide which calls and fields they see; `client=*` means their own clients."""
+SCHEMA_REFERENCE = "#/components/schemas/{name}"
+ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(KEYS)} | {part.__name__: [] for part in PARTS.values()}
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
-OTHER_PROBLEMS = (405,)
-RECORDING = "/recordings/{token}"
-RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
-EXAMPLES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
+PROBLEMS = {
+    "list": CALL_PROBLEMS,
+    "call": (*CALL_PROBLEMS, 404),
+    "summary": CALL_PROBLEMS,
+    "clients": CALL_PROBLEMS,
+    "recording": (400, 403, 404, 405, 500, 502, 503, 504),
+    "probe": (405,),
+}  # status codes by the kind of route
+KINDS = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
     502: problems.UNREACHABLE,
     503: problems.OVERLOADED,
-}
+}  # the example of each status code
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
-    {"name": "operations", "description": "For whoever runs the gateway."},
+    {"name": "operations", "description": "For operators of the gateway."},
     {"name": "summaries", "description": "Figures of calls."},
 ]
 HEADERS = {
     "X-Request-Id": "The id of this request, also in the log.",
     "Age": "Seconds since the window's newest point was fetched.",
-    "Cache-Status": "Whether the ledger had the answer (RFC 9211).",
+    "Cache-Status": "Whether the cache had the answer (RFC 9211).",
     "ETag": "Changes with the data, not with the time.",
-    "Server-Timing": "Milliseconds that the ledger and the writing took.",
+    "Server-Timing": "Milliseconds spent on reading the cache and on writing the answer.",
 }
 PROBLEM_HEADERS = {
-    401: {"WWW-Authenticate": "How to authenticate, and whether what came was wrong (RFC 6750)."},
+    401: {"WWW-Authenticate": "How to authenticate, and whether the credential sent was wrong (RFC 6750)."},
     405: {"Allow": "The methods that are allowed."},
     429: {"Retry-After": "Seconds after which to ask again."},
     503: {"Retry-After": "Seconds after which to ask again."},
 }
 RATE_HEADERS = {
-    "RateLimit-Policy": "How often this consumer may ask; absent if it has no rate.",
-    "RateLimit": "What is left of that, and the seconds until nothing is missing.",
+    "RateLimit-Policy": "The rate limit of this consumer; absent if it has none.",
+    "RateLimit": "The requests left, and the seconds until all are available again.",
 }
 SCHEMES = {
     "key": {
         "type": "apiKey",
         "in": "header",
         "name": "X-API-Key",
-        "description": "An access key; whoever runs the gateway makes it with `keys new`.",
+        "description": "An access key; the operator of the gateway makes it with `keys new`.",
     },
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "An access key, or a JSON Web Token of the issuer that the gateway is set to.",
+        "description": "An access key, or a JSON Web Token of the configured issuer.",
     },
 }
 FIRST_CALL = {
-    "description": "Each call can be had by itself.",
+    "description": "Each call can be read alone.",
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
+PATH_PARAMETERS = {
+    "code": {
+        "description": "The client's code, often its toll-free number.",
+        "schema": {"type": "string", "pattern": f"^{query.CODE_PATTERN}$"},
+        "example": "8005550100",
+    },
+    "call_id": {
+        "description": "The call's `id`.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+        "example": "498200007",
+    },
+    "token": {
+        "description": "The end of a call's `recordingUrl`.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
+    },
+}
+RANGE_HEADER = {
+    "name": "Range",
+    "in": "header",
+    "required": False,
+    "description": "A part of the recording, if the server supports ranges (RFC 9110).",
+    "schema": {"type": "string"},
+    "example": "bytes=0-65535",
+}
 
 
-def complete(generated: dict[str, Any]) -> dict[str, Any]:
-    """Complete the document that Litestar generated."""
-    schemas = generated["components"]["schemas"]
-    _, problem_schemas = msgspec.json.schema_components(
-        [problems.Problem, problems.Fault], ref_template="#/components/schemas/{name}"
-    )
-    schemas |= problem_schemas
-    schemas["Call"]["required"] = list(KEYS)  # all else may be left out by `fields`
-    for part in PARTS:
-        schemas[part.capitalize()].pop("required")
-    paths = generated["paths"]
-    for path, item in paths.items():
-        for operation in item.values():
-            operation.setdefault("responses", {})
-            if path in KINDS:
-                _complete_operation(operation, path)
-            elif path == RECORDING:
-                _complete_recording(operation)
-            else:
-                answer = operation["responses"]["200"]
-                answer["description"] = "Yes."
-                answer["content"]["application/json"]["example"] = examples.answer_of("health")
-                operation["security"] = []
-            for status in sorted(_problems_of(path)):
-                operation["responses"][str(status)] = _problem(status)
-    for name, schema in schemas.items():
-        _describe(name, schema)
+def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
+    """Build the document of the handlers that are in the schema; each has its kind in `opt`."""
+    schemas = _components(problems.Problem)
+    paths = {}
+    for handler in handlers:
+        if handler.include_in_schema is not False:
+            (template,) = handler.paths
+            path = template.replace(":str}", "}")
+            paths[path] = {"get": _operation(handler, path, schemas)}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Callbutton gateway",
             "version": __version__,
             "description": DESCRIPTION,
-            "contact": {"name": "Whoever runs this gateway"},
+            "contact": {"name": "The operator of this gateway"},
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/", "description": "This gateway."}],
@@ -125,95 +136,135 @@ def complete(generated: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _complete_recording(operation: dict[str, Any]) -> None:
-    operation["security"] = []  # the link is the credential
-    operation["parameters"] = [
-        {
-            "name": "token",
-            "in": "path",
-            "required": True,
-            "description": "The end of a call's `recordingUrl`.",
-            "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
-        },
-        {
-            "name": "Range",
-            "in": "header",
-            "required": False,
-            "description": "A part of the recording, if the server knows how (RFC 9110).",
-            "schema": {"type": "string"},
-            "example": "bytes=0-65535",
-        },
-    ]
-    whole = operation["responses"]["200"]
-    whole["content"] = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
-    operation["responses"]["206"] = {"description": "The part that was asked for.", "content": whole["content"]}
+def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """A value of a schema, put together from the examples of its fields."""
+    match schema:
+        case {"examples": [example, *_]} | {"enum": [example, *_]}:
+            return example
+        case {"$ref": reference}:
+            return example_of(schemas[reference.rpartition("/")[2]], schemas)
+        case {"oneOf": [first, *_]}:
+            return example_of(first, schemas)
+        case {"items": items}:
+            return [example_of(items, schemas)]
+        case {"properties": properties}:
+            return {name: example_of(field, schemas) for name, field in properties.items()}
+    raise ValueError(f"a field has no example: {schema}")
 
 
-def _problems_of(path: str) -> tuple[int, ...]:
-    if path == RECORDING:
-        return RECORDING_PROBLEMS
-    if path not in KINDS:
-        return OTHER_PROBLEMS
-    return (*CALL_PROBLEMS, 404) if KINDS[path] == "call" else CALL_PROBLEMS
-
-
-def _complete_operation(operation: dict[str, Any], path: str) -> None:
-    kind = KINDS[path]
-    described = [_parameter(parameter, "path") for parameter in params.PATH if f"{{{parameter.name}}}" in path]
-    if not described and kind != "clients":
-        described.append(_parameter(params.CLIENT, "query"))
-    operation["parameters"] = described + [_parameter(parameter, "query") for parameter in params.of_route(kind)]
-    for parameter in operation["parameters"] if kind in ("summary", "clients") else ():
-        if parameter["name"] == "start":
-            parameter["description"] = f"{params.START} Included. Required, unless `range` is there."
-    answer = operation["responses"]["200"]
-    answer["headers"] = _headers(HEADERS | RATE_HEADERS)
-    answer["content"]["application/json"]["example"] = examples.answer_of(kind)
-    if kind == "list":
-        answer["headers"] |= _headers({"Link": "The next page, if there is one."})
-        answer["links"] = {"call": FIRST_CALL}
-        answer["content"] |= {
-            media_type: {"schema": {"type": "string"}, "example": text}
-            for media_type, text in examples.streams().items()
-        }
-
-
-def _parameter(parameter: params.Parameter, place: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": parameter.name,
-        "in": place,
-        "required": place == "path" or parameter is params.CLIENT,
-        "description": parameter.description,
-        "schema": dict(parameter.schema),
+def _operation(handler: HTTPRouteHandler, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    kind = handler.opt["kind"]
+    operation: dict[str, Any] = {
+        "tags": handler.tags,
+        "summary": handler.summary,
+        "description": inspect.getdoc(handler.fn),
+        "operationId": handler.operation_id,
+        "parameters": [*_path_parameters(path), *_query_parameters(path, kind)],
+        "responses": {"200": _success(handler, kind, schemas)},
     }
-    if parameter.example is not None:
-        entry["example"] = parameter.example
-    return entry
+    if kind == "recording":
+        operation["parameters"].append(RANGE_HEADER)
+        content = operation["responses"]["200"]["content"]
+        operation["responses"]["206"] = {"description": "The part that was asked for.", "content": content}
+    if kind in ("recording", "probe"):  # a link is a credential; a probe needs none
+        operation["security"] = []
+    for status in sorted(PROBLEMS[kind]):
+        operation["responses"][str(status)] = _problem(status)
+    return operation
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    names = [name for name in PATH_PARAMETERS if f"{{{name}}}" in path]
+    return [{"name": name, "in": "path", "required": True} | PATH_PARAMETERS[name] for name in names]
+
+
+def _query_parameters(path: str, kind: str) -> list[dict[str, Any]]:
+    found = query.parameters_of(kind)
+    if kind in query.CLIENT.routes.split() and "{code}" not in path:
+        found = (query.CLIENT, *found)
+    described = []
+    for parameter in found:
+        bounded = parameter.name == "start" and kind in ("summary", "clients")
+        described.append(
+            {
+                "name": parameter.name,
+                "in": "query",
+                "required": parameter is query.CLIENT,
+                "description": f"{query.START} Included. Required without `range`."
+                if bounded
+                else parameter.description,
+                "schema": dict(parameter.kind.schema),
+            }
+        )
+        if parameter.example is not None:
+            described[-1]["example"] = parameter.example
+    return described
+
+
+def _success(handler: HTTPRouteHandler, kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The response 200; adds its schemas to `schemas`."""
+    (answer,) = (handler.responses or {}).values()
+    if answer.data_container is bytes:
+        schema = {"type": "string", "format": "binary"}
+        return {"description": answer.description, "content": {answer.media_type: {"schema": schema}}}
+    schemas |= _components(answer.data_container)
+    ((schema,), _) = msgspec.json.schema_components([answer.data_container], ref_template=SCHEMA_REFERENCE)
+    content = {"application/json": {"schema": schema, "example": example_of(schema, schemas)}}
+    if kind == "probe":
+        return {"description": answer.description, "content": content}
+    described: dict[str, Any] = {
+        "description": answer.description,
+        "headers": _headers(HEADERS | RATE_HEADERS),
+        "content": content,
+    }
+    if kind == "list":
+        described["headers"] |= _headers({"Link": "The next page, if there is one."})
+        described["links"] = {"call": FIRST_CALL}
+        described["content"] |= _streams(content["application/json"]["example"])
+    return described
+
+
+def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
+    """A page of calls as the other media types of a list."""
+    calls = msgspec.convert(page["data"], list[Call])
+    lines, table = Ndjson(), Csv()
+    texts = {
+        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], Meta)),
+        "text/csv": table.begin() + table.rows(calls),
+    }
+    return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}
 
 
 def _problem(status: int) -> dict[str, Any]:
-    kind = EXAMPLES[status]
+    kind = KINDS[status]
     example = msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d"))
     rate = RATE_HEADERS if kind is problems.RATE_LIMITED else {}
+    reference = {"$ref": SCHEMA_REFERENCE.format(name="Problem")}
     return {
         "description": f"{kind.title}. {kind.advice}",
         "headers": _headers({"X-Request-Id": HEADERS["X-Request-Id"]} | PROBLEM_HEADERS.get(status, {}) | rate),
-        "content": {
-            problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example},
-        },
+        "content": {problems.MEDIA_TYPE: {"schema": reference, "example": example}},
     }
 
 
-def _headers(described: dict[str, str]) -> dict[str, Any]:
+def _headers(described: Mapping[str, str]) -> dict[str, Any]:
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
 
 
-def _describe(name: str, schema: dict[str, Any]) -> None:
-    """Say what a schema and its fields mean; integers are counts, or seconds."""
-    schema["description"] = descriptions.SCHEMAS[name]
-    for field, described in schema.get("properties", {}).items():
-        for one in (described, *described.get("oneOf", ()), *described.get("anyOf", ())):
-            if one.get("type") == "integer":
-                one |= {"format": "int64", "minimum": 0}
-        if "$ref" not in described:
-            described["description"] = descriptions.FIELDS[name][field]
+def _components(body: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that has a schema
+    """The schemas of a response body and of all that it refers to, by name."""
+    _, schemas = msgspec.json.schema_components([body], ref_template=SCHEMA_REFERENCE)
+    for name, schema in schemas.items():
+        schema["description"] = " ".join(inspect.cleandoc(schema["description"]).partition("\n\n")[0].split())
+        if "enum" in schema:
+            schema["type"] = "string"
+        for field in schema.get("properties", {}).values():
+            if "anyOf" in field:
+                field["oneOf"] = field.pop("anyOf")
+            for one in (field, *field.get("oneOf", ())):
+                if one.get("type") == "integer":  # a count, or seconds
+                    one |= {"format": "int64", "minimum": 0}
+        required = ALWAYS_PRESENT.get(name, schema.pop("required", []))  # `fields` may leave out the others
+        if required:
+            schema["required"] = required
+    return schemas

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 from litestar.types import Send
-from msgspec import Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.errors import (
     Forbidden,
@@ -206,20 +206,20 @@ BY_NAME = {kind.name: kind for kind in (*KINDS.values(), NOT_FOUND, NOT_ALLOWED,
 class Fault(Struct, frozen=True, kw_only=True):
     """A parameter at fault."""
 
-    parameter: str
-    detail: str
+    parameter: Annotated[str, Meta(description="Its name.")]
+    detail: Annotated[str, Meta(description="The fault.")]
 
 
 class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Why there is no answer."""
+    """Why the request failed (RFC 9457)."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str
-    errors: list[Fault] | None = None
+    type: Annotated[str, Meta(description="The kind of problem, and the path of a page that explains it.")]
+    title: Annotated[str, Meta(description="The kind in words.")]
+    status: Annotated[int, Meta(description="The HTTP status code.")]
+    detail: Annotated[str, Meta(description="The problem with this request, and how to solve it.")]
+    instance: Annotated[str, Meta(description="The path of the request.")]
+    request_id: Annotated[str, Meta(description="The id of the request, also in the log.")]
+    errors: Annotated[list[Fault] | UnsetType, Meta(description="Every parameter at fault.")] = UNSET
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -269,6 +269,6 @@ def render_problem(
             detail=sentence,
             instance=instance,
             request_id=request_id,
-            errors=[Fault(parameter=fault.parameter, detail=fault.detail) for fault in faults] or None,
+            errors=[Fault(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
         )
     )

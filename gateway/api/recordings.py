@@ -1,61 +1,120 @@
-"""Recordings, as links lead to them.
+"""Recordings of calls: the signed links to them, and the responses to these links.
 
-Rules: the consumer of a key must still have its rights; those of a token are as when the link was made. Where the
-recording is, is worked out anew from the call as the ledger has it. Paths are never logged, so no link is.
+Rules:
+- A link is the only credential that its request needs, since an `<audio>` element sends no header. It is therefore
+  bound to client, call and consumer, and expires at the end of the next hour of the clock: responses that hold links
+  change once an hour.
+- The consumer of a key must still have its rights. A consumer known by a token keeps those it had when the link was
+  made.
+- The address of the recording is derived from the call as the cache has it, on each request. Paths are never logged, so
+  no link is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from litestar import Request
+from litestar import Request, get
+from litestar.datastructures import State
+from litestar.openapi import ResponseSpec
+from litestar.params import FromPath
 from litestar.response import Stream
+from msgspec import Struct
 
-from gateway.access import may_see
-from gateway.api.answers import Desk
-from gateway.api.links import read_link
+from gateway.access import Consumer, may_see
+from gateway.api.middleware.request_context import RequestContext, context_of
+from gateway.api.responses import services_of
+from gateway.api.signing import Signer
 from gateway.callbutton.recordings import Recording
 from gateway.errors import Forbidden, GatewayError, InvalidParameters, NotFound, ParameterFault
 from gateway.ledger.reader import Question
-from gateway.model import Window
+from gateway.model import Call, Window
 
 LOGGER = logging.getLogger(__name__)
+HOUR = 3600  # seconds
 
 
-async def answer_recording(desk: Desk, request: Request[Any, Any, Any], token: str) -> Stream:
-    """Stream a recording. Raises GatewayError."""
+class RecordingLink(Struct, frozen=True, array_like=True):
+    """The right of a consumer to hear one call; `start` and `expires` in seconds since 1970."""
+
+    code: str
+    call_id: str
+    start: int
+    consumer: str
+    label: str
+    expires: int
+
+
+LINKS = Signer("recording", RecordingLink)
+
+
+def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
+    """The function that renders the link to a call's recording for a consumer, None without a recording."""
+    expires = (int(now) // HOUR + 2) * HOUR
+    path, name, label, sign = f"{base}/recordings/", consumer.name, consumer.label, LINKS.sign
+
+    def render(call: Call) -> str | None:
+        if call.recording_url is None:
+            return None
+        start = int(call.start_time.timestamp())
+        return path + sign(RecordingLink(call.client_code, call.id, start, name, label, expires), key)
+
+    return render
+
+
+def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
+    """Parse the token of a link. Raises Forbidden."""
+    try:
+        link = LINKS.verify(token, key)
+    except ValueError:
+        raise Forbidden("this is not a link of this gateway", "link") from None
+    if now >= link.expires:
+        raise Forbidden("this link has expired; the call has a new one", "expired link")
+    return link
+
+
+@get(
+    "/recordings/{token:str}",
+    operation_id="getRecording",
+    summary="Listen to the recording of a call",
+    tags=["calls"],
+    responses={200: ResponseSpec(bytes, description="The recording.", media_type="audio/*")},
+    kind="recording",
+)
+async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:
+    """The recording to which `recordingUrl` of a call leads, until the end of the next hour; `Range` gives a part."""
     if request.scope["query_string"]:
         raise InvalidParameters([ParameterFault("query", "a link to a recording takes no parameters")])
-    now = desk.clock()
-    capability = read_link(token, now, desk.signing_key)
-    consumer = desk.rights_of(capability.consumer, capability.label)
-    if consumer is None or "recordings" not in consumer.scopes or not may_see(consumer, capability.code):
-        raise Forbidden("who was given this link may listen no more", "link")
-    request.scope["state"]["consumer"] = consumer
-    question = Question(
-        codes=(capability.code,),
-        window=Window(capability.start, capability.start + 1),
-        deadline=asyncio.get_running_loop().time() + desk.deadline,
-    )
-    calls = (await desk.ledger.read(question)).calls
-    call = next((one for one in calls if one.id == capability.call_id), None)
+    services, context = services_of(request), context_of(request.scope)
+    now = services.clock()
+    link = parse_link(token, now, services.signing_key)
+    consumer = services.rights_of(link.consumer, link.label)
+    if consumer is None or "recordings" not in consumer.scopes or not may_see(consumer, link.code):
+        raise Forbidden("the consumer of this link lost the right to hear the recording", "link")
+    context.consumer = consumer
+    window = Window(link.start, link.start + 1)
+    deadline = asyncio.get_running_loop().time() + services.deadline
+    reading = await services.ledger.read(Question(codes=(link.code,), window=window, deadline=deadline))
+    call = next((one for one in reading.calls if one.id == link.call_id), None)
     if call is None or call.recording_url is None:
         raise NotFound("there is no recording of this call, or no longer")
-    recording = await desk.recordings.open(call.recording_url, call.id, request.headers.get("range"))
-    headers = {**recording.headers, "Cache-Control": f"private, max-age={capability.until - int(now)}"}
-    if request.scope["state"].get("head"):
-        return Stream(iter([b""]), status_code=recording.status, headers=headers)
-    return Stream(_heard(recording, request.scope["state"]), status_code=recording.status, headers=headers)
+    recording = await services.recordings.open(call.recording_url, call.id, context.header(b"range") or None)
+    headers = {**recording.headers, "Cache-Control": f"private, max-age={link.expires - int(now)}"}
+    body = iter([b""]) if context.is_head else _stream(recording, context)
+    return Stream(body, status_code=recording.status, headers=headers)
 
 
-async def _heard(recording: Recording, state: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _stream(recording: Recording, context: RequestContext) -> AsyncIterator[bytes]:
     try:
         async for piece in recording.pieces:
             yield piece
     except GatewayError as error:
-        state["broken_off"] = True
+        context.aborted = True
         LOGGER.warning("recording broken off", extra={"fields": {"error": type(error).__name__}})
         raise
+
+
+HANDLERS = [get_recording]

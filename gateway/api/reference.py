@@ -21,6 +21,7 @@ ASSETS = files("gateway.api") / "assets"
 MEDIA_TYPES = {"docs.css": "text/css", "docs.js": "text/javascript", "icon.svg": "image/svg+xml"}
 HEADERS = {
     "Cache-Control": "public, max-age=300",
+    "Vary": "Origin",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",

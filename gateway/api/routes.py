@@ -1,4 +1,4 @@
-"""The routes: every path of the gateway, its handler, and what errors become."""
+"""The application: every route, the layers around them, and the problems that errors become."""
 
 from __future__ import annotations
 
@@ -6,36 +6,27 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import yaml
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
-from litestar.handlers import BaseRouteHandler
-from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.params import FromPath
-from litestar.response import Stream
-from msgspec import Struct
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gateway.api import problems, reference
-from gateway.api.answers import Desk
-from gateway.api.authentication import Authentication, note_refusal
-from gateway.api.calls import CallPage, SingleCall, answer_call, answer_list
-from gateway.api.compression import Compression
-from gateway.api.cors import Cors
-from gateway.api.door import Door
-from gateway.api.edge import Edge
-from gateway.api.methods import Methods
-from gateway.api.negotiation import HTTPApp
-from gateway.api.openapi import complete
-from gateway.api.recordings import answer_recording
-from gateway.api.repeats import Repeats
-from gateway.api.summaries import CallSummary, ClientList, answer_clients, answer_summary
+from gateway.api import calls, openapi, problems, recordings, reference, summaries
+from gateway.api.middleware.authentication import Authentication, audit
+from gateway.api.middleware.compression import Compression
+from gateway.api.middleware.cors import Cors
+from gateway.api.middleware.head import HeadMiddleware
+from gateway.api.middleware.load_shedder import LoadShedder
+from gateway.api.middleware.request_context import HTTPApp, RequestContextMiddleware, context_of
+from gateway.api.middleware.response_cache import ResponseCache
+from gateway.api.responses import Services
 from gateway.credentials.identity import Identity
 from gateway.errors import (
     Forbidden,
@@ -50,106 +41,31 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
 
-T = TypeVar("T")
-
-
-def _answers(struct: type[Struct], description: str) -> dict[int, ResponseSpec]:
-    return {200: ResponseSpec(struct, description=description, generate_examples=False)}
+PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]
+_T = TypeVar("_T")
 
 
 @get(
-    "/clients/{code:str}/calls",
-    operation_id="listClientCalls",
-    summary="List the calls of one client",
-    tags=["calls"],
-    responses=_answers(CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
+    "/healthz",
+    operation_id="getHealth",
+    summary="Tell whether the process lives",
+    tags=["operations"],
+    responses={200: ResponseSpec(PROBE, description="The process is alive.")},
+    kind="probe",
 )
-async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
-    """Calls of one client in a window, newest first unless `sort` says otherwise."""
-    return await answer_list(request.app.state.desk, request, code)
-
-
-@get(
-    "/calls",
-    operation_id="listCalls",
-    summary="List the calls of several clients",
-    tags=["calls"],
-    responses=_answers(CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
-)
-async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
-    """Calls of several clients, or of all, in a window."""
-    return await answer_list(request.app.state.desk, request, None)
-
-
-@get(
-    "/clients/{code:str}/calls/{call_id:str}",
-    operation_id="getClientCall",
-    summary="Find one call of a client",
-    tags=["calls"],
-    responses=_answers(SingleCall, "The call."),
-)
-async def get_client_call(
-    request: Request[Any, Any, State], code: FromPath[str], call_id: FromPath[str]
-) -> Response[Any]:
-    """One call, looked for in the window given, else where the gateway last saw it, else in the last 31 days."""
-    return await answer_call(request.app.state.desk, request, code, call_id)
-
-
-@get(
-    "/clients/{code:str}/calls/summary",
-    operation_id="summarizeClientCalls",
-    summary="Summarize the calls of one client",
-    tags=["summaries"],
-    responses=_answers(CallSummary, "Figures by bucket and group, and of all calls."),
-)
-async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
-    """Counts and talk time of one client's calls in a window, by bucket of time and by group."""
-    return await answer_summary(request.app.state.desk, request, code)
-
-
-@get(
-    "/calls/summary",
-    operation_id="summarizeCalls",
-    summary="Summarize the calls of several clients",
-    tags=["summaries"],
-    responses=_answers(CallSummary, "Figures by bucket and group, and of all calls."),
-)
-async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
-    """Counts and talk time of the calls of several clients, or of all, in a window."""
-    return await answer_summary(request.app.state.desk, request, None)
-
-
-@get(
-    "/clients",
-    operation_id="listClients",
-    summary="List the clients that had calls",
-    tags=["summaries"],
-    responses=_answers(ClientList, "The clients, by code."),
-)
-async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
-    """Client codes that this consumer may see and that had calls in a window, with how many."""
-    return await answer_clients(request.app.state.desk, request)
-
-
-@get(
-    "/recordings/{token:str}",
-    operation_id="getRecording",
-    summary="Listen to the recording of a call",
-    tags=["calls"],
-    responses={200: ResponseSpec(bytes, description="The recording.", media_type="audio/*")},
-)
-async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:
-    """The recording to which `recordingUrl` of a call leads, until the end of the next hour; `Range` gives a part."""
-    return await answer_recording(request.app.state.desk, request, token)
-
-
-@get("/healthz", operation_id="getHealth", summary="Tell whether the process lives", tags=["operations"])
 async def health() -> dict[str, str]:
     """Alive."""
     return {"status": "ok"}
 
 
-@get("/readyz", operation_id="getReadiness", summary="Tell whether requests may come", tags=["operations"])
+@get(
+    "/readyz",
+    operation_id="getReadiness",
+    summary="Tell whether requests may come",
+    tags=["operations"],
+    responses={200: ResponseSpec(PROBE, description="The process is ready.")},
+    kind="probe",
+)
 async def readiness() -> dict[str, str]:
     """Ready; it does not depend on the upstream."""
     return {"status": "ok"}
@@ -176,13 +92,9 @@ async def openapi_yaml() -> Response[str]:
 
 OPERATOR_HANDLERS = [health, readiness, metrics_text]
 HANDLERS = [
-    list_client_calls,
-    list_calls,
-    get_client_call,
-    summarize_client_calls,
-    summarize_calls,
-    list_clients,
-    get_recording,
+    *calls.HANDLERS,
+    *summaries.HANDLERS,
+    *recordings.HANDLERS,
     *OPERATOR_HANDLERS,
     openapi_json,
     openapi_yaml,
@@ -190,51 +102,39 @@ HANDLERS = [
 ]
 
 
-def _once(build: Callable[[], T]) -> Callable[[], T]:
-    """Call a function the first time only. Other threads wait for its result."""
+def _once(build: Callable[[], _T]) -> Callable[[], _T]:
+    """Call a function the first time only; other threads wait for its result."""
     lock, cached = threading.Lock(), cache(build)
 
-    def locked() -> T:
+    def locked() -> _T:
         with lock:
             return cached()
 
     return locked
 
 
-@_once
-def _document() -> dict[str, Any]:
-    app = Litestar(
-        HANDLERS,
-        openapi_config=OpenAPIConfig(title="", version="", render_plugins=[], use_handler_docstrings=True),
-        logging_config=None,  # the default configuration would replace the process's
-        debug=False,
-        pdb_on_exception=False,
-    )
-    return complete(app.openapi_schema.to_schema())
-
-
 def document() -> dict[str, Any]:
-    """Return a copy of the OpenAPI document, which is built once and without side effects."""
-    return deepcopy(_document())
+    """The OpenAPI document."""
+    return openapi.build(HANDLERS)
 
 
 @_once
 def document_json() -> bytes:
-    """Render the OpenAPI document as JSON."""
-    return msgspec.json.encode(_document())
+    """The OpenAPI document as JSON."""
+    return msgspec.json.encode(document())
 
 
 @_once
 def document_yaml() -> str:
-    """Render the OpenAPI document as YAML."""
-    return yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True, width=120)
+    """The OpenAPI document as YAML."""
+    return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def answer_problem(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
-    """Turn an error into a problem. What is not foreseen goes on to the edge."""
+    """Render an error as a problem. An error that is not ours is raised again, for the outermost layer."""
     detail, headers = "", {}
     if isinstance(error, (Unauthenticated, Forbidden, RateLimited)):
-        note_refusal(request.app.state.metrics, request.scope, error)
+        audit(request.app.state.metrics, request.scope, error)
     faults: tuple[ParameterFault, ...] = ()
     if isinstance(error, GatewayError):
         kind, headers = problems.kind_of(error), problems.headers_of(error)
@@ -250,13 +150,13 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
         kind, faults = problems.INVALID, (ParameterFault("request", "cannot be read"),)
     else:
         raise error
-    state: dict[str, Any] = request.scope["state"]
-    body = problems.render_problem(kind, request.scope["path"], state["request_id"], detail, faults)
+    request_id = context_of(request.scope).request_id
+    body = problems.render_problem(kind, request.scope["path"], request_id, detail, faults)
     return Response(body, status_code=kind.status, media_type=problems.MEDIA_TYPE, headers=headers)
 
 
-def templates(app: Litestar) -> Callable[[str], str]:
-    """What finds the template of a path; for refusals, which come before the router."""
+def route_finder(app: Litestar) -> Callable[[str], str]:
+    """The function that finds the route template of a path, for refusals, which come before the router."""
     found = [
         (re.compile(re.sub(r"\\{[^}]+\\}", "[^/]+", re.escape(route.path_format))), route.path_format)
         for route in app.routes
@@ -265,41 +165,46 @@ def templates(app: Litestar) -> Callable[[str], str]:
 
 
 def create_api(
-    desk: Desk,
+    services: Services,
     identity: Identity | None,
     metrics: Metrics,
     access_log: AccessLog,
     shutdown: Shutdown,
     *,
-    repeats_bytes: int,
+    response_cache_bytes: int,
     metrics_port: int,
-    concurrency: int,
+    max_requests: int,
     cors_origins: frozenset[str],
-) -> tuple[Edge, Litestar]:
+) -> tuple[RequestContextMiddleware, Litestar]:
     """Put the API together: the application, and Litestar inside it.
 
-    Without `identity` anyone sees everything. With `metrics_port` only the application's `operator` has the metrics.
+    Without `identity` every request sees everything. With `metrics_port` only the application's `operator` has the
+    metrics.
     """
 
-    def router(handlers: Sequence[BaseRouteHandler]) -> Litestar:
+    def router(handlers: Sequence[HTTPRouteHandler]) -> Litestar:
         return Litestar(
             handlers,
             openapi_config=None,
             logging_config=None,
             exception_handlers={Exception: answer_problem},
-            state=State({"desk": desk, "metrics": metrics}),
+            state=State({"services": services, "metrics": metrics}),
             debug=False,
             pdb_on_exception=False,
         )
 
-    app = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
-    repeats = Repeats(Methods(Compression(app)), desk.clock, repeats_bytes, metrics.requests)
-    inside: HTTPApp = Authentication(repeats, identity, desk.rates, desk.exports, desk.clock, metrics, templates(app))
-    if cors_origins:
-        inside = Cors(inside, cors_origins)
-    edge = Edge(Door(inside, concurrency, shutdown), app, metrics, access_log, shutdown)
+    def outermost(app: HTTPApp, litestar: Litestar) -> RequestContextMiddleware:
+        app = LoadShedder(app, max_requests, shutdown)
+        app = Cors(app, cors_origins) if cors_origins else app
+        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown)
+
+    litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
+    cached = ResponseCache(
+        HeadMiddleware(Compression(litestar)), services.clock, response_cache_bytes, metrics.requests
+    )
+    routes = route_finder(litestar)
+    api = outermost(Authentication(cached, identity, services.rates, services.clock, metrics, routes), litestar)
     if metrics_port:
         operator = router(OPERATOR_HANDLERS)
-        door = Door(Methods(Compression(operator)), concurrency, shutdown)
-        edge.operator = Edge(door, operator, metrics, access_log, shutdown)
-    return edge, app
+        api.operator = outermost(HeadMiddleware(Compression(operator)), operator)
+    return api, litestar

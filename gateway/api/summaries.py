@@ -1,105 +1,203 @@
 """Summaries, and the clients that had calls: figures of a whole window, by bucket and group.
 
-Rule: figures are counted before anything is masked; no number, name or text of a caller is in them.
+Rule: figures are computed before masking; no number, name or text of a caller is in them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
-from litestar import Request, Response
+import msgspec
+from litestar import Request, Response, get
+from litestar.datastructures import State
+from litestar.openapi import ResponseSpec
+from litestar.params import FromPath
 from msgspec import Struct
 
-from gateway.api import params
-from gateway.api.answers import JSON, Asking, Desk, Meta, instant, meta_of
-from gateway.api.wanted import SummaryRequest, read_clients, read_summary
+from gateway.api.middleware.request_context import RequestContext, context_of
+from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
+from gateway.api.responses import (
+    JSON,
+    Meta,
+    Services,
+    cache_query,
+    consumer_of,
+    instant,
+    json_response,
+    meta_of,
+    negotiate,
+    row_filter,
+    services_of,
+)
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.ledger.extents import Extent
 from gateway.ledger.figures import Count, Figures, Group, Shape
 from gateway.ledger.reader import Question
 from gateway.ledger.readings import Reading
 from gateway.ledger.stream import counted
-from gateway.model import Call
+from gateway.model import EVERY_CLIENT
 
-MOST_ROWS = 20_000
-TURN = 20_000  # calls counted without a turn of the event loop, about 5 ms
-EVER = (-(10**11),)  # one bucket for whatever window, so that figures of it are remembered
-GROUPS: dict[str, Callable[[Call], Group]] = {
-    "result": lambda call: call.result.value,
-    "campaign": attrgetter("campaign"),
-    "did": attrgetter("did"),
-    "phoneType": lambda call: call.phone_type.value,
-    "client": attrgetter("client_code"),
-}
+MAX_ROWS = 20_000  # about 5 MB of JSON
+BATCH_SIZE = 20_000  # calls counted in one turn of the event loop, about 5 ms
+EVER = (-(10**11),)  # seconds; one bucket whatever the window, so that its figures are cached
 
 
 class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Figures of calls: how many, how many connected, from how many numbers, how long, in seconds.
+    """Figures of calls."""
 
-    `newCallers` called here for the first time within the window; the mean is of calls that say how long was talked.
-    """
-
-    calls: int
-    connected: int
-    unique_callers: int
-    new_callers: int
-    duration_seconds: int
-    talk_time_seconds: int
-    mean_talk_time_seconds: float | None
+    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
+    connected: Annotated[int, msgspec.Meta(description="Calls that were answered.", examples=[1])]
+    unique_callers: Annotated[int, msgspec.Meta(description="Distinct numbers of callers.", examples=[2])]
+    new_callers: Annotated[
+        int, msgspec.Meta(description="Callers whose first call within the window is among these.", examples=[2])
+    ]
+    duration_seconds: Annotated[int, msgspec.Meta(description="Sum of the calls' durations.", examples=[412])]
+    talk_time_seconds: Annotated[int, msgspec.Meta(description="Sum of the calls' talk times.", examples=[332])]
+    mean_talk_time_seconds: Annotated[
+        float | None,
+        msgspec.Meta(description="Mean of the talk times that are known; null if none is.", examples=[166.0]),
+    ]
 
 
 class Row(Totals, frozen=True, kw_only=True, rename="camel"):
-    """The figures of one bucket and group; `group` is null without `groupBy`, and of calls that have no such value."""
+    """The figures of one bucket of time and one group."""
 
-    bucket_start: datetime
-    group: str | None
+    bucket_start: Annotated[
+        datetime, msgspec.Meta(description="When the bucket begins.", examples=["2026-11-01T05:00:00Z"], tz=True)
+    ]
+    group: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The value of `groupBy`; null without it, and for calls without a value.", examples=[None]
+        ),
+    ]
 
 
 class CallSummary(Struct, frozen=True, kw_only=True):
-    """Figures by bucket and group, the oldest first, and of all calls of the window."""
+    """Figures by bucket of time and group, oldest first, and of all calls of the window."""
 
-    data: list[Row]
+    data: Annotated[list[Row], msgspec.Meta(description="The figures, empty buckets included.")]
     total: Totals
     meta: Meta
 
 
 class ClientFigures(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A client, and how many calls it had in the window."""
+    """A client, and its number of calls in the window."""
 
-    client_code: str
-    calls: int
+    client_code: Annotated[str, msgspec.Meta(description="The client's code.", examples=["8005550100"])]
+    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
 
 
 class ClientList(Struct, frozen=True, kw_only=True):
     """The clients that had calls in the window, by code."""
 
-    data: list[ClientFigures]
+    data: Annotated[list[ClientFigures], msgspec.Meta(description="The clients.")]
     meta: Meta
 
 
-async def _count(asking: Asking, question: Question, count: Callable[[Extent], None]) -> Reading:
-    """Count every extent of a window, and tell what they rest on. Raises UpstreamError."""
-    desk, now, since = asking.desk, asking.desk.clock(), 0
-    rests_on: Reading | None = None
-    async for part in counted(desk.ledger, question, now, desk.deadline):
+SUMMARY = ResponseSpec(CallSummary, description="Figures by bucket and group, and of all calls.")
+
+
+@get(
+    "/clients/{code:str}/calls/summary",
+    operation_id="summarizeClientCalls",
+    summary="Summarize the calls of one client",
+    tags=["summaries"],
+    responses={200: SUMMARY},
+    kind="summary",
+)
+async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
+    """Counts and talk time of one client's calls in a window, by bucket of time and by group."""
+    return await summary_response(request, code)
+
+
+@get(
+    "/calls/summary",
+    operation_id="summarizeCalls",
+    summary="Summarize the calls of several clients",
+    tags=["summaries"],
+    responses={200: SUMMARY},
+    kind="summary",
+)
+async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
+    """Counts and talk time of the calls of several clients, or of all, in a window."""
+    return await summary_response(request, None)
+
+
+@get(
+    "/clients",
+    operation_id="listClients",
+    summary="List the clients that had calls",
+    tags=["summaries"],
+    responses={200: ResponseSpec(ClientList, description="The clients, by code.")},
+    kind="clients",
+)
+async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
+    """Client codes that this consumer may see and that had calls in a window, with their number of calls."""
+    services, context = services_of(request), context_of(request.scope)
+    negotiate(context, JSON)
+    window = parse_clients_query(request.scope["query_string"], services.clock(), services.history_start)
+    question = cache_query(services, context, (EVERY_CLIENT,), window)
+    keep = row_filter(context, question)
+    calls: Counter[str] = Counter()
+
+    def count(extent: Extent) -> None:
+        if extent.listed is None:
+            calls.update([call.client_code for call in keep(extent.calls)])
+        else:
+            calls.update({code: len(keep(listed)) for code, listed in extent.listed.items()})
+
+    reading = await _count(services, context, question, count)
+    rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
+    return json_response(services, context, ClientList(data=rows, meta=meta_of(window, reading)), window, reading)
+
+
+async def summary_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes]:
+    """A summary of the calls of the client in the path, or of those of `client`. Raises GatewayError."""
+    services, context = services_of(request), context_of(request.scope)
+    negotiate(context, JSON)
+    query = parse_summary_query(request.scope["query_string"], code, services.clock(), services.history_start)
+    question = cache_query(services, context, query.codes, query.window, filters=query.filters.texts)
+    counted_calls = query.group_by, query.filters, consumer_of(context).clients
+    shape = Shape(
+        name=(query.interval, query.zone, counted_calls),
+        counted=counted_calls,
+        starts=EVER if query.interval == "none" else query.starts,
+        group=GROUPS[query.group_by] if query.group_by else None,
+        keep=row_filter(context, question, query.filters),
+    )
+    figures = Figures(shape)
+    reading = await _count(services, context, question, figures.add)
+    found, total = figures.sums()
+    body = CallSummary(data=_rows(query, found), total=Totals(**_figures(total)), meta=meta_of(query.window, reading))
+    return json_response(services, context, body, query.window, reading)
+
+
+async def _count(
+    services: Services, context: RequestContext, question: Question, count: Callable[[Extent], None]
+) -> Reading:
+    """Count every extent of a window, and return the reading that they are from. Raises UpstreamError."""
+    now, since = services.clock(), 0
+    total: Reading | None = None
+    async for part in counted(services.ledger, question, now, services.deadline):
         for extent in part.extents:
             count(extent)
             since += len(extent.calls)
-            if since > TURN:
+            if since > BATCH_SIZE:
                 since = 0
                 await asyncio.sleep(0)
-        rests_on = part.reading if rests_on is None else _together(rests_on, part.reading)
-    asking.has_read()
-    return rests_on or Reading(as_of=now, oldest_fetch=now, past=-1)
+        total = part.reading if total is None else _combined(total, part.reading)
+    context.read_finished = time.perf_counter()
+    return total or Reading(as_of=now, oldest_fetch=now, past=-1)
 
 
-def _together(before: Reading, reading: Reading) -> Reading:
-    """What two neighbouring spans rest on, the newer one last."""
+def _combined(before: Reading, reading: Reading) -> Reading:
+    """The reading of two neighbouring spans, the newer one last."""
     return Reading(
         as_of=reading.as_of,
         oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
@@ -111,94 +209,30 @@ def _together(before: Reading, reading: Reading) -> Reading:
     )
 
 
-async def answer_summary(desk: Desk, request: Request[Any, Any, Any], code: str | None) -> Response[bytes]:
-    """Answer figures of one client's calls, or of those named by `client`. Raises GatewayError."""
-    asking = Asking(desk, request)
-    asking.choose(JSON)
-    values = params.read_query(request.scope["query_string"], "summary", with_client=code is None)
-    wanted = read_summary(params.read_codes(code, values), values, desk.clock(), desk.history_start)
-    question = asking.question(wanted.codes, wanted.window, values)
-    figures = Figures(_shape(asking, question, wanted))
-    reading = await _count(asking, question, figures.add)
-    found, total = figures.sums()
-    body = CallSummary(data=_rows(wanted, found), total=_totals(total), meta=meta_of(wanted.window, reading))
-    return asking.answer(body, _before_meta, wanted.window, reading)
-
-
-async def answer_clients(desk: Desk, request: Request[Any, Any, Any]) -> Response[bytes]:
-    """Answer the clients that had calls in a window. Raises GatewayError."""
-    asking = Asking(desk, request)
-    asking.choose(JSON)
-    values = params.read_query(request.scope["query_string"], "clients")
-    window = read_clients(values, desk.clock(), desk.history_start)
-    question = asking.question(("*",), window, values)
-    keep = asking.keep(question)
-    calls: Counter[str] = Counter()
-
-    def count(extent: Extent) -> None:
-        if extent.listed is None:
-            calls.update([call.client_code for call in keep(extent.calls)])
-        else:
-            calls.update({code: len(keep(listed)) for code, listed in extent.listed.items()})
-
-    reading = await _count(asking, question, count)
-    rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
-    body = ClientList(data=rows, meta=meta_of(window, reading))
-    return asking.answer(body, _before_meta, window, reading)
-
-
-def _before_meta(encoded: bytes) -> bytes:
-    return encoded[: encoded.rindex(b',"meta":')]
-
-
-def _shape(asking: Asking, question: Question, wanted: SummaryRequest) -> Shape:
-    counted = wanted.group_by, wanted.filters, asking.consumer.clients
-    return Shape(
-        name=(wanted.interval, wanted.zone, counted),
-        counted=counted,
-        starts=EVER if wanted.interval == "none" else wanted.starts,
-        group=GROUPS[wanted.group_by] if wanted.group_by else None,
-        keep=asking.keep(question, wanted.filters),
-    )
-
-
-def _rows(wanted: SummaryRequest, found: Sequence[tuple[int, dict[Group, Count]]]) -> list[Row]:
-    """A row for each bucket and each group of the window. Raises InvalidParameters if they are too many."""
-    every = sorted({name for _, groups in found for name in groups}, key=lambda name: (name is None, name)) or [None]
-    if len(found) * len(every) > MOST_ROWS:
-        detail = (
-            f"makes {len(found)} buckets of {len(every)} groups, more than {MOST_ROWS} rows; ask for longer buckets"
-        )
+def _rows(query: SummaryQuery, found: Sequence[tuple[int, dict[Group, Count]]]) -> list[Row]:
+    """A row for each bucket and each group of the window. Raises InvalidParameters for too many."""
+    names = sorted({name for _, groups in found for name in groups}, key=lambda name: (name is None, name)) or [None]
+    if len(found) * len(names) > MAX_ROWS:
+        detail = f"makes {len(found)} buckets of {len(names)} groups, more than {MAX_ROWS} rows; ask for longer buckets"
         raise InvalidParameters([ParameterFault("groupBy", detail)])
     nothing = Count()
     return [
-        _row(instant(start), name, groups.get(name, nothing))
-        for start, (_, groups) in zip(wanted.starts, found, strict=True)
-        for name in every
+        Row(bucket_start=instant(start), group=name, **_figures(groups.get(name, nothing)))
+        for start, (_, groups) in zip(query.starts, found, strict=True)
+        for name in names
     ]
 
 
-def _row(start: datetime, group: Group, count: Count) -> Row:
-    return Row(
-        bucket_start=start,
-        group=group,
-        calls=count.calls,
-        connected=count.connected,
-        unique_callers=count.callers,
-        new_callers=count.new,
-        duration_seconds=count.duration,
-        talk_time_seconds=count.talk,
-        mean_talk_time_seconds=count.mean_talk,
-    )
+def _figures(count: Count) -> dict[str, Any]:
+    return {
+        "calls": count.calls,
+        "connected": count.connected,
+        "unique_callers": count.callers,
+        "new_callers": count.new,
+        "duration_seconds": count.duration,
+        "talk_time_seconds": count.talk,
+        "mean_talk_time_seconds": count.mean_talk,
+    }
 
 
-def _totals(count: Count) -> Totals:
-    return Totals(
-        calls=count.calls,
-        connected=count.connected,
-        unique_callers=count.callers,
-        new_callers=count.new,
-        duration_seconds=count.duration,
-        talk_time_seconds=count.talk,
-        mean_talk_time_seconds=count.mean_talk,
-    )
+HANDLERS = [summarize_client_calls, summarize_calls, list_clients]

@@ -18,6 +18,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -115,22 +116,22 @@ def _going_on(chosen: argparse.Namespace) -> str:
 
 def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -> Mark:
     """Read what is asked as the mark before the first call. Raises ValueError."""
-    from gateway.api import params, wanted
+    from gateway.api.query import parse_list_query
 
     suffix = chosen.output.suffix.lower() if chosen.output else ""
-    values = {name: [getattr(chosen, name)] for name in ("start", "end", "tz") if getattr(chosen, name)}
+    parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(chosen, name))]
+    parameters += [("client", code) for code in (*chosen.code, *chosen.client)]
     if chosen.all and (chosen.start or chosen.end):
         raise ValueError("--all asks without dates: leave --start and --end out")
     fields = [field.strip() for field in chosen.fields.split(",") if field.strip()]
     if unknown := next((field for field in fields if field not in FIELDS), None):
         raise ValueError(f"{unknown} is not a field; there are {', '.join(FIELDS)}")
     try:
-        codes = params.read_codes(None, {"client": [*chosen.code, *chosen.client]})
-        window = wanted.read_list(codes, values, now, settings.history_start).window
+        query = parse_list_query(urlencode(parameters).encode(), None, now, settings.history_start, b"")
     except errors.InvalidParameters as error:
         raise ValueError(str(error).replace("client: is required; client=*", "CODE: is required; '*'")) from error
     asked = {
-        "clients": ",".join(codes),
+        "clients": ",".join(query.codes),
         "start": chosen.start or "",
         "end": chosen.end or "",
         "tz": chosen.tz,
@@ -139,7 +140,7 @@ def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -
         "format": chosen.format or ENDINGS.get(suffix, "ndjson"),
         "fields": ",".join(fields),
     }
-    return Mark(asked, (window.start, window.end), window.start)
+    return Mark(asked, (query.window.start, query.window.end), query.window.start)
 
 
 class Export:

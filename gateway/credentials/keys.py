@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.access import PATTERN, SCOPES, Consumer, read_rate
+from gateway.access import PATTERN, SCOPES, Consumer, parse_rate
 
 PREFIX = "cbg_"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
@@ -148,7 +148,7 @@ def _consumer(entry: ConsumerEntry) -> Consumer:
         if scope not in SCOPES:
             raise ValueError(f"scope {number} is not one of {', '.join(SCOPES)}")
     try:
-        rate = None if entry.rate is None else read_rate(entry.rate)
+        rate = None if entry.rate is None else parse_rate(entry.rate)
     except ValueError as error:
         raise ValueError(f"rate {error}") from error
     return Consumer(

@@ -1,7 +1,7 @@
-"""Moments, ranges and buckets of time as consumers name them, in the zone that they name. Pure.
+"""Windows and buckets of time, as consumers write them, in the time zone that they name. Pure.
 
 Rules:
-- A day begins at the first instant of its date, a week on Monday; days have 23, 24 or 25 hours, as the zone says.
+- A day begins at the first instant of its date, a week on Monday. Days have 23, 24 or 25 hours, as the zone says.
 - Arithmetic is on dates and on seconds since 1970, never on local date-times.
 """
 
@@ -16,13 +16,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
 
-MOMENT = re.compile(
+INSTANT = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2})?)(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
 )
-EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-MOST_BUCKETS = 10_000
-HOUR = 3600
-QUARTER = 900  # seconds: every zone's offset since 1972 is so many quarters
+MIN_INSTANT, MAX_INSTANT = datetime(1900, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+MAX_BUCKETS = 10_000  # about 14 months of hours: 5 MB of JSON
+HOUR = 3600  # seconds
+QUARTER = 900  # seconds; since 1972 the UTC offset of every zone is a multiple of it
 DAY = timedelta(days=1)
 
 RANGES: dict[str, Callable[[date], tuple[date, date | None]]] = {
@@ -33,58 +33,66 @@ RANGES: dict[str, Callable[[date], tuple[date, date | None]]] = {
     "this_month": lambda day: (day.replace(day=1), None),
     "last_month": lambda day: ((day.replace(day=1) - DAY).replace(day=1), day.replace(day=1)),
     "this_year": lambda day: (day.replace(month=1, day=1), None),
-}
+}  # by name: first day, and the day after the last (None: until now)
 
 
-def read_zone(single: Mapping[str, str], faults: list[ParameterFault]) -> ZoneInfo:
-    """Read `tz`."""
+def parse_zone(text: str) -> ZoneInfo:
+    """Parse the name of a time zone. Raises ValueError."""
     try:
-        return ZoneInfo(single.get("tz", "UTC"))
+        return ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        faults.append(ParameterFault("tz", "is not an IANA time zone such as America/Chicago"))
-        return ZoneInfo("UTC")
+        raise ValueError("is not an IANA time zone such as America/Chicago") from None
 
 
-def read_window(
-    single: Mapping[str, str], zone: ZoneInfo, now: float, history_start: int, faults: list[ParameterFault]
+def parse_window(
+    values: Mapping[str, str], zone: ZoneInfo, now: float, history_start: int, faults: list[ParameterFault]
 ) -> Window:
-    """Read `start` and `end`, or `range`, as whole seconds; a fraction rounds outwards."""
+    """Parse `start` and `end`, or `range`, as whole seconds; a fraction rounds outwards. Adds to `faults`."""
     current = math.ceil(now)
-    if (name := single.get("range")) is not None:
-        faults += [ParameterFault(other, "does not go with range") for other in ("start", "end") if other in single]
-        if name not in RANGES:
-            faults.append(ParameterFault("range", f"is none of {', '.join(RANGES)}"))
-            return Window(history_start, current)
+    if (name := values.get("range")) is not None:
+        faults += [
+            ParameterFault(other, "cannot be combined with range") for other in ("start", "end") if other in values
+        ]
         first, after = RANGES[name](datetime.fromtimestamp(now, zone).date())
         start = max(history_start, midnight(first, zone))
         return Window(start, max(start + 1, current if after is None else midnight(after, zone)))
     before = len(faults)
-    start = max(history_start, _moment("start", single.get("start"), zone, faults, default=history_start))
-    end = _moment("end", single.get("end"), zone, faults, default=current)
+    start, end = history_start, current
+    try:
+        if "start" in values:
+            start = max(history_start, _parse_instant(values["start"], zone)[0])
+    except ValueError as error:
+        faults.append(ParameterFault("start", str(error)))
+    try:
+        if "end" in values:
+            end = sum(_parse_instant(values["end"], zone))
+    except ValueError as error:
+        faults.append(ParameterFault("end", str(error)))
     if len(faults) == before and start >= end:
         faults.append(ParameterFault("start", "is not before end"))
     return Window(start, end)
 
 
-def _moment(name: str, text: str | None, zone: ZoneInfo, faults: list[ParameterFault], default: int) -> int:
-    if text is None:
-        return default
-    match = MOMENT.fullmatch(text)
-    if match is not None:
-        date_part, clock, fraction, offset = match.groups()
-        # A plus sign that was not encoded arrives as a space.
-        marked = "+00:00" if offset in ("Z", "z") else (offset or "").replace(" ", "+")
-        try:
-            moment = datetime.fromisoformat(f"{date_part}T{clock or '00:00'}{marked}")
-            moment = moment if marked else moment.replace(tzinfo=zone)
-            if EARLIEST <= moment.astimezone(UTC) <= LATEST:
-                return int(moment.timestamp()) + (name == "end" and bool((fraction or "").strip(".0")))
-            faults.append(ParameterFault(name, f"is not between the years {EARLIEST.year} and {LATEST.year}"))
-            return default
-        except (ValueError, OverflowError):
-            pass
-    faults.append(ParameterFault(name, "is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)"))
-    return default
+def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
+    """Parse a date, date-time or instant as whole seconds since 1970, and whether it has a fraction of a second more.
+
+    Raises ValueError.
+    """
+    match = INSTANT.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        day, clock, fraction, offset = match.groups()
+        # A plus sign that was not URL-encoded arrives as a space.
+        suffix = "+00:00" if offset in ("Z", "z") else (offset or "").replace(" ", "+")
+        instant = datetime.fromisoformat(f"{day}T{clock or '00:00'}{suffix}")
+        instant = instant if suffix else instant.replace(tzinfo=zone)
+        in_bounds = MIN_INSTANT <= instant.astimezone(UTC) <= MAX_INSTANT
+    except (ValueError, OverflowError):
+        raise ValueError("is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)") from None
+    if not in_bounds:
+        raise ValueError(f"is not between the years {MIN_INSTANT.year} and {MAX_INSTANT.year}")
+    return int(instant.timestamp()), bool((fraction or "").strip(".0"))
 
 
 def midnight(day: date, zone: ZoneInfo) -> int:
@@ -98,8 +106,10 @@ def bucket_starts(window: Window, interval: str, zone: ZoneInfo) -> list[int]:
         return [window.start]
     first, last = (datetime.fromtimestamp(edge, zone).date() for edge in (window.start, window.end - 1))
     shortest = {"hour": HOUR, "day": 82800, "week": 7 * 82800, "month": 28 * 82800}[interval]
-    if (window.end - window.start) / shortest > MOST_BUCKETS:
-        detail = f"cuts this window into more than {MOST_BUCKETS} buckets; ask for longer ones or a shorter window"
+    if (window.end - window.start) / shortest > MAX_BUCKETS:
+        detail = (
+            f"divides this window into more than {MAX_BUCKETS} buckets; choose a longer interval or a shorter window"
+        )
         raise InvalidParameters([ParameterFault("interval", detail)])
     if interval == "hour":
         return _hours(window, zone)
@@ -116,7 +126,7 @@ def bucket_starts(window: Window, interval: str, zone: ZoneInfo) -> list[int]:
 
 
 def _hours(window: Window, zone: ZoneInfo) -> list[int]:
-    """The beginnings of clock hours: of an hour that comes twice both, of one that is skipped none."""
+    """The beginnings of clock hours. A repeated hour has two, a skipped hour none."""
 
     def offset(instant: int) -> int:
         moved = datetime.fromtimestamp(instant, zone).utcoffset()

@@ -1,6 +1,17 @@
-"""Exact repeats: the same bytes within freshness, for the same consumer, and never a moment longer."""
+"""The response cache: the same bytes within freshness, for the same consumer, never a moment longer, and bounded."""
 
-from tests.conftest import NOW, Make
+import asyncio
+import tracemalloc
+from typing import Any, cast
+
+from litestar.types import HTTPScope, Message, Receive, Send
+from prometheus_client import CollectorRegistry
+
+from gateway.access import Consumer
+from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
+from gateway.api.middleware.response_cache import MAX_TTL, ResponseCache
+from gateway.metrics import RequestMetrics
+from tests.conftest import NOW, Clock, Make
 
 CALLS = "/clients/8005550100/calls"
 PAST = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}
@@ -110,3 +121,86 @@ def test_each_coding_is_held_as_it_was_compressed(stand: Make):
         assert (again.headers["content-encoding"], again.json()) == (coding, plain.json())
         assert again.headers["content-length"] == first.headers["content-length"]
     assert gateway.metric("repeats_total") == 2
+
+
+BODY = b"[]"
+CONSUMER = Consumer(name="dashboard", clients=("*",), scopes=frozenset({"calls"}))
+
+
+async def application(scope: HTTPScope, _: Receive, send: Send) -> None:
+    """Answer everything with the same response, which may be repeated for an hour."""
+    context_of(scope).lifetime = Lifetime(as_of=NOW, fresh_until=NOW + 3600, until=NOW + 3600)
+    headers = [(b"etag", b'W/"1"'), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": BODY, "more_body": False})
+
+
+def cache_of(clock: Clock, max_bytes: int) -> ResponseCache:
+    return ResponseCache(application, clock, max_bytes, RequestMetrics(CollectorRegistry()))
+
+
+def ask(cache: ResponseCache, query: bytes, **headers: bytes) -> list[Message]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    fields = {name.replace("_", "-").encode(): value for name, value in headers.items()}
+    context = RequestContext("1", fields, 0.0, CONSUMER)
+    scope: dict[str, Any] = {"method": "GET", "raw_path": b"/calls", "query_string": query}
+    scope["state"] = {"context": context}
+
+    async def run() -> None:
+        await cache(cast("HTTPScope", scope), cast("Receive", None), send)
+
+    asyncio.run(run())
+    return sent
+
+
+def test_hostile_keys_stay_within_the_bound():
+    """Each request has a key of 8 kB and a body of 2 bytes."""
+    bound = 1024**2
+    cache = cache_of(Clock(), bound)
+    ask(cache, b"first")
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            ask(cache, b"", accept=b"text/x%d, " % number + b"a" * 8000)
+            assert cache.size <= bound
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert bound / 2 < held < bound * 1.2
+    assert len(ask(cache, b"first")) == 2  # evicted, and answered by the application
+
+
+def test_many_small_entries_stay_within_the_bound():
+    bound = 1024**2
+    cache = cache_of(Clock(), bound)
+    ask(cache, b"first")
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            ask(cache, b"%d" % number)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert cache.size <= bound
+    assert held < bound * 1.2
+
+
+def test_expired_entries_are_dropped_when_a_response_is_stored():
+    clock = Clock()
+    cache = cache_of(clock, 1024**2)
+    for number in range(50):
+        ask(cache, b"%d" % number)
+    full = cache.size
+    clock.now += MAX_TTL + 1
+    ask(cache, b"another")
+    assert cache.size < full / 40
+
+
+def test_a_response_larger_than_the_bound_is_not_held():
+    cache = cache_of(Clock(), 1000)
+    ask(cache, b"")
+    assert cache.size == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.moments import RANGES, bucket_starts, read_window
+from gateway.api.time_ranges import RANGES, bucket_starts, parse_window
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
 
@@ -105,7 +105,7 @@ def test_a_range_is_never_empty_and_begins_at_a_midnight(now: int, name: str):
     zone = ZoneInfo(name)
     for words in RANGES:
         faults: list[ParameterFault] = []
-        window = read_window({"range": words}, zone, now, 0, faults)
+        window = parse_window({"range": words}, zone, now, 0, faults)
         assert not faults
         assert window.start < window.end <= now + 1
         before, first = (datetime.fromtimestamp(window.start - less, zone).date() for less in (1, 0))
@@ -121,7 +121,7 @@ def test_dates_and_times_are_read_in_their_zone_and_offsets_are_heeded():
     }
     for (start, end), expected in cases.items():
         faults: list[ParameterFault] = []
-        window = read_window(
+        window = parse_window(
             {"start": start, "end": end}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults
         )
         assert (faults, (window.start, window.end)) == ([], (seconds(expected[0]), seconds(expected[1])))
@@ -130,5 +130,5 @@ def test_dates_and_times_are_read_in_their_zone_and_offsets_are_heeded():
 @pytest.mark.parametrize("start", ["1000-01-01", "9999-01-01T00:00:00Z"])
 def test_a_date_too_far_off_is_told_apart_from_what_is_none(start: str):
     faults: list[ParameterFault] = []
-    read_window({"start": start}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults)
+    parse_window({"start": start}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults)
     assert [fault.detail for fault in faults] == ["is not between the years 1900 and 9000"]

@@ -1,0 +1,92 @@
+"""Load shedding: requests that are refused before authentication, and the end of those whose client disconnects.
+
+Rules:
+- At most `max_requests` are in progress; one more is refused at once (503, Retry-After) instead of queued. Health,
+  readiness and metrics are always answered.
+- A query is of bounded length.
+- A request whose client disconnects is cancelled, and releases the flights that it waits for: POSTs that are not sent
+  yet are dropped. A request is watched once it takes longer than `POLL_INTERVAL`; most are answered sooner.
+- Once the process is shutting down, `/readyz` is 503; every other request is answered as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import cast
+
+from litestar.types import HTTPScope, Receive, Send
+
+from gateway.api import problems
+from gateway.api.middleware.request_context import HTTPApp, context_of
+from gateway.shutdown import Shutdown
+
+ALWAYS = frozenset(("/healthz", "/readyz", "/metrics"))
+MAX_QUERY = 16 * 1024  # bytes; a cursor is at most a few hundred, 50 client codes are 4,000
+POLL_INTERVAL = 0.05  # seconds; a response from the cache takes 1 ms
+Request = asyncio.Task[object]  # the task that answers a request
+
+
+class LoadShedder:
+    """An ASGI layer that lets `max_requests` through at a time."""
+
+    def __init__(self, app: HTTPApp, max_requests: int, shutdown: Shutdown) -> None:
+        self._app = app
+        self._max_requests = max_requests
+        self._shutdown = shutdown
+        self._in_progress: dict[Request, Receive] = {}
+        self._polled: set[Request] = set()  # in progress at the last poll
+        self._watchers: dict[Request, asyncio.Task[None]] = {}
+        self._disconnected: set[Request] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Let a request through, or refuse it."""
+        if scope["path"] in ALWAYS:
+            if scope["path"] == "/readyz" and self._shutdown.begun.is_set():
+                return self._refuse(scope, send, problems.OVERLOADED, "this replica is shutting down")
+            return self._app(scope, receive, send)
+        if len(self._in_progress) >= self._max_requests:
+            return self._refuse(scope, send, problems.OVERLOADED, "too many requests are in progress")
+        if len(scope["query_string"]) > MAX_QUERY:
+            return self._refuse(scope, send, problems.INVALID, f"the query is longer than {MAX_QUERY} bytes")
+        return self._serve(scope, receive, send)
+
+    def _refuse(self, scope: HTTPScope, send: Send, kind: problems.Kind, detail: str) -> Awaitable[None]:
+        headers = ((b"retry-after", b"1"),) if kind is problems.OVERLOADED else ()
+        return problems.send_problem(send, kind, scope["path"], context_of(scope).request_id, detail, headers)
+
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        request = cast("Request", asyncio.current_task())
+        self._in_progress[request] = receive
+        if self._timer is None:
+            self._poll_later()
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if request not in self._disconnected or request.uncancel():
+                raise
+        finally:
+            del self._in_progress[request]
+            self._disconnected.discard(request)
+            if (watcher := self._watchers.pop(request, None)) is not None:
+                watcher.cancel()
+
+    def _poll_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(POLL_INTERVAL, self._poll)
+
+    def _poll(self) -> None:
+        """Watch the requests that were in progress at the last poll, too."""
+        self._timer = None
+        for request in self._polled & self._in_progress.keys() - self._watchers.keys():
+            watcher = asyncio.get_running_loop().create_task(self._watch(request, self._in_progress[request]))
+            self._watchers[request] = watcher
+        self._polled = set(self._in_progress)
+        if self._polled:
+            self._poll_later()
+
+    async def _watch(self, request: Request, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._disconnected.add(request)
+        request.cancel()

@@ -1,0 +1,163 @@
+"""The outermost layer: the request's context, metrics, the access log, and a problem for every exception that escapes.
+
+Rules:
+- It wraps Litestar, whose 404 and 405 are raised before Litestar's own middleware.
+- Logs and labels hold route templates, never paths or queries: client codes are telephone numbers.
+- Bodies are sent in chunks, so that the part that the client has not read waits here, not in the server's buffer.
+- Once the process is shutting down, every response closes its connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPScope, Message, Receive, Scope, Send
+from msgspec import Struct
+
+from gateway import tracing
+from gateway.access import Consumer
+from gateway.api import problems
+from gateway.api.negotiation import Headers
+from gateway.logs import AccessLog
+from gateway.metrics import Metrics
+from gateway.shutdown import Shutdown
+
+LOGGER = logging.getLogger(__name__)
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}  # all others share one label
+SECURITY = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+CLOSE = ((b"connection", b"close"),)
+CHUNK_SIZE = 64 * 1024  # bytes; as large as the server's buffer
+CLIENT_CLOSED = 499  # the client disconnected before the response began; nginx's status for it
+HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # a layer; requests that are not HTTP end here
+
+
+class Lifetime(Struct, frozen=True):
+    """How long a response may be repeated: fetched `as_of`, fresh until `fresh_until`, unchanged until `until`."""
+
+    as_of: float
+    fresh_until: float
+    until: float
+
+
+class RequestContext(Struct):
+    """What the layers and handlers know of one request."""
+
+    request_id: str
+    headers: dict[bytes, bytes]  # by lower-case name; the values of repeated fields are joined (RFC 9110, section 5.3)
+    started: float  # of `time.perf_counter`, as is `read_finished`
+    consumer: Consumer | None = None
+    response_headers: Headers = []  # added to the response, whichever layer sends it
+    read_finished: float = 0  # when the cache had answered
+    lifetime: Lifetime | None = None  # set by a handler whose response may be repeated
+    release: Callable[[], None] | None = None  # called at the end, to give back what the request holds
+    is_head: bool = False  # nobody reads the body
+    aborted: bool = False  # the stream was cut short on purpose, and is logged
+
+    def header(self, name: bytes) -> str:
+        """The value of a request header; empty without it."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """The context of a request."""
+    context: RequestContext = scope["state"]["context"]
+    return context
+
+
+class RequestContextMiddleware:
+    """The ASGI application; what is not HTTP is served by `lifespan`. `operator` answers the metrics port, if any."""
+
+    operator: RequestContextMiddleware | None = None
+
+    def __init__(
+        self, app: HTTPApp, lifespan: ASGIApp, metrics: Metrics, access_log: AccessLog, shutdown: Shutdown
+    ) -> None:
+        self.shutdown = shutdown
+        self._app = app
+        self._lifespan = lifespan
+        self._metrics = metrics
+        self._access_log = access_log
+        self._process = secrets.token_hex(8)
+        self._numbers = itertools.count()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._lifespan(scope, receive, send)
+        else:
+            with tracing.span("request", headers=scope["headers"]) as span:
+                await self._serve(scope, receive, send, span)
+
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span | None) -> None:
+        headers = combine(scope["headers"])
+        request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
+        context = RequestContext(request_id, headers, started)
+        scope.setdefault("state", {})["context"] = context
+        status = CLIENT_CLOSED
+
+        def send_with_headers(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                closing = CLOSE if self.shutdown.begun.is_set() else ()
+                own = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message["headers"], *context.response_headers, *SECURITY, *closing, own]
+            elif message["type"] == "http.response.body" and len(message["body"]) > CHUNK_SIZE:
+                return send_in_chunks(message, send)
+            return send(message)
+
+        requests = self._metrics.requests
+        requests.under_way += 1
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            if context.aborted:
+                return  # without the end of the response: the server closes the connection, so the client notices
+            LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
+            if status != CLIENT_CLOSED:
+                raise  # the response has begun: breaking it off is all that can be said
+            await problems.send_problem(send_with_headers, problems.INTERNAL, scope["path"], request_id)
+        finally:
+            if context.release is not None:
+                context.release()
+            seconds = time.perf_counter() - started
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
+            requests.under_way -= 1
+            consumer = context.consumer
+            requests.add(method, route, status, seconds, consumer.label if consumer else "")
+            self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
+            if span is not None:
+                span.update_name(f"{method} {route}")
+                span.set_attributes({"http.request.method": method, "http.route": route, "request.id": request_id})
+                span.set_attribute("http.response.status_code", status)
+
+    def _request_id(self, given: bytes | None) -> str:
+        if given is not None and (text := given.decode("latin-1")) and REQUEST_ID.fullmatch(text):
+            return text
+        return f"{self._process}{next(self._numbers):010x}"
+
+
+def combine(fields: object) -> dict[bytes, bytes]:
+    """The header fields of a request by name, the values of repeated ones joined (RFC 9110, section 5.3)."""
+    pairs = cast("Headers", fields)  # ASGI promises an iterable only; servers send a list
+    headers = dict(pairs)
+    if len(headers) != len(pairs):
+        headers = {name: b", ".join([value for other, value in pairs if other == name]) for name in headers}
+    return headers
+
+
+async def send_in_chunks(message: HTTPResponseBodyEvent, send: Send) -> None:
+    """Send a part of a body in chunks, each once the client has read enough of those before."""
+    body, more = message["body"], message["more_body"]
+    for start in range(0, len(body), CHUNK_SIZE):
+        more_body = more or start + CHUNK_SIZE < len(body)
+        await send({"type": "http.response.body", "body": body[start : start + CHUNK_SIZE], "more_body": more_body})

@@ -1,0 +1,154 @@
+"""Repeated requests are served from a per-consumer cache of responses, for as long as these are fresh.
+
+Rules:
+- It stands inside authentication, so that every request is authenticated and counted, and outside compression and
+  Litestar, whose work a repeated request saves. It knows nothing of calls: a handler whose response may be repeated
+  sets `lifetime` in the request's context.
+- The key is all that a response depends on: consumer, path, query, and the headers Accept and Accept-Encoding. An entry
+  is for the very consumer value that it was made for: a consumer whose rights were read again is another.
+- `Age`, `Cache-Status` and the status 304 are computed for each request. Requests with `Cache-Control` or `Pragma`, and
+  methods other than GET, pass.
+- An entry lives a minute at most, so that the cache of calls learns which days are in use. What is held, keys and
+  expired entries included, stays within a bound in bytes, which is enforced when a response is stored (T8).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from litestar.types import HTTPScope, Message, Receive, Send
+from msgspec import Struct
+
+from gateway.access import Consumer
+from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
+from gateway.api.negotiation import Headers
+from gateway.metrics import RequestMetrics
+
+MAX_TTL = 60.0  # seconds
+MAX_BODY = 1024**2  # bytes; a page of 1,000 calls is 700 kB uncompressed
+ENTRY_OVERHEAD = 1500  # bytes of the objects of an entry, and its place in the dictionary
+FIELD_OVERHEAD = 150  # bytes of a header field: a tuple, two strings, and two places in lists
+COMPUTED = {b"age", b"cache-status", b"server-timing", b"x-request-id"}  # made for each response
+OF_BODY = {b"content-length", b"content-type", b"content-encoding"}  # left out of a 304
+Key = tuple[str | None, bytes, bytes, bytes, bytes]
+
+
+class Entry(Struct, frozen=True):
+    """A stored response; `size` is its share of the bound, in bytes."""
+
+    consumer: Consumer | None
+    route: str
+    etag: str
+    headers: Headers
+    headers_of_304: Headers
+    body: bytes
+    lifetime: Lifetime
+    size: int
+
+
+class ResponseCache:
+    """An ASGI layer that holds at most `max_bytes`."""
+
+    def __init__(self, app: HTTPApp, clock: Callable[[], float], max_bytes: int, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
+        self._sweep_at = 0.0  # when to drop expired entries next
+        self.size = 0  # bytes
+
+    def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve from the cache, or store the response."""
+        if scope["method"] != "GET":
+            return self._app(scope, receive, send)
+        context = context_of(scope)
+        headers, consumer = context.headers, context.consumer
+        key = (
+            None if consumer is None else consumer.name,
+            scope["raw_path"],
+            scope["query_string"],
+            headers.get(b"accept", b""),
+            headers.get(b"accept-encoding", b""),
+        )
+        entry = self._entries.get(key)
+        if entry is None or b"cache-control" in headers or b"pragma" in headers:
+            return self._fetch(scope, receive, send, key)
+        now = self._clock()
+        if now >= entry.lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
+            self._drop(key)
+            return self._fetch(scope, receive, send, key)
+        self._entries.move_to_end(key)
+        return self._repeat(scope, send, entry, now)
+
+    async def _repeat(self, scope: HTTPScope, send: Send, entry: Entry, now: float) -> None:
+        lifetime = entry.lifetime
+        self._metrics.repeats += 1
+        scope["path_template"] = entry.route
+        status, kept, body = 200, entry.headers, entry.body
+        condition = context_of(scope).headers.get(b"if-none-match")
+        if condition is not None and matches(condition.decode("latin-1"), entry.etag):
+            status, kept, body = 304, entry.headers_of_304, b""
+        age = now - lifetime.as_of
+        headers = [
+            *kept,
+            (b"age", b"%d" % age if age > 0 else b"0"),
+            (b"cache-status", b"callbutton-gateway; hit; ttl=%d" % (lifetime.fresh_until - now)),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _fetch(self, scope: HTTPScope, receive: Receive, send: Send, key: Key) -> Awaitable[None]:
+        headers: Headers = []
+
+        async def send_and_store(message: Message) -> None:
+            nonlocal headers
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                headers = list(message["headers"])  # outer layers add theirs to the message
+            await send(message)
+            if headers and message["type"] == "http.response.body":
+                lifetime = context_of(scope).lifetime
+                if lifetime is not None and not message.get("more_body") and len(message["body"]) <= MAX_BODY:
+                    self._store(scope, key, headers, message["body"], lifetime)
+                headers = []
+
+        return self._app(scope, receive, send_and_store)
+
+    def _store(self, scope: HTTPScope, key: Key, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
+        kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED]
+        etag = dict(kept).get(b"etag")
+        if etag is None:
+            return
+        now = self._clock()
+        fields = sum(len(name) + len(value) + FIELD_OVERHEAD for name, value in kept)
+        self._drop(key)
+        self._entries[key] = entry = Entry(
+            consumer=context_of(scope).consumer,
+            route=str(scope.get("path_template")),
+            etag=etag.decode(),
+            headers=kept,
+            headers_of_304=[pair for pair in kept if pair[0] not in OF_BODY],
+            body=body,
+            lifetime=Lifetime(
+                lifetime.as_of, lifetime.fresh_until, min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
+            ),
+            size=ENTRY_OVERHEAD + fields + len(body) + sum(len(part) for part in key if part),
+        )
+        self.size += entry.size
+        if now >= self._sweep_at:
+            self._sweep_at = now + MAX_TTL
+            for expired in [one for one, held in self._entries.items() if now >= held.lifetime.until]:
+                self._drop(expired)
+        while self.size > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: Key) -> None:
+        if (entry := self._entries.pop(key, None)) is not None:
+            self.size -= entry.size
+
+
+def matches(condition: str, etag: str) -> bool:
+    """Compare the tags of If-None-Match with an entity tag, weakly (RFC 9110, section 8.8.3.2)."""
+    given = {tag.strip().removeprefix("W/") for tag in condition.split(",")}
+    return "*" in given or etag.removeprefix("W/") in given

@@ -1,0 +1,205 @@
+"""The parts that all responses about calls share: services, negotiation, the cache query, `meta`, headers, and 304."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response
+from msgspec import Struct
+
+from gateway.access import Consumer, codes_to_read, keep_seen, require_list
+from gateway.api.middleware.request_context import Lifetime, RequestContext
+from gateway.api.middleware.response_cache import matches
+from gateway.api.negotiation import negotiate_media_type
+from gateway.api.query import NO_FILTERS, Filters
+from gateway.callbutton.recordings import Recordings
+from gateway.errors import NotAcceptable
+from gateway.ledger.pages import Keep, Page
+from gateway.ledger.reader import Ledger, Question
+from gateway.ledger.readings import Reading
+from gateway.model import Window
+from gateway.rates import Exports, Rates
+
+JSON = {"application/json": "json"}
+VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
+BEFORE_META = b',"meta":'  # the part of a body that is not data begins here
+encode = msgspec.json.Encoder().encode
+
+
+class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
+    """The window that the answer covers, and how fresh it is."""
+
+    start: Annotated[
+        datetime,
+        msgspec.Meta(description="Beginning of the window, included.", examples=["2026-11-01T05:00:00Z"], tz=True),
+    ]
+    end: Annotated[
+        datetime, msgspec.Meta(description="End of the window, excluded.", examples=["2026-11-01T09:00:00Z"], tz=True)
+    ]
+    as_of: Annotated[
+        datetime,
+        msgspec.Meta(
+            description="When the newest point of the window was fetched.", examples=["2026-11-01T12:00:00Z"], tz=True
+        ),
+    ]
+    oldest_fetch: Annotated[
+        datetime,
+        msgspec.Meta(
+            description="The oldest fetch that the answer rests on.", examples=["2026-11-01T11:00:00Z"], tz=True
+        ),
+    ]
+    stale: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Whether a part is older than the freshness rule allows, because the server failed.",
+            examples=[False],
+        ),
+    ]
+    unreadable: Annotated[int, msgspec.Meta(description="Calls left out because they cannot be read.", examples=[0])]
+
+
+class Services(Struct, frozen=True):
+    """What handlers need. `deadline` is in seconds; links begin with `public_url`."""
+
+    ledger: Ledger
+    clock: Callable[[], float]
+    signing_key: bytes
+    history_start: int
+    deadline: float
+    rates: Rates
+    exports: Exports
+    recordings: Recordings
+    rights_of: Callable[[str, str], Consumer | None]  # the current rights of a consumer, by name and label
+    public_extra: frozenset[str] = frozenset()
+    public_url: str = ""
+
+
+def services_of(request: Request[Any, Any, Any]) -> Services:
+    """The services of the application."""
+    services: Services = request.app.state.services
+    return services
+
+
+def consumer_of(context: RequestContext) -> Consumer:
+    """The consumer of a request. Raises RuntimeError for a request that no layer has authenticated."""
+    if context.consumer is None:
+        raise RuntimeError("the request is not authenticated")
+    return context.consumer
+
+
+def negotiate(context: RequestContext, offered: Mapping[str, str], named: str | None = None) -> str:
+    """Choose the form of the response: the one that `format` names, else by `Accept`. Raises NotAcceptable."""
+    chosen = named or negotiate_media_type(context.header(b"accept"), offered)
+    if chosen is None:
+        raise NotAcceptable(f"there are {', '.join(offered)}")
+    return chosen
+
+
+def cache_query(
+    services: Services,
+    context: RequestContext,
+    codes: tuple[str, ...],
+    window: Window,
+    *,
+    filters: Collection[str] = (),
+    status: bool = False,
+) -> Question:
+    """The query of the cache for client codes, as far as the consumer may see them. Raises Forbidden."""
+    consumer = consumer_of(context)
+    require_list(consumer, filters, status=status)
+    return Question(
+        codes=codes_to_read(consumer, codes),
+        window=window,
+        status=status,
+        insist=_no_cache(context) and "refresh" in consumer.scopes,
+        deadline=asyncio.get_running_loop().time() + services.deadline,
+    )
+
+
+def row_filter(context: RequestContext, question: Question, filters: Filters = NO_FILTERS) -> Keep:
+    """The function that keeps the calls that were asked for, of the clients that the consumer may see."""
+    seen = keep_seen(consumer_of(context), question.codes)
+    return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
+
+
+def json_response(
+    services: Services,
+    context: RequestContext,
+    body: object,
+    window: Window,
+    source: Page | Reading,
+    *,
+    data_end: bytes = BEFORE_META,
+    next_link: str = "",
+) -> Response[bytes]:
+    """Render a response as JSON, or as 304. The data, which `ETag` stands for, ends before the last `data_end`."""
+    encoded, now = encode(body), services.clock()
+    if not source.stale:
+        # A window that reaches into the future grows by the second.
+        until = math.inf if window.end <= now else math.ceil(now)
+        context.lifetime = Lifetime(source.as_of, now - source.past, until)
+    etag = _etag(encoded[: encoded.rindex(data_end)], has_next=bool(next_link))
+    headers = {
+        "ETag": etag,
+        "Age": str(max(0, int(now - source.as_of))),
+        "Cache-Status": f"callbutton-gateway; {_cache_status(source)}{_ignored(context)}",
+        **shared_headers(context),
+    }
+    if next_link:
+        headers["Link"] = f'<{services.public_url}{next_link}>; rel="next"'
+    if matches(context.header(b"if-none-match"), etag):
+        return Response(b"", status_code=304, headers=headers)
+    return Response(encoded, media_type="application/json", headers=headers)
+
+
+def shared_headers(context: RequestContext) -> dict[str, str]:
+    """The headers of every response about calls."""
+    read, write = context.read_finished - context.started, time.perf_counter() - context.read_finished
+    timing = f"ledger;dur={read * 1e3:.1f}, write;dur={write * 1e3:.1f}"
+    return {"Cache-Control": "private", "Vary": VARY, "Server-Timing": timing}
+
+
+def meta_of(window: Window, source: Page | Reading) -> Meta:
+    """The window that a response covers, and how fresh it is."""
+    return Meta(
+        start=instant(window.start),
+        end=instant(window.end),
+        as_of=instant(source.as_of),
+        oldest_fetch=instant(source.oldest_fetch),
+        stale=source.stale,
+        unreadable=source.unreadable,
+    )
+
+
+def instant(seconds: float) -> datetime:
+    """Seconds since 1970 as responses show them."""
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+def _no_cache(context: RequestContext) -> bool:
+    return "no-cache" in context.header(b"cache-control").lower()
+
+
+def _ignored(context: RequestContext) -> str:
+    """Report that `no-cache` was ignored. It is no reason to refuse: browsers send it with each reload."""
+    heeded = "refresh" in consumer_of(context).scopes or not _no_cache(context)
+    return "" if heeded else '; detail="no-cache needs the scope refresh"'
+
+
+def _etag(data: bytes, *, has_next: bool) -> str:
+    """The tag of an answer: a hash of its data and of whether a next page exists, not of when it was fetched."""
+    return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if has_next else b"end").hexdigest()}"'
+
+
+def _cache_status(source: Page | Reading) -> str:
+    """The answer's source (RFC 9211); a negative ttl is how long it has been stale."""
+    if source.lookup == "hit" or source.stale:
+        return f"hit; ttl={-math.ceil(source.past)}"
+    return f"fwd={source.lookup}{'; collapsed' if source.collapsed else ''}"
