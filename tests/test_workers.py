@@ -350,7 +350,8 @@ def test_counters_are_those_of_the_dead_too_and_began_with_the_first():
     one = parse_counted(counted(lambda metrics: metrics.posts.labels("ok").inc(4)))
     two = parse_counted(counted(lambda metrics: metrics.posts.labels("late").inc(8)))
     text = sums.render([one, two]).decode()
-    assert sorted(re.findall(r'upstream_posts_total\{outcome="(\w+)"\} (\S+)', text)) == [
+    counts = re.findall(r'upstream_posts_total\{outcome="(\w+)"\} (\S+)', text)
+    assert sorted(count for count in counts if count[1] != "0.0") == [
         ("late", "8.0"),
         ("ok", "7.0"),
     ]
