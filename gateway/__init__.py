@@ -5,7 +5,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     __main__      the command line
     commands/     what it can be told, one module a command
     app           composition root: the one place that knows everything
-    settings      one frozen Struct, read once from the environment
+    settings      one table of settings, read once from the environment
     api/          HTTP in, HTTP out: the only place that imports Litestar
     ledger/       windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time

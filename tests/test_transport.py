@@ -174,7 +174,7 @@ def test_time_outs_leave_no_connection_behind():
             for _ in range(5):
                 with pytest.raises(UpstreamTimeout):
                     await post(transport)
-            assert transport.client.transport.pool.connections == []
+            assert transport.client.pool.connections == []
             await transport.close()
 
     asyncio.run(run())

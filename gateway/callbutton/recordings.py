@@ -87,7 +87,7 @@ class Recordings:
     async def close(self) -> None:
         """Let what is under way end, and close the connections."""
         await asyncio.gather(*self._pumps, return_exceptions=True)
-        await self._client.close()
+        await self._client.aclose()
 
     async def _pump(self, address: str, headers: dict[str, str], pipe: Pipe) -> None:
         timer = Timer(self._limits, asyncio.get_running_loop().time() + LONGEST)

@@ -5,7 +5,7 @@ Rules:
   So the pool's network backend bounds every step by the time that the flight has left, and nothing is cancelled.
 - A POST has `first_byte` seconds to the first byte of the answer, `idle` between bytes, and until an instant of the
   event loop's clock in all.
-- Bodies come in chunks of at most 64 KiB, decompressed by us, at most `max_bytes`; the loop runs between chunks.
+- Bodies are read in chunks of at most 64 KiB, decompressed by us, up to `max_bytes`; other tasks run between chunks.
 - No redirect is followed, no cookie is kept, and no proxy is taken from the environment.
 - httpcore's errors become ours in one place, by the table `ERRORS`.
 """
@@ -107,7 +107,7 @@ class TimedStream(httpcore.AsyncNetworkStream):
         return TimedStream(await self._stream.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's own type
-        """Tell what httpcore asks of the connection."""
+        """Look up a detail of the connection."""
         return self._stream.get_extra_info(info)
 
 
@@ -128,47 +128,6 @@ class TimedBackend(httpcore.AsyncNetworkBackend):
         """Connect."""
         left = current_timer.get().left()
         return TimedStream(await self._backend.connect_tcp(host, port, left, local_address, socket_options))
-
-
-class PoolTransport(httpx.AsyncBaseTransport):
-    """A transport for httpx over httpcore's pool with a `TimedBackend`. Raises UpstreamError."""
-
-    def __init__(self, connections: int, proxy: httpx.Proxy | None) -> None:
-        tls = httpx.create_ssl_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
-        options: dict[str, Any] = {
-            "ssl_context": tls,
-            "max_connections": connections,
-            "keepalive_expiry": KEEPALIVE,
-            "network_backend": TimedBackend(),
-        }
-        self.pool: httpcore.AsyncConnectionPool = (
-            httpcore.AsyncConnectionPool(**options)
-            if proxy is None
-            else httpcore.AsyncHTTPProxy(
-                proxy_url=_core_url(proxy.url),
-                proxy_auth=proxy.raw_auth,
-                proxy_ssl_context=tls if proxy.url.scheme == "https" else None,
-                **options,
-            )
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; gives its answer once the head has come."""
-        with translated_errors():
-            answer = await self.pool.handle_async_request(
-                httpcore.Request(
-                    request.method,
-                    _core_url(request.url),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
-            )
-        return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer))
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self.pool.aclose()
 
 
 class Body(httpx.AsyncByteStream):
@@ -199,18 +158,38 @@ def parse_url(text: str, owner: str) -> httpx.URL:
         raise ValueError(f"the address of the {owner} cannot be used: {error}") from error
 
 
-class Client:
-    """Requests over a pool of so many connections, within the time of `current_timer`.
+class Client(httpx.AsyncBaseTransport):
+    """A transport for httpx over httpcore's pool. Each request keeps the time of `current_timer`.
 
-    It stands for `httpx.AsyncClient`, whose cookies and redirects cost a quarter of a request and have no use here.
+    It is used without `httpx.AsyncClient`, whose cookies and redirects cost a quarter of a request.
     """
 
     def __init__(self, connections: int, proxy: str | None) -> None:
-        self.transport = PoolTransport(connections, httpx.Proxy(parse_url(proxy, "proxy")) if proxy else None)
+        tls = httpx.create_ssl_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
+        options: dict[str, Any] = {
+            "ssl_context": tls,
+            "max_connections": connections,
+            "keepalive_expiry": KEEPALIVE,
+            "network_backend": TimedBackend(),
+        }
+        if proxy:
+            via = httpx.Proxy(parse_url(proxy, "proxy"))
+            options |= {"proxy_url": _core_url(via.url), "proxy_auth": via.raw_auth}
+            options |= {"proxy_ssl_context": tls} if via.url.scheme == "https" else {}
+        self.pool = httpcore.AsyncHTTPProxy(**options) if proxy else httpcore.AsyncConnectionPool(**options)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections."""
-        await self.transport.aclose()
+        await self.pool.aclose()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; gives its answer once the head has come. Raises UpstreamError."""
+        url, headers = _core_url(request.url), request.headers.raw
+        with translated_errors():
+            answer = await self.pool.handle_async_request(
+                httpcore.Request(request.method, url, headers=headers, content=request.stream)
+            )
+        return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer))
 
     @asynccontextmanager
     async def stream(
@@ -222,7 +201,7 @@ class Client:
         if request.url.userinfo:
             userinfo = f"{request.url.username}:{request.url.password}"
             request.headers["Authorization"] = f"Basic {b64encode(userinfo.encode()).decode()}"
-        response = await self.transport.handle_async_request(request)
+        response = await self.handle_async_request(request)
         try:
             yield response
         finally:
@@ -248,7 +227,7 @@ class Transport:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.client.close()
+        await self.client.aclose()
 
     @asynccontextmanager
     async def post(self, body: bytes, until: float) -> AsyncIterator[Answer]:
@@ -332,7 +311,7 @@ ERRORS: dict[type[Exception], Callable[[Exception, Timer], UpstreamError]] = {
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise what an error of httpcore means to us, for the request of `current_timer`."""
+    """Raise our errors in place of httpcore's, for the request of `current_timer`."""
     try:
         yield
     except tuple(ERRORS) as error:
