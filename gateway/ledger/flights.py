@@ -24,9 +24,9 @@ from gateway import tracing
 from gateway.callbutton.central import whole
 from gateway.callbutton.queue import FOR_EVER, Demand, Priority
 from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
-from gateway.ledger.codes import Codes
+from gateway.ledger.codes import ClientProfiles
 from gateway.ledger.extents import minus
-from gateway.ledger.freshness import COVER, Rule, cut, together
+from gateway.ledger.freshness import COVER, Rule, plan_posts
 from gateway.ledger.tickets import Flight, Landed, Need, Ticket
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -55,9 +55,11 @@ class Collection:
 class Flights:
     """All flights under way."""
 
-    def __init__(self, send: Send, codes: Codes, fresh: float, clock: Callable[[], float], metrics: Metrics) -> None:
+    def __init__(
+        self, send: Send, profiles: ClientProfiles, fresh: float, clock: Callable[[], float], metrics: Metrics
+    ) -> None:
         self._send = send
-        self._codes = codes
+        self._profiles = profiles
         self._fresh = fresh  # seconds for which points after an open POST count as fetched
         self._clock = clock
         self._metrics = metrics
@@ -155,16 +157,15 @@ class Flights:
             spans[code] = max(spans.get(code, 0), ticket.need.span)
         by_window: dict[Window, list[str]] = defaultdict(list)
         for code, windows in wanted.items():
-            span = self._codes.span(code, now, spans[code])
-            for window in together(windows):
-                for part in cut(window, span, whole):
-                    by_window[part].append(code)
+            span = self._profiles.span(code, now, spans[code])
+            for part in plan_posts(windows, span, whole):
+                by_window[part].append(code)
         backgrounds = [ticket.background for ticket in tickets if ticket.background is not None]
         background = min(backgrounds, default=None)
         alone = any(ticket.insist for ticket in tickets)
         sent: dict[str, list[Flight]] = defaultdict(list)
-        for window, codes in _alike(by_window, self._codes.max_span):
-            for batch in self._codes.batches(codes, now):
+        for window, codes in _alike(by_window, self._profiles.max_span):
+            for batch in self._profiles.batches(codes, now):
                 flight = Flight(batch, window, now, self._fresh, Demand(background), status=status, alone=alone)
                 self._start(flight, batch)
                 for code in batch:

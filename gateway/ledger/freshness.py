@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from msgspec import Struct
 
@@ -19,6 +20,7 @@ from gateway.model import Window
 
 AHEAD = 0.5  # of the ratio
 COVER = 2.0  # times what the gaps need
+MAX_READ_POSTS = 40  # of one read and client; a year at the default span of 31 days takes 12
 GRID = 0.1  # of a point's age
 OLD = 0.8  # of the maximum: from here on old points are fetched again in the background, each extent at its own time
 
@@ -117,6 +119,27 @@ def old(extents: Sequence[Extent], now: float, rule: Rule) -> list[Window]:
         if rule.maximum * (OLD + (1 - OLD) * jitter) <= now - extent.sent < rule.maximum:
             found.append(extent.window)
     return found
+
+
+def plan_posts(windows: Iterable[Window], span: int, whole: Whole) -> list[Window]:
+    """Plan the windows of the POSTs for one client: of at most about `span` seconds each, at most `MAX_READ_POSTS`.
+
+    More gaps than half of that are merged, the nearest first; then spans are longer, if that is needed.
+    """
+    merged = together(windows)
+    while len(merged) > MAX_READ_POSTS // 2:
+        distances = sorted(after.start - before.end for before, after in pairwise(merged))
+        near = distances[len(merged) - MAX_READ_POSTS // 2 - 1]
+        wider = [merged[0]]
+        for window in merged[1:]:
+            if window.start - wider[-1].end <= near:
+                wider[-1] = Window(wider[-1].start, window.end)
+            else:
+                wider.append(window)
+        merged = wider
+    seconds = sum(window.end - window.start for window in merged)
+    span = max(span, -(-seconds // (MAX_READ_POSTS - len(merged))))
+    return [part for window in merged for part in cut(window, span, whole)]
 
 
 def cut(window: Window, span: int, whole: Whole) -> list[Window]:

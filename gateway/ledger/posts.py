@@ -1,11 +1,14 @@
-"""The POSTs of one flight: a batch, what is missing from it, and its halves if it fails.
+"""The POSTs of one flight: a batch, the codes that its reply leaves out, and its halves if it fails.
 
 Rules:
 - A reply to one code is attributed to it, whatever it echoes. In a batch the listed codes stand and foreign ones are
-  discarded; codes that are missing are asked singly, unless they are known to be plain and nothing foreign came.
-- ERROR, a malformed body, too big a body, or a deadline after bytes came: the batch is halved down to one code, then
-  the window down to one hour. A time-out before the first byte, or a 5xx, only shortens the next window.
-- What lands is stored at once. A flight costs at most `MOST` POSTs: past that, what is left fails as its sibling did.
+  discarded. Codes that are missing are requested singly, unless they are known to echo themselves and nothing foreign
+  came.
+- ERROR, a malformed body, a body that is too large, or a timeout after the first byte: the batch is halved down to one
+  code, then the window down to one hour. After a timeout before the first byte, or a 5xx, nothing is sent again: the
+  next flight may be planned with a shorter window or a smaller batch.
+- Extents are stored as they come. A flight costs at most `MAX_POSTS`: past that, the rest of a split fails with the
+  error that caused it, and codes that are missing with `Overloaded`.
 """
 
 from __future__ import annotations
@@ -20,13 +23,20 @@ from msgspec import Struct
 from gateway.callbutton.central import whole
 from gateway.callbutton.queue import Demand
 from gateway.callbutton.service import Fetched
-from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamTimeout
-from gateway.ledger.codes import HOUR, Codes
+from gateway.errors import (
+    Overloaded,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamMalformed,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+from gateway.ledger.codes import MAX_POSTS, MIN_SPAN, ClientProfiles
 from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
 from gateway.ledger.tickets import Flight, Landed
 from gateway.model import EVERY_CLIENT, Window
 
-MOST = 32
+RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
 
 
 class Fetch(Protocol):
@@ -35,24 +45,28 @@ class Fetch(Protocol):
     async def __call__(
         self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Demand
     ) -> Fetched:
-        """POST, unless nobody waits for it when its turn comes."""
+        """Send a POST, unless no reader waits for it when its turn comes."""
 
 
 class Store(Protocol):
-    """The ledger's memory."""
+    """The cache's memory."""
 
     def __call__(self, code: str, extent: Extent, *, status: bool) -> None:
-        """Keep an extent."""
+        """Store an extent."""
 
 
-class Errand(Struct):
-    """What stays the same for all POSTs of a flight, what they bring, and how many are left."""
+class FetchState(Struct):
+    """The state of a flight: the arguments of all its POSTs, their results, and the number of POSTs left.
+
+    `longest` is the longest window, in seconds, that was answered of each code whose window was split.
+    """
 
     status: bool
-    now: float  # when it was planned
+    now: float  # when the flight was planned
     demand: Demand
     landed: dict[str, Landed]
-    left: int = MOST
+    posts_left: int = MAX_POSTS
+    longest: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Posts:
@@ -61,68 +75,90 @@ class Posts:
     def __init__(
         self,
         fetch: Fetch,
-        codes: Codes,
+        profiles: ClientProfiles,
         store: Store,
         clock: Callable[[], float],
         fresh: float,
     ) -> None:
         self._send = fetch
-        self._codes = codes
+        self._profiles = profiles
         self._store = store
         self._clock = clock
         self._fresh = fresh  # seconds for which points after an open POST count as fetched
 
     async def send(self, flight: Flight, codes: Sequence[str]) -> dict[str, Landed]:
-        """Fetch some of the codes of a flight; what fails is in the result."""
-        errand = Errand(flight.status, flight.begun, flight.demand, {code: Landed() for code in codes})
-        await self._fetch(list(codes), flight.window, errand)
-        return errand.landed
+        """Fetch some of the codes of a flight. Errors are in the result."""
+        state = FetchState(flight.status, flight.begun, flight.demand, {code: Landed() for code in codes})
+        await self._fetch(list(codes), flight.window, state)
+        for code, seconds in state.longest.items():
+            if seconds:
+                self._profiles.answered_part(code, seconds, self._clock())
+        return state.landed
 
-    async def _fetch(self, codes: list[str], window: Window, errand: Errand) -> None:
-        errand.left -= 1
+    async def _fetch(self, codes: list[str], window: Window, state: FetchState) -> None:
+        state.posts_left -= 1
         try:
-            fetched = await self._send(codes, window, status=errand.status, now=errand.now, demand=errand.demand)
+            fetched = await self._send(codes, window, status=state.status, now=state.now, demand=state.demand)
         except UpstreamError as error:
-            await self._recover(error, codes, window, errand)
+            await self._split_and_retry(error, codes, window, state)
             return
+        now, seconds = self._clock(), window.end - window.start
         for code in codes:
-            self._codes.of(code).took = max(0.0, self._clock() - fetched.sent)
+            self._profiles.of(code).last_duration = max(0.0, now - fetched.sent)
+        if state.longest.keys().isdisjoint(codes):
+            self._profiles.answered(codes, seconds, now)
+        else:
+            state.longest[codes[0]] = max(seconds, state.longest[codes[0]])
         if len(codes) == 1:
-            self._codes.learn(codes[0], fetched.calls)
-            self._keep(codes[0], window, attributed(codes[0], fetched), errand)
+            self._profiles.echoed(codes[0], fetched.calls)
+            self._keep(codes[0], window, attributed(codes[0], fetched), state)
             return
-        foreign = any(code not in errand.landed for code in fetched.calls)
+        foreign = any(code not in state.landed for code in fetched.calls)
         for code in codes:
-            if code in fetched.calls or code in fetched.unreadable or (self._codes.of(code).plain and not foreign):
-                self._keep(code, window, fetched, errand)
+            listed = code in fetched.calls or code in fetched.unreadable
+            if listed or (self._profiles.of(code).echoes_itself and not foreign):
+                self._keep(code, window, fetched, state)
+                continue
+            self._profiles.omitted()
+            if state.posts_left > 0:
+                await self._fetch([code], window, state)
             else:
-                await self._fetch([code], window, errand)
+                detail = f"the Callbutton server left out over {MAX_POSTS - 1} of {len(codes)} client codes"
+                self._fail(code, Overloaded(detail, RETRY_AFTER), state)
 
-    async def _recover(self, error: UpstreamError, codes: list[str], window: Window, errand: Errand) -> None:
+    async def _split_and_retry(self, error: UpstreamError, codes: list[str], window: Window, state: FetchState) -> None:
         seconds = window.end - window.start
-        if _only_shortens(error):
-            for code in codes:
-                self._codes.halve(code, seconds, self._clock())
+        if _is_overload(error):
+            self._profiles.overloaded(codes, seconds, self._clock())
         halves: list[tuple[list[str], Window]] = []
-        if _splits(error) and errand.left > 0:
+        if _is_splittable(error):
             middle = len(codes) // 2
             if middle:
                 halves = [(codes[:middle], window), (codes[middle:], window)]
-            elif seconds > HOUR and not isinstance(error, UpstreamRejected):
-                self._codes.halve(codes[0], seconds, self._clock())
+            elif seconds > MIN_SPAN and not isinstance(error, UpstreamRejected):
                 halves = [(codes, part) for part in _halves(window)]
+                state.longest.setdefault(codes[0], 0)
         if not halves:
             for code in codes:
-                if len(codes) == 1 and _splits(error):
-                    self._codes.fail(code, self._clock())
-                errand.landed[code].error = errand.landed[code].error or error
+                if len(codes) == 1 and _is_splittable(error):
+                    self._profiles.failed(code, self._clock())
+                    state.longest.pop(code, None)
+                self._fail(code, error, state)
         for part, within in halves:
-            # One half of a client's window that cannot be had is enough to fail its flight.
-            if len(part) > 1 or errand.landed[part[0]].error is None:
-                await self._fetch(part, within, errand)
+            # If half of a client's window cannot be had, its flight has failed.
+            if len(part) == 1 and state.landed[part[0]].error is not None:
+                continue
+            if state.posts_left > 0:
+                await self._fetch(part, within, state)
+            else:
+                for code in part:
+                    self._fail(code, error, state)
 
-    def _keep(self, code: str, window: Window, fetched: Fetched, errand: Errand) -> None:
-        if window.end >= errand.now:  # open: points after the POST count as fetched by it
+    def _fail(self, code: str, error: UpstreamError, state: FetchState) -> None:
+        state.landed[code].error = state.landed[code].error or error
+
+    def _keep(self, code: str, window: Window, fetched: Fetched, state: FetchState) -> None:
+        if window.end >= state.now:  # open: points after the POST count as fetched by it
             window = Window(window.start, max(window.end, math.ceil(fetched.sent + self._fresh)))
         if code == EVERY_CLIENT:
             unreadable = sum(fetched.unreadable.values())
@@ -130,12 +166,12 @@ class Posts:
         else:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
             extent = make_extent(window, fetched.sent, calls, unreadable)
-        self._store(code, extent, status=errand.status)
-        errand.landed[code].extents.append(extent)
+        self._store(code, extent, status=state.status)
+        state.landed[code].extents.append(extent)
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:
-    """Give a reply to one code to it."""
+    """Attribute a reply to one code to it."""
     if code == EVERY_CLIENT or (set(fetched.calls) <= {code} and set(fetched.unreadable) <= {code}):
         return fetched
     calls = [
@@ -146,8 +182,8 @@ def attributed(code: str, fetched: Fetched) -> Fetched:
     return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: sum(fetched.unreadable.values())})
 
 
-def _splits(error: UpstreamError) -> bool:
-    """Whether less may be had where all could not."""
+def _is_splittable(error: UpstreamError) -> bool:
+    """Whether fewer codes or a shorter window may be answered where this request was not."""
     if isinstance(error, UpstreamTimeout):
         return error.answering
     if isinstance(error, UpstreamFailed):
@@ -155,11 +191,11 @@ def _splits(error: UpstreamError) -> bool:
     return isinstance(error, (UpstreamMalformed, UpstreamRejected))
 
 
-def _only_shortens(error: UpstreamError) -> bool:
-    """Whether the next window had better be shorter, though this one is not tried again."""
+def _is_overload(error: UpstreamError) -> bool:
+    """Whether the request may have been too much for the upstream, though it is not split."""
     if isinstance(error, UpstreamTimeout):
-        return not error.answering
-    return isinstance(error, UpstreamFailed) and not error.reported
+        return not error.answering and not error.connecting
+    return isinstance(error, UpstreamFailed) and not error.reported and not 0 < error.status < 500
 
 
 def _halves(window: Window) -> list[Window]:

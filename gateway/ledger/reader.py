@@ -21,7 +21,7 @@ from gateway.callbutton.central import whole
 from gateway.callbutton.queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.ledger.claims import Claims
-from gateway.ledger.codes import Codes
+from gateway.ledger.codes import ClientProfiles
 from gateway.ledger.extents import Extent, covers, late, overlay, overlay_all
 from gateway.ledger.flights import Flights
 from gateway.ledger.freshness import Rule, gaps, old
@@ -80,9 +80,9 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._memory = Memory(settings.cache_bytes, metrics)
-        self._codes = Codes(settings.max_span, settings.batch)
+        self._profiles = ClientProfiles(settings.max_span, settings.batch)
         fresh = settings.plain.minimum
-        posts = Posts(fetch, self._codes, self._store, clock, fresh)
+        posts = Posts(fetch, self._profiles, self._store, clock, fresh)
         self._claims: Claims | None = None
         self._level2: Level2 | None = None
         if shared is not None:
@@ -90,7 +90,7 @@ class Ledger:
             self._level2 = Level2(shared, space, settings.plain.maximum + settings.stale_if_error, metrics, self._keep)
             self._claims = Claims(posts, shared, self._level2, space, fresh)
         send = posts.send if self._claims is None else self._claims.fetch
-        self._flights = Flights(send, self._codes, fresh, clock, metrics)
+        self._flights = Flights(send, self._profiles, fresh, clock, metrics)
 
     async def close(self) -> None:
         """Let the flights land."""
@@ -174,7 +174,7 @@ class Ledger:
     def _rule(self, code: str, *, status: bool) -> Rule:
         """The freshness rule of a client: a slow upstream is not asked again before twice the time that it takes."""
         rule = self._settings.with_status if status else self._settings.plain
-        minimum = min(max(rule.minimum, 2 * self._codes.of(code).took), rule.maximum)
+        minimum = min(max(rule.minimum, 2 * self._profiles.of(code).last_duration), rule.maximum)
         return rule if minimum == rule.minimum else Rule(minimum, rule.ratio, rule.maximum)
 
     def _needs(
