@@ -24,9 +24,18 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.ledger.codes import MAX_POSTS, ClientProfiles
+from gateway.ledger.client_profiles import MAX_POSTS, ClientProfiles
 from gateway.ledger.extents import Extent, covers, overlay, overlay_all
-from gateway.ledger.freshness import MAX_READ_POSTS, Rule, gaps, old, plan_posts, seconds_past, stale_from, together
+from gateway.ledger.freshness import (
+    MAX_READ_POSTS,
+    Rule,
+    due_for_refresh,
+    gaps,
+    merge_gaps,
+    plan_posts,
+    seconds_past,
+    stale_from,
+)
 from gateway.ledger.reader import Ledger
 from gateway.model import Window
 from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
@@ -498,7 +507,7 @@ SPANS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers
 @given(SPANS)
 def test_windows_put_together_cover_what_they_were_made_of_and_do_not_overlap(spans: list[tuple[int, int, int]]):
     windows = [Window(start, start + length) for start, length, _ in spans]
-    merged = together(windows)
+    merged = merge_gaps(windows)
     assert all(before.end < after.start for before, after in pairwise(merged))
     assert all(any(m.start <= w.start and w.end <= m.end for m in merged) for w in windows)
     needed = len({point for w in windows for point in range(w.start, w.end)})
@@ -572,7 +581,7 @@ def test_a_refreshing_dashboard_costs_no_more_than_the_model(
 def test_extents_reach_their_maximum_each_at_its_own_time():
     rule = Rule(maximum=1000)
     extents = [Extent(Window(start, start + 5), 0.0) for start in range(0, 1000, 10)]
-    counts = [len(old(extents, now, rule)) for now in (790, 850, 900, 950, 999.9)]
+    counts = [len(due_for_refresh(extents, now, rule)) for now in (790, 850, 900, 950, 999.9)]
     assert counts[0] == 0
     assert counts[-1] == 100
     assert counts == sorted(counts)

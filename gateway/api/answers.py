@@ -24,9 +24,8 @@ from gateway.api.negotiation import media_type
 from gateway.api.repeats import Lifetime, matches
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
-from gateway.ledger.pages import Page
-from gateway.ledger.reader import Ledger, Question
-from gateway.ledger.readings import Reading
+from gateway.ledger.reader import Ledger, Question, Reading
+from gateway.ledger.scans import Page
 from gateway.model import Call, Window
 from gateway.rates import Exports, Rates
 

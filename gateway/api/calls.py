@@ -17,7 +17,7 @@ from gateway.api.wanted import ListRequest, read_call, read_list
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
 from gateway.ledger.extents import DAY
-from gateway.ledger.pages import Page, read_page
+from gateway.ledger.scans import Page, read_page
 from gateway.model import Call, Window
 
 LATELY = 31 * DAY  # in which a call is looked for that the ledger does not know

@@ -14,7 +14,7 @@ from msgspec import Struct
 from gateway.api.signed import seal, unseal
 from gateway.api.wanted import ListRequest
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.ledger.pages import Position
+from gateway.ledger.scans import Position
 
 KIND = "cursor"
 

@@ -19,10 +19,9 @@ from gateway.api.answers import JSON, Asking, Meta, instant
 from gateway.api.wanted import ListRequest
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
-from gateway.ledger.pages import Keep
-from gateway.ledger.reader import Question
-from gateway.ledger.readings import Reading
-from gateway.ledger.stream import Part, stream
+from gateway.ledger.extents import Keep
+from gateway.ledger.reader import Question, Reading
+from gateway.ledger.scans import Part, stream
 
 LOGGER = logging.getLogger(__name__)
 FORMS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}

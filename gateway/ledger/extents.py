@@ -1,7 +1,7 @@
-"""Extents: windows of one client for which the ledger is complete, with the instant their POST was sent. Pure.
+"""Extents: windows of one client for which the cache is complete, with the time their POST was sent. Pure.
 
 Rules:
-- An extent and its calls are one value, sorted by time. It is cut, never edited for another's calls (T2).
+- An extent and its calls are one value, sorted by time. It is cut, and never edited to hold calls of another (T2).
 - Where extents overlap, the one whose POST was sent later counts, point by point.
 - An extent of every client (`*`) knows which client codes it lists: a code that is not listed is unknown, not empty.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter, itemgetter
@@ -23,14 +23,17 @@ from msgspec import Struct
 from gateway.model import Call, Window
 
 DAY = 86400
-LIVE = 3600  # seconds: a client read so lately is watched, and what is new after the last look is counted as late
+LIVE = 3600  # seconds: the lateness of calls after the last extent is measured for clients that were read since
 _start_time = attrgetter("start_time")
+
+Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
+Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
 
 
 class Extent(Struct, frozen=True, dict=True):
     """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them; `unreadable` were left out.
 
-    `listed` is there in an extent of every client: the same calls, by client code.
+    An extent of every client has `listed`: the same calls, by client code.
     """
 
     window: Window
@@ -62,14 +65,14 @@ class Extent(Struct, frozen=True, dict=True):
         return {code: (min(ids), max(ids)) for code, ids in found.items()}
 
     @property
-    def whole(self) -> Extent:
-        """What it was cut from for who reads it: that one stays, and remembers."""
+    def stored(self) -> Extent:
+        """The stored extent that this view was cut from. Memoised values live on it."""
         cut_from: Extent | None = self.__dict__.get("cut_from")
-        return self if cut_from is None else cut_from  # nothing holds itself: what is dropped is freed at once
+        return self if cut_from is None else cut_from  # without a cycle, an evicted extent is freed at once
 
     @cached_property
-    def figures(self) -> dict[Hashable, Any]:
-        """What has been counted of it, by what was asked, for who counts the same again."""
+    def aggregates(self) -> dict[Hashable, Any]:
+        """Memoised aggregates, by their spec."""
         return {}
 
     @cached_property
@@ -77,10 +80,10 @@ class Extent(Struct, frozen=True, dict=True):
         return {}
 
     def may_have(self, field: str, text: str) -> bool:
-        """Whether a call may have a text in a field. No is sure; the texts are gathered when first asked for."""
-        texts = self.whole._texts.get(field)
+        """Whether a call may have a text in a field; False is certain. The texts are collected when first needed."""
+        texts = self.stored._texts.get(field)
         if texts is None:
-            texts = self.whole._texts[field] = frozenset(map(attrgetter(field), self.whole.calls))
+            texts = self.stored._texts[field] = frozenset(map(attrgetter(field), self.stored.calls))
         return text in texts
 
     def within(self, window: Window) -> Extent:
@@ -92,12 +95,12 @@ class Extent(Struct, frozen=True, dict=True):
         listed = self.listed and {code: _cut(calls, inside) for code, calls in self.listed.items()}
         return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
 
-    def looked_at(self, window: Window) -> Extent:
-        """The part inside a window, for a read: it has the bounds of all ids, which hold for its own ids too."""
+    def view(self, window: Window) -> Extent:
+        """The part inside a window, for a read. It has the bounds of all ids, which hold for its own ids too."""
         part = self.within(window)
         part.__dict__["id_ranges"] = self.id_ranges
         if part is not self:
-            part.__dict__["cut_from"] = self.whole
+            part.__dict__["cut_from"] = self.stored
         return part
 
     def without(self, window: Window) -> list[Extent]:
@@ -115,6 +118,9 @@ class Extent(Struct, frozen=True, dict=True):
 def _cut(calls: tuple[Call, ...], window: Window) -> tuple[Call, ...]:
     first, last = (bisect_left(calls, instant(edge), key=_start_time) for edge in (window.start, window.end))
     return calls[first:last]
+
+
+Held = dict[str, list[Extent]]  # extents by client code
 
 
 def instant(seconds: float) -> datetime:
@@ -136,7 +142,7 @@ def make_extent(window: Window, sent: float, calls: Collection[Call], unreadable
     inside = _cut(ordered, window)
     if len({call.id for call in inside}) < len(inside):
         start, end = instant(window.start), instant(window.end)
-        by_id = {(call.client_code, call.id): call for call in calls if start <= call.start_time < end}
+        by_id = {key_of(call): call for call in calls if start <= call.start_time < end}
         inside = tuple(sorted(by_id.values(), key=_start_time))
     return Extent(window, sent, inside, unreadable)
 
@@ -151,7 +157,7 @@ def make_extent_of_all(
 
 
 def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
-    """Put an extent among others that do not overlap each other: the later POST wins for each point."""
+    """Add an extent to others that do not overlap each other: the later POST wins for each point."""
     result, parts = [], [new]
     for extent in extents:
         if extent.sent <= new.sent:
@@ -163,7 +169,7 @@ def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
 
 
 def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
-    """Put extents together that may overlap, however many: the later POST wins for each point."""
+    """Combine any number of extents that may overlap: the later POST wins for each point."""
     covered: list[Window] = []  # sorted; they do not touch
     result: list[Extent] = []
     for extent in sorted(extents, key=attrgetter("sent"), reverse=True):
@@ -186,7 +192,7 @@ def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
 def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
     """The extent cut at UTC midnights, each part with its day's number since 1970.
 
-    A stretch of at least `long` seconds without calls stays whole, with None: years of nothing are one thing.
+    A stretch of at least `long` seconds without calls is not cut, and has None: years without calls are one extent.
     """
     reached = extent.window.start
     for busy_day in [*_busy_days(extent.calls), None]:
@@ -201,7 +207,7 @@ def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
 
 
 def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
-    """The days, since 1970, on which calls start: a look at each day's first, not at every call."""
+    """The days, since 1970, on which calls start, at the cost of a binary search for each."""
     place = 0
     while place < len(calls):
         day = int(calls[place].start_time.timestamp()) // DAY
@@ -209,21 +215,21 @@ def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
         place = bisect_left(calls, instant((day + 1) * DAY), place, key=_start_time)
 
 
-def late(held: Sequence[Extent], new: Extent) -> Iterator[float]:
-    """How long after its start each call was first seen that a new extent has where the held ones had looked before.
+def lateness(held: Sequence[Extent], new: Extent) -> Iterator[float]:
+    """The seconds from start to first sight of each call that a new extent adds to windows that were fetched before.
 
     `held` are sorted and do not overlap.
     """
     if not held:
         return
-    known = {(call.client_code, call.id) for one in held for call in one.calls}
+    known = {key_of(call) for one in held for call in one.calls}
     edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
     ends = [one.window.end for one in held]
     for call in new.calls:
         start = call.start_time.timestamp()
         place = bisect_right(ends, start)
         looked = start >= edge or (place < len(held) and start in held[place].window)
-        if looked and (call.client_code, call.id) not in known:
+        if looked and key_of(call) not in known:
             yield max(0.0, new.sent - start)
 
 
@@ -237,16 +243,13 @@ def covers(extents: Sequence[Extent], window: Window) -> bool:
     return reached >= window.end
 
 
-Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
-
-
 def key_of(call: Call) -> Key:
     """The client code and the id, by which a call is known."""
     return call.client_code, call.id
 
 
 def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
-    """The ids that come in more than one extent of a client, by client code.
+    """The ids that more than one extent of a client has, by client code.
 
     Only extents whose ranges of ids overlap are compared, each once with all before it.
     """

@@ -1,4 +1,4 @@
-"""The POSTs of one flight: a batch, the codes that its reply leaves out, and its halves if it fails.
+"""The fetcher sends the POSTs of a flight: a batch, the codes that its reply leaves out, and its halves if it fails.
 
 Rules:
 - A reply to one code is attributed to it, whatever it echoes. In a batch the listed codes stand and foreign ones are
@@ -31,9 +31,9 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.ledger.codes import MAX_POSTS, MIN_SPAN, ClientProfiles
+from gateway.ledger.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
 from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
-from gateway.ledger.tickets import Flight, Landed
+from gateway.ledger.single_flight import Flight, FlightResult
 from gateway.model import EVERY_CLIENT, Window
 
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
@@ -64,13 +64,13 @@ class FetchState(Struct):
     status: bool
     now: float  # when the flight was planned
     demand: Demand
-    landed: dict[str, Landed]
+    results: dict[str, FlightResult]
     posts_left: int = MAX_POSTS
     longest: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class Posts:
-    """Sends the POSTs of flights."""
+class Fetcher:
+    """Sends the POSTs of flights. Points after an open POST count as fetched for `fresh` seconds."""
 
     def __init__(
         self,
@@ -80,25 +80,25 @@ class Posts:
         clock: Callable[[], float],
         fresh: float,
     ) -> None:
-        self._send = fetch
+        self._post = fetch
         self._profiles = profiles
         self._store = store
         self._clock = clock
-        self._fresh = fresh  # seconds for which points after an open POST count as fetched
+        self._fresh = fresh
 
-    async def send(self, flight: Flight, codes: Sequence[str]) -> dict[str, Landed]:
+    async def fetch(self, flight: Flight, codes: Sequence[str]) -> dict[str, FlightResult]:
         """Fetch some of the codes of a flight. Errors are in the result."""
-        state = FetchState(flight.status, flight.begun, flight.demand, {code: Landed() for code in codes})
+        state = FetchState(flight.status, flight.planned, flight.demand, {code: FlightResult() for code in codes})
         await self._fetch(list(codes), flight.window, state)
         for code, seconds in state.longest.items():
             if seconds:
                 self._profiles.answered_part(code, seconds, self._clock())
-        return state.landed
+        return state.results
 
     async def _fetch(self, codes: list[str], window: Window, state: FetchState) -> None:
         state.posts_left -= 1
         try:
-            fetched = await self._send(codes, window, status=state.status, now=state.now, demand=state.demand)
+            fetched = await self._post(codes, window, status=state.status, now=state.now, demand=state.demand)
         except UpstreamError as error:
             await self._split_and_retry(error, codes, window, state)
             return
@@ -113,7 +113,7 @@ class Posts:
             self._profiles.echoed(codes[0], fetched.calls)
             self._keep(codes[0], window, attributed(codes[0], fetched), state)
             return
-        foreign = any(code not in state.landed for code in fetched.calls)
+        foreign = any(code not in state.results for code in fetched.calls)
         for code in codes:
             listed = code in fetched.calls or code in fetched.unreadable
             if listed or (self._profiles.of(code).echoes_itself and not foreign):
@@ -146,7 +146,7 @@ class Posts:
                 self._fail(code, error, state)
         for part, within in halves:
             # If half of a client's window cannot be had, its flight has failed.
-            if len(part) == 1 and state.landed[part[0]].error is not None:
+            if len(part) == 1 and state.results[part[0]].error is not None:
                 continue
             if state.posts_left > 0:
                 await self._fetch(part, within, state)
@@ -155,7 +155,7 @@ class Posts:
                     self._fail(code, error, state)
 
     def _fail(self, code: str, error: UpstreamError, state: FetchState) -> None:
-        state.landed[code].error = state.landed[code].error or error
+        state.results[code].error = state.results[code].error or error
 
     def _keep(self, code: str, window: Window, fetched: Fetched, state: FetchState) -> None:
         if window.end >= state.now:  # open: points after the POST count as fetched by it
@@ -167,7 +167,7 @@ class Posts:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
             extent = make_extent(window, fetched.sent, calls, unreadable)
         self._store(code, extent, status=state.status)
-        state.landed[code].extents.append(extent)
+        state.results[code].extents.append(extent)
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:
