@@ -1,4 +1,4 @@
-"""Flights, their POSTs and what is learned of codes, against an upstream that is a plain function."""
+"""Flights, their POSTs and client profiles, against an upstream that is a plain function."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_batch_that_fails_is_halved_down_to_the_code_that_fails():
             await ledger.read(ask(codes, LAST_HOUR))
         good = [code for code in codes if code != "c5"]
         before = len(upstream.posts)
-        assert await read_all(ledger, good, LAST_HOUR) == ["1"]  # what landed is kept
+        assert await read_all(ledger, good, LAST_HOUR) == ["1"]  # extents that landed are kept
         assert len(upstream.posts) == before
         upstream.now += 60
         with pytest.raises(UpstreamMalformed):

@@ -31,7 +31,7 @@ CELLS = (3600, 900)  # seconds: hours, and for zones such as India's their quart
 
 
 class Totals(Struct):
-    """Figures of some calls; `talked` is how many say how long was talked, `new` how many callers called first here."""
+    """Figures of some calls. `talked` counts the calls with a talk time, `new` the callers whose first call is here."""
 
     calls: int = 0
     connected: int = 0
@@ -43,11 +43,11 @@ class Totals(Struct):
 
     @property
     def mean_talk(self) -> float | None:
-        """Mean talk time in seconds of the calls that say it."""
+        """Mean talk time in seconds of the calls that have one."""
         return round(self.talk / self.talked, 3) if self.talked else None
 
     def add(self, other: Totals) -> None:
-        """Add the figures of other calls, without their callers, who may be the same."""
+        """Add the figures of other calls, but not their callers: the same caller may be in both."""
         self.calls += other.calls
         self.connected += other.connected
         self.duration += other.duration

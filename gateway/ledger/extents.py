@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -51,7 +52,7 @@ class Extent(Struct, frozen=True, dict=True):
 
     @cached_property
     def ids(self) -> dict[str, frozenset[str]]:
-        """The ids of the calls by client code, made when first asked for: a twentieth of what the calls hold."""
+        """The ids of the calls by client code, made when first needed: 5 % of the memory of the calls."""
         return {code: frozenset([call.id for call in calls]) for code, calls in self.by_client.items()}
 
     def ids_of(self, code: str) -> frozenset[str]:
@@ -158,18 +159,11 @@ def make_extent_of_all(
 
 def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
     """Add an extent to others that do not overlap each other: the later POST wins for each point."""
-    result, parts = [], [new]
-    for extent in extents:
-        if extent.sent <= new.sent:
-            result += extent.without(new.window)
-        else:
-            result.append(extent)
-            parts = [rest for part in parts for rest in part.without(extent.window)]
-    return sorted(result + parts, key=lambda extent: extent.window)
+    return overlay_all([new, *extents])
 
 
 def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
-    """Combine any number of extents that may overlap: the later POST wins for each point."""
+    """Combine any number of extents: the later POST wins for each point, and the first of those sent together."""
     covered: list[Window] = []  # sorted; they do not touch
     result: list[Extent] = []
     for extent in sorted(extents, key=attrgetter("sent"), reverse=True):
@@ -222,15 +216,15 @@ def lateness(held: Sequence[Extent], new: Extent) -> Iterator[float]:
     """
     if not held:
         return
-    known = {key_of(call) for one in held for call in one.calls}
     edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
     ends = [one.window.end for one in held]
-    for call in new.calls:
-        start = call.start_time.timestamp()
-        place = bisect_right(ends, start)
-        looked = start >= edge or (place < len(held) and start in held[place].window)
-        if looked and key_of(call) not in known:
-            yield max(0.0, new.sent - start)
+    for code, calls in new.by_client.items():
+        unseen = new.ids_of(code).difference(*[one.ids_of(code) for one in held])
+        for call in [call for call in calls if call.id in unseen]:
+            start = call.start_time.timestamp()
+            place = bisect_right(ends, start)
+            if start >= edge or (place < len(held) and start in held[place].window):
+                yield max(0.0, new.sent - start)
 
 
 def covers(extents: Sequence[Extent], window: Window) -> bool:
@@ -283,29 +277,30 @@ def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
     Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
     instant the one that comes later in `extents` counts (T2).
     """
-    repeated = repeated_ids(extents)
-    if not repeated:
+    lost: dict[int, dict[str, Collection[str]]] = defaultdict(dict)  # ids by place in `extents` and client code
+    latest_first = sorted(range(len(extents)), key=lambda place: (extents[place].sent, place), reverse=True)
+    for code, repeated in repeated_ids(extents).items():
+        seen = set[str]()
+        for place in latest_first:
+            own = extents[place].ids_of(code) & repeated
+            if older := own & seen:
+                lost[place][code] = older
+            seen |= own
+    if not lost:
         return extents
-    shared = [
-        {(code, id_) for code, ids in repeated.items() for id_ in extent.ids_of(code) & ids} for extent in extents
-    ]
-    winner: dict[Key, int] = {}
-    for place in sorted(range(len(extents)), key=lambda place: extents[place].sent):
-        winner |= dict.fromkeys(shared[place], place)
-    result = []
-    for place, extent in enumerate(extents):
-        lost = {key for key in shared[place] if winner[key] != place}
-        result.append(without_calls(extent, lost) if lost else extent)
-    return result
+    return [without_calls(extent, lost[place]) if place in lost else extent for place, extent in enumerate(extents)]
 
 
-def without_calls(extent: Extent, lost: Collection[Key]) -> Extent:
-    """An extent without some of its calls; its window stays."""
-    listed = extent.listed and {
-        code: tuple([call for call in calls if key_of(call) not in lost]) for code, calls in extent.listed.items()
+def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Extent:
+    """An extent without the calls of some ids, by client code. Its window stays."""
+    kept = {
+        code: tuple([call for call in calls if call.id not in lost[code]]) if code in lost else calls
+        for code, calls in extent.by_client.items()
     }
-    calls = tuple([call for call in extent.calls if key_of(call) not in lost])
-    return msgspec.structs.replace(extent, calls=calls, listed=listed)
+    if extent.listed is None:
+        return msgspec.structs.replace(extent, calls=next(iter(kept.values())))
+    every = tuple(sorted(chain.from_iterable(kept.values()), key=_start_time))
+    return msgspec.structs.replace(extent, calls=every, listed=kept)
 
 
 def merge(extents: Sequence[Extent]) -> list[Call]:
@@ -329,10 +324,10 @@ def sent_of(extents: Iterable[Extent], calls: Iterable[Call]) -> dict[Key, float
 
 
 def not_superseded(
-    calls: Sequence[Call], extents: Iterable[Extent], others: Iterable[Extent], *, ties: bool
+    calls: Sequence[Call], extents: Sequence[Extent], others: Sequence[Extent], *, ties: bool
 ) -> list[Call]:
     """Those of some calls of `extents` of which `others` have no later version; `ties`: they count as the later."""
-    theirs = sent_of(others, calls)
+    theirs = sent_of(others, calls) if others else {}
     if not theirs:
         return list(calls)
     own = sent_of(extents, [call for call in calls if key_of(call) in theirs])

@@ -48,11 +48,7 @@ class Fetch(Protocol):
         """Send a POST, unless no reader waits for it when its turn comes."""
 
 
-class Store(Protocol):
-    """The cache's memory."""
-
-    def __call__(self, code: str, extent: Extent, *, status: bool) -> None:
-        """Store an extent."""
+Store = Callable[[str, Extent, bool], None]  # client code, extent, with status
 
 
 class FetchState(Struct):
@@ -166,7 +162,7 @@ class Fetcher:
         else:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
             extent = make_extent(window, fetched.sent, calls, unreadable)
-        self._store(code, extent, status=state.status)
+        self._store(code, extent, state.status)
         state.results[code].extents.append(extent)
 
 

@@ -94,7 +94,7 @@ def _on_grid(point: float, now: float) -> int:
 
 
 def merge_gaps(windows: Iterable[Window]) -> list[Window]:
-    """Merge neighbouring windows while one asks for at most twice what they need; the result does not overlap."""
+    """Merge neighbouring windows while one asks for at most twice the seconds needed; the result does not overlap."""
     merged: list[tuple[Window, int]] = []  # with the seconds that are needed of it
     for window in sorted(windows):
         needed = window.end - window.start
@@ -111,7 +111,7 @@ def merge_gaps(windows: Iterable[Window]) -> list[Window]:
 
 
 def due_for_refresh(extents: Sequence[Extent], now: float, rule: Rule) -> list[Window]:
-    """Find the windows of extents that soon reach the maximum, each at a time of its own to spread the load."""
+    """Find the windows of extents that soon reach the maximum, each at a different time to spread the load."""
     found = []
     for extent in coalesce(extents):
         jitter = (extent.window.start * 2654435761 + int(extent.sent)) % 1000 / 1000  # Knuth's multiplier
@@ -123,7 +123,7 @@ def due_for_refresh(extents: Sequence[Extent], now: float, rule: Rule) -> list[W
 def plan_posts(windows: Iterable[Window], span: int, whole: Align) -> list[Window]:
     """Plan the windows of the POSTs for one client: of at most about `span` seconds each, at most `MAX_READ_POSTS`.
 
-    More gaps than half of that are merged, the nearest first; then spans are longer, if that is needed.
+    More gaps than half of that are merged, the nearest first. Then spans are made longer, if there are still too many.
     """
     merged = merge_gaps(windows)
     while len(merged) > MAX_READ_POSTS // 2:

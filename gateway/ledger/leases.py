@@ -2,7 +2,7 @@
 
 Rules:
 - A lease names the window of a client that is being fetched, the end of the points that it counts for, and when it was
-  planned. A flight that the lease of another replica serves as a whole waits for it, and then counts for no more.
+  planned. A flight waits for the lease of another replica that serves all of it, and then counts for the same points.
 - A lease ends 3 s after its holder last renewed it. If the holder dies, its waiters lose at most that time; then one of
   them takes the lease. No flight waits for others longer than a minute.
 - The holder stores its extents, then releases the lease. Waiters learn it by a blocking read of a stream, which also
@@ -125,7 +125,7 @@ class Leases:
         return results
 
     async def _acquire(self, token: str, flight: Flight, codes: list[str]) -> dict[str, RemoteLease]:
-        """Take the leases of codes; those that another replica serves are in the result instead."""
+        """Take the leases of codes. The codes that another replica serves are in the result, with its leases."""
         window, planned = flight.window, flight.planned
         end = window.end + MARGIN if flight.open else window.end
         reach = int(max(window.end, planned + self._fresh)) if flight.open else window.end
@@ -164,7 +164,7 @@ class Leases:
                 Found(code, status, extent) for code, result in results.items() for extent in result.extents
             )
         except Exception:
-            LOGGER.exception("storing what landed failed")
+            LOGGER.exception("extents could not be stored in level 2")
             results = {}
         if not held:
             return

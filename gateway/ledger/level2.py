@@ -2,10 +2,10 @@
 
 Rules:
 - A key is a client and 32 days, a hash. A field is the part of an extent in one day, named by kind, window and time of
-  its POST; its calls are one value. Values are never changed, and each is true by itself, in any order and with any
-  other missing: the later POST wins for each point, without a compare-and-set that could be lost.
-- The script that stores an extent deletes those that it covers. An evicted or unreadable value is a miss, not an error.
-- A read looks up once the gaps of level 1, and only extents that were sent after those that level 1 holds.
+  its POST; its calls are one value. Values are never changed. Each is true in any order and with any other missing: the
+  later POST wins for each point, without a compare-and-set that could be lost.
+- The script that stores an extent deletes older ones that it covers. A value that is evicted or unreadable is a miss.
+- A read looks up its gaps once, and only extents that were sent after the extents of level 1.
 - A lookup takes at most 100 ms. Equal lookups at the same time are one.
 - Extents of every client serve reads of every client alone: for one client they would be too large.
 - `LAYOUT` is part of every key: it changes with the fields of a call.

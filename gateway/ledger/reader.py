@@ -1,9 +1,9 @@
 """A read: normalise the window, look up extents, find gaps, join or send flights, merge.
 
 Rules:
-- A read rests on values that it holds (extents that were looked up or that its flights brought), so that an eviction
-  meanwhile removes nothing from it (T1). If any part cannot be had, the read fails, or is stale and says so (T3).
-- Freshness is judged once, when the read is planned. What it fetches or joins is fresh for it.
+- A read rests on values that it holds (extents that were looked up or that its flights brought), so that no eviction
+  removes anything from it (T1). If any part cannot be fetched, the read fails, or is marked stale (T3).
+- Freshness is judged once, when the read is planned. Extents that it fetches or joins are fresh for it.
 - A reader that joined a flight that failed sends the gap once more itself.
 - Of two versions of a call the later POST's counts (T2), whichever of the two is asked for.
 """
@@ -65,7 +65,7 @@ class Question(Struct, frozen=True, kw_only=True):
 
 
 class Reading(Struct, kw_only=True, dict=True):
-    """The calls of a window, unordered, and what they rest on; instants in seconds since 1970.
+    """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
 
     `past` is for how long the stalest point has been stale, negative while all is fresh. `lookup` is hit, partial or
     miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps that it sent itself.
@@ -217,7 +217,7 @@ class Ledger:
                     return Window(second, second + 1)
         return None
 
-    def _store(self, code: str, extent: Extent, *, status: bool) -> None:
+    def _store(self, code: str, extent: Extent, status: bool) -> None:
         """Store an extent, and note how late its calls were published where the cache had looked before."""
         for seconds in lateness(self._memory.lookup(code, extent.window, extent.sent, status=status), extent):
             self._metrics.lateness.observe(seconds)
@@ -279,7 +279,7 @@ class Ledger:
         return posts, joined
 
     def _revalidate(self, held: Held, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
-        """Fetch in the background what soon reaches the maximum, a few windows for each read."""
+        """Fetch points that soon reach the maximum age in the background, a few windows for each read."""
         due = [Gap(code, whole(w), 0) for code, found in held.items() for w in due_for_refresh(found, now, rules[code])]
         if due:
             self._single_flight.subscribe(due[:MAX_REVALIDATED], rules, status=status, background=Priority.PREFETCH)

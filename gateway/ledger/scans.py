@@ -31,7 +31,7 @@ from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.model import Call, Window
 
 SPARSE = 100  # calls: the spans of a page double while the last held fewer
-MAX_PAGE_POSTS = 8  # a page that has cost so many is returned short
+MAX_PAGE_POSTS = 8  # a page that has cost this many is returned short
 MAX_PAGE_CALLS = 100_000  # examined for one page, 100 ms
 FIRST_CALLS = 100  # of a stream, sent before the second span is read
 MIN_SPAN = 60  # seconds
@@ -82,7 +82,7 @@ async def read_page(
 ) -> Page:
     """Read one page of the calls to keep. Raises UpstreamError.
 
-    `texts` are those that every call to keep has, by the names of fields: extents without them are skipped.
+    `texts` are the texts of every call to keep, by the names of fields: extents without them are skipped.
     """
     rest = _up_to(question.window, now)
     if after is not None:
@@ -244,7 +244,7 @@ async def counted(ledger: Ledger, question: Question, now: float, patience: floa
 
 
 async def _deduplicate(parts: deque[Counted]) -> None:
-    """Leave each call in the part that has its latest version; many calls in a thread, so that the loop goes on."""
+    """Leave each call in the part that has its latest version; many calls in a thread, which does not hold the loop."""
     every = [extent for part in parts for extent in part.extents]
     many = sum(len(extent.calls) for extent in every) > MAX_INLINE
     rest = iter(await asyncio.to_thread(deduplicated, every) if many else deduplicated(every))

@@ -62,7 +62,7 @@ class Flight:
     """POSTs for some client codes and a window, in progress or landed.
 
     `planned` is the time at which it was planned; no POST that it rests on was planned before `oldest`. `reach` is the
-    end of what it counts for: an `open` window ends at or after `planned`.
+    end of the points that it counts for: an `open` window ends at or after `planned`.
     """
 
     task: asyncio.Task[dict[str, FlightResult]]
@@ -327,7 +327,7 @@ class SingleFlight:
 
 
 def _group_alike(by_window: dict[Window, list[str]], max_span: int) -> list[tuple[Window, list[str]]]:
-    """Group clients whose windows are nearly one: a window for all asks each for at most twice what it needs."""
+    """Group clients whose windows are nearly one: a window for all asks each for at most twice the seconds needed."""
     groups: list[tuple[Window, int, list[str]]] = []  # with the seconds of the shortest window in it
     for window, codes in sorted(by_window.items()):
         if groups:
