@@ -26,8 +26,8 @@ from gateway.callbutton import central, wire
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.ledger.freshness import Rule
-from gateway.ledger.pages import read_page
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
+from gateway.ledger.scans import read_page
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.redis_client import RedisClient

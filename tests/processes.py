@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-DEADLINE = 30  # seconds; a condition that does not come in this time on a busy machine does not come
+DEADLINE = 30  # seconds; long for a busy machine
 POLL_INTERVAL = 0.005  # seconds
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-    """Wait until a condition holds and return its value. Fails after so many seconds."""
+    """Wait until a condition holds and return its value. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
@@ -70,7 +70,7 @@ def children(pid: int) -> list[int]:
 def running(
     command: Sequence[str | Path], log: Path, cwd: str | None = None, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; its output goes to the end of `log`."""
+    """Run a program. Its output is appended to `log`."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=plain | variables, cwd=cwd)

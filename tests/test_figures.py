@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from gateway.api.query import Filters
 from gateway.api.time_ranges import bucket_starts
+from gateway.ledger.aggregates import AggregateSpec, Aggregator, Group
 from gateway.ledger.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
-from gateway.ledger.figures import Figures, Group, Shape
-from gateway.ledger.pages import Position, read_page
 from gateway.ledger.reader import Ledger
-from gateway.ledger.stream import counted
+from gateway.ledger.scans import Position, counted, read_page
 from gateway.model import Call, Result, Window
 from tests.test_ledger import NOW, Upstream, ask, call, ledger_of
 
@@ -89,11 +88,11 @@ def test_figures_of_every_calendar_are_those_of_counting_each_call(data: st.Data
         starts = [-(10**11)] if interval == "none" else starts
         group = (lambda one: one.campaign) if grouped else None
         counted = grouped, filters
-        figures = Figures(Shape((interval, zone, counted), counted, starts, group, filters.apply))
+        aggregator = Aggregator(AggregateSpec((interval, zone, counted), counted, starts, group, filters.apply))
         for extent in held:
             if extent.window.overlaps(window):
-                figures.add(extent.looked_at(window))
-        rows, total = figures.sums()
+                aggregator.add(extent.view(window))
+        rows, total = aggregator.sums()
         inside = filters.apply([one for one in calls if one.start_time.timestamp() in window])
         found = {
             (start, name): msgspec.structs.astuple(count) for start, groups in rows for name, count in groups.items()
@@ -108,9 +107,9 @@ def test_an_extent_that_begins_between_hours_begins_its_bucket():
     midnight = TURNS[0] - 19800
     extent = make_extent(Window(midnight, midnight + 7200), 0, [call("1", midnight + 60), call("2", midnight + 3660)])
     starts = bucket_starts(Window(midnight - 1, midnight + 7200), "day", ZoneInfo("Asia/Kolkata"))
-    figures = Figures(Shape("days", "all", starts, None, list))
-    figures.add(extent)
-    (_, before), (start, groups) = figures.sums()[0]
+    aggregator = Aggregator(AggregateSpec("days", "all", starts, None, list))
+    aggregator.add(extent)
+    (_, before), (start, groups) = aggregator.sums()[0]
     assert (before, start, groups[None].calls) == ({}, midnight, 2)
 
 
@@ -128,12 +127,14 @@ def edited(one: Call, start: int, number: int) -> Call:
 async def summary(
     ledger: Ledger, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
 ) -> tuple[dict[tuple[int, Group], tuple[int, ...]], int]:
-    figures = Figures(Shape((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list))
+    aggregator = Aggregator(
+        AggregateSpec((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list)
+    )
     async for part in counted(ledger, ask(codes, MONTHS), NOW + 1000, 60):
         for extent in part.extents:
             assert all(one.start_time.timestamp() in extent.window for one in extent.calls)
-            figures.add(extent)
-    rows, total = figures.sums()
+            aggregator.add(extent)
+    rows, total = aggregator.sums()
     return {(at, group): msgspec.structs.astuple(c) for at, groups in rows for group, c in groups.items()}, total.calls
 
 
@@ -192,11 +193,11 @@ def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
         upstream.now += 60
         upstream.published[-1] = (0, call("0099", day - 2 * DAY + 1))
         await ledger.read(ask(["a"], Window(day - 2 * DAY, day - DAY), insist=True))
-        figures = Figures(Shape("day", "all", list(range(window.start, window.end, DAY)), None, list))
+        aggregator = Aggregator(AggregateSpec("day", "all", list(range(window.start, window.end, DAY)), None, list))
         async for part in counted(ledger, ask(["a"], window), upstream.now, 60):
             for extent in part.extents:
-                figures.add(extent)
-        rows, _ = figures.sums()
+                aggregator.add(extent)
+        rows, _ = aggregator.sums()
         return [groups[None].calls for _, groups in rows]
 
     assert asyncio.run(run()) == [20, 20, 21, 20, 19]

@@ -1,12 +1,13 @@
-"""Flights, their POSTs and what is learned of codes, against an upstream that is a plain function."""
+"""Flights, their POSTs and client profiles, against an upstream that is a plain function."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
+    Overloaded,
     UpstreamError,
     UpstreamFailed,
     UpstreamMalformed,
@@ -22,9 +24,18 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.ledger.codes import Codes
+from gateway.ledger.client_profiles import MAX_POSTS, ClientProfiles
 from gateway.ledger.extents import Extent, covers, overlay, overlay_all
-from gateway.ledger.freshness import Rule, gaps, old, seconds_past, stale_from, together
+from gateway.ledger.freshness import (
+    MAX_READ_POSTS,
+    Rule,
+    due_for_refresh,
+    gaps,
+    merge_gaps,
+    plan_posts,
+    seconds_past,
+    stale_from,
+)
 from gateway.ledger.reader import Ledger
 from gateway.model import Window
 from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
@@ -110,7 +121,7 @@ def test_a_batch_that_fails_is_halved_down_to_the_code_that_fails():
             await ledger.read(ask(codes, LAST_HOUR))
         good = [code for code in codes if code != "c5"]
         before = len(upstream.posts)
-        assert await read_all(ledger, good, LAST_HOUR) == ["1"]  # what landed is kept
+        assert await read_all(ledger, good, LAST_HOUR) == ["1"]  # extents that landed are kept
         assert len(upstream.posts) == before
         upstream.now += 60
         with pytest.raises(UpstreamMalformed):
@@ -297,12 +308,197 @@ def test_old_points_are_fetched_again_in_the_background():
     assert len(upstream.posts) == 2
 
 
+OVERLOAD = UpstreamFailed("HTTP status 503", status=503)
+
+
+def spent(upstream: Upstream, ledger: Ledger, window: Window) -> Coroutine[Any, Any, int]:
+    """The POSTs that a read costs."""
+
+    async def read() -> int:
+        before = len(upstream.posts)
+        await ledger.read(ask(["a"], window))
+        return len(upstream.posts) - before
+
+    return read()
+
+
+@pytest.mark.parametrize("error", [OVERLOAD, UpstreamTimeout("no byte", answering=False)], ids=["503", "no answer"])
+@pytest.mark.parametrize(
+    "failed", [60, 1800, HOUR, DAY, 2 * DAY, 8 * DAY, 15 * DAY, 16 * DAY, 31 * DAY, 62 * DAY, 365 * DAY]
+)
+def test_after_one_failure_a_month_costs_at_most_8_posts_and_a_year_40(error: UpstreamError, failed: int):
+    for days, most in ((31, 8), (365, 40)):
+        upstream = Faulty(lambda _, __: error)
+
+        async def run(upstream: Faulty = upstream, days: int = days) -> int:
+            ledger = ledger_of(upstream)
+            with pytest.raises(type(error)):
+                await ledger.read(ask(["a"], Window(NOW - failed, NOW)))
+            upstream.fault = None
+            upstream.now += 2
+            end = NOW - 400 * DAY  # nothing of it was fetched
+            return await spent(upstream, ledger, Window(end - days * DAY, end))
+
+        assert asyncio.run(run()) <= most
+
+
+def test_a_short_window_that_fails_says_nothing_about_longer_ones():
+    upstream = Faulty(lambda _, window: OVERLOAD if window.end - window.start <= 2 * HOUR else None)
+
+    async def run() -> list[int]:
+        ledger = ledger_of(upstream)
+        with pytest.raises(UpstreamFailed):
+            await ledger.read(ask(["a"], Window(NOW - 1800, NOW)))
+        return [await spent(upstream, ledger, Window(NOW - 400 * DAY, NOW - 369 * DAY))]
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_spans_shrink_to_the_window_that_is_answered_and_double_with_each_success():
+    limit = [5 * DAY]
+    upstream = Faulty(lambda _, window: OVERLOAD if window.end - window.start > limit[0] else None)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        window = Window(NOW - 431 * DAY, NOW - 400 * DAY)
+        failures = 0
+        while True:
+            try:
+                posts = await spent(upstream, ledger, window)
+                break
+            except UpstreamFailed:
+                failures, upstream.now = failures + 1, upstream.now + 2
+        assert (failures, posts) == (3, 8)  # 31 days, 15.5, 7.75; then windows of 3.9 days
+        limit[0] = 1000 * DAY
+        costs = [
+            await spent(upstream, ledger, Window(window.start - n * 31 * DAY, window.end - n * 31 * DAY))
+            for n in (1, 2, 3, 4)
+        ]
+        assert costs == [4, 2, 1, 1]
+
+    asyncio.run(run())
+
+
+def test_a_span_that_grew_too_far_stays_for_ten_minutes_and_no_longer_than_an_hour():
+    profiles = ClientProfiles(32 * DAY, 50)
+    for days in (32, 16, 8):
+        profiles.overloaded(["a"], days * DAY, NOW)
+    assert profiles.span("a", NOW) == 4 * DAY
+    profiles.answered(["a"], 4 * DAY, NOW)
+    profiles.overloaded(["a"], 8 * DAY, NOW + 1)
+    profiles.answered(["a"], 4 * DAY, NOW + 2)
+    assert profiles.span("a", NOW + 2) == 4 * DAY
+    profiles.answered(["a"], 4 * DAY, NOW + 602)
+    assert profiles.span("a", NOW + 602) == 8 * DAY
+    assert profiles.span("a", NOW + 3602) == 32 * DAY
+    profiles.overloaded(["a", "b"], 100, NOW + 3603)  # a limit that is forgotten stays forgotten
+    assert [profiles.span(code, NOW + 3604) for code in "ab"] == [32 * DAY] * 2
+
+
+def test_a_batch_that_fails_shortens_no_window_and_halves_batches_until_they_are_answered():
+    upstream = Faulty(lambda codes, _: OVERLOAD if len(codes) > 4 else None)
+    codes = [f"c{number}" for number in range(16)]
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        window = Window(NOW - 431 * DAY, NOW - 400 * DAY)
+        for _ in range(2):
+            with pytest.raises(UpstreamFailed):
+                await ledger.read(ask(codes, window))
+            upstream.now += 2
+        upstream.posts.clear()
+        assert (await ledger.read(ask(["c3"], window))).calls == []  # another consumer's
+        assert [window.end - window.start for _, window in upstream.posts] == [31 * DAY]
+        await ledger.read(ask(codes, window))
+        assert {len(batch) for batch in codes_posted(upstream)[1:]} <= {1, 2, 3, 4}
+
+    asyncio.run(run())
+
+
+def test_a_content_that_always_fails_leaves_the_span_as_it_was():
+    """An hour with a record that breaks every reply: the flight is split down to it."""
+    bad = NOW - 430 * DAY
+    broken = UpstreamMalformed("broken")
+    upstream = Faulty(lambda _, window: broken if bad in window else None)
+
+    async def run() -> list[int]:
+        ledger = ledger_of(upstream)
+        with pytest.raises(UpstreamMalformed):
+            await ledger.read(ask(["a"], Window(NOW - 431 * DAY, NOW - 400 * DAY)))
+        assert len(upstream.posts) <= MAX_POSTS
+        return [await spent(upstream, ledger, Window(NOW - n * 31 * DAY, NOW - (n - 1) * 31 * DAY)) for n in (1, 2)]
+
+    first, second = asyncio.run(run())
+    assert first <= 8
+    assert second <= first
+
+
+@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 3)), max_size=200), st.integers(1, 100))
+def test_the_posts_of_a_read_are_bounded_and_cover_what_is_needed(made: list[tuple[int, int]], span: int):
+    windows = [Window(start * HOUR, (start + length) * HOUR) for start, length in made]
+    planned = plan_posts(windows, span * HOUR, lambda window: window)
+    assert len(planned) <= MAX_READ_POSTS
+    assert all(before.end <= after.start for before, after in pairwise(planned))
+    assert all(
+        any(point * HOUR in part for part in planned)
+        for start, length in made
+        for point in range(start, start + length)
+    )
+
+
+def test_codes_that_a_reply_leaves_out_cost_no_more_than_the_posts_of_a_flight():
+    codes = [f"c{number:02}" for number in range(50)]
+    upstream = Upstream()
+    upstream.leave_out = set(codes)
+
+    async def run() -> None:
+        ledger = ledger_of(upstream)
+        with pytest.raises(Overloaded, match="left out over 31 of 50 client codes"):
+            await ledger.read(ask(codes, LAST_HOUR))
+        assert len(upstream.posts) == MAX_POSTS
+        assert (await ledger.read(ask(codes, LAST_HOUR))).calls == []  # not remembered as an error
+        assert len(upstream.posts) == MAX_POSTS + 20
+        upstream.posts.clear()
+        await ledger.read(ask([f"d{number:02}" for number in range(50)], LAST_HOUR))
+        upstream.leave_out |= {f"e{number:02}" for number in range(50)}
+        upstream.posts.clear()
+        await ledger.read(ask(sorted(upstream.leave_out - set(codes)), LAST_HOUR))  # in batches that can be afforded
+        assert {len(batch) for batch in codes_posted(upstream)} == {31, 19, 1}
+
+    asyncio.run(run())
+
+
+def test_a_flight_that_is_split_costs_no_more_than_its_posts():
+    upstream = Faulty(lambda codes, _: UpstreamFailed("ERROR", reported=True) if len(codes) > 1 else None)
+    codes = [f"c{number:02}" for number in range(50)]
+
+    async def run() -> None:
+        with pytest.raises(UpstreamFailed):
+            await ledger_of(upstream).read(ask(codes, LAST_HOUR))
+
+    asyncio.run(run())
+    assert len(upstream.posts) == MAX_POSTS
+
+
 def test_a_slow_upstream_lengthens_the_least_life():
-    codes = Codes(DAY, 50)
-    codes.of("a").took = 20
-    assert [codes.span("a", NOW), codes.span("a", NOW, 9 * DAY)] == [DAY, 9 * DAY]
-    codes.halve("a", DAY, NOW)
-    assert [codes.span("a", NOW + 3599, 9 * DAY), codes.span("a", NOW + 3601)] == [DAY // 2, DAY]
+    upstream = Upstream()
+
+    async def run() -> list[str]:
+        ledger = ledger_of(upstream)
+        window = Window(NOW - HOUR, NOW)
+        upstream.gate = asyncio.Event()
+        read = asyncio.create_task(ledger.read(ask(["a"], window)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        upstream.now += 20
+        upstream.gate.set()
+        await read
+        upstream.now += 18  # 38 seconds after the POST
+        first = await ledger.read(ask(["a"], window))
+        upstream.now += 3
+        return [first.lookup, (await ledger.read(ask(["a"], window))).lookup]
+
+    assert asyncio.run(run()) == ["hit", "partial"]
 
 
 SPANS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers(0, 1000)), max_size=8)
@@ -311,7 +507,7 @@ SPANS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 200), st.integers
 @given(SPANS)
 def test_windows_put_together_cover_what_they_were_made_of_and_do_not_overlap(spans: list[tuple[int, int, int]]):
     windows = [Window(start, start + length) for start, length, _ in spans]
-    merged = together(windows)
+    merged = merge_gaps(windows)
     assert all(before.end < after.start for before, after in pairwise(merged))
     assert all(any(m.start <= w.start and w.end <= m.end for m in merged) for w in windows)
     needed = len({point for w in windows for point in range(w.start, w.end)})
@@ -385,7 +581,7 @@ def test_a_refreshing_dashboard_costs_no_more_than_the_model(
 def test_extents_reach_their_maximum_each_at_its_own_time():
     rule = Rule(maximum=1000)
     extents = [Extent(Window(start, start + 5), 0.0) for start in range(0, 1000, 10)]
-    counts = [len(old(extents, now, rule)) for now in (790, 850, 900, 950, 999.9)]
+    counts = [len(due_for_refresh(extents, now, rule)) for now in (790, 850, 900, 950, 999.9)]
     assert counts[0] == 0
     assert counts[-1] == 100
     assert counts == sorted(counts)

@@ -16,8 +16,8 @@ from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamTimeout
 from gateway.ledger.extents import Extent, by_day, make_extent, overlay
 from gateway.ledger.freshness import Rule, gaps, stale_from
-from gateway.ledger.pages import Position, read_page
 from gateway.ledger.reader import Ledger, LedgerSettings, Question
+from gateway.ledger.scans import Position, read_page
 from gateway.metrics import Metrics
 from gateway.model import Call, Certainty, PhoneType, Result, Window
 
@@ -404,7 +404,7 @@ def test_an_extent_does_not_hold_itself_so_that_what_is_dropped_is_freed_at_once
     extent = make_extent(Window(0, 86400), 1.0, [])
     held = sys.getrefcount(extent)
     assert not extent.may_have("ani", "3125550100")
-    assert extent.whole is extent
-    assert extent.looked_at(Window(0, 86400)) is extent
-    assert extent.looked_at(Window(0, 3600)).whole is extent
+    assert extent.stored is extent
+    assert extent.view(Window(0, 86400)) is extent
+    assert extent.view(Window(0, 3600)).stored is extent
     assert sys.getrefcount(extent) == held

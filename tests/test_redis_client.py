@@ -21,12 +21,11 @@ from prometheus_client import CollectorRegistry
 
 from gateway import app
 from gateway.errors import UpstreamError, UpstreamTimeout
-from gateway.ledger import flights
-from gateway.ledger.claims import Claims
+from gateway.ledger import single_flight
 from gateway.ledger.extents import make_extent, make_extent_of_all
 from gateway.ledger.freshness import Rule
-from gateway.ledger.level2 import Found
-from gateway.ledger.packing import LAYOUT, pack, unpack
+from gateway.ledger.leases import Leases
+from gateway.ledger.level2 import LAYOUT, Found, pack, unpack
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
@@ -392,7 +391,7 @@ def slow(upstream: Upstream) -> asyncio.Event:
 def busy(replica: Replica) -> bool:
     """Whether all flights have claimed, and no need waits to go with others."""
     claims = replica.metric("cache_shared_seconds_count", operation="claim")
-    return not replica.ledger._flights._collections and claims >= replica.metric("batch_codes_count") > 0
+    return not replica.ledger._single_flight._pending and claims >= replica.metric("batch_codes_count") > 0
 
 
 def asked_of(replicas: Sequence[Replica]) -> float:
@@ -410,7 +409,9 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_the_same_herds_on_two_replicas_cost_at_most_one_post_more(
     program: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(flights, "COLLECT", 0.5)  # on a machine that is busy with other things 50 ms are too short
+    monkeypatch.setattr(
+        single_flight, "COLLECT_TIME", 0.5
+    )  # on a machine that is busy with other things 50 ms are too short
     draw = random.Random(3)
     starts = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(HOUR)) for _ in range(100)]
     herds = {
@@ -456,9 +457,9 @@ def test_a_holder_that_dies_costs_its_lease(server: Server):
         await until(lambda: len(upstream.posts) == 1)
         second = asyncio.create_task(two.read(["a"], LAST_HOUR))
         await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
-        claims = one.ledger._claims
-        assert isinstance(claims, Claims)
-        claims._held.clear()  # it renews nothing any more, as if it were dead
+        leases = one.ledger._leases
+        assert isinstance(leases, Leases)
+        leases._held.clear()  # it renews nothing any more, as if it were dead
         await until(lambda: len(upstream.posts) == 2)
         gate.set()
         assert [await first, await second] == [["1"], ["1"]]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.errors import UpstreamError, UpstreamFailed
-from gateway.ledger.pages import MOST_POSTS, Page, read_page
-from gateway.ledger.stream import CALLS, FIRST_SPAN, stream
+from gateway.ledger.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
 from gateway.model import Call, Window
 from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
 
@@ -32,7 +31,7 @@ def test_a_stream_holds_every_call_once_in_order(count: int, newest_first: bool)
     assert ids(calls) == ids([one for _, one in upstream.published])
     starts = [one.start_time for one in calls]
     assert starts == sorted(starts, reverse=newest_first)
-    assert all(window.end - window.start <= FIRST_SPAN for _, window in upstream.posts[:1])
+    assert all(window.end - window.start <= ROWS.first for _, window in upstream.posts[:1])
 
 
 def test_spans_follow_the_density():
@@ -41,7 +40,7 @@ def test_spans_follow_the_density():
     asyncio.run(streamed(upstream, Window(NOW - 40_000, NOW)))
     # The first span cannot know; from then on each holds what memory is meant for.
     spans = [window.end - window.start for _, window in upstream.posts[1:]]
-    assert max(spans) <= CALLS * 1.1
+    assert max(spans) <= ROWS.calls * 1.1
 
 
 def test_one_span_is_read_ahead_and_no_more():
@@ -85,9 +84,9 @@ def test_who_leaves_a_stream_cancels_no_flight():
 
 def test_of_an_id_that_two_spans_have_the_later_is_sent():
     """A call is moved from the second span into nothing that was read, or out of the first: it comes once."""
-    border = NOW - FIRST_SPAN
+    border = NOW - ROWS.first
     upstream = Upstream()
-    upstream.published = [*scattered(300, FIRST_SPAN), (0, call("moved", border + 10, campaign="before"))]
+    upstream.published = [*scattered(300, ROWS.first), (0, call("moved", border + 10, campaign="before"))]
 
     async def run() -> list[Call]:
         ledger = ledger_of(upstream)
@@ -104,7 +103,7 @@ def test_of_an_id_that_two_spans_have_the_later_is_sent():
 
 
 def test_what_has_gone_out_is_not_sent_again():
-    border = NOW - FIRST_SPAN
+    border = NOW - ROWS.first
     upstream = Upstream()
     upstream.published = [(0, call("moved", border + 10))]
 
@@ -171,7 +170,7 @@ def test_filtered_pages_come_to_an_end_with_every_call_that_fits(newest_first: b
         while not pages or after is not None:
             before = len(upstream.posts)
             page = await read_page(ledger, question, NOW, newest_first=newest_first, limit=70, after=after, keep=odd)
-            assert len(upstream.posts) - before <= MOST_POSTS
+            assert len(upstream.posts) - before <= MAX_PAGE_POSTS
             assert page.after != after
             after = page.after
             pages.append(page)
@@ -190,7 +189,7 @@ def test_a_page_on_which_nothing_fits_costs_no_more_than_8_posts():
     page = asyncio.run(
         read_page(ledger_of(upstream), question, NOW, newest_first=True, limit=100, after=None, keep=lambda _: [])
     )
-    assert (page.calls, len(upstream.posts)) == ([], MOST_POSTS)
+    assert (page.calls, len(upstream.posts)) == ([], MAX_PAGE_POSTS)
     assert page.after is not None
 
 

@@ -34,8 +34,7 @@ from gateway.api.responses import (
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
 from gateway.ledger.extents import DAY
-from gateway.ledger.pages import Page, read_page
-from gateway.ledger.stream import stream
+from gateway.ledger.scans import Page, read_page, stream
 from gateway.model import Call, Window
 
 RECENT = 31 * DAY  # seconds in which a call is looked for that the cache does not know

@@ -20,8 +20,8 @@ from gateway.api.query import ListQuery
 from gateway.api.responses import JSON, Meta, instant, shared_headers
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
-from gateway.ledger.readings import Reading
-from gateway.ledger.stream import Part
+from gateway.ledger.reader import Reading
+from gateway.ledger.scans import Part
 from gateway.model import Call
 
 Present = Callable[[Sequence[Call]], list[Call]]  # makes calls as the consumer may see them

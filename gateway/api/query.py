@@ -25,7 +25,7 @@ from gateway.api.signing import Signer
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
-from gateway.ledger.pages import Position
+from gateway.ledger.scans import Position
 from gateway.model import EVERY_CLIENT, Call, PhoneType, Result, Window
 
 CODE_PATTERN = "[A-Za-z0-9_.-]{1,64}"

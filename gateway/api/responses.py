@@ -21,9 +21,9 @@ from gateway.api.negotiation import negotiate_media_type
 from gateway.api.query import NO_FILTERS, Filters
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
-from gateway.ledger.pages import Keep, Page
-from gateway.ledger.reader import Ledger, Question
-from gateway.ledger.readings import Reading
+from gateway.ledger.extents import Keep
+from gateway.ledger.reader import Ledger, Question, Reading
+from gateway.ledger.scans import Page
 from gateway.model import Window
 from gateway.rates import Exports, Rates
 

@@ -35,11 +35,13 @@ from gateway.api.responses import (
     services_of,
 )
 from gateway.errors import InvalidParameters, ParameterFault
+from gateway.ledger.aggregates import AggregateSpec as Shape
+from gateway.ledger.aggregates import Aggregator as Figures
+from gateway.ledger.aggregates import Group
+from gateway.ledger.aggregates import Totals as Count
 from gateway.ledger.extents import Extent
-from gateway.ledger.figures import Count, Figures, Group, Shape
-from gateway.ledger.reader import Question
-from gateway.ledger.readings import Reading
-from gateway.ledger.stream import counted
+from gateway.ledger.reader import Question, Reading
+from gateway.ledger.scans import counted
 from gateway.model import EVERY_CLIENT
 
 MAX_ROWS = 20_000  # about 5 MB of JSON

@@ -32,8 +32,7 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.callbutton.service import Service
-    from gateway.ledger.reader import Ledger
-    from gateway.ledger.readings import Reading
+    from gateway.ledger.reader import Ledger, Reading
     from gateway.model import Call
 
 Save = Callable[[Mark], object]
@@ -185,7 +184,7 @@ class Export:
 
     async def _read(self, ledger: Ledger, now: float) -> None:
         from gateway.ledger.reader import Question
-        from gateway.ledger.stream import stream
+        from gateway.ledger.scans import stream
         from gateway.model import Window
 
         rest = Window(self._mark.upto, self._mark.window[1])
@@ -219,8 +218,8 @@ class Export:
         self._progress.show(self._mark.upto, self._mark.calls)
 
     async def _take_all(self, service: Service) -> None:
-        from gateway.ledger.pages import order
-        from gateway.ledger.posts import attributed
+        from gateway.ledger.fetcher import attributed
+        from gateway.ledger.scans import order
 
         fetched = await service.fetch_all(self._codes, status=self._status)
         if len(self._codes) == 1:

@@ -1,18 +1,14 @@
-"""The cache that understands time.
+"""The cache of calls by point in time, in front of the upstream.
 
-pages       how far to read for a page
-stream      a whole window, in bounded memory
-reader      the plan of a read
-readings    what a read found
-figures     counts and talk time by bucket and group; pure
-flights     POSTs under way, shared by all who need them
-tickets     needs, flights, and the claims on them
-claims      flights single across replicas
-posts       the POSTs of one flight: batches, halves, what is missing
-codes       what has been learned of client codes
-memory      days of extents within a bound
-level2      extents that replicas share
-packing     extents as bytes and back; pure
-freshness   which points are stale, and what to POST; pure
-extents     windows of one client with the instant of their POST; pure
+scans            a window span after span: a page, a stream, extents to count
+reader           a read: look up extents, find gaps, fetch them, merge
+aggregates       counts and talk time by bucket and group; pure
+leases           single flight across replicas
+level2           extents that replicas share
+fetcher          the POSTs of a flight: batches, halves, missing codes
+single_flight    POSTs in progress, shared by all readers that need them
+client_profiles  how the upstream echoes each client, and its limits
+memory           level 1: days of extents within a bound
+freshness        which points are stale, and what to POST; pure
+extents          windows of one client with the time of their POST; pure
 """

@@ -1,7 +1,7 @@
-"""Extents: windows of one client for which the ledger is complete, with the instant their POST was sent. Pure.
+"""Extents: windows of one client for which the cache is complete, with the time their POST was sent. Pure.
 
 Rules:
-- An extent and its calls are one value, sorted by time. It is cut, never edited for another's calls (T2).
+- An extent and its calls are one value, sorted by time. It is cut, and never edited to hold calls of another (T2).
 - Where extents overlap, the one whose POST was sent later counts, point by point.
 - An extent of every client (`*`) knows which client codes it lists: a code that is not listed is unknown, not empty.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -23,14 +24,17 @@ from msgspec import Struct
 from gateway.model import Call, Window
 
 DAY = 86400
-LIVE = 3600  # seconds: a client read so lately is watched, and what is new after the last look is counted as late
+LIVE = 3600  # seconds: the lateness of calls after the last extent is measured for clients that were read since
 _start_time = attrgetter("start_time")
+
+Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
+Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
 
 
 class Extent(Struct, frozen=True, dict=True):
     """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them; `unreadable` were left out.
 
-    `listed` is there in an extent of every client: the same calls, by client code.
+    An extent of every client has `listed`: the same calls, by client code.
     """
 
     window: Window
@@ -48,7 +52,7 @@ class Extent(Struct, frozen=True, dict=True):
 
     @cached_property
     def ids(self) -> dict[str, frozenset[str]]:
-        """The ids of the calls by client code, made when first asked for: a twentieth of what the calls hold."""
+        """The ids of the calls by client code, made when first needed: 5 % of the memory of the calls."""
         return {code: frozenset([call.id for call in calls]) for code, calls in self.by_client.items()}
 
     def ids_of(self, code: str) -> frozenset[str]:
@@ -62,14 +66,14 @@ class Extent(Struct, frozen=True, dict=True):
         return {code: (min(ids), max(ids)) for code, ids in found.items()}
 
     @property
-    def whole(self) -> Extent:
-        """What it was cut from for who reads it: that one stays, and remembers."""
+    def stored(self) -> Extent:
+        """The stored extent that this view was cut from. Memoised values live on it."""
         cut_from: Extent | None = self.__dict__.get("cut_from")
-        return self if cut_from is None else cut_from  # nothing holds itself: what is dropped is freed at once
+        return self if cut_from is None else cut_from  # without a cycle, an evicted extent is freed at once
 
     @cached_property
-    def figures(self) -> dict[Hashable, Any]:
-        """What has been counted of it, by what was asked, for who counts the same again."""
+    def aggregates(self) -> dict[Hashable, Any]:
+        """Memoised aggregates, by their spec."""
         return {}
 
     @cached_property
@@ -77,10 +81,10 @@ class Extent(Struct, frozen=True, dict=True):
         return {}
 
     def may_have(self, field: str, text: str) -> bool:
-        """Whether a call may have a text in a field. No is sure; the texts are gathered when first asked for."""
-        texts = self.whole._texts.get(field)
+        """Whether a call may have a text in a field; False is certain. The texts are collected when first needed."""
+        texts = self.stored._texts.get(field)
         if texts is None:
-            texts = self.whole._texts[field] = frozenset(map(attrgetter(field), self.whole.calls))
+            texts = self.stored._texts[field] = frozenset(map(attrgetter(field), self.stored.calls))
         return text in texts
 
     def within(self, window: Window) -> Extent:
@@ -92,12 +96,12 @@ class Extent(Struct, frozen=True, dict=True):
         listed = self.listed and {code: _cut(calls, inside) for code, calls in self.listed.items()}
         return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
 
-    def looked_at(self, window: Window) -> Extent:
-        """The part inside a window, for a read: it has the bounds of all ids, which hold for its own ids too."""
+    def view(self, window: Window) -> Extent:
+        """The part inside a window, for a read. It has the bounds of all ids, which hold for its own ids too."""
         part = self.within(window)
         part.__dict__["id_ranges"] = self.id_ranges
         if part is not self:
-            part.__dict__["cut_from"] = self.whole
+            part.__dict__["cut_from"] = self.stored
         return part
 
     def without(self, window: Window) -> list[Extent]:
@@ -115,6 +119,9 @@ class Extent(Struct, frozen=True, dict=True):
 def _cut(calls: tuple[Call, ...], window: Window) -> tuple[Call, ...]:
     first, last = (bisect_left(calls, instant(edge), key=_start_time) for edge in (window.start, window.end))
     return calls[first:last]
+
+
+Held = dict[str, list[Extent]]  # extents by client code
 
 
 def instant(seconds: float) -> datetime:
@@ -136,7 +143,7 @@ def make_extent(window: Window, sent: float, calls: Collection[Call], unreadable
     inside = _cut(ordered, window)
     if len({call.id for call in inside}) < len(inside):
         start, end = instant(window.start), instant(window.end)
-        by_id = {(call.client_code, call.id): call for call in calls if start <= call.start_time < end}
+        by_id = {key_of(call): call for call in calls if start <= call.start_time < end}
         inside = tuple(sorted(by_id.values(), key=_start_time))
     return Extent(window, sent, inside, unreadable)
 
@@ -151,19 +158,12 @@ def make_extent_of_all(
 
 
 def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
-    """Put an extent among others that do not overlap each other: the later POST wins for each point."""
-    result, parts = [], [new]
-    for extent in extents:
-        if extent.sent <= new.sent:
-            result += extent.without(new.window)
-        else:
-            result.append(extent)
-            parts = [rest for part in parts for rest in part.without(extent.window)]
-    return sorted(result + parts, key=lambda extent: extent.window)
+    """Add an extent to others that do not overlap each other: the later POST wins for each point."""
+    return overlay_all([new, *extents])
 
 
 def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
-    """Put extents together that may overlap, however many: the later POST wins for each point."""
+    """Combine any number of extents: the later POST wins for each point, and the first of those sent together."""
     covered: list[Window] = []  # sorted; they do not touch
     result: list[Extent] = []
     for extent in sorted(extents, key=attrgetter("sent"), reverse=True):
@@ -186,7 +186,7 @@ def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
 def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
     """The extent cut at UTC midnights, each part with its day's number since 1970.
 
-    A stretch of at least `long` seconds without calls stays whole, with None: years of nothing are one thing.
+    A stretch of at least `long` seconds without calls is not cut, and has None: years without calls are one extent.
     """
     reached = extent.window.start
     for busy_day in [*_busy_days(extent.calls), None]:
@@ -201,7 +201,7 @@ def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
 
 
 def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
-    """The days, since 1970, on which calls start: a look at each day's first, not at every call."""
+    """The days, since 1970, on which calls start, at the cost of a binary search for each."""
     place = 0
     while place < len(calls):
         day = int(calls[place].start_time.timestamp()) // DAY
@@ -209,22 +209,22 @@ def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
         place = bisect_left(calls, instant((day + 1) * DAY), place, key=_start_time)
 
 
-def late(held: Sequence[Extent], new: Extent) -> Iterator[float]:
-    """How long after its start each call was first seen that a new extent has where the held ones had looked before.
+def lateness(held: Sequence[Extent], new: Extent) -> Iterator[float]:
+    """The seconds from start to first sight of each call that a new extent adds to windows that were fetched before.
 
     `held` are sorted and do not overlap.
     """
     if not held:
         return
-    known = {(call.client_code, call.id) for one in held for call in one.calls}
     edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
     ends = [one.window.end for one in held]
-    for call in new.calls:
-        start = call.start_time.timestamp()
-        place = bisect_right(ends, start)
-        looked = start >= edge or (place < len(held) and start in held[place].window)
-        if looked and (call.client_code, call.id) not in known:
-            yield max(0.0, new.sent - start)
+    for code, calls in new.by_client.items():
+        unseen = new.ids_of(code).difference(*[one.ids_of(code) for one in held])
+        for call in [call for call in calls if call.id in unseen]:
+            start = call.start_time.timestamp()
+            place = bisect_right(ends, start)
+            if start >= edge or (place < len(held) and start in held[place].window):
+                yield max(0.0, new.sent - start)
 
 
 def covers(extents: Sequence[Extent], window: Window) -> bool:
@@ -237,16 +237,13 @@ def covers(extents: Sequence[Extent], window: Window) -> bool:
     return reached >= window.end
 
 
-Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
-
-
 def key_of(call: Call) -> Key:
     """The client code and the id, by which a call is known."""
     return call.client_code, call.id
 
 
 def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
-    """The ids that come in more than one extent of a client, by client code.
+    """The ids that more than one extent of a client has, by client code.
 
     Only extents whose ranges of ids overlap are compared, each once with all before it.
     """
@@ -280,29 +277,30 @@ def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
     Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
     instant the one that comes later in `extents` counts (T2).
     """
-    repeated = repeated_ids(extents)
-    if not repeated:
+    lost: dict[int, dict[str, Collection[str]]] = defaultdict(dict)  # ids by place in `extents` and client code
+    latest_first = sorted(range(len(extents)), key=lambda place: (extents[place].sent, place), reverse=True)
+    for code, repeated in repeated_ids(extents).items():
+        seen = set[str]()
+        for place in latest_first:
+            own = extents[place].ids_of(code) & repeated
+            if older := own & seen:
+                lost[place][code] = older
+            seen |= own
+    if not lost:
         return extents
-    shared = [
-        {(code, id_) for code, ids in repeated.items() for id_ in extent.ids_of(code) & ids} for extent in extents
-    ]
-    winner: dict[Key, int] = {}
-    for place in sorted(range(len(extents)), key=lambda place: extents[place].sent):
-        winner |= dict.fromkeys(shared[place], place)
-    result = []
-    for place, extent in enumerate(extents):
-        lost = {key for key in shared[place] if winner[key] != place}
-        result.append(without_calls(extent, lost) if lost else extent)
-    return result
+    return [without_calls(extent, lost[place]) if place in lost else extent for place, extent in enumerate(extents)]
 
 
-def without_calls(extent: Extent, lost: Collection[Key]) -> Extent:
-    """An extent without some of its calls; its window stays."""
-    listed = extent.listed and {
-        code: tuple([call for call in calls if key_of(call) not in lost]) for code, calls in extent.listed.items()
+def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Extent:
+    """An extent without the calls of some ids, by client code. Its window stays."""
+    kept = {
+        code: tuple([call for call in calls if call.id not in lost[code]]) if code in lost else calls
+        for code, calls in extent.by_client.items()
     }
-    calls = tuple([call for call in extent.calls if key_of(call) not in lost])
-    return msgspec.structs.replace(extent, calls=calls, listed=listed)
+    if extent.listed is None:
+        return msgspec.structs.replace(extent, calls=next(iter(kept.values())))
+    every = tuple(sorted(chain.from_iterable(kept.values()), key=_start_time))
+    return msgspec.structs.replace(extent, calls=every, listed=kept)
 
 
 def merge(extents: Sequence[Extent]) -> list[Call]:
@@ -326,10 +324,10 @@ def sent_of(extents: Iterable[Extent], calls: Iterable[Call]) -> dict[Key, float
 
 
 def not_superseded(
-    calls: Sequence[Call], extents: Iterable[Extent], others: Iterable[Extent], *, ties: bool
+    calls: Sequence[Call], extents: Sequence[Extent], others: Sequence[Extent], *, ties: bool
 ) -> list[Call]:
     """Those of some calls of `extents` of which `others` have no later version; `ties`: they count as the later."""
-    theirs = sent_of(others, calls)
+    theirs = sent_of(others, calls) if others else {}
     if not theirs:
         return list(calls)
     own = sent_of(extents, [call for call in calls if key_of(call) in theirs])

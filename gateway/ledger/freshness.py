@@ -1,16 +1,16 @@
 """The freshness rule: which points of time are stale, and which windows to POST so that none is.
 
 A point `p`, fetched by a POST sent at `f`, is fresh at `now` while `now - f < clamp(ratio * (f - p), min, max)`.
-Within an extent the stale points are a suffix. What must be fetched anyway is fetched from where half the ratio is
-used up, inside the extent in which the gap begins, and a little more, to a grid that coarsens with age (4 % fewer
-POSTs); neighbouring gaps merge while the POST asks for at most twice what they need. All pure: `now` is an argument,
-in seconds since 1970.
+Within an extent the stale points are a suffix. A gap is fetched from where half the ratio is used up, inside the extent
+in which it begins, rounded down to a grid that coarsens with age (4 % fewer POSTs). Neighbouring gaps merge while the
+POST asks for at most twice the seconds that they need. Pure: `now` is an argument, in seconds since 1970.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from msgspec import Struct
 
@@ -18,11 +18,12 @@ from gateway.ledger.extents import Extent
 from gateway.model import Window
 
 AHEAD = 0.5  # of the ratio
-COVER = 2.0  # times what the gaps need
+COVER = 2.0  # times the seconds that gaps need
+MAX_READ_POSTS = 40  # of one read and client; a year at the default span of 31 days takes 12
 GRID = 0.1  # of a point's age
-OLD = 0.8  # of the maximum: from here on old points are fetched again in the background, each extent at its own time
+REFRESH = 0.8  # of the maximum: from here on points are fetched again in the background, each extent at its own time
 
-Whole = Callable[[Window], Window]  # widens a window so that it does not split what cannot be split
+Align = Callable[[Window], Window]  # widens a window so that no edge lies in the fold of autumn
 
 
 class Rule(Struct, frozen=True):
@@ -53,8 +54,8 @@ def seconds_past(extents: Iterable[Extent], now: float, rule: Rule) -> float:
     return max(now - extent.sent - rule.life(extent.window.end, extent.sent) for extent in extents)
 
 
-def runs(extents: Sequence[Extent]) -> list[Extent]:
-    """Put together again what was cut, without the calls: neighbours of the same POST."""
+def coalesce(extents: Sequence[Extent]) -> list[Extent]:
+    """Join neighbours of the same POST, without their calls."""
     found: list[Extent] = []
     for extent in extents:
         if found and found[-1].sent == extent.sent and found[-1].window.end == extent.window.start:
@@ -64,12 +65,12 @@ def runs(extents: Sequence[Extent]) -> list[Extent]:
     return found
 
 
-def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, whole: Whole) -> list[Window]:
+def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, whole: Align) -> list[Window]:
     """Plan the windows to POST so that all of `window` is fresh; `extents` are sorted and do not overlap."""
     ahead_rule = Rule(0, rule.ratio * AHEAD, rule.maximum)
     found: list[Window] = []
     covered = window.start
-    for extent in runs(extents):
+    for extent in coalesce(extents):
         start, end = max(extent.window.start, window.start), min(extent.window.end, window.end)
         if start >= end:
             continue
@@ -82,7 +83,7 @@ def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, whol
         covered = max(covered, end)
     if covered < window.end:
         found.append(Window(covered, window.end))
-    return together(map(whole, found))
+    return merge_gaps(map(whole, found))
 
 
 def _on_grid(point: float, now: float) -> int:
@@ -92,8 +93,8 @@ def _on_grid(point: float, now: float) -> int:
     return int(point // step * step)
 
 
-def together(windows: Iterable[Window]) -> list[Window]:
-    """Merge neighbouring windows while one asks for at most twice what they need; the result does not overlap."""
+def merge_gaps(windows: Iterable[Window]) -> list[Window]:
+    """Merge neighbouring windows while one asks for at most twice the seconds needed; the result does not overlap."""
     merged: list[tuple[Window, int]] = []  # with the seconds that are needed of it
     for window in sorted(windows):
         needed = window.end - window.start
@@ -109,18 +110,39 @@ def together(windows: Iterable[Window]) -> list[Window]:
     return [window for window, _ in merged]
 
 
-def old(extents: Sequence[Extent], now: float, rule: Rule) -> list[Window]:
-    """Find the windows of extents that soon reach the maximum; each has a moment of its own, so that not all come."""
+def due_for_refresh(extents: Sequence[Extent], now: float, rule: Rule) -> list[Window]:
+    """Find the windows of extents that soon reach the maximum, each at a different time to spread the load."""
     found = []
-    for extent in runs(extents):
+    for extent in coalesce(extents):
         jitter = (extent.window.start * 2654435761 + int(extent.sent)) % 1000 / 1000  # Knuth's multiplier
-        if rule.maximum * (OLD + (1 - OLD) * jitter) <= now - extent.sent < rule.maximum:
+        if rule.maximum * (REFRESH + (1 - REFRESH) * jitter) <= now - extent.sent < rule.maximum:
             found.append(extent.window)
     return found
 
 
-def cut(window: Window, span: int, whole: Whole) -> list[Window]:
-    """Cut a long window into parts of at most about `span` seconds, none of which splits what cannot be split."""
+def plan_posts(windows: Iterable[Window], span: int, whole: Align) -> list[Window]:
+    """Plan the windows of the POSTs for one client: of at most about `span` seconds each, at most `MAX_READ_POSTS`.
+
+    More gaps than half of that are merged, the nearest first. Then spans are made longer, if there are still too many.
+    """
+    merged = merge_gaps(windows)
+    while len(merged) > MAX_READ_POSTS // 2:
+        distances = sorted(after.start - before.end for before, after in pairwise(merged))
+        near = distances[len(merged) - MAX_READ_POSTS // 2 - 1]
+        wider = [merged[0]]
+        for window in merged[1:]:
+            if window.start - wider[-1].end <= near:
+                wider[-1] = Window(wider[-1].start, window.end)
+            else:
+                wider.append(window)
+        merged = wider
+    seconds = sum(window.end - window.start for window in merged)
+    span = max(span, -(-seconds // (MAX_READ_POSTS - len(merged))))
+    return [part for window in merged for part in split_window(window, span, whole)]
+
+
+def split_window(window: Window, span: int, whole: Align) -> list[Window]:
+    """Cut a long window into parts of at most about `span` seconds, all of them aligned."""
     parts, start = [], window.start
     while start < window.end:
         end = min(window.end, whole(Window(start, min(window.end, start + span))).end)

@@ -1,37 +1,43 @@
 """Level 2: extents that replicas share, in Redis or Valkey.
 
 Rules:
-- A key is a client and 32 days, a hash; a field is an extent's part of one day, with its calls as one value, named by
-  kind, window and instant of its POST. Values are never changed. Whatever of them is there is true, in any order and
-  with any part missing: so the later POST wins for each point, without a compare-and-set that could be lost.
-- What one later extent covers whole is deleted by the script that stores it. What is evicted or unreadable is a miss.
-- A read asks once, for what level 1 lacks or has stale, and only for what was sent after that.
-- Who asks waits 100 ms at most, and many who ask the same at once ask once.
-- Extents of every client are found by reads of every client alone: for one client they would weigh too much.
+- A key is a client and 32 days, a hash. A field is the part of an extent in one day, named by kind, window and time of
+  its POST; its calls are one value. Values are never changed. Each is true in any order and with any other missing: the
+  later POST wins for each point, without a compare-and-set that could be lost.
+- The script that stores an extent deletes older ones that it covers. A value that is evicted or unreadable is a miss.
+- A read looks up its gaps once, and only extents that were sent after the extents of level 1.
+- A lookup takes at most 100 ms. Equal lookups at the same time are one.
+- Extents of every client serve reads of every client alone: for one client they would be too large.
+- `LAYOUT` is part of every key: it changes with the fields of a call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from types import GenericAlias
+from typing import Any, NamedTuple, get_type_hints
 
-from gateway.ledger.extents import DAY, Extent, by_day, covers
+import msgspec
+
+from gateway.ledger.extents import DAY, Extent, Held, by_day, covers, make_extent, make_extent_of_all
 from gateway.ledger.memory import LONG
-from gateway.ledger.packing import pack, unpack
-from gateway.ledger.tickets import Need
+from gateway.ledger.single_flight import Gap
 from gateway.metrics import Metrics
-from gateway.model import Window
+from gateway.model import EVERY_CLIENT, Address, Call, Status, Window
 from gateway.redis_client import RedisClient, Unavailable
 
 LOGGER = logging.getLogger(__name__)
 BLOCK = 32 * DAY  # seconds of a key
-MOST_KEYS = 2000  # of a lookup; the oldest are left out
-MOST_BYTES = 2**24  # of an answer
-CHUNK = 2**20  # bytes of one command to store
-MOST_STORES = 100  # under way; more are left out
+MAX_KEYS = 2000  # of a lookup, 170 years; the oldest are left out
+MAX_BYTES = 2**24  # of the answer to a lookup: 100 ms of a network of 1 Gbit/s
+CHUNK_SIZE = 2**20  # bytes of one command that stores
+MAX_STORES = 100  # at the same time; more are dropped
+VERSION = 1  # of the layout
 
 PARSE = """
 local function parse(field)
@@ -47,7 +53,7 @@ end
 LOOKUP = (
     PARSE
     + f"""
-local found, left = {{}}, {MOST_BYTES}
+local found, left = {{}}, {MAX_BYTES}
 for i, key in ipairs(KEYS) do
   local at = (i - 1) * 4
   for _, field in ipairs(fields(key)) do
@@ -102,7 +108,6 @@ class Found(NamedTuple):
 
 
 Keep = Callable[[Found], bool]
-Held = dict[str, list[Extent]]  # by client code
 
 
 class Wanted(NamedTuple):
@@ -113,22 +118,19 @@ class Wanted(NamedTuple):
     after: float
 
 
-def wanted(needs: Iterable[Need], held: Mapping[str, Sequence[Extent]]) -> tuple[Wanted, ...]:
-    """What could serve needs better than what is held of their clients; by whole days, so that many ask the same."""
+def wanted(gaps: Iterable[Gap], held: Mapping[str, Sequence[Extent]]) -> tuple[Wanted, ...]:
+    """The extents that could serve gaps better than those held; by whole days, so that many lookups are equal."""
     result = []
-    for need in needs:
-        inside = [extent for extent in held[need.code] if extent.window.overlaps(need.window)]
-        after = min(extent.sent for extent in inside) if covers(inside, need.window) else 0.0
-        days = Window(need.window.start // DAY * DAY, -(-need.window.end // DAY) * DAY)
-        result.append(Wanted(need.code, days, after))
+    for gap in gaps:
+        inside = [extent for extent in held[gap.code] if extent.window.overlaps(gap.window)]
+        after = min(extent.sent for extent in inside) if covers(inside, gap.window) else 0.0
+        days = Window(gap.window.start // DAY * DAY, -(-gap.window.end // DAY) * DAY)
+        result.append(Wanted(gap.code, days, after))
     return tuple(result)
 
 
 class Level2:
-    """Extents in the server that replicas share.
-
-    `space` keeps apart what does not belong together; `keep` is level 1's, and says whether an extent can be used.
-    """
+    """Extents in Redis. `space` is the prefix of its keys; `keep` stores an extent in level 1 if it can be used."""
 
     def __init__(self, shared: RedisClient, space: str, life: float, metrics: Metrics, keep: Keep) -> None:
         self._shared = shared
@@ -139,15 +141,15 @@ class Level2:
         self._lookups: dict[tuple[tuple[Wanted, ...], bool], asyncio.Task[list[Found]]] = {}
         self._stores = 0
 
-    async def better(self, needs: Sequence[Need], held: Held, *, status: bool) -> Held:
-        """What there is that serves needs better than what is held of their clients, in no order."""
+    async def better(self, gaps: Sequence[Gap], held: Held, *, status: bool) -> Held:
+        """Look up the extents that serve gaps better than those held, in no order."""
         result: Held = defaultdict(list)
-        for found in await self.lookup(wanted(needs, held), status=status):
+        for found in await self.lookup(wanted(gaps, held), status=status):
             result[found.code].append(found.extent)
         return result
 
     async def lookup(self, wants: tuple[Wanted, ...], *, status: bool) -> list[Found]:
-        """What there is of what is wanted; nothing if it takes too long."""
+        """Look up extents; none if that takes too long."""
         key = wants, status
         task = self._lookups.get(key)
         if task is None:
@@ -162,7 +164,7 @@ class Level2:
         return task.result()
 
     async def _lookup(self, wants: tuple[Wanted, ...], status: bool) -> list[Found]:
-        asked = [(want, key) for want in wants for key in self._keys(want)][:MOST_KEYS]
+        asked = [(want, key) for want in wants for key in self._keys(want)][:MAX_KEYS]
         arguments: list[float] = []
         for want, _ in asked:
             arguments += (int(status), want.window.start, want.window.end, want.after)
@@ -178,7 +180,7 @@ class Level2:
                 self._metrics.shared_lookups.labels("unreadable").inc()
             elif self._keep(one := Found(code, *unpacked)):
                 found.append(one)
-            await asyncio.sleep(0)  # a long answer leaves others their turn
+            await asyncio.sleep(0)  # a long answer must not hold the loop
         codes = {one.code for one in found}
         for want in wants:
             self._metrics.shared_lookups.labels("found" if want.code in codes else "miss").inc()
@@ -186,12 +188,12 @@ class Level2:
 
     def _keys(self, want: Wanted) -> list[str]:
         first, last = want.window.start // BLOCK, (want.window.end - 1) // BLOCK
-        blocks = [f"{self._space}:{want.code}:{block}" for block in range(last, max(first, last - MOST_KEYS) - 1, -1)]
+        blocks = [f"{self._space}:{want.code}:{block}" for block in range(last, max(first, last - MAX_KEYS) - 1, -1)]
         return [f"{self._space}:{want.code}:long", *blocks]
 
     async def store(self, extents: Iterable[Found]) -> None:
-        """Keep extents, as far as can be had."""
-        if self._stores >= MOST_STORES:
+        """Store extents, if Redis can be reached."""
+        if self._stores >= MAX_STORES:
             return
         self._stores += 1
         try:
@@ -204,7 +206,7 @@ class Level2:
                     keys.append(f"{self._space}:{code}:{'long' if day is None else day * DAY // BLOCK}")
                     arguments += (f"{int(status)}:{part.window.start}:{part.window.end}:{part.sent!r}", value)
                     size += len(value) + 100
-                    if size > CHUNK:
+                    if size > CHUNK_SIZE:
                         await self._shared.run("store", STORE, keys, [str(self._life), *arguments])
                         keys, arguments, size = [], [], 0
             if keys:
@@ -213,3 +215,63 @@ class Level2:
             return
         finally:
             self._stores -= 1
+
+
+def _values(kind: type, **others: object) -> GenericAlias:
+    """The values of a Struct, in order, as the type of a tuple."""
+    return GenericAlias(tuple, tuple((get_type_hints(kind) | others).values()))
+
+
+_ADDRESS = _values(Address)
+_STATUS = _values(Status)
+_CALL = _values(Call, address=_ADDRESS | None, status=_STATUS | None)
+_FIELDS = [(name, str(hint)) for kind in (Call, Address, Status) for name, hint in get_type_hints(kind).items()]
+LAYOUT = f"{VERSION}.{hashlib.sha256(repr(_FIELDS).encode()).hexdigest()[:8]}"
+
+_encoder = msgspec.msgpack.Encoder()
+_EXTENT: Any = tuple[bool, int, int, float, int, GenericAlias(dict, (str, GenericAlias(tuple, (_CALL, ...))))]  # type: ignore[misc]
+_decoder = msgspec.msgpack.Decoder(_EXTENT)
+
+
+def pack(code: str, extent: Extent, *, status: bool) -> bytes:
+    """Render an extent of a client, or of every client, as compact msgpack, without the names of fields."""
+    by_code = {code: extent.calls} if extent.listed is None else extent.listed
+    calls = {code: [_row(call) for call in found] for code, found in by_code.items()}
+    window = extent.window
+    return _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, calls))
+
+
+def unpack(code: str, value: bytes) -> tuple[bool, Extent] | None:
+    """Parse an extent of a client, and whether it is with status. None if it cannot be read."""
+    try:
+        status, start, end, sent, unreadable, rows = _decoder.decode(value)
+        if not (0 <= start < end and 0 <= sent < math.inf) or (code != EVERY_CLIENT and rows.keys() != {code}):
+            return None
+        window = Window(start, end)
+        calls = {owner: [_call(row) for row in found] for owner, found in rows.items()}
+        if code == EVERY_CLIENT:
+            return status, make_extent_of_all(window, sent, calls, unreadable)
+        return status, make_extent(window, sent, calls[code], unreadable)
+    except (msgspec.DecodeError, ValueError, OverflowError, OSError):  # the last three for impossible instants
+        return None
+
+
+def _row(call: Call) -> list[Any]:
+    row = list(msgspec.structs.astuple(call))
+    for place in (_ADDRESS_AT, _STATUS_AT):
+        if row[place] is not None:
+            row[place] = msgspec.structs.astuple(row[place])
+    return row
+
+
+def _call(row: Sequence[Any]) -> Call:
+    values = dict(zip(Call.__struct_fields__, row, strict=True))
+    if values["address"] is not None:
+        values["address"] = Address(**dict(zip(Address.__struct_fields__, values["address"], strict=True)))
+    if values["status"] is not None:
+        values["status"] = Status(**dict(zip(Status.__struct_fields__, values["status"], strict=True)))
+    return Call(**values)
+
+
+_ADDRESS_AT = Call.__struct_fields__.index("address")
+_STATUS_AT = Call.__struct_fields__.index("status")

@@ -1,7 +1,7 @@
 """Level 1: extents in process, by client and day, bounded in bytes.
 
-Rule: the day that goes first is the least recently used of those that nobody has used since they were stored. So an
-export, which stores much and uses nothing twice, pushes out what it stored itself; what is used again stays.
+Rule: a segmented LRU. Days that were read once are evicted before days that were read again, so that an export cannot
+evict the working set.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gateway.model import EVERY_CLIENT, Call, Window
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
-USED = 0.8  # of the bound, at most, for days that were used again
-SAMPLE = 8  # of an extent's calls, at most so many are measured
-SKEW = 1.0  # seconds
-SETS_BYTES = 128  # of a call: its number among the callers counted, and among those that a filter looks for
-EXTENT_BYTES = 400  # of an extent without calls, its place in the list and in the order included
+PROTECTED = 0.8  # of the bound, at most, for days that were read again; what segmented LRUs commonly use
+SAMPLE = 8  # calls of an extent that are measured, at most
+SKEW = 1.0  # seconds that the clocks of replicas may differ
+SETS_BYTES = 128  # of a call in memoised sets of ids, callers and texts
+EXTENT_BYTES = 400  # of an extent without calls, with its place in lists and in the order of eviction
 
 
 def bytes_of(calls: tuple[Call, ...]) -> int:
@@ -50,17 +50,17 @@ class Memory:
         self._bound = bound
         self._metrics = metrics
         self._days: dict[Key, tuple[list[Extent], int]] = {}
-        self._once: OrderedDict[Key, None] = OrderedDict()  # stored, and not used since
-        self._again: OrderedDict[Key, None] = OrderedDict()
+        self._probation: OrderedDict[Key, None] = OrderedDict()  # not read since they were stored
+        self._protected: OrderedDict[Key, None] = OrderedDict()
         self._bytes = 0
-        self._bytes_again = 0
+        self._bytes_protected = 0
         self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
     def lookup(self, code: str, window: Window, now: float, *, status: bool, used: bool = False) -> list[Extent]:
         """Extents that overlap the window, sorted, not overlapping each other: for each point the latest POST's.
 
         With status: those with status alone. Those of every client serve each client that they list. One that was
-        sent over a second ahead of now is dropped: the clock was wrong, then or now. `used`: somebody reads it.
+        sent over a second ahead of now is dropped: the clock was wrong, then or now. `used` counts as a read.
         """
         kinds = (True,) if status else (True, False)
         owners = (code,) if code == EVERY_CLIENT else (code, EVERY_CLIENT)
@@ -114,7 +114,7 @@ class Memory:
         return extents
 
     def store(self, code: str, extent: Extent, *, status: bool) -> None:
-        """Keep an extent; where another's POST was sent later, the other stays. One with status replaces both kinds."""
+        """Store an extent; where another was sent later, that one stays. One with status replaces both kinds."""
         for day, part in by_day(extent, LONG):
             key = code, status, day
             self._put(key, overlay(self._days[key][0] if key in self._days else (), part))
@@ -124,7 +124,7 @@ class Memory:
                 ]
                 self._put(plain, sorted(kept, key=lambda one: one.window))
         while self._bytes > self._bound and self._days:
-            self._put(next(iter(self._once or self._again)), ())
+            self._put(next(iter(self._probation or self._protected)), ())
             self._metrics.evictions.inc()
         self._metrics.cache_bytes.set(self._bytes)
 
@@ -134,33 +134,33 @@ class Memory:
         kept = list(extents)
         size = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
         self._bytes += size - before
-        if key in self._again:
-            self._bytes_again += size - before
+        if key in self._protected:
+            self._bytes_protected += size - before
         if kept:
             self._days[key] = (kept, size)
-            rank = self._again if key in self._again else self._once
+            rank = self._protected if key in self._protected else self._probation
             rank[key] = None
             rank.move_to_end(key)
             if day is not None:
                 self._held.setdefault((owner, kind), set()).add(day)
         else:
-            self._once.pop(key, None)
-            self._again.pop(key, None)
+            self._probation.pop(key, None)
+            self._protected.pop(key, None)
             self._forget(owner, kind, day)
 
     def _use(self, keys: Iterable[Key]) -> None:
-        """Raise days to those used again, and the least recently used of these down, if they are too much."""
+        """Move days to the protected segment, and its least recently used ones back if it is too large."""
         for key in keys:
-            if key in self._again:
-                self._again.move_to_end(key)
-            elif key in self._once:
-                del self._once[key]
-                self._again[key] = None
-                self._bytes_again += self._days[key][1]
-        while self._bytes_again > USED * self._bound:
-            key, _ = self._again.popitem(last=False)
-            self._bytes_again -= self._days[key][1]
-            self._once[key] = None
+            if key in self._protected:
+                self._protected.move_to_end(key)
+            elif key in self._probation:
+                del self._probation[key]
+                self._protected[key] = None
+                self._bytes_protected += self._days[key][1]
+        while self._bytes_protected > PROTECTED * self._bound:
+            key, _ = self._protected.popitem(last=False)
+            self._bytes_protected -= self._days[key][1]
+            self._probation[key] = None
 
     def _forget(self, owner: str, kind: bool, day: int | None) -> None:
         days = self._held.get((owner, kind))

@@ -1,41 +1,40 @@
-"""The plan of a read: normalise, look up, find gaps, join, fetch, store, merge, filter.
+"""A read: normalise the window, look up extents, find gaps, join or send flights, merge.
 
 Rules:
-- A read rests on values that it holds (extents looked up, extents that its flights brought), so that nothing dropped
-  meanwhile is missing (T1). If any part cannot be had, the read fails, or is stale and says so (T3).
-- Freshness is judged once, when the read is planned; what it fetches or joins is fresh for it.
-- Who joined a flight that failed asks once more on its own account.
+- A read rests on values that it holds (extents that were looked up or that its flights brought), so that no eviction
+  removes anything from it (T1). If any part cannot be fetched, the read fails, or is marked stale (T3).
+- Freshness is judged once, when the read is planned. Extents that it fetches or joins are fresh for it.
+- A reader that joined a flight that failed sends the gap once more itself.
+- Of two versions of a call the later POST's counts (T2), whichever of the two is asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 
+import msgspec
 from msgspec import Struct
 
 from gateway import tracing
 from gateway.callbutton.central import whole
 from gateway.callbutton.wait_queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
-from gateway.ledger.claims import Claims
-from gateway.ledger.codes import Codes
-from gateway.ledger.extents import Extent, covers, late, overlay, overlay_all
-from gateway.ledger.flights import Flights
-from gateway.ledger.freshness import Rule, gaps, old
-from gateway.ledger.level2 import Found, Level2
+from gateway.ledger.client_profiles import ClientProfiles
+from gateway.ledger.extents import Extent, Held, covers, lateness, merge, overlay, overlay_all, repeated_ids
+from gateway.ledger.fetcher import Fetch, Fetcher
+from gateway.ledger.freshness import Rule, due_for_refresh, gaps, seconds_past
+from gateway.ledger.leases import Leases
+from gateway.ledger.level2 import LAYOUT, Found, Level2
 from gateway.ledger.memory import SKEW, Memory
-from gateway.ledger.packing import LAYOUT
-from gateway.ledger.posts import Fetch, Posts
-from gateway.ledger.readings import Held, Reading, make_reading
-from gateway.ledger.tickets import Need
+from gateway.ledger.single_flight import Gap, SingleFlight
 from gateway.metrics import Metrics
-from gateway.model import Window
+from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
 
-MOST_REVALIDATED = 2  # windows fetched again in the background for one read
+MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
 
 class LedgerSettings(Struct, frozen=True):
@@ -48,25 +47,86 @@ class LedgerSettings(Struct, frozen=True):
     cache_bytes: int
     stale_if_error: float = 0
     stale_while_revalidate: float = 0
-    source: str = ""  # names the upstream in what replicas share
+    source: str = ""  # names the upstream in the keys that replicas share
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """What is read: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
+    """A query: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
 
-    `passing` is for who reads much once: it does not count as a use of what the ledger holds.
+    `insist` accepts only POSTs sent from now on. `passing` is for exports: it does not count as a use of the cache.
     """
 
     codes: tuple[str, ...]
     window: Window
     status: bool = False
-    insist: bool = False  # on what is sent from now on
+    insist: bool = False
     passing: bool = False
     deadline: float | None = None
 
 
+class Reading(Struct, kw_only=True, dict=True):
+    """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
+
+    `past` is for how long the stalest point has been stale, negative while all is fresh. `lookup` is hit, partial or
+    miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps that it sent itself.
+    """
+
+    as_of: float
+    oldest_fetch: float
+    past: float
+    stale: bool = False
+    unreadable: int = 0
+    used: Held = msgspec.field(default_factory=dict)
+    lookup: str = "hit"
+    collapsed: bool = False
+    posts: int = 0
+
+    @cached_property
+    def extents(self) -> list[Extent]:
+        """All extents of the window."""
+        return [extent for extents in self.used.values() for extent in extents]
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """The calls, merged when first asked for."""
+        return merge(self.extents)
+
+    def calls_with(self, texts: Mapping[str, str]) -> Sequence[Call]:
+        """The calls, without the extents of which none can have these texts, by the names of fields."""
+        if not texts or repeated_ids(self.extents):  # a version without them may be the later one (T2)
+            return self.calls
+        return [
+            call
+            for extent in self.extents
+            if all(extent.may_have(field, text) for field, text in texts.items())
+            for call in extent.calls
+        ]
+
+    @property
+    def size(self) -> int:
+        """The number of calls in its extents."""
+        return sum(len(extent.calls) for extent in self.extents)
+
+
+def make_reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) -> Reading:
+    """Make a reading of extents that cover the window."""
+    used = {
+        code: [extent.view(window) for extent in found if extent.window.overlaps(window)]
+        for code, found in held.items()
+    }
+    every = [extent for extents in used.values() for extent in extents]
+    unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
+    return Reading(
+        used=used,
+        as_of=min(extent.sent for extent in every if extent.window.end == window.end),
+        oldest_fetch=min(extent.sent for extent in every),
+        past=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+        unreadable=sum(unreadable.values()),
+    )
+
+
 class Ledger:
-    """Calls and extents of the clients seen so far."""
+    """The cache in front of the upstream: calls and extents of the clients that were read."""
 
     def __init__(
         self,
@@ -80,26 +140,26 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._memory = Memory(settings.cache_bytes, metrics)
-        self._codes = Codes(settings.max_span, settings.batch)
+        self._profiles = ClientProfiles(settings.max_span, settings.batch)
         fresh = settings.plain.minimum
-        posts = Posts(fetch, self._codes, self._store, clock, fresh)
-        self._claims: Claims | None = None
+        fetcher = Fetcher(fetch, self._profiles, self._store, clock, fresh)
+        self._leases: Leases | None = None
         self._level2: Level2 | None = None
         if shared is not None:
             space = f"callbutton:{LAYOUT}:{settings.source}"
             self._level2 = Level2(shared, space, settings.plain.maximum + settings.stale_if_error, metrics, self._keep)
-            self._claims = Claims(posts, shared, self._level2, space, fresh)
-        send = posts.send if self._claims is None else self._claims.fetch
-        self._flights = Flights(send, self._codes, fresh, clock, metrics)
+            self._leases = Leases(fetcher, shared, self._level2, space, fresh)
+        send = fetcher.fetch if self._leases is None else self._leases.fetch
+        self._single_flight = SingleFlight(send, self._profiles, fresh, clock, metrics)
 
     async def close(self) -> None:
-        """Let the flights land."""
-        await self._flights.close()
-        if self._claims is not None:
-            await self._claims.close()
+        """Wait until all flights have landed."""
+        await self._single_flight.close()
+        if self._leases is not None:
+            await self._leases.close()
 
     async def read(self, question: Question, span: int = 0) -> Reading:
-        """Read the calls of a window, by POSTs of at most `span` seconds or the span allowed. Raises UpstreamError."""
+        """Read the calls of a window, in POSTs of at most `span` seconds or the span allowed. Raises UpstreamError."""
         now = self._clock()
         window = Window(question.window.start, min(question.window.end, math.ceil(now)))
         if window.start >= window.end:
@@ -108,32 +168,32 @@ class Ledger:
         look = partial(self._memory.lookup, window=window, status=question.status, used=not question.passing)
         held = {code: look(code, now=now) for code in question.codes}
         with tracing.span("plan") as plan:
-            needs = self._needs(question, window, now, rules, held, span)
+            missing = self._gaps(question, window, now, rules, held, span)
             if plan is not None:
-                plan.set_attributes({"clients": len(held), "gaps": len(needs)})
-        if needs and self._level2 is not None and not question.insist:
-            found = await self._level2.better(needs, held, status=question.status)
+                plan.set_attributes({"clients": len(held), "gaps": len(missing)})
+        if missing and self._level2 is not None and not question.insist:
+            found = await self._level2.better(missing, held, status=question.status)
             held = {code: look(code, now=self._clock()) for code in question.codes}  # flights may have landed
             for code, extents in found.items():
                 held[code] = [one for one in overlay_all(held[code] + extents) if one.window.overlaps(window)]
-            needs = self._needs(question, window, now, rules, held, span)
-        lacking = {need.code for need in needs}
+            missing = self._gaps(question, window, now, rules, held, span)
+        incomplete = {gap.code for gap in missing}
         for code, extents in held.items():
-            self._metrics.lookups.labels("hit" if code not in lacking else "partial" if extents else "miss").inc()
-        self._metrics.read_gaps.observe(len(needs))
+            self._metrics.lookups.labels("hit" if code not in incomplete else "partial" if extents else "miss").inc()
+        self._metrics.read_gaps.observe(len(missing))
         complete = all(covers(found, window) for found in held.values())
         before = make_reading(held, window, now, rules) if complete else None
-        if before is not None and not needs:
+        if before is not None and not missing:
             self._revalidate(held, now, rules, status=question.status)
             self._metrics.rows.labels("ledger").inc(before.size)
             return before
         if before and not question.insist and before.past < self._settings.stale_while_revalidate:
-            self._flights.ask(needs, rules, status=question.status, background=Priority.REVALIDATION)
+            self._single_flight.subscribe(missing, rules, status=question.status, background=Priority.REVALIDATION)
             return self._stale(before)
         known = sum(len(extent.calls) for found in held.values() for extent in found)
         lookup = "partial" if any(held.values()) else "miss"
         try:
-            posts, joined = await self._fetch(question, needs, rules, held)
+            posts, joined = await self._fetch(question, missing, rules, held)
         except UpstreamError as error:
             refused = question.insist or isinstance(error, UpstreamRejected)
             if before is None or refused or before.past >= self._settings.stale_if_error:
@@ -149,7 +209,7 @@ class Ledger:
         return reading
 
     def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
-        """The second in which the ledger last saw a call start, however long ago; None if it never did."""
+        """The second in which the cache last saw a call start, however long ago; None if it never did."""
         now = self._clock()
         for extent in reversed(self._memory.lookup(code, Window(0, math.ceil(now)), now, status=status)):
             for call in extent.calls:
@@ -158,14 +218,14 @@ class Ledger:
                     return Window(second, second + 1)
         return None
 
-    def _store(self, code: str, extent: Extent, *, status: bool) -> None:
-        """Keep what landed, and note how late calls showed up where the ledger had looked before."""
-        for seconds in late(self._memory.lookup(code, extent.window, extent.sent, status=status), extent):
+    def _store(self, code: str, extent: Extent, status: bool) -> None:
+        """Store an extent, and note how late its calls were published where the cache had looked before."""
+        for seconds in lateness(self._memory.lookup(code, extent.window, extent.sent, status=status), extent):
             self._metrics.lateness.observe(seconds)
         self._memory.store(code, extent, status=status)
 
     def _keep(self, found: Found) -> bool:
-        """Keep an extent of level 2 in level 1, unless a clock was wrong."""
+        """Store an extent of level 2 in level 1, unless a clock was wrong."""
         if found.extent.sent > self._clock() + SKEW:
             self._metrics.skew.inc()
             return False
@@ -173,57 +233,57 @@ class Ledger:
         return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:
-        """The freshness rule of a client: a slow upstream is not asked again before twice the time that it takes."""
+        """The freshness rule of a client: points are fresh for at least twice as long as its last POST took."""
         rule = self._settings.with_status if status else self._settings.plain
-        minimum = min(max(rule.minimum, 2 * self._codes.of(code).took), rule.maximum)
+        minimum = min(max(rule.minimum, 2 * self._profiles.of(code).last_duration), rule.maximum)
         return rule if minimum == rule.minimum else Rule(minimum, rule.ratio, rule.maximum)
 
-    def _needs(
+    def _gaps(
         self, question: Question, window: Window, now: float, rules: Mapping[str, Rule], held: Held, span: int
-    ) -> list[Need]:
-        needs: list[Need] = []
-        for code, found in held.items():
-            windows = [whole(window)] if question.insist else gaps(found, window, now, rules[code], whole)
-            needs += [Need(code, gap, span) for gap in windows]
-        return needs
+    ) -> list[Gap]:
+        return [
+            Gap(code, gap, span)
+            for code, found in held.items()
+            for gap in ([whole(window)] if question.insist else gaps(found, window, now, rules[code], whole))
+        ]
 
     async def _fetch(
-        self, question: Question, needs: list[Need], rules: Mapping[str, Rule], held: Held
+        self, question: Question, missing: list[Gap], rules: Mapping[str, Rule], held: Held
     ) -> tuple[int, bool]:
-        """Fetch what is needed into `held`; returns how many needs went out, and whether any joined a flight."""
+        """Fetch gaps into `held`. Returns how many were sent, and whether any flight was joined."""
         posts, joined = 0, False
         for last in (False, True):
-            tickets = self._flights.ask(
-                needs, rules, status=question.status, insist=question.insist, until=question.deadline
+            subscriptions = self._single_flight.subscribe(
+                missing, rules, status=question.status, no_cache=question.insist, until=question.deadline
             )
-            needs = []
+            missing = []
             try:
-                for ticket in tickets:
+                for one in subscriptions:
                     try:
                         async with asyncio.timeout_at(question.deadline):
-                            extents = await ticket.wait()
+                            extents = await one.wait()
                     except TimeoutError:
                         raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
                     except UpstreamError:
-                        if last or not ticket.joined:
+                        if last or not one.joined:
                             raise
-                        needs.append(ticket.need)
+                        missing.append(one.gap)
                     else:
                         for extent in extents:
-                            held[ticket.need.code] = overlay(held[ticket.need.code], extent)
-                    joined, posts = joined or ticket.joined, posts + (not ticket.joined)
+                            held[one.gap.code] = overlay(held[one.gap.code], extent)
+                    joined, posts = joined or one.joined, posts + (not one.joined)
             finally:
-                for ticket in tickets:
-                    ticket.leave()
-            if not needs:
+                for one in subscriptions:
+                    one.release()
+            if not missing:
                 break
         return posts, joined
 
     def _revalidate(self, held: Held, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
-        """Fetch in the background what soon reaches the maximum, a little for each read."""
-        windows = [Need(code, whole(w), 0) for code, found in held.items() for w in old(found, now, rules[code])]
-        if windows:
-            self._flights.ask(windows[:MOST_REVALIDATED], rules, status=status, background=Priority.PREFETCH)
+        """Fetch points that soon reach the maximum age in the background, a few windows for each read."""
+        due = [Gap(code, whole(w), 0) for code, found in held.items() for w in due_for_refresh(found, now, rules[code])]
+        if due:
+            self._single_flight.subscribe(due[:MAX_REVALIDATED], rules, status=status, background=Priority.PREFETCH)
 
     def _stale(self, reading: Reading) -> Reading:
         reading.stale = reading.past > 0

@@ -1,0 +1,140 @@
+"""Client profiles: for each client code, how the upstream echoes it, how long a window and how large a batch it bears.
+
+Rules:
+- A code that a reply echoes as itself, or whose reply is empty, echoes itself: if a batch without foreign codes leaves
+  it out, it has no calls. A code that is echoed otherwise is never batched. One that failed is not batched for ten
+  minutes.
+- A timeout before the first byte or a 5xx halves the span of a code if the window was long, over half of the present
+  span: the failure of a short window is no evidence about longer ones. The span doubles with each window of its length
+  that is answered.
+  If it fails soon after it grew, it does not grow for ten minutes.
+- The failure of a batch is no evidence about the span of any of its codes: their batches are halved, and double again
+  in the same way.
+- A flight whose window was split teaches the longest window that was answered, unless the shortest one failed: then
+  it is not the length that the upstream cannot answer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+
+from msgspec import Struct
+
+from gateway.model import EVERY_CLIENT
+
+MAX_PROFILES = 20_000  # about 5 MB; the least recently used is dropped
+FAILED_TTL = 600  # seconds in which a code that failed is not batched
+LIMIT_TTL = 3600  # seconds after which a limit is forgotten
+HOLD = 600  # seconds in which a span that grew too far does not grow
+MIN_SPAN = 3600  # seconds; a server that cannot answer for an hour cannot answer
+MAX_POSTS = 32  # of a flight
+
+
+class ClientProfile(Struct):
+    """The profile of one code. Instants are seconds since 1970; `last_duration` is how long its last flight took.
+
+    `max_span` (seconds) and `max_batch` (codes) are 0 while nothing is known against the configured limits.
+    """
+
+    echoes_itself: bool = False
+    never_batch: bool = False
+    failed: float = 0
+    max_span: int = 0
+    max_batch: int = 0
+    limited_until: float = 0
+    grown: float = 0
+    hold_until: float = 0
+    last_duration: float = 0
+
+
+class ClientProfiles:
+    """The profiles of all codes. `max_span` (seconds) and `max_batch` (codes) are the configured limits."""
+
+    def __init__(self, max_span: int, max_batch: int) -> None:
+        self.max_span = max_span
+        self._max_batch = max_batch
+        self._omits = False  # whether the upstream leaves codes out of its replies
+        self._profiles: OrderedDict[str, ClientProfile] = OrderedDict()
+
+    def of(self, code: str) -> ClientProfile:
+        """Return the profile of a code, to be read and changed."""
+        profile = self._profiles.get(code)
+        if profile is None:
+            profile = self._profiles[code] = ClientProfile()
+            if len(self._profiles) > MAX_PROFILES:
+                self._profiles.popitem(last=False)
+        else:
+            self._profiles.move_to_end(code)
+        return profile
+
+    def answered(self, codes: Collection[str], seconds: int, now: float) -> None:
+        """Learn that a POST for some codes and a window of `seconds` was answered as it was planned."""
+        for code in codes:
+            profile = self._unexpired(code, now)
+            if profile.max_batch and len(codes) >= profile.max_batch:
+                profile.max_batch = 2 * len(codes)
+            if len(codes) == 1 and profile.max_span and seconds >= profile.max_span and now >= profile.hold_until:
+                profile.max_span, profile.grown = 2 * seconds, now
+
+    def answered_part(self, code: str, seconds: int, now: float) -> None:
+        """Learn the longest window that was answered where a longer one was not."""
+        self._limit_span(self._unexpired(code, now), seconds, now)
+
+    def echoed(self, code: str, echoes: Iterable[str]) -> None:
+        """Learn from the reply to a POST with one code."""
+        profile = self.of(code)
+        profile.never_batch = any(echo != code for echo in echoes)
+        profile.echoes_itself = not profile.never_batch
+
+    def omitted(self) -> None:
+        """Learn that the upstream left codes out of the reply to a batch."""
+        self._omits = True
+
+    def failed(self, code: str, now: float) -> None:
+        """Learn that a POST for a code failed on its own."""
+        self.of(code).failed = now
+
+    def overloaded(self, codes: Collection[str], seconds: int, now: float) -> None:
+        """Learn that a POST was not answered in time, or with a 5xx."""
+        for code in codes:
+            profile = self._unexpired(code, now)
+            if len(codes) > 1:
+                profile.max_batch, profile.limited_until = len(codes) // 2, now + LIMIT_TTL
+            elif seconds > self.span(code, now) // 2:
+                self._limit_span(profile, seconds // 2, now)
+
+    def _limit_span(self, profile: ClientProfile, seconds: int, now: float) -> None:
+        profile.max_span, profile.limited_until = max(MIN_SPAN, seconds), now + LIMIT_TTL
+        if now - profile.grown < LIMIT_TTL:
+            profile.hold_until = now + HOLD
+
+    def span(self, code: str, now: float, allowed: int = 0) -> int:
+        """The longest window to request of a code, in seconds; `allowed` may exceed the configured limit."""
+        allowed = max(self.max_span, allowed)
+        return min(allowed, self._unexpired(code, now).max_span or allowed)
+
+    def batches(self, codes: Sequence[str], now: float) -> list[list[str]]:
+        """Cut codes into batches, none larger than each of its codes allows."""
+        limits = {code: self._batch_limit(code, now) for code in codes}
+        batches: list[list[str]] = []
+        for code in sorted(codes, key=lambda code: -limits[code]):
+            if not batches or len(batches[-1]) >= limits[code]:
+                batches.append([])
+            batches[-1].append(code)
+        place = {code: number for number, code in enumerate(codes)}
+        return [sorted(batch, key=place.__getitem__) for batch in batches]
+
+    def _batch_limit(self, code: str, now: float) -> int:
+        profile = self._unexpired(code, now)
+        if code == EVERY_CLIENT or profile.never_batch or now - profile.failed < FAILED_TTL:
+            return 1
+        limit = min(self._max_batch, profile.max_batch or self._max_batch)
+        # Each code that such a batch leaves out costs another POST of the flight.
+        return limit if profile.echoes_itself or not self._omits else min(limit, MAX_POSTS - 1)
+
+    def _unexpired(self, code: str, now: float) -> ClientProfile:
+        profile = self.of(code)
+        if now >= profile.limited_until:
+            profile.max_span = profile.max_batch = 0
+        return profile

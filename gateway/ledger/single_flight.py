@@ -1,0 +1,345 @@
+"""Single flight: upstream POSTs in progress, each shared by all readers that need it.
+
+Rules:
+- A flight is a detached task with the upstream's deadlines; its subscribers have their own. A consumer that disconnects
+  cancels no flight. When the last subscriber has released a flight, its POSTs that still wait for a place are dropped.
+- A flight in progress is joined for the points that would be fresh if it landed now.
+- The first gap is sent at once. While a flight of the same client or window is in progress, further gaps wait until it
+  lands, at most 50 ms, and are sent together: windows of a client that are near each other as one POST, clients of
+  nearly the same window as one batch.
+- An error is remembered for a second, for gaps that contain the window that failed. An error that every POST would meet
+  (no connection, an address that is not allowed) is remembered for all gaps until a POST is answered. An error without
+  a POST is not remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from gateway import tracing
+from gateway.callbutton.central import whole
+from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
+from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
+from gateway.ledger.client_profiles import ClientProfiles
+from gateway.ledger.extents import Extent, minus
+from gateway.ledger.freshness import COVER, Rule, plan_posts, stale_from
+from gateway.metrics import Metrics
+from gateway.model import Window
+
+LOGGER = logging.getLogger(__name__)
+COLLECT_TIME = 0.05  # seconds; short beside a POST, long enough for the requests of one dashboard
+ERROR_TTL = 1.0  # seconds
+MAX_ERRORS = 10_000  # about 2 MB
+ANY_POST = ""  # the key of errors that every POST would meet; no client code is empty
+NO_CACHE_RULE = Rule(minimum=1, ratio=1e-9, maximum=1)  # a read past the cache joins no flight older than a second
+EVERY_POST = (UpstreamUnreachable, UpstreamUnauthorized)
+
+
+class Gap(NamedTuple):
+    """A window of a client that must be fetched, in POSTs of at most `span` seconds unless that is known to fail."""
+
+    code: str
+    window: Window
+    span: int
+
+
+class FlightResult(Struct):
+    """The result of a flight for one client: extents, and the error of the rest."""
+
+    extents: list[Extent] = msgspec.field(default_factory=list)
+    error: UpstreamError | None = None
+
+
+class Flight:
+    """POSTs for some client codes and a window, in progress or landed.
+
+    `planned` is the time at which it was planned; no POST that it rests on was planned before `oldest`. `reach` is the
+    end of the points that it counts for: an `open` window ends at or after `planned`.
+    """
+
+    task: asyncio.Task[dict[str, FlightResult]]
+
+    def __init__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        planned: float,
+        fresh: float,
+        demand: Waiters,
+        *,
+        status: bool,
+        no_cache: bool = False,
+    ) -> None:
+        self.codes = frozenset(codes)
+        self.window = window
+        self.planned = self.oldest = planned
+        self.open = window.end >= planned
+        self.reach = int(max(window.end, planned + fresh)) if self.open else window.end
+        self.demand = demand
+        self.status = status
+        self.no_cache = no_cache
+        self.span = tracing.begin("flight")
+
+    def rest_on(self, planned: float, reach: int) -> None:
+        """Rest on a flight of another replica, which counts for no more than its own POSTs."""
+        self.oldest, self.reach = min(self.oldest, planned), min(self.reach, reach)
+
+    def serves(self, now: float, rule: Rule) -> Window | None:
+        """The window for whose points it would count if it landed now."""
+        reach = Window(self.window.start, self.reach)
+        stale = stale_from(Extent(reach, self.oldest), now, rule)
+        end = reach.end if stale is None else int(stale)
+        return Window(reach.start, end) if end > reach.start else None
+
+
+class Subscription(Struct, eq=False):
+    """A reader's interest in the flights for one gap. `joined`: another subscription has sent them.
+
+    A consumer waits `until` an instant of the event loop's clock; no one waits for a `background` priority.
+    """
+
+    gap: Gap
+    joined: bool
+    background: Priority | None = None
+    until: float = NO_DEADLINE
+    no_cache: bool = False
+    flights: list[Flight] = msgspec.field(default_factory=list)
+    released: bool = False
+    launched: asyncio.Future[None] | None = None  # of a gap that waits to be sent with others
+    error: UpstreamError | None = None
+
+    def subscribe(self, flight: Flight) -> None:
+        """Add a flight."""
+        self.flights.append(flight)
+        if self.background is None:
+            flight.demand.join(self.until)
+
+    def release(self) -> None:
+        """Stop waiting. The flights continue."""
+        if self.background is None and not self.released:
+            for flight in self.flights:
+                flight.demand.leave()
+        self.released = True
+
+    async def wait(self) -> list[Extent]:
+        """Wait for the extents. Raises UpstreamError."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        if self.launched is not None:
+            await asyncio.shield(self.launched)
+        extents: list[Extent] = []
+        with tracing.span("wait", links=[flight.span for flight in self.flights]) as span:
+            if span is not None:
+                span.set_attribute("joined", self.joined)
+            for flight in self.flights:
+                result = (await asyncio.shield(flight.task))[self.gap.code]
+                extents += result.extents
+                if result.error is not None:
+                    raise result.error.with_traceback(None)
+        return extents
+
+
+class Pending:
+    """Subscriptions whose gaps wait to be sent together."""
+
+    def __init__(self) -> None:
+        self.subscriptions: list[Subscription] = []
+        self.meets: set[str | Window] = set()  # their client codes and windows
+        self.launched: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+Send = Callable[[Flight, Sequence[str]], Coroutine[Any, Any, dict[str, FlightResult]]]
+
+
+class SingleFlight:
+    """All flights in progress. Points after an open POST count as fetched for `fresh` seconds."""
+
+    def __init__(
+        self, send: Send, profiles: ClientProfiles, fresh: float, clock: Callable[[], float], metrics: Metrics
+    ) -> None:
+        self._send = send
+        self._profiles = profiles
+        self._fresh = fresh
+        self._clock = clock
+        self._metrics = metrics
+        self._flights: dict[tuple[str, bool], set[Flight]] = defaultdict(set)  # by client code, with status
+        self._windows: dict[Window, int] = defaultdict(int)  # of flights in progress
+        self._pending: dict[bool, Pending] = {}  # by whether with status
+        self._errors: dict[tuple[str, bool], tuple[float, Window, UpstreamError]] = {}
+
+    def subscribe(
+        self,
+        gaps: Iterable[Gap],
+        rules: Mapping[str, Rule],
+        *,
+        status: bool,
+        no_cache: bool = False,
+        background: Priority | None = None,
+        until: float | None = None,
+    ) -> list[Subscription]:
+        """Join the flights that serve the gaps, and send the rest; `rules` are by client code.
+
+        A consumer waits `until` an instant of the event loop's clock, and releases each subscription.
+        """
+        now, subscriptions, unsent = self._clock(), list[Subscription](), list[Subscription]()
+        make = partial(
+            Subscription, background=background, until=NO_DEADLINE if until is None else until, no_cache=no_cache
+        )
+        for gap in gaps:
+            rest = [gap.window]
+            for flight, served in self._joinable(gap.code, NO_CACHE_RULE if no_cache else rules[gap.code], status, now):
+                if any(served.overlaps(window) for window in rest):
+                    subscriptions.append(make(gap, joined=True))
+                    subscriptions[-1].subscribe(flight)
+                    rest = [whole(part) for window in rest for part in minus(window, served)]
+            if rest != [gap.window]:
+                self._metrics.joined.inc()
+            for window in rest:
+                part = Gap(gap.code, window, gap.span)
+                subscriptions.append(make(part, joined=False, error=self._remembered(part, status)))
+                if subscriptions[-1].error is None:
+                    unsent.append(subscriptions[-1])
+        for waiting in [one for one in unsent if self._is_busy(one.gap, status)]:
+            self._collect(waiting, status)
+        self._launch([one for one in unsent if one.launched is None], status)
+        return subscriptions
+
+    def _joinable(self, code: str, rule: Rule, status: bool, now: float) -> Iterator[tuple[Flight, Window]]:
+        for kind in (True,) if status else (False, True):
+            for flight in self._flights.get((code, kind), ()):
+                if (served := flight.serves(now, rule)) is not None:
+                    yield flight, served
+
+    def _is_busy(self, gap: Gap, status: bool) -> bool:
+        pending = self._pending.get(status)
+        busy = (gap.code, status) in self._flights or gap.window in self._windows
+        return busy or (pending is not None and not pending.meets.isdisjoint((gap.code, gap.window)))
+
+    def _collect(self, subscription: Subscription, status: bool) -> None:
+        pending = self._pending.get(status)
+        if pending is None:
+            pending = self._pending[status] = Pending()
+            asyncio.get_running_loop().call_later(COLLECT_TIME, self._flush, status, pending)
+        pending.subscriptions.append(subscription)
+        pending.meets |= {subscription.gap.code, subscription.gap.window}
+        subscription.launched = pending.launched
+
+    def _flush(self, status: bool, pending: Pending) -> None:
+        if self._pending.get(status) is pending:
+            del self._pending[status]
+            try:
+                self._launch([one for one in pending.subscriptions if not one.released], status)
+            finally:  # a bug must not leave readers waiting
+                pending.launched.set_result(None)
+
+    def _launch(self, subscriptions: Sequence[Subscription], status: bool) -> None:
+        """Start flights for the gaps: windows of one client are merged, clients of one window batched."""
+        now = self._clock()
+        windows: dict[str, list[Window]] = defaultdict(list)
+        spans: dict[str, int] = defaultdict(int)
+        for one in subscriptions:
+            windows[one.gap.code].append(one.gap.window)
+            spans[one.gap.code] = max(spans[one.gap.code], one.gap.span)
+        by_window: dict[Window, list[str]] = defaultdict(list)
+        for code in windows:
+            for part in plan_posts(windows[code], self._profiles.span(code, now, spans[code]), whole):
+                by_window[part].append(code)
+        background = min((one.background for one in subscriptions if one.background is not None), default=None)
+        no_cache = any(one.no_cache for one in subscriptions)
+        started: dict[str, list[Flight]] = defaultdict(list)
+        for window, codes in _group_alike(by_window, self._profiles.max_span):
+            for batch in self._profiles.batches(codes, now):
+                demand = Waiters(background)
+                flight = Flight(batch, window, now, self._fresh, demand, status=status, no_cache=no_cache)
+                self._start(flight, batch)
+                for code in batch:
+                    started[code].append(flight)
+        for one in subscriptions:
+            for flight in started[one.gap.code]:
+                if flight.window.overlaps(one.gap.window):
+                    one.subscribe(flight)
+
+    def _start(self, flight: Flight, codes: Sequence[str]) -> None:
+        flight.task = asyncio.get_running_loop().create_task(self._fly(flight, codes))
+        self._metrics.batch_codes.observe(len(codes))
+        self._windows[flight.window] += 1
+        for code in codes:
+            self._flights[code, flight.status].add(flight)
+        flight.task.add_done_callback(lambda _: self._land(flight))
+
+    async def _fly(self, flight: Flight, codes: Sequence[str]) -> dict[str, FlightResult]:
+        with tracing.within(flight.span) as span:
+            if span is not None:
+                span.set_attributes({"clients": len(codes), "seconds": flight.window.end - flight.window.start})
+            return await self._send(flight, codes)
+
+    def _land(self, flight: Flight) -> None:
+        self._windows[flight.window] -= 1
+        if not self._windows[flight.window]:
+            del self._windows[flight.window]
+        for key in [(code, flight.status) for code in flight.codes]:
+            self._flights[key].discard(flight)
+            if not self._flights[key]:
+                del self._flights[key]
+        if (pending := self._pending.get(flight.status)) is not None:
+            self._flush(flight.status, pending)
+        if flight.task.cancelled():
+            return
+        if (crash := flight.task.exception()) is not None:
+            LOGGER.error("flight crashed", exc_info=crash)
+            return
+        self._remember(flight)
+
+    def _remember(self, flight: Flight) -> None:
+        if len(self._errors) > MAX_ERRORS:
+            self._errors.clear()
+        for code, result in flight.task.result().items():
+            if result.error is None:
+                self._errors.pop((ANY_POST, flight.status), None)
+            elif not isinstance(result.error, Postponed):
+                key = ANY_POST if isinstance(result.error, EVERY_POST) else code
+                self._errors[key, flight.status] = self._clock() + ERROR_TTL, flight.window, result.error
+
+    def _remembered(self, gap: Gap, status: bool) -> UpstreamError | None:
+        """The error of the last second that a gap would meet again."""
+        for key in ((gap.code, status), (ANY_POST, status)):
+            if key not in self._errors:
+                continue
+            until, window, error = self._errors[key]
+            if until <= self._clock():
+                del self._errors[key]
+            elif isinstance(error, EVERY_POST) or minus(window, gap.window) == []:
+                return error
+        return None
+
+    async def close(self) -> None:
+        """Wait for the flights in progress."""
+        while self._pending or self._flights:
+            for status, pending in list(self._pending.items()):
+                self._flush(status, pending)
+            tasks = {flight.task for flights in self._flights.values() for flight in flights}
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
+
+
+def _group_alike(by_window: dict[Window, list[str]], max_span: int) -> list[tuple[Window, list[str]]]:
+    """Group clients whose windows are nearly one: a window for all asks each for at most twice the seconds needed."""
+    groups: list[tuple[Window, int, list[str]]] = []  # with the seconds of the shortest window in it
+    for window, codes in sorted(by_window.items()):
+        if groups:
+            union, least, others = groups[-1]
+            wider = Window(union.start, max(union.end, window.end))
+            least = min(least, window.end - window.start)
+            if wider.end - wider.start <= min(COVER * least, max_span) and not set(codes) & set(others):
+                groups[-1] = wider, least, others + codes
+                continue
+        groups.append((window, window.end - window.start, codes))
+    return [(window, codes) for window, _, codes in groups]
