@@ -17,6 +17,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 EVERY_CLIENT = "*"  # in place of a client code
+UNREADABLE = "Null if it cannot be read; the text is then in `extra`."
+Instant = Annotated[datetime, Meta(tz=True)]  # in UTC
 
 
 class Certainty(StrEnum):
@@ -70,10 +72,7 @@ class Address(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     secondary: Annotated[str | None, Meta(description="Apartment, suite or floor.", examples=["Apt 4"])]
     city: Annotated[str | None, Meta(description="City.", examples=["Chicago"])]
     state: Annotated[str | None, Meta(description="US state or Canadian province, two letters.", examples=["IL"])]
-    zip: Annotated[
-        str | None,
-        Meta(description="US ZIP code, with its leading zeros, or Canadian postal code.", examples=["60601"]),
-    ]
+    zip: Annotated[str | None, Meta(description="ZIP code, leading zeros kept, or postal code.", examples=["60601"])]
     zip4: Annotated[str | None, Meta(description="The four digits after a ZIP code.", examples=["1234"])]
 
 
@@ -91,14 +90,9 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     Inside the gateway `recording_url` is the upstream's `VoiceDirectory` as it came; `api/` never hands that out.
     """
 
-    id: Annotated[
-        str,
-        Meta(description="Unique within the client. A string: leading zeros count.", examples=["498200007"]),
-    ]
+    id: Annotated[str, Meta(description="Unique within the client; leading zeros count.", examples=["498200007"])]
     client_code: Annotated[str, Meta(description="The client that was called.", examples=["8005550100"])]
-    start_time: Annotated[
-        datetime, Meta(description="When the caller dialled, in UTC.", examples=["2026-11-01T08:49:51Z"], tz=True)
-    ]
+    start_time: Annotated[Instant, Meta(description="When the caller dialled.", examples=["2026-11-01T08:49:51Z"])]
     start_time_certainty: Certainty
     campaign: Annotated[str | None, Meta(description="Campaign id.", examples=["4018"])]
     did: Annotated[str | None, Meta(description="The tracking number that was called.", examples=["8005550100"])]
@@ -106,26 +100,12 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     other_data: Annotated[str | None, Meta(description="Free text set by the client.", examples=["print ad"])]
     phone_type: PhoneType
     target: Annotated[
-        str | None, Meta(description="The number to which the call was forwarded.", examples=["7735550158"])
+        str | None, Meta(description="The number that the call was forwarded to.", examples=["7735550158"])
     ]
     result: Result
-    duration_seconds: Annotated[
-        int | None,
-        Meta(
-            description="From dialling to the end. Null if unreadable, with the text in `extra`.",
-            examples=[351],
-        ),
-    ]
-    talk_time_seconds: Annotated[
-        int | None,
-        Meta(
-            description="From answering to the end. Null if unreadable, with the text in `extra`.",
-            examples=[332],
-        ),
-    ]
-    index_number: Annotated[
-        str | None, Meta(description="As announced to the target at the end of the call.", examples=["0042"])
-    ]
+    duration_seconds: Annotated[int | None, Meta(description=f"From dialling to the end. {UNREADABLE}", examples=[351])]
+    talk_time_seconds: Annotated[int | None, Meta(description=f"From answer to the end. {UNREADABLE}", examples=[332])]
+    index_number: Annotated[str | None, Meta(description="Announced to the target after the call.", examples=["0042"])]
     dtmf: Annotated[str | None, Meta(description="The keys that the caller pressed.", examples=["1"])]
     recording_url: Annotated[
         str | None,
@@ -135,9 +115,7 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
             examples=["/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw"],
         ),
     ]
-    address: Annotated[
-        Address | None, Meta(description="The address at which the caller's telephone is registered, if known.")
-    ]
+    address: Annotated[Address | None, Meta(description="Where the caller's telephone is registered, if known.")]
     status: Annotated[
         Status | None,
         Meta(

@@ -9,34 +9,23 @@ from urllib.parse import urlencode
 import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
-from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
 
 from gateway import access
-from gateway.api import exports
+from gateway.api import exports, responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
 from gateway.api.recordings import link_renderer
-from gateway.api.responses import (
-    JSON,
-    Meta,
-    Services,
-    cache_query,
-    consumer_of,
-    json_response,
-    meta_of,
-    negotiate,
-    row_filter,
-    services_of,
-)
+from gateway.api.responses import JSON, Meta, Services
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
 from gateway.ledger.extents import DAY
 from gateway.ledger.scans import Page, read_page, stream
 from gateway.model import Call, Window
 
+NEXT = "The `cursor` of the next page. Null, and nothing else, is the end of the list."
 RECENT = 31 * DAY  # seconds in which a call is looked for that the cache does not know
 
 
@@ -44,13 +33,7 @@ class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
     """Where the list continues."""
 
     limit: Annotated[int, msgspec.Meta(description="The most calls of a page.", examples=[1])]
-    next_cursor: Annotated[
-        str | None,
-        msgspec.Meta(
-            description="The `cursor` of the next page. Null, and nothing else, is the end of the list.",
-            examples=["uvkL5TFIUylomGu3e5M0UJOF"],
-        ),
-    ]
+    next_cursor: Annotated[str | None, msgspec.Meta(description=NEXT, examples=["uvkL5TFIUylomGu3e5M0UJOF"])]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
@@ -68,31 +51,13 @@ class SingleCall(Struct, frozen=True, kw_only=True):
     meta: Meta
 
 
-PAGE = ResponseSpec(CallPage, description="A page of calls; as NDJSON or CSV all calls of the window.")
-SINGLE = ResponseSpec(SingleCall, description="The call.")
-
-
-@get(
-    "/clients/{code:str}/calls",
-    operation_id="listClientCalls",
-    summary="List the calls of one client",
-    tags=["calls"],
-    responses={200: PAGE},
-    kind="list",
-)
+@get("/clients/{code:str}/calls", operation_id="listClientCalls", summary="List the calls of one client", kind="list")
 async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
     """Calls of one client in a window, newest first unless `sort` says otherwise."""
     return await list_response(request, code)
 
 
-@get(
-    "/calls",
-    operation_id="listCalls",
-    summary="List the calls of several clients",
-    tags=["calls"],
-    responses={200: PAGE},
-    kind="list",
-)
+@get("/calls", operation_id="listCalls", summary="List the calls of several clients", kind="list")
 async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
     """Calls of several clients, or of all, in a window."""
     return await list_response(request, None)
@@ -102,20 +67,20 @@ async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
     "/clients/{code:str}/calls/{call_id:str}",
     operation_id="getClientCall",
     summary="Find one call of a client",
-    tags=["calls"],
-    responses={200: SINGLE},
     kind="call",
 )
 async def get_client_call(
     request: Request[Any, Any, State], code: FromPath[str], call_id: FromPath[str]
 ) -> Response[Any]:
     """One call, looked for in the window given, else where the gateway last saw it, else in the last 31 days."""
-    services, context = services_of(request), context_of(request.scope)
+    services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
-    negotiate(context, JSON)
+    responses.negotiate(context, JSON)
     query = parse_call_query(request.scope["query_string"], code, now, services.history_start)
     recent = Window(int(now) - RECENT, int(now) + 1)
-    cache_query(services, context, (code,), recent, status=query.status)  # the time of a lookup tells strangers nothing
+    responses.cache_query(
+        services, context, (code,), recent, status=query.status
+    )  # the time of a lookup tells strangers nothing
     known = services.ledger.whereabouts(code, call_id, status=query.status)
     # The call may have moved from where the cache last saw it.
     windows = [query.window] if query.window else [known, recent] if known else [recent]
@@ -124,28 +89,28 @@ async def get_client_call(
         if page.calls:
             context.read_finished = time.perf_counter()
             (call,) = presenter(services, context, status=query.status)(page.calls)
-            meta = meta_of(window, page)
+            meta = responses.meta_of(window, page)
             body: object = SingleCall(data=call, meta=meta)
             if query.fields:
                 body = {"data": Projection(query.fields)(call), "meta": meta}
-            return json_response(services, context, body, window, page)
+            return responses.json_response(services, context, body, window, page)
     raise NotFound("this client has no such call in the window that was looked at")
 
 
 async def list_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
     """A list of the calls of the client in the path, or of those of `client`. Raises GatewayError."""
-    services, context = services_of(request), context_of(request.scope)
+    services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
     query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
-    form = negotiate(context, exports.MEDIA_TYPES, query.format)
-    question = cache_query(
+    form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
+    question = responses.cache_query(
         services, context, query.codes, query.window, filters=query.filters.texts, status=query.status
     )
-    keep = row_filter(context, question, query.filters)
+    keep = responses.row_filter(context, question, query.filters)
     present = presenter(services, context, status=query.status)
     if form in exports.FORMATS:
         _refuse_paging(form, query)
-        context.release = services.exports.begin(consumer_of(context))
+        context.release = services.exports.begin(responses.consumer_of(context))
         one_shot = msgspec.structs.replace(question, passing=True)
         parts = stream(services.ledger, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
         return await exports.export_response(context, query, parts, present, form, now)
@@ -161,18 +126,20 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     )
     context.read_finished = time.perf_counter()
     cursor = None if page.after is None else render_cursor(query, page.after, services.signing_key)
-    links, meta = PageLinks(limit=query.limit, next_cursor=cursor), meta_of(query.window, page)
+    links, meta = PageLinks(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
     calls = present(page.calls)
     body: object = CallPage(data=calls, page=links, meta=meta)
     if query.fields:
         body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if cursor else ""
-    return json_response(services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link)
+    return responses.json_response(
+        services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link
+    )
 
 
 def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:
     """The function that makes calls as the consumer may see them: masked, with links to recordings."""
-    consumer, public = consumer_of(context), services.public_extra
+    consumer, public = responses.consumer_of(context), services.public_extra
     if "recordings" not in consumer.scopes:
         return lambda calls: [access.present(call, consumer, status=status, public_extra=public) for call in calls]
     link = link_renderer(consumer, services.clock(), services.signing_key, services.public_url)
@@ -192,7 +159,7 @@ async def _find(
     services: Services, context: RequestContext, code: str, call_id: str, window: Window, *, status: bool
 ) -> Page:
     """Look for a call, the newest days first."""
-    question = cache_query(services, context, (code,), window, status=status)
+    question = responses.cache_query(services, context, (code,), window, status=status)
     after = None
     while True:
         page = await read_page(

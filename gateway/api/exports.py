@@ -17,16 +17,15 @@ from litestar.response import Stream
 
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.query import ListQuery
-from gateway.api.responses import JSON, Meta, instant, shared_headers
+from gateway.api.responses import JSON, combined, empty_reading, meta_of, shared_headers
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
-from gateway.ledger.reader import Reading
 from gateway.ledger.scans import Part
 from gateway.model import Call
 
 Present = Callable[[Sequence[Call]], list[Call]]  # makes calls as the consumer may see them
 LOGGER = logging.getLogger(__name__)
-FORMATS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}  # those that stream
+FORMATS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}  # the formats that stream
 MEDIA_TYPES = JSON | {
     "application/x-ndjson": "ndjson",
     "text/csv": "csv",
@@ -41,38 +40,6 @@ HEADERS = {
         "Content-Disposition": 'attachment; filename="calls.csv"',
     },
 }
-
-
-class Sources:
-    """The readings that a stream rests on, span by span."""
-
-    def __init__(self, query: ListQuery, now: float) -> None:
-        self._query = query
-        self._last: Reading | None = None
-        self._as_of, self._oldest = now, now
-        self._stale, self._unreadable = False, 0
-
-    def add(self, reading: Reading) -> None:
-        """Count a span, which comes in one part or several."""
-        if reading is self._last:
-            return
-        if self._last is None or not self._query.newest_first:
-            self._as_of = reading.as_of
-        self._last = reading
-        self._oldest = min(self._oldest, reading.oldest_fetch)
-        self._stale |= reading.stale
-        self._unreadable += reading.unreadable
-
-    def meta(self) -> Meta:
-        """The window that the stream covered, and how fresh it was."""
-        return Meta(
-            start=instant(self._query.window.start),
-            end=instant(self._query.window.end),
-            as_of=instant(self._as_of),
-            oldest_fetch=instant(self._oldest),
-            stale=self._stale,
-            unreadable=self._unreadable,
-        )
 
 
 async def export_response(
@@ -98,14 +65,15 @@ async def _render(
     query: ListQuery,
     now: float,
 ) -> AsyncIterator[bytes]:
-    writer, sources = FORMATS[form](query.fields), Sources(query, now)
+    writer, last, total = FORMATS[form](query.fields), None, None
     if beginning := writer.begin():
         yield beginning
     try:
         part = first
         while part is not None:
             _refuse_stale(form, part)
-            sources.add(part.reading)
+            if part.reading is not last:  # a span has one part or several
+                last, total = part.reading, combined(total, part.reading, newest_first=query.newest_first)
             for place in range(0, len(part.calls), CHUNK_SIZE):
                 yield writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
                 await asyncio.sleep(0)
@@ -114,7 +82,7 @@ async def _render(
         context.aborted = True
         LOGGER.warning("export broken off", extra={"fields": {"error": type(error).__name__, "format": form}})
         raise
-    if ending := writer.end(sources.meta()):
+    if ending := writer.end(meta_of(query.window, total or empty_reading(now))):
         yield ending
 
 

@@ -8,15 +8,17 @@ document only reads them: it makes no application and changes nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from litestar.handlers import HTTPRouteHandler
 
 from gateway import __version__
 from gateway.api import problems, query
+from gateway.api.calls import CallPage, SingleCall
 from gateway.api.responses import Meta
+from gateway.api.summaries import CallSummary, ClientList
 from gateway.formats import KEYS, PARTS, Csv, Ndjson
 from gateway.model import Call
 
@@ -31,14 +33,27 @@ issuer. Their clients and scopes decide which calls and fields they see; `client
 SCHEMA_REFERENCE = "#/components/schemas/{name}"
 ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(KEYS)} | {part.__name__: [] for part in PARTS.values()}
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
-PROBLEMS = {
-    "list": CALL_PROBLEMS,
-    "call": (*CALL_PROBLEMS, 404),
-    "summary": CALL_PROBLEMS,
-    "clients": CALL_PROBLEMS,
-    "recording": (400, 403, 404, 405, 500, 502, 503, 504),
-    "probe": (405,),
-}  # status codes by the kind of route
+RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
+PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]
+
+
+class Route(NamedTuple):
+    """A kind of route: its tag, the body and the description of its response, and the status codes of its problems."""
+
+    tag: str
+    body: Any
+    description: str
+    problems: tuple[int, ...] = CALL_PROBLEMS
+
+
+ROUTES = {
+    "list": Route("calls", CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
+    "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
+    "summary": Route("summaries", CallSummary, "Figures by bucket and group, and of all calls."),
+    "clients": Route("summaries", ClientList, "The clients, by code."),
+    "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
+    "probe": Route("operations", PROBE, "The probe succeeds.", (405,)),
+}
 KINDS = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
     502: problems.UNREACHABLE,
@@ -154,13 +169,14 @@ def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Any:  #
 
 def _operation(handler: HTTPRouteHandler, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
     kind = handler.opt["kind"]
+    route = ROUTES[kind]
     operation: dict[str, Any] = {
-        "tags": handler.tags,
+        "tags": [route.tag],
         "summary": handler.summary,
         "description": inspect.getdoc(handler.fn),
         "operationId": handler.operation_id,
         "parameters": [*_path_parameters(path), *_query_parameters(path, kind)],
-        "responses": {"200": _success(handler, kind, schemas)},
+        "responses": {"200": _success(route, kind, schemas)},
     }
     if kind == "recording":
         operation["parameters"].append(RANGE_HEADER)
@@ -168,7 +184,7 @@ def _operation(handler: HTTPRouteHandler, path: str, schemas: dict[str, Any]) ->
         operation["responses"]["206"] = {"description": "The part that was asked for.", "content": content}
     if kind in ("recording", "probe"):  # a link is a credential; a probe needs none
         operation["security"] = []
-    for status in sorted(PROBLEMS[kind]):
+    for status in sorted(route.problems):
         operation["responses"][str(status)] = _problem(status)
     return operation
 
@@ -178,42 +194,30 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True} | PATH_PARAMETERS[name] for name in names]
 
 
-def _query_parameters(path: str, kind: str) -> list[dict[str, Any]]:
-    found = query.parameters_of(kind)
-    if kind in query.CLIENT.routes.split() and "{code}" not in path:
-        found = (query.CLIENT, *found)
-    described = []
-    for parameter in found:
-        bounded = parameter.name == "start" and kind in ("summary", "clients")
-        described.append(
-            {
-                "name": parameter.name,
-                "in": "query",
-                "required": parameter is query.CLIENT,
-                "description": f"{query.START} Included. Required without `range`."
-                if bounded
-                else parameter.description,
-                "schema": dict(parameter.kind.schema),
-            }
-        )
-        if parameter.example is not None:
-            described[-1]["example"] = parameter.example
-    return described
+def _query_parameters(path: str, kind: str) -> Iterator[dict[str, Any]]:
+    named = kind in query.CLIENT.routes.split() and "{code}" not in path
+    for parameter in (*([query.CLIENT] if named else []), *query.parameters_of(kind)):
+        yield {
+            "name": parameter.name,
+            "in": "query",
+            "required": parameter is query.CLIENT,
+            "description": parameter.description,
+            "schema": dict(parameter.kind.schema),
+        } | ({} if parameter.example is None else {"example": parameter.example})
 
 
-def _success(handler: HTTPRouteHandler, kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
+def _success(route: Route, kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
     """The response 200; adds its schemas to `schemas`."""
-    (answer,) = (handler.responses or {}).values()
-    if answer.data_container is bytes:
+    if route.body is bytes:
         schema = {"type": "string", "format": "binary"}
-        return {"description": answer.description, "content": {answer.media_type: {"schema": schema}}}
-    schemas |= _components(answer.data_container)
-    ((schema,), _) = msgspec.json.schema_components([answer.data_container], ref_template=SCHEMA_REFERENCE)
+        return {"description": route.description, "content": {"audio/*": {"schema": schema}}}
+    schemas |= _components(route.body)
+    ((schema,), _) = msgspec.json.schema_components([route.body], ref_template=SCHEMA_REFERENCE)
     content = {"application/json": {"schema": schema, "example": example_of(schema, schemas)}}
     if kind == "probe":
-        return {"description": answer.description, "content": content}
+        return {"description": route.description, "content": content}
     described: dict[str, Any] = {
-        "description": answer.description,
+        "description": route.description,
         "headers": _headers(HEADERS | RATE_HEADERS),
         "content": content,
     }

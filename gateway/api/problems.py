@@ -14,26 +14,7 @@ import msgspec
 from litestar.types import Send
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.errors import (
-    Forbidden,
-    GatewayError,
-    InvalidParameters,
-    IssuerUnreachable,
-    NotAcceptable,
-    NotFound,
-    Overloaded,
-    ParameterFault,
-    Postponed,
-    RateLimited,
-    Unauthenticated,
-    UpstreamCircuitOpen,
-    UpstreamFailed,
-    UpstreamMalformed,
-    UpstreamRejected,
-    UpstreamTimeout,
-    UpstreamUnauthorized,
-    UpstreamUnreachable,
-)
+from gateway import errors
 
 Headers = Sequence[tuple[bytes, bytes]]
 MEDIA_TYPE = "application/problem+json"
@@ -41,7 +22,7 @@ NO_CREDENTIAL = "no credential"  # the reason when none came
 
 
 class Kind(NamedTuple):
-    """A kind of problem: what it means, for its page, and what to do about it, for every body."""
+    """A kind of problem. Its body has title and advice, its page the meaning too."""
 
     status: int
     name: str
@@ -183,22 +164,22 @@ CIRCUIT_OPEN = Kind(
     "The Callbutton server has failed several times in a row, so it is left alone for some seconds, then tried with a "
     "single request. Nothing was sent for yours.",
 )
-KINDS: dict[type[GatewayError], Kind] = {
-    InvalidParameters: INVALID,
-    Unauthenticated: UNAUTHENTICATED,
-    Forbidden: FORBIDDEN,
-    NotFound: NOT_FOUND,
-    NotAcceptable: NOT_ACCEPTABLE,
-    RateLimited: RATE_LIMITED,
-    IssuerUnreachable: ISSUER_UNREACHABLE,
-    UpstreamRejected: REJECTED,
-    UpstreamUnauthorized: UNAUTHORIZED,
-    UpstreamFailed: FAILED,
-    UpstreamMalformed: MALFORMED,
-    UpstreamUnreachable: UNREACHABLE,
-    UpstreamTimeout: TIMEOUT,
-    UpstreamCircuitOpen: CIRCUIT_OPEN,
-    Overloaded: OVERLOADED,
+KINDS: dict[type[BaseException], Kind] = {
+    errors.InvalidParameters: INVALID,
+    errors.Unauthenticated: UNAUTHENTICATED,
+    errors.Forbidden: FORBIDDEN,
+    errors.NotFound: NOT_FOUND,
+    errors.NotAcceptable: NOT_ACCEPTABLE,
+    errors.RateLimited: RATE_LIMITED,
+    errors.IssuerUnreachable: ISSUER_UNREACHABLE,
+    errors.UpstreamRejected: REJECTED,
+    errors.UpstreamUnauthorized: UNAUTHORIZED,
+    errors.UpstreamFailed: FAILED,
+    errors.UpstreamMalformed: MALFORMED,
+    errors.UpstreamUnreachable: UNREACHABLE,
+    errors.UpstreamTimeout: TIMEOUT,
+    errors.UpstreamCircuitOpen: CIRCUIT_OPEN,
+    errors.Overloaded: OVERLOADED,
 }
 BY_NAME = {kind.name: kind for kind in (*KINDS.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
 
@@ -223,26 +204,26 @@ class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=T
 
 
 def kind_of(error: BaseException) -> Kind:
-    """Find the kind of problem that an error is."""
-    return KINDS.get(type(error), INTERNAL) if isinstance(error, GatewayError) else INTERNAL
+    """The kind of problem that an error is."""
+    return KINDS.get(type(error), INTERNAL)
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
-    """Find the headers that go with an error."""
+    """The headers that go with an error."""
     match error:
-        case Unauthenticated():
+        case errors.Unauthenticated():
             wrong = "" if error.reason == NO_CREDENTIAL else ', error="invalid_token"'
             return {"WWW-Authenticate": f'Bearer realm="callbutton-gateway"{wrong}'}
-        case RateLimited() | IssuerUnreachable():
+        case errors.RateLimited() | errors.IssuerUnreachable():
             return {"Retry-After": str(max(1, math.ceil(error.seconds)))}
-        case Postponed():
+        case errors.Postponed():
             return {"Retry-After": str(error.wait)}
         case _:
             return {}
 
 
 def bare_problem(status: int, detail: str) -> bytes:
-    """Write the body of a problem with a request that cannot be read, or that there is no room for."""
+    """The body of a problem for a request that the server refuses: unreadable (400), or one too many (503)."""
     return render_problem(INVALID if status == INVALID.status else OVERLOADED, "", secrets.token_hex(8), detail)
 
 
@@ -257,9 +238,9 @@ async def send_problem(
 
 
 def render_problem(
-    kind: Kind, instance: str, request_id: str, detail: str = "", faults: tuple[ParameterFault, ...] = ()
+    kind: Kind, instance: str, request_id: str, detail: str = "", faults: tuple[errors.ParameterFault, ...] = ()
 ) -> bytes:
-    """Write the body of a problem."""
+    """The body of a problem."""
     sentence = f"{detail[:1].upper()}{detail[1:]}. {kind.advice}" if detail else kind.advice
     return msgspec.json.encode(
         Problem(

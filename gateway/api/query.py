@@ -132,7 +132,8 @@ FIELDS_TEXT = (
 INTERVAL_TEXT = "The length of the buckets, which begin on the clock and calendar of `tz`; weeks on Monday."
 CLIENT = Parameter("client", Kind({"type": "array"} | CODES), FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
 PARAMETERS = (
-    Parameter("start", INSTANT, ALL, f"{START} Included. Omitted: the beginning of history.", "2026-11-01"),
+    Parameter("start", INSTANT, "list call", f"{START} Included. Omitted: the beginning of history.", "2026-11-01"),
+    Parameter("start", INSTANT, "summary clients", f"{START} Included. Required without `range`.", "2026-11-01"),
     Parameter("end", INSTANT, ALL, f"{START} Excluded. Omitted: now.", "2026-11-02T00:00:00Z"),
     Parameter("range", _choice(*RANGES), ALL, RANGE_TEXT),
     Parameter("tz", ZONE, ALL, "IANA time zone of dates without offset.", "America/Chicago"),

@@ -19,7 +19,6 @@ from typing import Any
 
 from litestar import Request, get
 from litestar.datastructures import State
-from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
@@ -80,8 +79,6 @@ def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
     "/recordings/{token:str}",
     operation_id="getRecording",
     summary="Listen to the recording of a call",
-    tags=["calls"],
-    responses={200: ResponseSpec(bytes, description="The recording.", media_type="audio/*")},
     kind="recording",
 )
 async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:

@@ -24,11 +24,12 @@ from gateway.errors import NotAcceptable
 from gateway.ledger.extents import Keep
 from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.ledger.scans import Page
-from gateway.model import Window
+from gateway.model import Instant, Window
 from gateway.rates import Exports, Rates
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
+STALE = "Whether a part is older than the freshness rule allows, because the server failed."
 BEFORE_META = b',"meta":'  # the part of a body that is not data begins here
 encode = msgspec.json.Encoder().encode
 
@@ -37,31 +38,16 @@ class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
     """The window that the answer covers, and how fresh it is."""
 
     start: Annotated[
-        datetime,
-        msgspec.Meta(description="Beginning of the window, included.", examples=["2026-11-01T05:00:00Z"], tz=True),
+        Instant, msgspec.Meta(description="Start of the window, included.", examples=["2026-11-01T05:00:00Z"])
     ]
-    end: Annotated[
-        datetime, msgspec.Meta(description="End of the window, excluded.", examples=["2026-11-01T09:00:00Z"], tz=True)
-    ]
+    end: Annotated[Instant, msgspec.Meta(description="End of the window, excluded.", examples=["2026-11-01T09:00:00Z"])]
     as_of: Annotated[
-        datetime,
-        msgspec.Meta(
-            description="When the newest point of the window was fetched.", examples=["2026-11-01T12:00:00Z"], tz=True
-        ),
+        Instant, msgspec.Meta(description="When its newest point was fetched.", examples=["2026-11-01T12:00:00Z"])
     ]
     oldest_fetch: Annotated[
-        datetime,
-        msgspec.Meta(
-            description="The oldest fetch that the answer rests on.", examples=["2026-11-01T11:00:00Z"], tz=True
-        ),
+        Instant, msgspec.Meta(description="The oldest fetch in use.", examples=["2026-11-01T11:00:00Z"])
     ]
-    stale: Annotated[
-        bool,
-        msgspec.Meta(
-            description="Whether a part is older than the freshness rule allows, because the server failed.",
-            examples=[False],
-        ),
-    ]
+    stale: Annotated[bool, msgspec.Meta(description=STALE, examples=[False])]
     unreadable: Annotated[int, msgspec.Meta(description="Calls left out because they cannot be read.", examples=[0])]
 
 
@@ -164,6 +150,26 @@ def shared_headers(context: RequestContext) -> dict[str, str]:
     read, write = context.read_finished - context.started, time.perf_counter() - context.read_finished
     timing = f"ledger;dur={read * 1e3:.1f}, write;dur={write * 1e3:.1f}"
     return {"Cache-Control": "private", "Vary": VARY, "Server-Timing": timing}
+
+
+def combined(before: Reading | None, reading: Reading, *, newest_first: bool = False) -> Reading:
+    """The reading of two neighbouring spans, of which `before` was read first."""
+    if before is None:
+        return reading
+    return Reading(
+        as_of=before.as_of if newest_first else reading.as_of,
+        oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
+        past=max(before.past, reading.past),
+        stale=before.stale or reading.stale,
+        unreadable=before.unreadable + reading.unreadable,
+        lookup=reading.lookup if before.lookup == reading.lookup else "partial",
+        collapsed=reading.collapsed and before.collapsed,
+    )
+
+
+def empty_reading(now: float) -> Reading:
+    """The reading of a window in which there is nothing to read."""
+    return Reading(as_of=now, oldest_fetch=now, past=-1)
 
 
 def meta_of(window: Window, source: Page | Reading) -> Meta:

@@ -6,8 +6,9 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -15,9 +16,9 @@ from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
-from litestar.openapi import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway import errors
 from gateway.api import calls, openapi, problems, recordings, reference, summaries
 from gateway.api.middleware.authentication import Authentication, audit
 from gateway.api.middleware.compression import Compression
@@ -28,44 +29,20 @@ from gateway.api.middleware.request_context import HTTPApp, RequestContextMiddle
 from gateway.api.middleware.response_cache import ResponseCache
 from gateway.api.responses import Services
 from gateway.credentials.identity import Identity
-from gateway.errors import (
-    Forbidden,
-    GatewayError,
-    InvalidParameters,
-    ParameterFault,
-    RateLimited,
-    Unauthenticated,
-    UpstreamRejected,
-)
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
 
-PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]
 _T = TypeVar("_T")
 
 
-@get(
-    "/healthz",
-    operation_id="getHealth",
-    summary="Tell whether the process lives",
-    tags=["operations"],
-    responses={200: ResponseSpec(PROBE, description="The process is alive.")},
-    kind="probe",
-)
+@get("/healthz", operation_id="getHealth", summary="Tell whether the process lives", kind="probe")
 async def health() -> dict[str, str]:
     """Alive."""
     return {"status": "ok"}
 
 
-@get(
-    "/readyz",
-    operation_id="getReadiness",
-    summary="Tell whether requests may come",
-    tags=["operations"],
-    responses={200: ResponseSpec(PROBE, description="The process is ready.")},
-    kind="probe",
-)
+@get("/readyz", operation_id="getReadiness", summary="Tell whether requests may come", kind="probe")
 async def readiness() -> dict[str, str]:
     """Ready; it does not depend on the upstream."""
     return {"status": "ok"}
@@ -113,41 +90,46 @@ def _once(build: Callable[[], _T]) -> Callable[[], _T]:
     return locked
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+@_once
+def _document() -> dict[str, Any]:
     return openapi.build(HANDLERS)
+
+
+def document() -> dict[str, Any]:
+    """A copy of the OpenAPI document."""
+    return deepcopy(_document())
 
 
 @_once
 def document_json() -> bytes:
     """The OpenAPI document as JSON."""
-    return msgspec.json.encode(document())
+    return msgspec.json.encode(_document())
 
 
 @_once
 def document_yaml() -> str:
     """The OpenAPI document as YAML."""
-    return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def answer_problem(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
     """Render an error as a problem. An error that is not ours is raised again, for the outermost layer."""
     detail, headers = "", {}
-    if isinstance(error, (Unauthenticated, Forbidden, RateLimited)):
+    if isinstance(error, (errors.Unauthenticated, errors.Forbidden, errors.RateLimited)):
         audit(request.app.state.metrics, request.scope, error)
-    faults: tuple[ParameterFault, ...] = ()
-    if isinstance(error, GatewayError):
+    faults: tuple[errors.ParameterFault, ...] = ()
+    if isinstance(error, errors.GatewayError):
         kind, headers = problems.kind_of(error), problems.headers_of(error)
-        if isinstance(error, InvalidParameters):
+        if isinstance(error, errors.InvalidParameters):
             faults = error.faults
         else:
-            detail = error.message if isinstance(error, UpstreamRejected) else str(error)
+            detail = error.message if isinstance(error, errors.UpstreamRejected) else str(error)
     elif isinstance(error, NotFoundException):
         kind = problems.NOT_FOUND
     elif isinstance(error, MethodNotAllowedException):
         kind, headers = problems.NOT_ALLOWED, dict(error.headers or {})
     elif isinstance(error, HTTPException) and error.status_code < 500:
-        kind, faults = problems.INVALID, (ParameterFault("request", "cannot be read"),)
+        kind, faults = problems.INVALID, (errors.ParameterFault("request", "cannot be read"),)
     else:
         raise error
     request_id = context_of(request.scope).request_id

@@ -9,40 +9,25 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
-from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
 from msgspec import Struct
 
+from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
-from gateway.api.responses import (
-    JSON,
-    Meta,
-    Services,
-    cache_query,
-    consumer_of,
-    instant,
-    json_response,
-    meta_of,
-    negotiate,
-    row_filter,
-    services_of,
-)
+from gateway.api.responses import JSON, Meta, Services
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.ledger.aggregates import AggregateSpec as Shape
-from gateway.ledger.aggregates import Aggregator as Figures
-from gateway.ledger.aggregates import Group
-from gateway.ledger.aggregates import Totals as Count
+from gateway.ledger.aggregates import AggregateSpec, Aggregator, Group
+from gateway.ledger.aggregates import Totals as Counts
 from gateway.ledger.extents import Extent
 from gateway.ledger.reader import Question, Reading
 from gateway.ledger.scans import counted
-from gateway.model import EVERY_CLIENT
+from gateway.model import EVERY_CLIENT, Instant
 
 MAX_ROWS = 20_000  # about 5 MB of JSON
 BATCH_SIZE = 20_000  # calls counted in one turn of the event loop, about 5 ms
@@ -50,38 +35,28 @@ EVER = (-(10**11),)  # seconds; one bucket whatever the window, so that its figu
 
 
 class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Figures of calls."""
+    """Aggregator of calls."""
 
     calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
     connected: Annotated[int, msgspec.Meta(description="Calls that were answered.", examples=[1])]
     unique_callers: Annotated[int, msgspec.Meta(description="Distinct numbers of callers.", examples=[2])]
     new_callers: Annotated[
-        int, msgspec.Meta(description="Callers whose first call within the window is among these.", examples=[2])
+        int, msgspec.Meta(description="Callers whose first call of the window is one.", examples=[2])
     ]
     duration_seconds: Annotated[int, msgspec.Meta(description="Sum of the calls' durations.", examples=[412])]
     talk_time_seconds: Annotated[int, msgspec.Meta(description="Sum of the calls' talk times.", examples=[332])]
-    mean_talk_time_seconds: Annotated[
-        float | None,
-        msgspec.Meta(description="Mean of the talk times that are known; null if none is.", examples=[166.0]),
-    ]
+    mean_talk_time_seconds: Annotated[float | None, msgspec.Meta(description="Mean of those known.", examples=[166.0])]
 
 
 class Row(Totals, frozen=True, kw_only=True, rename="camel"):
     """The figures of one bucket of time and one group."""
 
-    bucket_start: Annotated[
-        datetime, msgspec.Meta(description="When the bucket begins.", examples=["2026-11-01T05:00:00Z"], tz=True)
-    ]
-    group: Annotated[
-        str | None,
-        msgspec.Meta(
-            description="The value of `groupBy`; null without it, and for calls without a value.", examples=[None]
-        ),
-    ]
+    bucket_start: Annotated[Instant, msgspec.Meta(description="The bucket's start.", examples=["2026-11-01T05:00:00Z"])]
+    group: Annotated[str | None, msgspec.Meta(description="The value of `groupBy`, if there is one.", examples=[None])]
 
 
 class CallSummary(Struct, frozen=True, kw_only=True):
-    """Figures by bucket of time and group, oldest first, and of all calls of the window."""
+    """Aggregator by bucket of time and group, oldest first, and of all calls of the window."""
 
     data: Annotated[list[Row], msgspec.Meta(description="The figures, empty buckets included.")]
     total: Totals
@@ -102,15 +77,10 @@ class ClientList(Struct, frozen=True, kw_only=True):
     meta: Meta
 
 
-SUMMARY = ResponseSpec(CallSummary, description="Figures by bucket and group, and of all calls.")
-
-
 @get(
     "/clients/{code:str}/calls/summary",
     operation_id="summarizeClientCalls",
     summary="Summarize the calls of one client",
-    tags=["summaries"],
-    responses={200: SUMMARY},
     kind="summary",
 )
 async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
@@ -118,34 +88,20 @@ async def summarize_client_calls(request: Request[Any, Any, State], code: FromPa
     return await summary_response(request, code)
 
 
-@get(
-    "/calls/summary",
-    operation_id="summarizeCalls",
-    summary="Summarize the calls of several clients",
-    tags=["summaries"],
-    responses={200: SUMMARY},
-    kind="summary",
-)
+@get("/calls/summary", operation_id="summarizeCalls", summary="Summarize the calls of several clients", kind="summary")
 async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
     """Counts and talk time of the calls of several clients, or of all, in a window."""
     return await summary_response(request, None)
 
 
-@get(
-    "/clients",
-    operation_id="listClients",
-    summary="List the clients that had calls",
-    tags=["summaries"],
-    responses={200: ResponseSpec(ClientList, description="The clients, by code.")},
-    kind="clients",
-)
+@get("/clients", operation_id="listClients", summary="List the clients that had calls", kind="clients")
 async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     """Client codes that this consumer may see and that had calls in a window, with their number of calls."""
-    services, context = services_of(request), context_of(request.scope)
-    negotiate(context, JSON)
+    services, context = responses.services_of(request), context_of(request.scope)
+    responses.negotiate(context, JSON)
     window = parse_clients_query(request.scope["query_string"], services.clock(), services.history_start)
-    question = cache_query(services, context, (EVERY_CLIENT,), window)
-    keep = row_filter(context, question)
+    question = responses.cache_query(services, context, (EVERY_CLIENT,), window)
+    keep = responses.row_filter(context, question)
     calls: Counter[str] = Counter()
 
     def count(extent: Extent) -> None:
@@ -156,34 +112,38 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
 
     reading = await _count(services, context, question, count)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
-    return json_response(services, context, ClientList(data=rows, meta=meta_of(window, reading)), window, reading)
+    return responses.json_response(
+        services, context, ClientList(data=rows, meta=responses.meta_of(window, reading)), window, reading
+    )
 
 
 async def summary_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes]:
     """A summary of the calls of the client in the path, or of those of `client`. Raises GatewayError."""
-    services, context = services_of(request), context_of(request.scope)
-    negotiate(context, JSON)
+    services, context = responses.services_of(request), context_of(request.scope)
+    responses.negotiate(context, JSON)
     query = parse_summary_query(request.scope["query_string"], code, services.clock(), services.history_start)
-    question = cache_query(services, context, query.codes, query.window, filters=query.filters.texts)
-    counted_calls = query.group_by, query.filters, consumer_of(context).clients
-    shape = Shape(
+    question = responses.cache_query(services, context, query.codes, query.window, filters=query.filters.texts)
+    counted_calls = query.group_by, query.filters, responses.consumer_of(context).clients
+    shape = AggregateSpec(
         name=(query.interval, query.zone, counted_calls),
         counted=counted_calls,
         starts=EVER if query.interval == "none" else query.starts,
         group=GROUPS[query.group_by] if query.group_by else None,
-        keep=row_filter(context, question, query.filters),
+        keep=responses.row_filter(context, question, query.filters),
     )
-    figures = Figures(shape)
+    figures = Aggregator(shape)
     reading = await _count(services, context, question, figures.add)
     found, total = figures.sums()
-    body = CallSummary(data=_rows(query, found), total=Totals(**_figures(total)), meta=meta_of(query.window, reading))
-    return json_response(services, context, body, query.window, reading)
+    body = CallSummary(
+        data=_rows(query, found), total=Totals(**_figures(total)), meta=responses.meta_of(query.window, reading)
+    )
+    return responses.json_response(services, context, body, query.window, reading)
 
 
 async def _count(
     services: Services, context: RequestContext, question: Question, count: Callable[[Extent], None]
 ) -> Reading:
-    """Count every extent of a window, and return the reading that they are from. Raises UpstreamError."""
+    """Counts every extent of a window, and return the reading that they are from. Raises UpstreamError."""
     now, since = services.clock(), 0
     total: Reading | None = None
     async for part in counted(services.ledger, question, now, services.deadline):
@@ -193,39 +153,26 @@ async def _count(
             if since > BATCH_SIZE:
                 since = 0
                 await asyncio.sleep(0)
-        total = part.reading if total is None else _combined(total, part.reading)
+        total = responses.combined(total, part.reading)
     context.read_finished = time.perf_counter()
-    return total or Reading(as_of=now, oldest_fetch=now, past=-1)
+    return total or responses.empty_reading(now)
 
 
-def _combined(before: Reading, reading: Reading) -> Reading:
-    """The reading of two neighbouring spans, the newer one last."""
-    return Reading(
-        as_of=reading.as_of,
-        oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
-        past=max(before.past, reading.past),
-        stale=before.stale or reading.stale,
-        unreadable=before.unreadable + reading.unreadable,
-        lookup=reading.lookup if before.lookup == reading.lookup else "partial",
-        collapsed=reading.collapsed and before.collapsed,
-    )
-
-
-def _rows(query: SummaryQuery, found: Sequence[tuple[int, dict[Group, Count]]]) -> list[Row]:
+def _rows(query: SummaryQuery, found: Sequence[tuple[int, dict[Group, Counts]]]) -> list[Row]:
     """A row for each bucket and each group of the window. Raises InvalidParameters for too many."""
     names = sorted({name for _, groups in found for name in groups}, key=lambda name: (name is None, name)) or [None]
     if len(found) * len(names) > MAX_ROWS:
         detail = f"makes {len(found)} buckets of {len(names)} groups, more than {MAX_ROWS} rows; ask for longer buckets"
         raise InvalidParameters([ParameterFault("groupBy", detail)])
-    nothing = Count()
+    nothing = Counts()
     return [
-        Row(bucket_start=instant(start), group=name, **_figures(groups.get(name, nothing)))
+        Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, nothing)))
         for start, (_, groups) in zip(query.starts, found, strict=True)
         for name in names
     ]
 
 
-def _figures(count: Count) -> dict[str, Any]:
+def _figures(count: Counts) -> dict[str, Any]:
     return {
         "calls": count.calls,
         "connected": count.connected,

@@ -53,16 +53,16 @@ def test_sixteen_threads_that_ask_first_build_the_document_once():
     script = f"""
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from gateway.api import routes
+from gateway.api import openapi, routes
 
-built, complete, together = [], routes.complete, Barrier({REQUESTS})
-def counted(generated):
+built, build_document, together = [], openapi.build, Barrier({REQUESTS})
+def counted(handlers):
     built.append(1)
-    return complete(generated)
+    return build_document(handlers)
 def build(number):
     together.wait(30)
     return routes.document_yaml() if number % 2 else routes.document_json().decode()
-routes.complete = counted
+openapi.build = counted
 with ThreadPoolExecutor({REQUESTS}) as threads:
     found = set(threads.map(build, range({REQUESTS})))
 print(len(built), len(found))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import cast
+from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
 
@@ -57,7 +57,7 @@ class LoadShedder:
         return problems.send_problem(send, kind, scope["path"], context_of(scope).request_id, detail, headers)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        request = cast("Request", asyncio.current_task())
+        request: Any = asyncio.current_task()
         self._in_progress[request] = receive
         if self._timer is None:
             self._poll_later()

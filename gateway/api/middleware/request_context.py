@@ -15,7 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPScope, Message, Receive, Scope, Send
@@ -48,7 +48,7 @@ class Lifetime(Struct, frozen=True):
 
 
 class RequestContext(Struct):
-    """What the layers and handlers know of one request."""
+    """The state of one request, which layers and handlers share."""
 
     request_id: str
     headers: dict[bytes, bytes]  # by lower-case name; the values of repeated fields are joined (RFC 9110, section 5.3)
@@ -57,8 +57,8 @@ class RequestContext(Struct):
     response_headers: Headers = []  # added to the response, whichever layer sends it
     read_finished: float = 0  # when the cache had answered
     lifetime: Lifetime | None = None  # set by a handler whose response may be repeated
-    release: Callable[[], None] | None = None  # called at the end, to give back what the request holds
-    is_head: bool = False  # nobody reads the body
+    release: Callable[[], None] | None = None  # called at the end of the request; frees its export slot
+    is_head: bool = False  # the body is not sent
     aborted: bool = False  # the stream was cut short on purpose, and is logged
 
     def header(self, name: bytes) -> str:
@@ -73,7 +73,7 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 class RequestContextMiddleware:
-    """The ASGI application; what is not HTTP is served by `lifespan`. `operator` answers the metrics port, if any."""
+    """The ASGI application. `lifespan` serves events that are not HTTP; `operator`, if any, the metrics port."""
 
     operator: RequestContextMiddleware | None = None
 
@@ -146,12 +146,11 @@ class RequestContextMiddleware:
         return f"{self._process}{next(self._numbers):010x}"
 
 
-def combine(fields: object) -> dict[bytes, bytes]:
+def combine(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list, of which ASGI promises an iterable only
     """The header fields of a request by name, the values of repeated ones joined (RFC 9110, section 5.3)."""
-    pairs = cast("Headers", fields)  # ASGI promises an iterable only; servers send a list
-    headers = dict(pairs)
-    if len(headers) != len(pairs):
-        headers = {name: b", ".join([value for other, value in pairs if other == name]) for name in headers}
+    headers: dict[bytes, bytes] = dict(fields)
+    if len(headers) != len(fields):
+        headers = {name: b", ".join([value for other, value in fields if other == name]) for name in headers}
     return headers
 
 

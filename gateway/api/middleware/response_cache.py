@@ -2,14 +2,14 @@
 
 Rules:
 - It stands inside authentication, so that every request is authenticated and counted, and outside compression and
-  Litestar, whose work a repeated request saves. It knows nothing of calls: a handler whose response may be repeated
-  sets `lifetime` in the request's context.
+  Litestar, whose work a repeated request saves. A handler whose response may be repeated sets `lifetime` in the
+  request's context; this layer does not know about calls.
 - The key is all that a response depends on: consumer, path, query, and the headers Accept and Accept-Encoding. An entry
   is for the very consumer value that it was made for: a consumer whose rights were read again is another.
 - `Age`, `Cache-Status` and the status 304 are computed for each request. Requests with `Cache-Control` or `Pragma`, and
   methods other than GET, pass.
-- An entry lives a minute at most, so that the cache of calls learns which days are in use. What is held, keys and
-  expired entries included, stays within a bound in bytes, which is enforced when a response is stored (T8).
+- An entry lives a minute at most, so that the cache of calls learns which days are in use. Entries, their keys
+  and expired ones included, stay within a bound in bytes, which is enforced when a response is stored (T8).
 """
 
 from __future__ import annotations
@@ -80,14 +80,13 @@ class ResponseCache:
             self._drop(key)
             return self._fetch(scope, receive, send, key)
         self._entries.move_to_end(key)
-        return self._repeat(scope, send, entry, now)
+        return self._repeat(scope, send, entry, now, headers.get(b"if-none-match"))
 
-    async def _repeat(self, scope: HTTPScope, send: Send, entry: Entry, now: float) -> None:
+    async def _repeat(self, scope: HTTPScope, send: Send, entry: Entry, now: float, condition: bytes | None) -> None:
         lifetime = entry.lifetime
         self._metrics.repeats += 1
         scope["path_template"] = entry.route
         status, kept, body = 200, entry.headers, entry.body
-        condition = context_of(scope).headers.get(b"if-none-match")
         if condition is not None and matches(condition.decode("latin-1"), entry.etag):
             status, kept, body = 304, entry.headers_of_304, b""
         age = now - lifetime.as_of
