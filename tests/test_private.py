@@ -19,8 +19,6 @@ IDS = [str(path.relative_to(ROOT)) for path in FILES]
 PRIVATE = re.compile(r"_(?!_)\w+|__\w*(?<!__)")
 # Documented API of `collections.namedtuple`: the underscore keeps these names apart from those of fields.
 NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
-# Expected until the file that holds it is deleted; the test fails if it is not there any more.
-EXPECTED = {"gateway/workers/supervisor.py: _exit"}  # os._exit, documented, for a child after fork
 
 
 def definitions(tree: ast.AST) -> Iterator[str]:
@@ -70,12 +68,7 @@ def foreign(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_a_module_uses_no_private_name_of_another(path: Path):
-    file = str(path.relative_to(ROOT))
-    assert foreign(path) == {name for line in EXPECTED for where, name in [line.split(": ")] if where == file}
-
-
-def test_what_is_expected_is_there():
-    assert {line.split(": ")[0] for line in EXPECTED} <= set(IDS)
+    assert set() == foreign(path)
 
 
 @pytest.mark.parametrize(
