@@ -61,7 +61,11 @@ class Served:
         client.settimeout(LATER)
         if buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        client.connect((parts.hostname, parts.port))
+        try:
+            client.connect((parts.hostname, parts.port))
+        except OSError:
+            client.close()
+            raise
         return client
 
     def ask(self, *requests: bytes) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -13,10 +15,11 @@ import pytest
 from tests.process.conftest import Serve
 from tests.process.served import CODE, LATER, Served, answer, closed_after, everything, request
 from tests.processes import wait_for
+from tests.tools import tool
 
 ANSWERED = b"HTTP/1.1 200 OK\r\n"
 PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
-EXPORT = f"/clients/{CODE}/calls?start=2026-06-01&end=2026-09-01&format=ndjson"  # a hundred megabytes
+EXPORT = f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson"  # thirty megabytes
 
 
 def problem_of(received: bytes) -> tuple[int, str]:
@@ -226,3 +229,14 @@ def test_a_request_that_is_broken_off_leaves_no_traceback(gateway: Served):
                 client.sendall(request(path))
     assert gateway.ask(request(close=True)).startswith(ANSWERED)
     assert '"error"' not in gateway.log()
+
+
+def test_slowhttptest_does_not_keep_others_out(gateway: Served):
+    words = [tool("slowhttptest"), "-H", "-c", "300", "-r", "300", "-i", "1", "-l", "5", "-p", "3", "-x", "24"]
+    done = subprocess.run(
+        [*words, "-u", f"{gateway.address}/healthz"], capture_output=True, text=True, timeout=60, check=False
+    )
+    shown = re.findall(r"service available:\s+(\w+)", re.sub(r"\x1b\[[0-9;]*m", "", done.stdout))
+    assert shown
+    assert "NO" not in shown
+    wait_for(lambda: not gateway.connections(), "all are closed")
