@@ -33,7 +33,7 @@ def serving(application: Any) -> Iterator[int]:
     """Serve an ASGI application; gives its port."""
     with listen("127.0.0.1", 0) as listener:
         behind = isinstance(application, Simulator)  # which may sleep longer than a test waits for its end
-        limits = Limits(shutdown_timeout=1) if behind else None
+        limits = Limits(shutdown_timeout=1, request_size=1024**2) if behind else None
         server = make_server(application, lifespan="off" if behind else "on", limits=limits)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

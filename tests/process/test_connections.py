@@ -31,7 +31,7 @@ def problem_of(received: bytes) -> tuple[int, str]:
 
 def test_a_connection_on_which_nothing_is_sent_is_closed(gateway: Served):
     with gateway.connect() as client:
-        assert closed_after(client, gateway.bounds.head) >= gateway.bounds.head * 0.9
+        assert closed_after(client, gateway.bounds.request) >= gateway.bounds.request * 0.9
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_a_connection_on_which_nothing_is_sent_is_closed(gateway: Served):
 def test_a_head_that_does_not_become_whole_ends_its_connection(gateway: Served, sent: bytes):
     with gateway.connect() as client:
         client.sendall(sent)
-        closed_after(client, gateway.bounds.head)
+        closed_after(client, gateway.bounds.request)
 
 
 def test_half_a_body_is_not_waited_for(gateway: Served):
     with gateway.connect() as client:
         client.sendall(request("/healthz", "Content-Length: 100") + b"abc")
-        closed_after(client, gateway.bounds.head)
+        closed_after(client, gateway.bounds.request)
 
 
 def drip(client: socket.socket, data: bytes, pause: float) -> Callable[[], None]:
@@ -61,12 +61,12 @@ def drip(client: socket.socket, data: bytes, pause: float) -> Callable[[], None]
 def test_a_head_that_is_dripped_has_no_more_time(gateway: Served):
     with gateway.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nA: ")
-        assert closed_after(client, gateway.bounds.head, drip(client, b"a", 0.05)) < gateway.bounds.head + 5
+        assert closed_after(client, gateway.bounds.request, drip(client, b"a", 0.05)) < gateway.bounds.request + 5
 
 
 def test_line_ends_before_the_first_head_buy_no_time(gateway: Served):
     with gateway.connect() as client:
-        assert closed_after(client, gateway.bounds.head, drip(client, b"\r\n", 0.05)) < gateway.bounds.head + 5
+        assert closed_after(client, gateway.bounds.request, drip(client, b"\r\n", 0.05)) < gateway.bounds.request + 5
 
 
 def test_an_idle_connection_is_closed_after_an_answer(gateway: Served):
@@ -85,12 +85,18 @@ def test_line_ends_after_an_answer_keep_no_connection_open(gateway: Served, agai
         closed_after(client, gateway.bounds.idle, drip(client, b"\r\n", 0.05) if again else lambda: None)
 
 
-def test_a_body_that_comes_after_its_answer_keeps_no_connection_open(gateway: Served):
+def test_a_body_that_comes_after_its_head_keeps_no_connection_open(gateway: Served):
     with gateway.connect() as client:
         client.sendall(request("/healthz", "Content-Length: 3"))
-        assert answer(client).startswith(ANSWERED)
         client.sendall(b"abc")
+        assert answer(client).startswith(ANSWERED)
         closed_after(client, gateway.bounds.idle)
+
+
+@pytest.mark.parametrize("line", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_large_or_of_unknown_length_is_refused(gateway: Served, line: str):
+    received = gateway.ask(request("/calls", line, method="POST") + b"5\r\nhello\r\n")
+    assert problem_of(received) == (400, "/problems/invalid-parameter")
 
 
 def test_a_request_with_a_body_is_answered_and_the_next_one_too(gateway: Served):

@@ -178,8 +178,9 @@ def test_the_metrics_port_has_metrics_and_probes_and_the_main_port_no_metrics(se
     )
     assert 'route="/metrics",status="200"' in httpx.get(f"{metrics}/metrics").text
     gateway.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: httpx.get(f"{gateway.address}/readyz").status_code == 503, "readiness fails")
+    assert httpx.get(f"{metrics}/readyz").status_code == 503
     for address in (gateway.address, metrics):
-        wait_for(lambda address=address: httpx.get(f"{address}/readyz").status_code == 503, "readiness fails")
         assert httpx.get(f"{address}/healthz").status_code == 200
     assert httpx.get(f"{metrics}/metrics").status_code == 200
     gateway.stop(signal.SIGTERM)
