@@ -1,7 +1,7 @@
-"""What the gateway is measured against: the floor, and an honest afternoon's work.
+"""What the gateway is measured against: the floor, and a minimal service.
 
-`raw` sends bytes that it holds, headers and all, on uvicorn as it comes; `raw-ours` on the gateway's server.
-`afternoon` is FastAPI, httpx, xmltodict and a cache keyed by URL.
+`raw` sends bytes that it holds, headers and all, on uvicorn as it comes.
+`minimal` is FastAPI, httpx, xmltodict and a cache keyed by URL.
 `upstream` is an XML server as quick as can be: 100 calls of the day that is asked for.
 Run by `benchmarks.serving`, each in a process of its own: `python -m benchmarks.peers raw PORT FILE`.
 """
@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 import uvicorn
 
 from benchmarks.translate import reply
-from gateway.server import listen, make_server
 
 CENTRAL = ZoneInfo("America/Chicago")
 TTL = 15.0  # seconds
@@ -44,8 +43,8 @@ def raw(held: dict[str, Any]) -> Callable[..., Awaitable[None]]:
     return application
 
 
-def afternoon(upstream: str) -> Any:  # noqa: ANN401 - FastAPI is not typed as ASGI here
-    """A gateway as one writes it in an afternoon."""
+def minimal(upstream: str) -> Any:  # noqa: ANN401 - FastAPI is not typed as ASGI here
+    """A gateway with the least code that does the job."""
     import httpx
     import xmltodict
     from fastapi import FastAPI
@@ -96,16 +95,13 @@ def upstream() -> Callable[..., Awaitable[None]]:
 def main() -> None:
     kind, port, given = sys.argv[1:4]
     match kind:
-        case "raw" | "raw-ours":
+        case "raw":
             application = raw(json.loads(Path(given).read_text("utf-8")))
         case "upstream":
             application = upstream()
         case _:
-            application = afternoon(given)
-    if kind == "raw-ours":
-        make_server(application, lifespan="off").run(sockets=[listen("127.0.0.1", int(port))])
-    else:
-        uvicorn.run(application, host="127.0.0.1", port=int(port), access_log=kind == "afternoon", lifespan="off")
+            application = minimal(given)
+    uvicorn.run(application, host="127.0.0.1", port=int(port), access_log=kind == "minimal", lifespan="off")
 
 
 if __name__ == "__main__":

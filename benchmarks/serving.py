@@ -38,8 +38,7 @@ from tests.processes import free_port, reachable
 FLOOR = "a raw ASGI application, on uvicorn"
 PEERS = (
     FLOOR,
-    "the same, on the gateway's server",
-    "an afternoon's FastAPI",
+    "a minimal FastAPI service",
     "nginx `proxy_cache` before the raw one",
     "Varnish before the raw one",
 )
@@ -49,6 +48,7 @@ OURS = (
     "gateway, not modified",
     "gateway, compressed by zstd",
 )
+BASELINE = "gateway of the baseline, exact repeat"
 README, PLOT = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "hits.svg"
 MARKERS = "<!-- hits -->\n", "\n<!-- /hits -->"
 OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
@@ -117,11 +117,18 @@ def pinned(core: int, *command: str) -> list[str]:
 
 
 @contextmanager
-def running(port: int, *command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    port: int, *command: str, log: Path, cwd: str = ".", **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server on the servers' core until it listens, and end it at last."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            pinned(0, *command), stdout=out, stderr=out, env={**os.environ, **environment}, start_new_session=True
+            pinned(0, *command),
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            cwd=cwd,
         )
         try:
             while not reachable(port):
@@ -226,21 +233,20 @@ def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Cas
 
     raw, command = peer("raw", str(held))
     start(PEERS[0], raw, command)
-    start(PEERS[1], *peer("raw-ours", str(held)))
-    start(PEERS[2], *peer("afternoon", upstream))
+    start(PEERS[1], *peer("minimal", upstream))
     if nginx := shutil.which("nginx", path="/usr/sbin:/usr/bin"):
         port = free_port()
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, raw=raw, port=port))
-        start(PEERS[3], port, (nginx, "-c", str(folder / "nginx.conf")))
+        start(PEERS[2], port, (nginx, "-c", str(folder / "nginx.conf")))
     if varnish := shutil.which("varnishd", path="/usr/sbin:/usr/bin"):
         port = free_port()
         (folder / "cache.vcl").write_text(VCL.format(raw=raw))
         place = ("-f", str(folder / "cache.vcl"), "-n", str(folder / "v"))
-        start(PEERS[4], port, (varnish, "-F", "-a", f"127.0.0.1:{port}", *place))
+        start(PEERS[3], port, (varnish, "-F", "-a", f"127.0.0.1:{port}", *place))
     return cases
 
 
-def hits(rounds: int, seconds: int) -> dict[str, list[Measured]]:
+def hits(rounds: int, seconds: int, baseline: Path | None) -> dict[str, list[Measured]]:
     """The rates of hits, all servers up at once, one asked at a time."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -271,9 +277,22 @@ def hits(rounds: int, seconds: int) -> dict[str, list[Measured]]:
             Case(OURS[2], gateway.pid, base + EXACT, (opened, f"If-None-Match: {etag}")),
             Case(OURS[3], gateway.pid, base + EXACT, (opened, "Accept-Encoding: zstd")),
         ]
+        if baseline is not None:
+            ours.append(of_baseline(stack, folder, baseline, environment, opened))
         others = peers(stack, folder, held, upstream)
         found = measure([others[0], *ours, *others[1:]], rounds, seconds)
         return {case.name: found[case.name] for case in [*others, *ours]}
+
+
+def of_baseline(stack: ExitStack, folder: Path, checkout: Path, environment: dict[str, str], opened: str) -> Case:
+    """Start the gateway of another checkout, in its own environment if it has one."""
+    own, port = checkout / ".venv" / "bin" / "python", free_port()
+    command = (str(own) if own.exists() else sys.executable, "-m", "gateway", "serve")
+    settings = environment | {"GATEWAY_PORT": str(port), "PYTHONPATH": str(checkout)}
+    server = stack.enter_context(running(port, *command, log=folder / "baseline.log", cwd=str(checkout), **settings))
+    url = f"http://127.0.0.1:{port}{EXACT}"
+    get(url, (opened,))
+    return Case(BASELINE, server.pid, url, (opened,))
 
 
 def misses(count: int = 300) -> tuple[float, float]:
@@ -345,25 +364,33 @@ def main() -> None:
     reader.add_argument("--rounds", type=int, default=ROUNDS)
     reader.add_argument("--seconds", type=int, default=SECONDS)
     reader.add_argument("--write", action="store_true", help="put the table into README.md and draw the plot")
+    reader.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="another checkout, whose exact repeats are measured too"
+    )
     given = reader.parse_args()
     ratios: dict[str, Measured] = {}
     if not shutil.which("wrk"):
         print("hits are left out: no wrk here")
     else:
-        found = hits(given.rounds, given.seconds)
+        found = hits(given.rounds, given.seconds, given.baseline and given.baseline.resolve())
         print(file=sys.stderr)
         for name, one in {name: medians(rows) for name, rows in found.items()}.items():
             times = f"p50 {one.p50:6.2f} ms  p99 {one.p99:6.2f} ms  {one.cpu:5.0f} us of processor"
             print(f"{name:40} {one.rate:9.0f}/s  {times}")
         ratios = {name: medians(rows, found[FLOOR]) for name, rows in found.items()}
         print(table(ratios))
+        if BASELINE in found:
+            ratio = medians(found[OURS[0]], found[BASELINE])
+            print(
+                f"\nan exact repeat against the baseline's: {ratio.rate:.2f} of its rate, {ratio.cpu:.2f} of its time"
+            )
     (direct, through), (seconds, resident) = misses(), start_up()
     rest = (
         f"A miss of 100 calls takes {through - direct:.1f} ms longer than the upstream's own {direct:.1f} ms.\n"
         f"From start to first answer {seconds:.2f} s go by; {resident:.0f} MiB are resident then."
     )
     print(f"\n{rest}")
-    if given.write and set(ratios) == {*PEERS, *OURS}:
+    if given.write and set(ratios) - {BASELINE} == {*PEERS, *OURS}:
         README.write_text(rewritten(README.read_text("utf-8"), f"{table(ratios)}\n\n{rest}"), "utf-8")
         PLOT.write_text(plots.bars({name: one.rate for name, one in ratios.items()}), "utf-8")
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from gateway import app
+from gateway.guard import Limits
 from gateway.server import listen, make_server
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, Simulator, create
@@ -35,7 +36,9 @@ class Clock:
 def serving(application: Any) -> Iterator[int]:
     """Serve an ASGI application; gives its port."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(application, lifespan="off" if isinstance(application, Simulator) else "on")
+        behind = isinstance(application, Simulator)  # which may sleep longer than a test waits for its end
+        limits = Limits(shutdown_timeout=1, request_size=1024**2) if behind else None
+        server = make_server(application, lifespan="off" if behind else "on", limits=limits)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         wait_for(lambda: server.started, "the server has started")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,15 +39,22 @@ def slow_upstream() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}{PATH}"
 
 
+@pytest.fixture(scope="session")
+def silent_upstream() -> Iterator[str]:
+    """The address of a simulator that does not answer."""
+    with serving(create(Options(latency=600))) as port:
+        yield f"http://127.0.0.1:{port}{PATH}"
+
+
 @pytest.fixture
 def serve(upstream: str, checkout: str, tmp_path: Path) -> Iterator[Serve]:
     """Start gateways; settings as keywords."""
     with ExitStack() as stack:
 
-        def start(where: str = upstream, **settings: str) -> Served:
+        def start(where: str = upstream, **settings: Any) -> Served:
             folder = tmp_path / str(len(list(tmp_path.iterdir())))
             folder.mkdir()
-            return stack.enter_context(served(where, folder, checkout, **settings))  # type: ignore[arg-type]
+            return stack.enter_context(served(where, folder, checkout, **settings))
 
         yield start
 

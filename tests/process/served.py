@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tests.processes import running, wait_for
@@ -25,14 +25,14 @@ LATER = 30  # seconds beyond a bound: how long a test waits on a machine that is
 class Bounds(NamedTuple):
     """What a server allows, in seconds."""
 
-    head: float
+    request: float
     idle: float
     write: float
     shutdown: float
 
 
-SHORT = Bounds(head=0.5, idle=1.0, write=1.0, shutdown=2.0)
-REAL = Bounds(head=10, idle=75, write=30, shutdown=60)
+SHORT = Bounds(request=0.5, idle=1.0, write=1.0, shutdown=2.0)
+REAL = Bounds(request=10, idle=75, write=30, shutdown=60)
 
 
 class Served:
@@ -49,7 +49,7 @@ class Served:
     def log(self) -> str:
         return self._log.read_text("utf-8")
 
-    def events(self, name: str) -> list[dict[str, str]]:
+    def events(self, name: str) -> list[dict[str, Any]]:
         """The lines of the log with this event."""
         lines = [line for line in self.log().splitlines(keepends=True) if line.endswith("\n") and line.startswith("{")]
         return [event for event in map(json.loads, lines) if event["event"] == name]
@@ -61,7 +61,11 @@ class Served:
         client.settimeout(LATER)
         if buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        client.connect((parts.hostname, parts.port))
+        try:
+            client.connect((parts.hostname, parts.port))
+        except OSError:
+            client.close()
+            raise
         return client
 
     def ask(self, *requests: bytes) -> bytes:

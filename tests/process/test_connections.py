@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -13,10 +15,11 @@ import pytest
 from tests.process.conftest import Serve
 from tests.process.served import CODE, LATER, Served, answer, closed_after, everything, request
 from tests.processes import wait_for
+from tests.tools import tool
 
 ANSWERED = b"HTTP/1.1 200 OK\r\n"
 PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
-EXPORT = f"/clients/{CODE}/calls?start=2026-06-01&end=2026-09-01&format=ndjson"  # a hundred megabytes
+EXPORT = f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson"  # thirty megabytes
 
 
 def problem_of(received: bytes) -> tuple[int, str]:
@@ -28,7 +31,7 @@ def problem_of(received: bytes) -> tuple[int, str]:
 
 def test_a_connection_on_which_nothing_is_sent_is_closed(gateway: Served):
     with gateway.connect() as client:
-        assert closed_after(client, gateway.bounds.head) >= gateway.bounds.head * 0.9
+        assert closed_after(client, gateway.bounds.request) >= gateway.bounds.request * 0.9
 
 
 @pytest.mark.parametrize(
@@ -39,13 +42,13 @@ def test_a_connection_on_which_nothing_is_sent_is_closed(gateway: Served):
 def test_a_head_that_does_not_become_whole_ends_its_connection(gateway: Served, sent: bytes):
     with gateway.connect() as client:
         client.sendall(sent)
-        closed_after(client, gateway.bounds.head)
+        closed_after(client, gateway.bounds.request)
 
 
 def test_half_a_body_is_not_waited_for(gateway: Served):
     with gateway.connect() as client:
         client.sendall(request("/healthz", "Content-Length: 100") + b"abc")
-        closed_after(client, gateway.bounds.head)
+        closed_after(client, gateway.bounds.request)
 
 
 def drip(client: socket.socket, data: bytes, pause: float) -> Callable[[], None]:
@@ -58,12 +61,12 @@ def drip(client: socket.socket, data: bytes, pause: float) -> Callable[[], None]
 def test_a_head_that_is_dripped_has_no_more_time(gateway: Served):
     with gateway.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nA: ")
-        assert closed_after(client, gateway.bounds.head, drip(client, b"a", 0.05)) < gateway.bounds.head + 5
+        assert closed_after(client, gateway.bounds.request, drip(client, b"a", 0.05)) < gateway.bounds.request + 5
 
 
 def test_line_ends_before_the_first_head_buy_no_time(gateway: Served):
     with gateway.connect() as client:
-        assert closed_after(client, gateway.bounds.head, drip(client, b"\r\n", 0.05)) < gateway.bounds.head + 5
+        assert closed_after(client, gateway.bounds.request, drip(client, b"\r\n", 0.05)) < gateway.bounds.request + 5
 
 
 def test_an_idle_connection_is_closed_after_an_answer(gateway: Served):
@@ -82,12 +85,18 @@ def test_line_ends_after_an_answer_keep_no_connection_open(gateway: Served, agai
         closed_after(client, gateway.bounds.idle, drip(client, b"\r\n", 0.05) if again else lambda: None)
 
 
-def test_a_body_that_comes_after_its_answer_keeps_no_connection_open(gateway: Served):
+def test_a_body_that_comes_after_its_head_keeps_no_connection_open(gateway: Served):
     with gateway.connect() as client:
         client.sendall(request("/healthz", "Content-Length: 3"))
-        assert answer(client).startswith(ANSWERED)
         client.sendall(b"abc")
+        assert answer(client).startswith(ANSWERED)
         closed_after(client, gateway.bounds.idle)
+
+
+@pytest.mark.parametrize("line", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_large_or_of_unknown_length_is_refused(gateway: Served, line: str):
+    received = gateway.ask(request("/calls", line, method="POST") + b"5\r\nhello\r\n")
+    assert problem_of(received) == (400, "/problems/invalid-parameter")
 
 
 def test_a_request_with_a_body_is_answered_and_the_next_one_too(gateway: Served):
@@ -226,3 +235,14 @@ def test_a_request_that_is_broken_off_leaves_no_traceback(gateway: Served):
                 client.sendall(request(path))
     assert gateway.ask(request(close=True)).startswith(ANSWERED)
     assert '"error"' not in gateway.log()
+
+
+def test_slowhttptest_does_not_keep_others_out(gateway: Served):
+    words = [tool("slowhttptest"), "-H", "-c", "300", "-r", "300", "-i", "1", "-l", "5", "-p", "3", "-x", "24"]
+    done = subprocess.run(
+        [*words, "-u", f"{gateway.address}/healthz"], capture_output=True, text=True, timeout=60, check=False
+    )
+    shown = re.findall(r"service available:\s+(\w+)", re.sub(r"\x1b\[[0-9;]*m", "", done.stdout))
+    assert shown
+    assert "NO" not in shown
+    wait_for(lambda: not gateway.connections(), "all are closed")

@@ -1,0 +1,187 @@
+"""Where a `serve` that runs as a process listens: addresses, ports that are taken, TLS, the port of the metrics."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import signal
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.process.conftest import Serve
+from tests.process.served import REAL, Served, request
+from tests.processes import free_port, wait_for
+from tests.test_command_line import run
+
+SETTINGS = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/", "GATEWAY_AUTH": "none", "GATEWAY_SIGNING_KEY": "k" * 32}
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "http://127.0.0.1:"), ("localhost", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")],
+)
+def test_an_ipv4_address_or_a_name_is_listened_on(serve: Serve, host: str, shown: str):
+    gateway = serve(host=host)
+    assert gateway.address.startswith(shown)
+    assert urlsplit(gateway.address).port != 0
+    assert httpx.get(gateway.address.replace("0.0.0.0", "127.0.0.1") + "/healthz").status_code == 200
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_is_listened_on_with_or_without_brackets(serve: Serve, host: str):
+    gateway = serve(host=host)
+    assert gateway.address.startswith("http://[::1]:")
+    assert httpx.get(f"{gateway.address}/healthz").status_code == 200
+
+
+def test_a_name_that_is_none_ends_with_1_and_one_line():
+    done = run("serve", GATEWAY_HOST="no.such.host.invalid", **SETTINGS)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("callbutton-gateway: no.such.host.invalid port 8080: ")
+    assert "Unknown error" not in done.stderr
+
+
+def test_a_port_of_another_program_ends_with_1_and_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", GATEWAY_PORT=port, **SETTINGS)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == [f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use"]
+
+
+@pytest.mark.parametrize("variable", ["GATEWAY_PORT", "GATEWAY_METRICS_PORT"])
+def test_a_port_of_another_gateway_ends_with_1_and_one_line(serve: Serve, variable: str):
+    port = str(urlsplit(serve().address).port)
+    done = run("serve", **{"GATEWAY_PORT": "0", **SETTINGS, variable: port})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use"
+
+
+def test_a_port_can_be_had_again_at_once(serve: Serve):
+    first = serve()
+    client = first.connect()
+    client.sendall(request())
+    client.recv(1)
+    first.stop(signal.SIGTERM)
+    client.close()
+    second = serve(port=str(urlsplit(first.address).port))
+    assert second.address == first.address
+
+
+class Certificate:
+    """A certificate of 127.0.0.1 that signs itself, and its key, as PEM files."""
+
+    def __init__(self, folder: Path) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
+        now = datetime.now(UTC)
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        made = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        plain = serialization.NoEncryption()
+        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
+        self.cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        self.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+
+
+@pytest.fixture
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("certificate"))
+
+
+def test_tls_is_served_and_the_metrics_stay_plain(serve: Serve, certificate: Certificate):
+    gateway = serve(
+        bounds=REAL, tls_cert=str(certificate.cert), tls_key=str(certificate.key), metrics_port=str(free_port())
+    )
+    assert gateway.address.startswith("https://")
+    metrics = gateway.events("serving")[0]["metricsAddress"]
+    assert metrics.startswith("http://")
+    context = ssl.create_default_context(cafile=certificate.cert)
+    with httpx.Client(base_url=gateway.address, verify=context) as client:
+        assert client.get("/readyz").json() == {"status": "ok"}
+        page = client.get("/clients/8005550100/calls?start=2026-09-01&end=2026-09-02&limit=1000")
+        assert len(page.json()["data"]) == 1000
+    assert httpx.get(f"{metrics}/readyz").json() == {"status": "ok"}
+    assert b"200 OK" not in gateway.ask(request())  # plain HTTP at the port of TLS
+    assert httpx.get(f"{metrics}/readyz").status_code == 200
+    gateway.stop(signal.SIGTERM)
+    assert gateway.process.returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+def test_tls_is_1_2_at_least(serve: Serve, certificate: Certificate):
+    gateway = serve(bounds=REAL, tls_cert=str(certificate.cert), tls_key=str(certificate.key))
+    context = ssl.create_default_context(cafile=certificate.cert)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = ssl.TLSVersion.TLSv1_1
+    for newest, expected in ((ssl.TLSVersion.TLSv1_1, None), (ssl.TLSVersion.TLSv1_2, "TLSv1.2")):
+        context.maximum_version = newest
+        assert version_of(gateway, context) == expected
+
+
+def version_of(gateway: Served, context: ssl.SSLContext) -> str | None:
+    """The version of TLS that is agreed upon; None if there is none."""
+    with gateway.connect() as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+                return client.version()
+        except (ssl.SSLError, ConnectionError):
+            return None
+
+
+@pytest.mark.parametrize("half", ["GATEWAY_TLS_CERT", "GATEWAY_TLS_KEY"])
+def test_half_of_tls_ends_with_2_and_one_line(half: str):
+    done = run("serve", **SETTINGS, **{half: "/nothing.pem"})
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "GATEWAY_TLS_CERT and GATEWAY_TLS_KEY" in done.stderr
+
+
+def test_tls_files_that_cannot_be_used_end_with_2_and_one_line(certificate: Certificate, tmp_path: Path):
+    other = Certificate(tmp_path)
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    for cert, key in (("/nothing.pem", certificate.key), (certificate.cert, other.key), (empty, certificate.key)):
+        done = run("serve", **SETTINGS, GATEWAY_TLS_CERT=str(cert), GATEWAY_TLS_KEY=str(key))
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert "GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: " in done.stderr
+
+
+def test_the_metrics_port_has_metrics_and_probes_and_the_main_port_no_metrics(serve: Serve):
+    gateway = serve(metrics_port=str(free_port()), drain_delay="60s", bounds=REAL)
+    metrics = gateway.events("serving")[0]["metricsAddress"]
+    found = {
+        path: tuple(httpx.get(f"{address}{path}").status_code for address in (gateway.address, metrics))
+        for path in ("/metrics", "/healthz", "/readyz", "/openapi.json", "/calls")
+    }
+    expected = {"/metrics": (404, 200), "/healthz": (200, 200), "/readyz": (200, 200)}
+    assert found == expected | {"/openapi.json": (200, 404), "/calls": (400, 404)}
+    missing = httpx.get(f"{metrics}/calls")
+    assert (missing.headers["content-type"], json.loads(missing.text)["type"]) == (
+        "application/problem+json",
+        "/problems/not-found",
+    )
+    assert 'route="/metrics",status="200"' in httpx.get(f"{metrics}/metrics").text
+    gateway.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: httpx.get(f"{gateway.address}/readyz").status_code == 503, "readiness fails")
+    assert httpx.get(f"{metrics}/readyz").status_code == 503
+    for address in (gateway.address, metrics):
+        assert httpx.get(f"{address}/healthz").status_code == 200
+    assert httpx.get(f"{metrics}/metrics").status_code == 200
+    gateway.stop(signal.SIGTERM)
+    assert gateway.process.returncode == 0
