@@ -16,6 +16,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from gateway.circuit_breaker import CircuitBreaker, State
@@ -30,16 +31,21 @@ BLOCK = 1.0  # seconds that `wait` lets the server hold its answer
 SKEW = 1.0  # seconds
 MAX_COMMANDS = 16  # in flight, on as many connections
 MAX_WAITS = 64  # in flight, on as many connections
-# The beginning of every script: the clock is compared before anything is done.
-PRELUDE = """
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1e6
-if math.abs(tonumber(ARGV[1]) - now) > tonumber(ARGV[2]) then return {0} end
-local function text(i) return ARGV[i + 2] end
-local function number(i) return tonumber(ARGV[i + 2]) end
-local function run()
-"""
 CODA = "\nend\nreturn {1, run()}"
+
+
+def load_script(*names: str) -> str:
+    """The script of files in `gateway/lua`, one after another."""
+    return make_script("\n".join(map(_read_lua, names)))
+
+
+def make_script(body: str) -> str:
+    """The script that compares the clocks, then runs a body; `prelude.lua` says which names the body may use."""
+    return f"{_read_lua('prelude')}{body}{CODA}"
+
+
+def _read_lua(name: str) -> str:
+    return (files("gateway") / "lua" / f"{name}.lua").read_text("utf-8")
 
 
 class Unavailable(Exception):  # noqa: N818 - an outcome that every caller expects
@@ -78,7 +84,7 @@ class RedisClient:
     async def run(
         self, operation: str, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | float]
     ) -> Any:  # noqa: ANN401 - the script decides
-        """Run the body of a Lua script; `text(i)`, `number(i)`, `KEYS` and `now` are there for it.
+        """Run a script of `make_script`.
 
         `operation` is the metrics' label. Raises Unavailable.
         """
@@ -91,7 +97,7 @@ class RedisClient:
             answer = await self._try(
                 operation,
                 lambda: self._commands.eval(
-                    PRELUDE + script + CODA,
+                    script,
                     len(keys),
                     *keys,
                     repr(self._clock()),

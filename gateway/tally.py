@@ -13,21 +13,14 @@ import logging
 from collections.abc import Callable, Sequence
 
 from gateway.rates import Key, Rates
-from gateway.redis_client import RedisClient, Unavailable
+from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
 PERIOD = 1.0  # seconds
 LIFE = 600  # seconds that the server keeps the sum of a consumer who asks nowhere
 AT_ONCE = 500  # consumers
 PREFIX = "callbutton:spent:"
-SCRIPT = """
-local sums = {}
-for i, key in ipairs(KEYS) do
-    sums[i] = redis.call('INCRBY', key, text(i))
-    redis.call('EXPIRE', key, number(#KEYS + 1))
-end
-return sums
-"""
+SCRIPT = load_script("spend")
 
 
 class Tally:

@@ -29,7 +29,7 @@ from gateway.ledger.level2 import LAYOUT, Found, pack, unpack
 from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
-from gateway.redis_client import TIMEOUT, RedisClient, Unavailable
+from gateway.redis_client import TIMEOUT, RedisClient, Unavailable, make_script
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
 from tests.conftest import serving
@@ -339,10 +339,10 @@ def test_a_gateway_whose_clock_is_off_takes_no_part(server: Server):
         metrics = Metrics(registry := CollectorRegistry())
         off = [0.0]
         shared = RedisClient(server.url, metrics, lambda: time.time() + off[0])
-        assert await shared.run("lookup", "return KEYS[1] .. text(1)", ["a"], ["b"]) == b"ab"
+        assert await shared.run("lookup", make_script("return KEYS[1] .. text(1)"), ["a"], ["b"]) == b"ab"
         for off[0] in (-1.5, 1.5, 3600.0):
             with pytest.raises(Unavailable):
-                await shared.run("store", "redis.call('SET', KEYS[1], '1')", ["a"], [])
+                await shared.run("store", make_script("redis.call('SET', KEYS[1], '1')"), ["a"], [])
         assert server.client.keys("*") == []
         labels = {"operation": "store", "error": "skew"}
         assert registry.get_sample_value("callbutton_gateway_cache_shared_errors_total", labels) == 3
@@ -550,7 +550,7 @@ def test_a_connection_that_is_reset_is_no_bug_of_the_driver_on_the_loop_of_produ
         shared = RedisClient(f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}", metrics, time.time, ANY)
         for _ in range(2):
             with pytest.raises(Unavailable):
-                await shared.run("claim", "return 1", [], [])
+                await shared.run("claim", make_script("return 1"), [], [])
             await asyncio.sleep(0.1)  # the reset must have come
         await shared.close()
         listening.close()

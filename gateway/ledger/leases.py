@@ -24,7 +24,7 @@ from gateway.ledger.extents import Extent, covers, overlay_all
 from gateway.ledger.fetcher import Fetcher
 from gateway.ledger.level2 import Found, Level2, Wanted
 from gateway.ledger.single_flight import Flight, FlightResult
-from gateway.redis_client import RedisClient, Unavailable
+from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
 LEASE_TTL = 3.0  # seconds without renewal; a stalled process is taken over in the time of a slow POST
@@ -32,55 +32,9 @@ FULFILLED_TTL = 5.0  # seconds
 TIMEOUT = 60.0  # seconds; the default deadline of a request
 MARGIN = 2  # seconds by which the reach of an open lease must exceed the window: a reader that joins comes later
 
-# Arguments: token, status, start, end, reach, planned, the earliest that another may be planned, the TTL in seconds.
-ACQUIRE = """
-local found = {}
-for i, key in ipairs(KEYS) do
-  local other = ''
-  local leases = redis.call('HGETALL', key)
-  for n = 1, #leases, 2 do
-    local kind, start, reach, planned, till = string.match(leases[n + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-    if not kind or tonumber(till) < now then
-      redis.call('HDEL', key, leases[n])
-    elseif other == '' and leases[n] ~= text(1) and tonumber(kind) >= number(2) and tonumber(start) <= number(3)
-      and tonumber(reach) >= number(4) and tonumber(planned) >= number(7) then
-      other = leases[n] .. ' ' .. reach .. ' ' .. planned
-    end
-  end
-  if other == '' then
-    local till = string.format('%.3f', now + number(8))
-    redis.call('HSET', key, text(1), table.concat({text(2), text(3), text(5), text(6), till}, ' '))
-    redis.call('EXPIRE', key, 60)
-  end
-  found[i] = other
-end
-return found
-"""
-# Arguments: seconds, then the token of each key. A lease that is gone is not taken again.
-RENEW = """
-for i, key in ipairs(KEYS) do
-  local lease = redis.call('HGET', key, text(i + 1))
-  if lease then
-    local till = string.format(' %.3f', now + number(1))
-    redis.call('HSET', key, text(i + 1), (string.gsub(lease, ' %S+$', till)))
-    redis.call('EXPIRE', key, 60)
-  end
-end
-"""
-# Arguments: token, seconds, then for each key but the last whether its lease was fulfilled. The last key is the stream.
-RELEASE = """
-for i = 1, #KEYS - 1 do
-  local lease = redis.call('HGET', KEYS[i], text(1))
-  if lease and text(i + 2) == '1' then
-    local till = string.format(' %.3f', now + number(2))
-    redis.call('HSET', KEYS[i], text(1), (string.gsub(lease, ' %S+$', till)))
-  elseif lease then
-    redis.call('HDEL', KEYS[i], text(1))
-  end
-end
-redis.call('XADD', KEYS[#KEYS], '*', 'landed', '1')
-redis.call('EXPIRE', KEYS[#KEYS], number(2) * 2)
-"""
+ACQUIRE = load_script("lease_acquire")
+RENEW = load_script("lease_renew")
+RELEASE = load_script("lease_release")
 Results = dict[str, FlightResult]
 
 

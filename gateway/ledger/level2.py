@@ -29,7 +29,7 @@ from gateway.ledger.memory import LONG
 from gateway.ledger.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, Call, Status, Window
-from gateway.redis_client import RedisClient, Unavailable
+from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
 BLOCK = 32 * DAY  # seconds of a key
@@ -39,64 +39,8 @@ CHUNK_SIZE = 2**20  # bytes of one command that stores
 MAX_STORES = 100  # at the same time; more are dropped
 VERSION = 1  # of the layout
 
-PARSE = """
-local function parse(field)
-  local kind, first, last, sent = string.match(field, '^([01]):(%d+):(%d+):([%d.]+)$')
-  return tonumber(kind), tonumber(first), tonumber(last), tonumber(sent)
-end
-local function fields(key)
-  local found = redis.pcall('HKEYS', key)
-  return found.err and {} or found
-end
-"""
-# For each key: the least kind, the window, the instant of the POST after which.
-LOOKUP = (
-    PARSE
-    + f"""
-local found, left = {{}}, {MAX_BYTES}
-for i, key in ipairs(KEYS) do
-  local at = (i - 1) * 4
-  for _, field in ipairs(fields(key)) do
-    local kind, first, last, sent = parse(field)
-    if kind and kind >= number(at + 1) and first < number(at + 3) and last > number(at + 2) and sent > number(at + 4)
-    then
-      local value = redis.call('HGET', key, field)
-      left = left - #value
-      if left < 0 then return found end
-      found[#found + 1] = i
-      found[#found + 1] = value
-    end
-  end
-end
-return found
-"""
-)
-# The life of a key in seconds; then for each key: field and value.
-STORE = (
-    PARSE
-    + """
-for i, key in ipairs(KEYS) do
-  local life, field, value = number(1), text(i * 2), text(i * 2 + 1)
-  local kind, first, last, sent = parse(field)
-  local rest, beaten = {}, false
-  for _, other in ipairs(fields(key)) do
-    local k, f, l, s = parse(other)
-    if not k or s < sent - life or (k <= kind and s <= sent and f >= first and l <= last) then
-      redis.call('HDEL', key, other)
-    else
-      beaten = beaten or (k >= kind and s >= sent and f <= first and l >= last)
-      rest[#rest + 1] = {s, other}
-    end
-  end
-  if #rest >= 1000 then
-    table.sort(rest, function(a, b) return a[1] < b[1] end)
-    for n = 1, 100 do redis.call('HDEL', key, rest[n][2]) end
-  end
-  if not beaten then redis.call('HSET', key, field, value) end
-  redis.call('EXPIRE', key, life)
-end
-"""
-)
+LOOKUP = load_script("extent_fields", "extents_lookup")
+STORE = load_script("extent_fields", "extents_store")
 
 
 class Found(NamedTuple):
@@ -169,6 +113,7 @@ class Level2:
         for want, _ in asked:
             arguments += (int(status), want.window.start, want.window.end, want.after)
         try:
+            arguments.append(MAX_BYTES)
             answer = await self._shared.run("lookup", LOOKUP, [key for _, key in asked], list(map(repr, arguments)))
         except Unavailable:
             self._metrics.shared_lookups.labels("unavailable").inc(len(wants))
