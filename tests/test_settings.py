@@ -52,10 +52,21 @@ GOOD: list[tuple[str, str, object]] = [
     ("host", "::1", "::1"),
     ("port", "0", 0),
     ("metrics_port", "9090", 9090),
+    ("tls_cert", "/etc/tls/tls.crt", "/etc/tls/tls.crt"),
+    ("tls_key", "/etc/tls/tls.key", "/etc/tls/tls.key"),
     ("log_format", "console", "console"),
     ("log_level", "debug", "debug"),
 ]
-FREE_TEXTS = {"host", "keys_file", "oidc_audience", "oidc_clients_claim", "oidc_scopes_claim", "oidc_name_claim"}
+FREE_TEXTS = {
+    "tls_cert",
+    "tls_key",
+    "host",
+    "keys_file",
+    "oidc_audience",
+    "oidc_clients_claim",
+    "oidc_scopes_claim",
+    "oidc_name_claim",
+}
 BAD = [
     ("upstream_url", "callbutton.example"),
     ("upstream_url", "ftp://callbutton.example/"),
