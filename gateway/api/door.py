@@ -1,4 +1,4 @@
-"""Load shedding: what is refused before authentication, and the end of requests whose client disconnects.
+"""Load shedding: refusals before authentication, and the end of requests whose client disconnects.
 
 Rules:
 - At most `most` requests are in progress; one more is refused at once (503, Retry-After) rather than made to wait. What
@@ -23,7 +23,7 @@ from gateway.shutdown import Shutdown
 
 ALWAYS = frozenset(("/healthz", "/readyz", "/metrics"))
 MOST_QUERY = 16 * 1024  # bytes
-LOOK = 0.05  # seconds between looks at what is in progress; an answer from the cache takes 1 ms
+LOOK = 0.05  # seconds between looks at the requests in progress; an answer from the cache takes 1 ms
 Request = asyncio.Task[object]  # a request, as the task that answers it
 
 

@@ -95,7 +95,7 @@ def read_tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 def warn(settings: Settings) -> None:
-    """Log what an operator should know."""
+    """Log warnings about settings that are legal but risky."""
     if settings.auth == "none":
         LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
