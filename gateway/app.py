@@ -174,7 +174,10 @@ def create(
 
 async def unless_hurried(land: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:
     """Wait for flights to land, unless the process is told to stop at once."""
-    tasks = [asyncio.create_task(one) for one in (land(), shutdown.hurried.wait())]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
+    landing, hurrying = asyncio.create_task(land()), asyncio.create_task(shutdown.hurried.wait())
+    await asyncio.wait([landing, hurrying], return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if landing.done():
+        landing.result()  # raises the error, if there is one
+    else:
+        landing.cancel()

@@ -1,8 +1,8 @@
-"""A guard between uvicorn and its clients: it bounds what uvicorn leaves unbounded.
+"""A guard between uvicorn and its clients, with the bounds that uvicorn does not have.
 
 Rules:
-- Of uvicorn's protocol it knows what asyncio asks of every protocol, and `shutdown()`, by which uvicorn's server closes
-  a connection as soon as no request is in progress.
+- It uses the methods that uvicorn's protocol has as an `asyncio.Protocol`, and `shutdown()`, which closes a connection
+  as soon as no request is in progress.
 - uvicorn sees whole requests only, head and body: its own timeout of idle connections then holds. A request has
   `request_timeout` from its first byte (the first one from the opening of its connection) and `request_size`; line
   ends before it are silence. A body without a length is refused: no resource of this API takes a body.
@@ -37,11 +37,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     idle_timeout: float = 75.0  # longer than load balancers keep theirs (60), so that none sends on a closing one
     write_timeout: float = 30.0  # nginx allows 60
     connections: int = max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE)
-    shutdown_timeout: float = 60.0  # what a request may take by default (GATEWAY_REQUEST_DEADLINE)
+    shutdown_timeout: float = 60.0  # the default of GATEWAY_REQUEST_DEADLINE
 
 
 class GatheringTransport:
-    """A transport that sends what is written in one turn of the event loop in one piece."""
+    """A transport that sends all writes of one turn of the event loop in one piece."""
 
     def __init__(self, transport: asyncio.Transport, closing: Callable[[], None]) -> None:
         self._transport, self._call_soon, self._closing = transport, asyncio.get_running_loop().call_soon, closing
@@ -51,7 +51,7 @@ class GatheringTransport:
         self._size, self._in_chunks, self.without_chunks = 0, False, False
 
     def write(self, data: bytes) -> None:
-        """Send a part, with what else is written in this turn."""
+        """Send data at the end of this turn, or as soon as there is much of it."""
         if self.without_chunks:
             data = self._unchunked(data)
         if not self._gathered:
@@ -62,13 +62,13 @@ class GatheringTransport:
             self.flush()
 
     def flush(self) -> None:
-        """Send what was gathered."""
+        """Send the gathered data."""
         if self._gathered and not self.is_closing():
             self._transport.write(b"".join(self._gathered))
         self._gathered, self._size = [], 0
 
     def close(self) -> None:
-        """Send what was gathered, then close."""
+        """Send the gathered data, then close."""
         self.flush()
         self._transport.close()
         self._closing()
@@ -83,7 +83,7 @@ class GatheringTransport:
 
 
 class Guard(asyncio.Protocol):
-    """One connection. A subclass has the limits, the connections that are open, and the body of what is refused."""
+    """One connection. A subclass has the limits, the set of open connections, and a function that renders refusals."""
 
     limits: Limits
     open: set[Guard]
@@ -104,7 +104,7 @@ class Guard(asyncio.Protocol):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", "retry-after: 1")
 
     def data_received(self, data: bytes) -> None:
-        """Pass on whole requests, and keep what is not whole."""
+        """Pass on whole requests, and keep the beginning of the next."""
         one = 0 < data.find(HEAD_END) == len(data) - len(HEAD_END) <= self.limits.request_size - len(HEAD_END)
         if one and not self._received and data[:1].isupper() and not is_unusual(data):
             self._stop("request")
@@ -182,7 +182,7 @@ def is_unusual(head: bytes) -> bool:
 
 
 def size_of_request(received: bytearray) -> int:
-    """The size of the request that begins here; 0 until its head is whole. What is not HTTP is uvicorn's to refuse."""
+    """The size of the request that begins here; 0 until its head is whole. uvicorn refuses data that is not HTTP."""
     if not (end := ANY_HEAD_END.search(received)):
         return 0 if not received or received[:1].isupper() else len(received)
     body = BODY.search(received, 0, end.end())

@@ -2,8 +2,8 @@
 
 Rules for stopping:
 - At SIGTERM or SIGHUP the application learns of it at once (`Shutdown`): readiness fails, and answers carry
-  `Connection: close`. For the drain delay everything is answered; then nothing is accepted, and what is in progress has
-  `Limits.shutdown_timeout` to end. SIGINT has no drain delay: it comes from a terminal, not from an orchestrator.
+  `Connection: close`. Requests are still answered for the drain delay; then the server accepts nothing, and requests in
+  progress have `Limits.shutdown_timeout` to end. SIGINT has no drain delay: it comes from a terminal.
 - A second signal ends everything at once.
 - The application's shutdown hooks run in each case, and the exit code is 0.
 """
@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while serving; uvicorn raises them again at its end, and the exit code would not be 0."""
+        """Handle signals while serving. uvicorn would raise them again at its end: the exit code would not be 0."""
         if self._signals and threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number, drains in SIGNALS.items():
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(drain, self._end, self._guard.limits.shutdown_timeout)
 
     def _end(self, timeout: float) -> None:
-        """Accept nothing more, and disconnect after `timeout` seconds whoever is still there."""
+        """Accept nothing more, and disconnect the remaining clients after `timeout` seconds."""
         self.should_exit = True
         asyncio.get_running_loop().call_later(timeout, self._disconnect)
 
@@ -107,7 +107,7 @@ def make_server(
 ) -> Server:
     """Make an HTTP server that logs errors alone.
 
-    The application learns from `shutdown` that the server stops. `problem` gives the body of what the guard refuses.
+    The application learns from `shutdown` that the server stops. `problem` renders the body of a refusal by the guard.
     """
     limits = limits or Limits()
 
@@ -133,7 +133,7 @@ def make_server(
 
 
 async def serve_with(server: Server, listener: socket.socket, others: dict[Server, socket.socket]) -> None:
-    """Serve until told to stop, and for as long what stands beside: the listener of the metrics."""
+    """Serve until told to stop; `others`, such as the server of the metrics port, end after that."""
     beside = [asyncio.create_task(other.serve([opened])) for other, opened in others.items()]
     try:
         await server.serve([listener])

@@ -1,4 +1,4 @@
-"""What the application knows of its own end. The server sets it; handlers, streams and hooks read it."""
+"""The state of the shutdown: set by the server, read by middleware, streams and shutdown hooks."""
 
 from __future__ import annotations
 

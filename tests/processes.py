@@ -61,11 +61,6 @@ def reachable(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
-
-
 @contextmanager
 def running(
     command: Sequence[str | Path], log: Path, cwd: str | None = None, **variables: str

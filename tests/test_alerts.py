@@ -133,6 +133,6 @@ def test_a_prometheus_scrapes_the_metrics_port_and_loads_the_rules(tmp_path: Pat
         assert (target["health"], target["lastError"]) == ("up", "")
         (group,) = httpx.get(f"{address}/api/v1/rules").json()["data"]["groups"]
         assert [rule["name"] for rule in group["rules"]] == list(ALERTS)
-        for path, at_main, at_metrics in [("/metrics", 404, 200), ("/readyz", 200, 404), ("/calls", 400, 404)]:
+        for path, at_main, at_metrics in [("/metrics", 404, 200), ("/readyz", 200, 200), ("/calls", 400, 404)]:
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == at_main
             assert httpx.get(f"http://127.0.0.1:{metrics_port}{path}").status_code == at_metrics

@@ -20,6 +20,7 @@ from benchmarks import scaling
 from gateway import __version__
 from gateway.access import SCOPES
 from gateway.credentials.keys import parse_keys
+from gateway.guard import Limits
 from gateway.settings import OPTIONS, PREFIX, read_settings, variable
 from gateway.simulator.server import PATH
 from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
@@ -121,7 +122,8 @@ def test_spans_go_where_the_chart_is_told_and_a_secret_may_hold_the_token():
 @CASES
 def test_a_pod_may_end_after_its_longest_flight(values: dict[str, Any]):
     settings = read_settings(environment(values))
-    assert pod_of(values)["terminationGracePeriodSeconds"] > settings.upstream_deadline + settings.drain_delay
+    longest = settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
+    assert pod_of(values)["terminationGracePeriodSeconds"] > longest
 
 
 @CASES

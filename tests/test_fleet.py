@@ -32,6 +32,7 @@ import httpx
 import pytest
 import yaml
 
+from gateway.guard import Limits
 from gateway.settings import PREFIX, read_settings
 from gateway.simulator.calls import CENTRAL
 from gateway.simulator.request import read_request
@@ -326,7 +327,7 @@ def test_compose_sets_what_the_gateway_reads_and_hardens_what_is_ours():
     assert Path("helm/alerts.yaml") == Path(COMPOSE["configs"]["alerts"]["file"])
     assert services["simulator"]["image"] == services["gateway"]["image"]
     grace = float(services["gateway"]["stop_grace_period"].removesuffix("s"))
-    assert grace >= settings.drain_delay + settings.upstream_deadline
+    assert grace > settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
     for name in ("simulator", "gateway"):
         assert services[name]["read_only"]
         assert services[name]["cap_drop"] == ["ALL"]

@@ -23,7 +23,7 @@ LATER = 30  # seconds beyond a bound: how long a test waits on a machine that is
 
 
 class Bounds(NamedTuple):
-    """What a server allows, in seconds."""
+    """The bounds of a server, in seconds."""
 
     request: float
     idle: float
@@ -55,7 +55,7 @@ class Served:
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
     def connect(self, *, buffer: int = 0) -> socket.socket:
-        """Connect; with a receive buffer of so many bytes."""
+        """Connect; `buffer` bounds the receive buffer, in bytes."""
         parts = urlsplit(self.address)
         client = socket.socket(socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET)
         client.settimeout(LATER)
@@ -144,7 +144,7 @@ def closed_after(client: socket.socket, bound: float, meanwhile: Callable[[], ob
 def served(
     upstream: str, folder: Path, checkout: str = "", bounds: Bounds = SHORT, files: int = 0, **settings: str
 ) -> Iterator[Served]:
-    """Run `serve` with these bounds, or that of another checkout with its own; with so many file descriptors."""
+    """Run `serve` with these bounds, or that of another checkout with its own; `files` bounds its file descriptors."""
     log = folder / "gateway.log"
     variables = {"UPSTREAM_URL": upstream, "AUTH": "none", "PORT": "0", "LOG_FORMAT": "json", "DRAIN_DELAY": "0s"}
     variables |= {"SIGNING_KEY": "k" * 32} | {name.upper(): text for name, text in settings.items()}

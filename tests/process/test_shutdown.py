@@ -1,4 +1,4 @@
-"""The end of a `serve` that runs as a process: by which signal, with what in progress, and what is lost (nothing)."""
+"""The end of a `serve` that runs as a process: every signal, with requests, streams and load in progress."""
 
 from __future__ import annotations
 
