@@ -301,7 +301,9 @@ class Settings:
     tls_cert: str = optional(TEXT, "", "The file with the TLS certificate and its chain, as PEM.")
     tls_key: str = optional(TEXT, "", "The file with the key of `GATEWAY_TLS_CERT`, as PEM.")
     metrics_port: int = optional(
-        whole(1, 65535), 0, "A second port, for `/metrics` alone; `GATEWAY_PORT` does not serve it then."
+        whole(1, 65535),
+        0,
+        "A second port for `/metrics` and the probes, without TLS. `GATEWAY_PORT` then serves no metrics.",
     )
     log_format: str = optional(
         choice("json", "console"), "", "The form of log lines; without it `console` on a terminal, else `json`."
