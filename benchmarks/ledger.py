@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
+from gateway.cache.freshness import Rule
+from gateway.cache.reader import Ledger, LedgerSettings, Question
+from gateway.cache.scans import read_page
 from gateway.callbutton import central, wire
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
-from gateway.ledger.freshness import Rule
-from gateway.ledger.reader import Ledger, LedgerSettings, Question
-from gateway.ledger.scans import read_page
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.redis_client import RedisClient

@@ -20,10 +20,10 @@ import random
 from bisect import bisect_left
 
 from benchmarks.ledger import NOW, Upstream
+from gateway.cache.extents import Extent, overlay
+from gateway.cache.freshness import Rule, gaps
+from gateway.cache.memory import bytes_of
 from gateway.callbutton.wait_queue import Waiters
-from gateway.ledger.extents import Extent, overlay
-from gateway.ledger.freshness import Rule, gaps
-from gateway.ledger.memory import bytes_of
 from gateway.model import Window
 from gateway.simulator.server import Options
 

@@ -15,14 +15,14 @@ from gateway.access import ANYONE
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
+from gateway.cache.freshness import Rule
+from gateway.cache.reader import Ledger, LedgerSettings
 from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.credentials.identity import Identity
 from gateway.credentials.keyfile import KeyFile
 from gateway.credentials.keys import KeysError
-from gateway.ledger.freshness import Rule
-from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Exports, Rates

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gateway.api.query import Filters
 from gateway.api.time_ranges import bucket_starts
-from gateway.ledger.aggregates import AggregateSpec, Aggregator, Group
-from gateway.ledger.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
-from gateway.ledger.reader import Ledger
-from gateway.ledger.scans import Position, counted, read_page
+from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
+from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
+from gateway.cache.reader import Ledger
+from gateway.cache.scans import Position, counted, read_page
 from gateway.model import Call, Result, Window
 from tests.test_ledger import NOW, Upstream, ask, call, ledger_of
 

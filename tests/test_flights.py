@@ -13,6 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.cache.client_profiles import MAX_POSTS, ClientProfiles
+from gateway.cache.extents import Extent, covers, overlay, overlay_all
+from gateway.cache.freshness import (
+    MAX_READ_POSTS,
+    Rule,
+    due_for_refresh,
+    gaps,
+    merge_gaps,
+    plan_posts,
+    seconds_past,
+    stale_from,
+)
+from gateway.cache.reader import Ledger
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
@@ -24,19 +37,6 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.ledger.client_profiles import MAX_POSTS, ClientProfiles
-from gateway.ledger.extents import Extent, covers, overlay, overlay_all
-from gateway.ledger.freshness import (
-    MAX_READ_POSTS,
-    Rule,
-    due_for_refresh,
-    gaps,
-    merge_gaps,
-    plan_posts,
-    seconds_past,
-    stale_from,
-)
-from gateway.ledger.reader import Ledger
 from gateway.model import Window
 from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
 

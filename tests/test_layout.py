@@ -15,7 +15,7 @@ LAYERS = {
     "commands": 7,
     "app": 6,
     "api": 5,
-    "ledger": 4,
+    "cache": 4,
     "tally": 4,
     "callbutton": 3,
     "credentials": 3,

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from gateway.cache.extents import Extent, by_day, make_extent, overlay
+from gateway.cache.freshness import Rule, gaps, stale_from
+from gateway.cache.reader import Ledger, LedgerSettings, Question
+from gateway.cache.scans import Position, read_page
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamTimeout
-from gateway.ledger.extents import Extent, by_day, make_extent, overlay
-from gateway.ledger.freshness import Rule, gaps, stale_from
-from gateway.ledger.reader import Ledger, LedgerSettings, Question
-from gateway.ledger.scans import Position, read_page
 from gateway.metrics import Metrics
 from gateway.model import Call, Certainty, PhoneType, Result, Window
 

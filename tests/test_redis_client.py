@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from gateway import app
+from gateway.cache import single_flight
+from gateway.cache.extents import make_extent, make_extent_of_all
+from gateway.cache.freshness import Rule
+from gateway.cache.leases import Leases
+from gateway.cache.level2 import LAYOUT, Found, pack, unpack
+from gateway.cache.reader import Ledger, LedgerSettings
 from gateway.errors import UpstreamError, UpstreamTimeout
-from gateway.ledger import single_flight
-from gateway.ledger.extents import make_extent, make_extent_of_all
-from gateway.ledger.freshness import Rule
-from gateway.ledger.leases import Leases
-from gateway.ledger.level2 import LAYOUT, Found, pack, unpack
-from gateway.ledger.reader import Ledger, LedgerSettings
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
 from gateway.redis_client import TIMEOUT, RedisClient, Unavailable, make_script

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
 from gateway.errors import UpstreamError, UpstreamFailed
-from gateway.ledger.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
 from gateway.model import Call, Window
 from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from prometheus_client import CollectorRegistry
 
+from gateway.cache.freshness import Rule
+from gateway.cache.reader import Ledger, LedgerSettings, Question
 from gateway.callbutton.central import whole
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
-from gateway.ledger.freshness import Rule
-from gateway.ledger.reader import Ledger, LedgerSettings, Question
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient

@@ -19,10 +19,10 @@ from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
 from gateway.api.recordings import link_renderer
 from gateway.api.responses import JSON, Meta, Services
+from gateway.cache.extents import DAY
+from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
-from gateway.ledger.extents import DAY
-from gateway.ledger.scans import Page, read_page, stream
 from gateway.model import Call, Window
 
 NEXT = "The `cursor` of the next page. Null, and nothing else, is the end of the list."

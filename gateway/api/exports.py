@@ -18,9 +18,9 @@ from litestar.response import Stream
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.query import ListQuery
 from gateway.api.responses import JSON, combined, empty_reading, meta_of, shared_headers
+from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
-from gateway.ledger.scans import Part
 from gateway.model import Call
 
 Present = Callable[[Sequence[Call]], list[Call]]  # makes calls as the consumer may see them

@@ -23,9 +23,9 @@ from msgspec.structs import replace
 
 from gateway.api.signing import Signer
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
+from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
-from gateway.ledger.scans import Position
 from gateway.model import EVERY_CLIENT, Call, PhoneType, Result, Window
 
 CODE_PATTERN = "[A-Za-z0-9_.-]{1,64}"

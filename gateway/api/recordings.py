@@ -27,9 +27,9 @@ from gateway.access import Consumer, may_see
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.responses import services_of
 from gateway.api.signing import Signer
+from gateway.cache.reader import Question
 from gateway.callbutton.recordings import Recording
 from gateway.errors import Forbidden, GatewayError, InvalidParameters, NotFound, ParameterFault
-from gateway.ledger.reader import Question
 from gateway.model import Call, Window
 
 LOGGER = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ from gateway.api.middleware.request_context import Lifetime, RequestContext
 from gateway.api.middleware.response_cache import matches
 from gateway.api.negotiation import negotiate_media_type
 from gateway.api.query import NO_FILTERS, Filters
+from gateway.cache.extents import Keep
+from gateway.cache.reader import Ledger, Question, Reading
+from gateway.cache.scans import Page
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
-from gateway.ledger.extents import Keep
-from gateway.ledger.reader import Ledger, Question, Reading
-from gateway.ledger.scans import Page
 from gateway.model import Instant, Window
 from gateway.rates import Exports, Rates
 

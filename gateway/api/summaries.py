@@ -21,12 +21,12 @@ from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
 from gateway.api.responses import JSON, Meta, Services
+from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
+from gateway.cache.aggregates import Totals as Counts
+from gateway.cache.extents import Extent
+from gateway.cache.reader import Question, Reading
+from gateway.cache.scans import counted
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.ledger.aggregates import AggregateSpec, Aggregator, Group
-from gateway.ledger.aggregates import Totals as Counts
-from gateway.ledger.extents import Extent
-from gateway.ledger.reader import Question, Reading
-from gateway.ledger.scans import counted
 from gateway.model import EVERY_CLIENT, Instant
 
 MAX_ROWS = 20_000  # about 5 MB of JSON

@@ -31,8 +31,8 @@ from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
+    from gateway.cache.reader import Ledger, Reading
     from gateway.callbutton.service import Service
-    from gateway.ledger.reader import Ledger, Reading
     from gateway.model import Call
 
 Save = Callable[[Mark], object]
@@ -183,8 +183,8 @@ class Export:
         self._progress.end(self._mark.calls)
 
     async def _read(self, ledger: Ledger, now: float) -> None:
-        from gateway.ledger.reader import Question
-        from gateway.ledger.scans import stream
+        from gateway.cache.reader import Question
+        from gateway.cache.scans import stream
         from gateway.model import Window
 
         rest = Window(self._mark.upto, self._mark.window[1])
@@ -218,8 +218,8 @@ class Export:
         self._progress.show(self._mark.upto, self._mark.calls)
 
     async def _take_all(self, service: Service) -> None:
-        from gateway.ledger.fetcher import attributed
-        from gateway.ledger.scans import order
+        from gateway.cache.fetcher import attributed
+        from gateway.cache.scans import order
 
         fetched = await service.fetch_all(self._codes, status=self._status)
         if len(self._codes) == 1:

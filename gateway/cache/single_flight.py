@@ -25,12 +25,12 @@ import msgspec
 from msgspec import Struct
 
 from gateway import tracing
+from gateway.cache.client_profiles import ClientProfiles
+from gateway.cache.extents import Extent, minus
+from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
 from gateway.callbutton.central import whole
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
-from gateway.ledger.client_profiles import ClientProfiles
-from gateway.ledger.extents import Extent, minus
-from gateway.ledger.freshness import COVER, Rule, plan_posts, stale_from
 from gateway.metrics import Metrics
 from gateway.model import Window
 

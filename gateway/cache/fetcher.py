@@ -20,6 +20,9 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from gateway.cache.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
+from gateway.cache.extents import Extent, make_extent, make_extent_of_all
+from gateway.cache.single_flight import Flight, FlightResult
 from gateway.callbutton.central import whole
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
@@ -31,9 +34,6 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.ledger.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
-from gateway.ledger.extents import Extent, make_extent, make_extent_of_all
-from gateway.ledger.single_flight import Flight, FlightResult
 from gateway.model import EVERY_CLIENT, Window
 
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then

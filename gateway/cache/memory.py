@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import astuple
 
-from gateway.ledger.extents import DAY, Extent, by_day, overlay
+from gateway.cache.extents import DAY, Extent, by_day, overlay
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
 

@@ -20,10 +20,10 @@ from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
-from gateway.ledger.extents import Extent, covers, overlay_all
-from gateway.ledger.fetcher import Fetcher
-from gateway.ledger.level2 import Found, Level2, Wanted
-from gateway.ledger.single_flight import Flight, FlightResult
+from gateway.cache.extents import Extent, covers, overlay_all
+from gateway.cache.fetcher import Fetcher
+from gateway.cache.level2 import Found, Level2, Wanted
+from gateway.cache.single_flight import Flight, FlightResult
 from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)

@@ -19,17 +19,17 @@ import msgspec
 from msgspec import Struct
 
 from gateway import tracing
+from gateway.cache.client_profiles import ClientProfiles
+from gateway.cache.extents import Extent, Held, covers, lateness, merge, overlay, overlay_all, repeated_ids
+from gateway.cache.fetcher import Fetch, Fetcher
+from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
+from gateway.cache.leases import Leases
+from gateway.cache.level2 import LAYOUT, Found, Level2
+from gateway.cache.memory import SKEW, Memory
+from gateway.cache.single_flight import Gap, SingleFlight
 from gateway.callbutton.central import whole
 from gateway.callbutton.wait_queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
-from gateway.ledger.client_profiles import ClientProfiles
-from gateway.ledger.extents import Extent, Held, covers, lateness, merge, overlay, overlay_all, repeated_ids
-from gateway.ledger.fetcher import Fetch, Fetcher
-from gateway.ledger.freshness import Rule, due_for_refresh, gaps, seconds_past
-from gateway.ledger.leases import Leases
-from gateway.ledger.level2 import LAYOUT, Found, Level2
-from gateway.ledger.memory import SKEW, Memory
-from gateway.ledger.single_flight import Gap, SingleFlight
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient

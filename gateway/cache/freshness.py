@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from gateway.ledger.extents import Extent
+from gateway.cache.extents import Extent
 from gateway.model import Window
 
 AHEAD = 0.5  # of the ratio

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 
-from gateway.ledger.extents import DAY, Extent, Held, by_day, covers, make_extent, make_extent_of_all
-from gateway.ledger.memory import LONG
-from gateway.ledger.single_flight import Gap
+from gateway.cache.extents import DAY, Extent, Held, by_day, covers, make_extent, make_extent_of_all
+from gateway.cache.memory import LONG
+from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, Call, Status, Window
 from gateway.redis_client import RedisClient, Unavailable, load_script

@@ -25,9 +25,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from gateway.cache.extents import DAY, Extent, Keep, deduplicated, instant, key_of, not_superseded
+from gateway.cache.reader import Ledger, Question, Reading
 from gateway.callbutton.central import whole
-from gateway.ledger.extents import DAY, Extent, Keep, deduplicated, instant, key_of, not_superseded
-from gateway.ledger.reader import Ledger, Question, Reading
 from gateway.model import Call, Window
 
 SPARSE = 100  # calls: the spans of a page double while the last held fewer

@@ -21,7 +21,7 @@ from sys import intern
 import msgspec
 from msgspec import Struct
 
-from gateway.ledger.extents import Extent, Keep, instant
+from gateway.cache.extents import Extent, Keep, instant
 from gateway.model import Call, Result
 
 Group = str | None
