@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 
 from gateway.cache.freshness import Rule
-from gateway.cache.reader import Ledger, LedgerSettings, Question
+from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
 from gateway.callbutton import central, wire
 from gateway.callbutton.service import Fetched
@@ -92,9 +92,9 @@ class Upstream:
         return Fetched(sent, reply.calls, reply.unreadable, status_ignored=reply.status_ignored)
 
 
-def make(upstream: Upstream, cache_bytes: int = 2**28, shared: RedisClient | None = None) -> Ledger:
-    settings = LedgerSettings(Rule(), Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=cache_bytes)
-    return Ledger(upstream, settings, Metrics(CollectorRegistry()), lambda: upstream.now, shared)
+def make(upstream: Upstream, cache_bytes: int = 2**28, shared: RedisClient | None = None) -> Cache:
+    settings = CacheSettings(Rule(), Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=cache_bytes)
+    return Cache(upstream, settings, Metrics(CollectorRegistry()), lambda: upstream.now, shared)
 
 
 async def dashboard(*, status: bool, hours: int = 24) -> str:
@@ -102,19 +102,19 @@ async def dashboard(*, status: bool, hours: int = 24) -> str:
     ledger, draw, reads = make(upstream), random.Random(1), 0
     while upstream.now < NOW + hours * HOUR:
         window = Window(int(upstream.now) - 30 * DAY, int(upstream.now) + 1)
-        await ledger.read(Question(codes=("8005550100",), window=window, status=status))
+        await ledger.read(Query(codes=("8005550100",), window=window, status=status))
         reads += 1
         upstream.now += 30 * (0.85 + 0.3 * draw.random())
     share = upstream.asked / (reads * 30 * DAY)
     return f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%} of what a URL-keyed cache fetches"
 
 
-async def herd(questions: Sequence[Question], replicas: int = 1) -> str:
+async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
     """What a herd costs, the same one on each replica, and how soon after the last POST landed each was answered."""
     upstream = Upstream(Options(clients=50, calls_per_day=24), latency=0.2)
     waits: list[float] = []
 
-    async def one(ledger: Ledger, question: Question) -> None:
+    async def one(ledger: Cache, question: Query) -> None:
         await ledger.read(question)
         waits.append(time.perf_counter() - upstream.landed)
 
@@ -138,8 +138,8 @@ async def herd(questions: Sequence[Question], replicas: int = 1) -> str:
 async def hit(days: int) -> str:
     upstream = Upstream(Options(calls_per_day=200))
     ledger = make(upstream, 2**31)
-    await ledger.read(Question(codes=("8005550100",), window=Window(NOW - days * DAY, NOW)))
-    question = Question(codes=("8005550100",), window=Window(NOW - DAY, NOW))
+    await ledger.read(Query(codes=("8005550100",), window=Window(NOW - days * DAY, NOW)))
+    question = Query(codes=("8005550100",), window=Window(NOW - DAY, NOW))
     times = []
     for _ in range(300):
         began = time.perf_counter()
@@ -164,7 +164,7 @@ def fill(bound: int) -> None:
         while asked < 10 * bound:
             code = f"800555{100 + day % 200:04}"
             window = Window(NOW - (day // 200 + 1) * DAY, NOW - day // 200 * DAY)
-            reading = await ledger.read(Question(codes=(code,), window=window))
+            reading = await ledger.read(Query(codes=(code,), window=window))
             asked += len(reading.calls) * 1000
             day += 1
         return asked
@@ -182,10 +182,10 @@ def resident() -> int:
 def cases() -> list[Case]:
     draw = random.Random(3)
     code = "8005550100"
-    same = [Question(codes=(code,), window=Window(NOW - DAY, NOW))] * 1000
+    same = [Query(codes=(code,), window=Window(NOW - DAY, NOW))] * 1000
     starts = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(HOUR)) for _ in range(100)]
-    overlapping = [Question(codes=(code,), window=window) for window in starts]
-    clients = [Question(codes=(f"800555{100 + n:04}",), window=Window(NOW - DAY, NOW)) for n in range(50)]
+    overlapping = [Query(codes=(code,), window=window) for window in starts]
+    clients = [Query(codes=(f"800555{100 + n:04}",), window=Window(NOW - DAY, NOW)) for n in range(50)]
     return [
         Case("30 days every 30 s for 24 h", "1.2 POSTs, 0.5 %", lambda: dashboard(status=False)),
         Case("the same with status", "2 %", lambda: dashboard(status=True)),

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.peers import POST
 from benchmarks.serving import SIMULATOR, running
 from gateway import app
-from gateway.cache.reader import Question
+from gateway.cache.reader import Query
 from gateway.callbutton import wire
 from gateway.callbutton.central import whole
 from gateway.commands.keys import with_key
@@ -102,7 +102,7 @@ async def miss(upstream: str) -> None:
     settings = Settings(upstream_url=upstream, auth="none", log_level="error")
     metrics = Metrics(CollectorRegistry())
     service, behind = app.build_service(settings, metrics), app.build_service(settings, metrics)
-    ledger, gateway = app.build_ledger(settings, behind, metrics), app.create(settings)
+    ledger, gateway = app.build_cache(settings, behind, metrics), app.create(settings)
     loop = asyncio.get_running_loop()
     host, _, rest = upstream.removeprefix("http://").partition("/")
     reader, writer = await asyncio.open_connection(*host.split(":"))
@@ -139,7 +139,7 @@ async def miss(upstream: str) -> None:
         return await service.fetch([CODE], whole(window), status=False, now=time.time())
 
     async def read(window: Window) -> object:
-        return (await ledger.read(Question(codes=(CODE,), window=window, deadline=loop.time() + 60))).calls
+        return (await ledger.read(Query(codes=(CODE,), window=window, deadline=loop.time() + 60))).calls
 
     async def answer(window: Window) -> None:
         await gateway(scope(query(window, 100), [(b"host", b"a")]), receive, send)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from bisect import bisect_left
 from benchmarks.ledger import NOW, Upstream
 from gateway.cache.extents import Extent, overlay
 from gateway.cache.freshness import Rule, gaps
-from gateway.cache.memory import bytes_of
+from gateway.cache.level1 import bytes_of
 from gateway.callbutton.wait_queue import Waiters
 from gateway.model import Window
 from gateway.simulator.server import Options

@@ -16,7 +16,7 @@ from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
 from gateway.cache.freshness import Rule
-from gateway.cache.reader import Ledger, LedgerSettings
+from gateway.cache.reader import Cache, CacheSettings
 from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
@@ -102,11 +102,11 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
     return Issuer(rules, metrics, clock)
 
 
-def build_ledger(
+def build_cache(
     settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: RedisClient | None = None
-) -> Ledger:
+) -> Cache:
     """Build the cache in front of the upstream, shared with other replicas if there is a server for it."""
-    rules = LedgerSettings(
+    rules = CacheSettings(
         plain=Rule(settings.fresh_min, settings.fresh_ratio, settings.fresh_max),
         with_status=Rule(settings.fresh_min, settings.fresh_status_ratio, settings.fresh_max),
         max_span=int(settings.upstream_max_span),
@@ -116,7 +116,7 @@ def build_ledger(
         stale_while_revalidate=settings.stale_while_revalidate,
         source=sha256(f"{settings.upstream_url} {settings.status_flag_element}".encode()).hexdigest()[:12],
     )
-    return Ledger(service.fetch, rules, metrics, clock, shared)
+    return Cache(service.fetch, rules, metrics, clock, shared)
 
 
 def create(
@@ -128,7 +128,7 @@ def create(
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
-    ledger = build_ledger(settings, service, metrics, clock, shared)
+    ledger = build_cache(settings, service, metrics, clock, shared)
     identity = build_identity(settings, metrics, clock)
     services = Services(
         ledger,

@@ -94,7 +94,7 @@ NEAR = st.sampled_from([at(text) for text in (*FOLDS.values(), *GAPS.values())])
 @given(NEAR, st.integers(-10 * HOUR, 50 * HOUR))
 def test_no_edge_is_ambiguous_or_missing_and_edges_cover_the_window(near: tuple[int, int], later: int):
     start, length = near
-    window = central.whole(Window(start, start + length))
+    window = central.align_to_fold(Window(start, start + length))
     sent = central.edges(window, now=start + later)
     for edge in sent:
         if edge is not None:
@@ -112,7 +112,7 @@ def test_no_edge_is_ambiguous_or_missing_and_edges_cover_the_window(near: tuple[
 @given(NEAR)
 def test_no_window_is_split_inside_a_fold(near: tuple[int, int]):
     start, length = near
-    window = central.whole(Window(start, start + length))
+    window = central.align_to_fold(Window(start, start + length))
     for edge in (window.start, window.end):
         fold = central.fold_near(edge)
         assert fold is not None
@@ -137,7 +137,7 @@ def test_edges_to_send(start: str, end: str, expected: tuple[str, str | None]):
 
 def test_in_the_fold_an_end_ahead_is_sent_rather_than_null():
     now = at("2026-11-01T07:10")
-    window = central.whole(Window(at("2026-11-01T03:00"), now + 1))
+    window = central.align_to_fold(Window(at("2026-11-01T03:00"), now + 1))
     assert central.edges(window, now).end == "11/01/2026 04:00:01"
     assert central.edges_null_end(window, now).end is None
 

@@ -15,7 +15,7 @@ from gateway.api.query import Filters
 from gateway.api.time_ranges import bucket_starts
 from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
 from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
-from gateway.cache.reader import Ledger
+from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.model import Call, Result, Window
 from tests.test_ledger import NOW, Upstream, ask, call, ledger_of
@@ -125,7 +125,7 @@ def edited(one: Call, start: int, number: int) -> Call:
 
 
 async def summary(
-    ledger: Ledger, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
+    ledger: Cache, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
 ) -> tuple[dict[tuple[int, Group], tuple[int, ...]], int]:
     aggregator = Aggregator(
         AggregateSpec((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list)
@@ -192,7 +192,7 @@ def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
         await ledger.read(ask(["a"], window))
         upstream.now += 60
         upstream.published[-1] = (0, call("0099", day - 2 * DAY + 1))
-        await ledger.read(ask(["a"], Window(day - 2 * DAY, day - DAY), insist=True))
+        await ledger.read(ask(["a"], Window(day - 2 * DAY, day - DAY), no_cache=True))
         aggregator = Aggregator(AggregateSpec("day", "all", list(range(window.start, window.end, DAY)), None, list))
         async for part in counted(ledger, ask(["a"], window), upstream.now, 60):
             for extent in part.extents:
@@ -259,7 +259,7 @@ def test_a_filtered_page_passes_over_nothing_that_fits(
         await ledger.read(ask(["a"], window))
         return await pages(ledger, filters.texts), await pages(ledger, {})
 
-    async def pages(ledger: Ledger, texts: dict[str, str]) -> list[Call]:
+    async def pages(ledger: Cache, texts: dict[str, str]) -> list[Call]:
         found: list[Call] = []
         after: Position | None = None
         while True:

@@ -25,7 +25,7 @@ from gateway.cache.freshness import (
     seconds_past,
     stale_from,
 )
-from gateway.cache.reader import Ledger
+from gateway.cache.reader import Cache
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
@@ -77,7 +77,7 @@ def codes_posted(upstream: Upstream) -> list[tuple[str, ...]]:
     return [codes for codes, _ in upstream.posts]
 
 
-async def read_all(ledger: Ledger, codes: Sequence[str], window: Window) -> list[str]:
+async def read_all(ledger: Cache, codes: Sequence[str], window: Window) -> list[str]:
     return ids((await ledger.read(ask(codes, window))).calls)
 
 
@@ -311,7 +311,7 @@ def test_old_points_are_fetched_again_in_the_background():
 OVERLOAD = UpstreamFailed("HTTP status 503", status=503)
 
 
-def spent(upstream: Upstream, ledger: Ledger, window: Window) -> Coroutine[Any, Any, int]:
+def spent(upstream: Upstream, ledger: Cache, window: Window) -> Coroutine[Any, Any, int]:
     """The POSTs that a read costs."""
 
     async def read() -> int:
@@ -537,8 +537,8 @@ def test_seconds_past_agree_with_the_stale_points(spans: list[tuple[int, int, in
     for start, length, sent in spans:
         extents = overlay(extents, Extent(Window(start, start + length), float(sent)))
     for extent in extents:
-        past = seconds_past([extent], now, rule)
-        assert past <= 0 or stale_from(extent, now, rule) is not None
+        seconds_stale = seconds_past([extent], now, rule)
+        assert seconds_stale <= 0 or stale_from(extent, now, rule) is not None
     assert covers(extents, Window(0, 600)) == all(any(p in e.window for e in extents) for p in range(600))
 
 

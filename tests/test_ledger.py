@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.cache.extents import Extent, by_day, make_extent, overlay
 from gateway.cache.freshness import Rule, gaps, stale_from
-from gateway.cache.reader import Ledger, LedgerSettings, Question
+from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import Position, read_page
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
@@ -89,14 +89,14 @@ class Upstream:
         return Fetched(sent, found, dict(self.unreadable), status_ignored=False)
 
 
-def ledger_of(upstream: Upstream, **changes: int) -> Ledger:
+def ledger_of(upstream: Upstream, **changes: int) -> Cache:
     values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
-    rules = LedgerSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
-    return Ledger(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
+    rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
+    return Cache(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
 
 
-def ask(codes: Sequence[str], window: Window, **changes: Any) -> Question:
-    return Question(codes=tuple(codes), window=window, **changes)
+def ask(codes: Sequence[str], window: Window, **changes: Any) -> Query:
+    return Query(codes=tuple(codes), window=window, **changes)
 
 
 def ids(calls: Sequence[Call]) -> list[str]:

@@ -25,7 +25,7 @@ from gateway.cache.extents import make_extent, make_extent_of_all
 from gateway.cache.freshness import Rule
 from gateway.cache.leases import Leases
 from gateway.cache.level2 import LAYOUT, Found, pack, unpack
-from gateway.cache.reader import Ledger, LedgerSettings
+from gateway.cache.reader import Cache, CacheSettings
 from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
@@ -51,9 +51,9 @@ class Replica:
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
         values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
-        rules = LedgerSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
+        rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
         self.shared = RedisClient(url, metrics, lambda: upstream.now, ANY, timeout=patience)
-        self.ledger = Ledger(upstream, rules, metrics, lambda: upstream.now, self.shared)
+        self.ledger = Cache(upstream, rules, metrics, lambda: upstream.now, self.shared)
 
     async def read(self, codes: Sequence[str], window: Window, **changes: Any) -> list[str]:
         return ids((await self.ledger.read(ask(codes, window, **changes))).calls)

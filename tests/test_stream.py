@@ -144,7 +144,7 @@ def test_an_export_pushes_out_what_it_stored_itself_and_not_what_is_used():
         ledger = ledger_of(upstream, cache_bytes=2**20)
         for _ in range(2):
             await ledger.read(dashboard)
-        parts = stream(ledger, ask(["a"], MONTH, passing=True), upstream.now, 60, newest_first=True)
+        parts = stream(ledger, ask(["a"], MONTH, one_shot=True), upstream.now, 60, newest_first=True)
         assert sum([len(part.calls) async for part in parts]) == 9000
         posts = len(upstream.posts)
         assert (await ledger.read(dashboard)).lookup == "hit"

@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from prometheus_client import CollectorRegistry
 
 from gateway.cache.freshness import Rule
-from gateway.cache.reader import Ledger, LedgerSettings, Question
-from gateway.callbutton.central import whole
+from gateway.cache.reader import Cache, CacheSettings, Query
+from gateway.callbutton.central import align_to_fold
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
@@ -82,7 +82,7 @@ class World:
         now: float,
         demand: Waiters,  # noqa: ARG002
     ) -> Fetched:
-        assert whole(window) == window
+        assert align_to_fold(window) == window
         sent = self.now
         await asyncio.sleep(0)
         if self.failing is not None and window.end - window.start > self.failing[1]:
@@ -114,11 +114,11 @@ class Truth(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.world = World(float(start))
         self.world.echo, self.world.omits = echo, omits
-        rules = LedgerSettings(RULE, RULE, max_span=30_000, batch=2, cache_bytes=bound, stale_if_error=1000)
+        rules = CacheSettings(RULE, RULE, max_span=30_000, batch=2, cache_bytes=bound, stale_if_error=1000)
         self.ledgers = self.replicas(rules)
 
-    def replicas(self, rules: LedgerSettings) -> list[Ledger]:
-        return [Ledger(self.world, rules, Metrics(CollectorRegistry()), lambda: self.world.now)]
+    def replicas(self, rules: CacheSettings) -> list[Cache]:
+        return [Cache(self.world, rules, Metrics(CollectorRegistry()), lambda: self.world.now)]
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
@@ -156,11 +156,11 @@ class Truth(RuleBasedStateMachine):
         ago=st.integers(0, 60_000),
         length=st.integers(1, 60_000),
         codes=st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "b", "c"), ("*",)]),
-        insist=st.sampled_from([False, False, False, True]),
+        no_cache=st.sampled_from([False, False, False, True]),
         crowd=st.integers(1, 3),
         first=st.integers(0, 1),
     )
-    def read(self, ago: int, length: int, codes: tuple[str, ...], insist: bool, crowd: int, first: int) -> None:
+    def read(self, ago: int, length: int, codes: tuple[str, ...], no_cache: bool, crowd: int, first: int) -> None:
         now = self.world.now
         start = int(now) - ago
         windows = [Window(start - shift, start - shift + length) for shift in range(0, crowd * 700, 700)]
@@ -168,11 +168,11 @@ class Truth(RuleBasedStateMachine):
         async def one(number: int, window: Window) -> None:
             ledger = self.ledgers[(first + number) % len(self.ledgers)]
             try:
-                reading = await ledger.read(Question(codes=codes, window=window, insist=insist))
+                reading = await ledger.read(Query(codes=codes, window=window, no_cache=no_cache))
             except UpstreamError:
                 assert self.world.failing is not None or now < self.healed + 2
                 return
-            self.check(reading.calls, codes, window, now, reading.past if reading.stale else None)
+            self.check(reading.calls, codes, window, now, reading.seconds_stale if reading.stale else None)
 
         async def together() -> None:
             await asyncio.gather(*(one(*numbered) for numbered in enumerate(windows)))
@@ -184,7 +184,7 @@ class Truth(RuleBasedStateMachine):
     healed = 0.0  # when the upstream was last seen to fail: errors are remembered for a second
 
     def check(
-        self, calls: Sequence[Call], codes: tuple[str, ...], window: Window, now: float, past: float | None
+        self, calls: Sequence[Call], codes: tuple[str, ...], window: Window, now: float, seconds_stale: float | None
     ) -> None:
         """Compare an answer with what the upstream showed, at some instant no older than the rule allows."""
         listed = CODES if codes == ("*",) else codes
@@ -204,7 +204,7 @@ class Truth(RuleBasedStateMachine):
             oldest = now - RULE.minimum
             if now > start:
                 oldest = min(oldest, max((now + RULE.ratio * start) / (1 + RULE.ratio), now - RULE.maximum))
-            oldest -= (past or 0) * 1.2 + 1
+            oldest -= (seconds_stale or 0) * 1.2 + 1
             shown_all_along = version.since <= oldest and version.until > now
             key = version.call.client_code, version.call.id
             if shown_all_along and not self._moved(key, oldest):
@@ -225,7 +225,7 @@ class SharedTruth(Truth):
 
     server: Server
 
-    def replicas(self, rules: LedgerSettings) -> list[Ledger]:
+    def replicas(self, rules: CacheSettings) -> list[Cache]:
         if self.server.process.poll() is not None:
             self.server.start()
         self.server.client.flushall()
@@ -240,8 +240,7 @@ class SharedTruth(Truth):
             for _ in range(2)
         ]
         return [
-            Ledger(self.world, rules, Metrics(CollectorRegistry()), clock, connection)
-            for connection in self.connections
+            Cache(self.world, rules, Metrics(CollectorRegistry()), clock, connection) for connection in self.connections
         ]
 
     @rule(what=st.sampled_from(["flush", "evict", "evict", "evict", "kill", "start", "start"]), which=st.integers(0, 9))

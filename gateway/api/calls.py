@@ -111,7 +111,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     if form in exports.FORMATS:
         _refuse_paging(form, query)
         context.release = services.exports.begin(responses.consumer_of(context))
-        one_shot = msgspec.structs.replace(question, passing=True)
+        one_shot = msgspec.structs.replace(question, one_shot=True)
         parts = stream(services.ledger, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
         return await exports.export_response(context, query, parts, present, form, now)
     page = await read_page(

@@ -27,7 +27,7 @@ from gateway.access import Consumer, may_see
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.responses import services_of
 from gateway.api.signing import Signer
-from gateway.cache.reader import Question
+from gateway.cache.reader import Query
 from gateway.callbutton.recordings import Recording
 from gateway.errors import Forbidden, GatewayError, InvalidParameters, NotFound, ParameterFault
 from gateway.model import Call, Window
@@ -94,7 +94,7 @@ async def get_recording(request: Request[Any, Any, State], token: FromPath[str])
     context.consumer = consumer
     window = Window(link.start, link.start + 1)
     deadline = asyncio.get_running_loop().time() + services.deadline
-    reading = await services.ledger.read(Question(codes=(link.code,), window=window, deadline=deadline))
+    reading = await services.ledger.read(Query(codes=(link.code,), window=window, deadline=deadline))
     call = next((one for one in reading.calls if one.id == link.call_id), None)
     if call is None or call.recording_url is None:
         raise NotFound("there is no recording of this call, or no longer")

@@ -20,7 +20,7 @@ from gateway.api.middleware.response_cache import matches
 from gateway.api.negotiation import negotiate_media_type
 from gateway.api.query import NO_FILTERS, Filters
 from gateway.cache.extents import Keep
-from gateway.cache.reader import Ledger, Question, Reading
+from gateway.cache.reader import Cache, Query, ReadResult
 from gateway.cache.scans import Page
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
@@ -54,7 +54,7 @@ class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
 class Services(Struct, frozen=True):
     """What handlers need. `deadline` is in seconds; links begin with `public_url`."""
 
-    ledger: Ledger
+    ledger: Cache
     clock: Callable[[], float]
     signing_key: bytes
     history_start: int
@@ -96,20 +96,20 @@ def cache_query(
     *,
     filters: Collection[str] = (),
     status: bool = False,
-) -> Question:
+) -> Query:
     """The query of the cache for client codes, as far as the consumer may see them. Raises Forbidden."""
     consumer = consumer_of(context)
     require_list(consumer, filters, status=status)
-    return Question(
+    return Query(
         codes=codes_to_read(consumer, codes),
         window=window,
         status=status,
-        insist=_no_cache(context) and "refresh" in consumer.scopes,
+        no_cache=_no_cache(context) and "refresh" in consumer.scopes,
         deadline=asyncio.get_running_loop().time() + services.deadline,
     )
 
 
-def row_filter(context: RequestContext, question: Question, filters: Filters = NO_FILTERS) -> Keep:
+def row_filter(context: RequestContext, question: Query, filters: Filters = NO_FILTERS) -> Keep:
     """The function that keeps the calls that were asked for, of the clients that the consumer may see."""
     seen = keep_seen(consumer_of(context), question.codes)
     return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
@@ -120,7 +120,7 @@ def json_response(
     context: RequestContext,
     body: object,
     window: Window,
-    source: Page | Reading,
+    source: Page | ReadResult,
     *,
     data_end: bytes = BEFORE_META,
     next_link: str = "",
@@ -130,7 +130,7 @@ def json_response(
     if not source.stale:
         # A window that reaches into the future grows by the second.
         until = math.inf if window.end <= now else math.ceil(now)
-        context.lifetime = Lifetime(source.as_of, now - source.past, until)
+        context.lifetime = Lifetime(source.as_of, now - source.seconds_stale, until)
     etag = _etag(encoded[: encoded.rindex(data_end)], has_next=bool(next_link))
     headers = {
         "ETag": etag,
@@ -152,14 +152,14 @@ def shared_headers(context: RequestContext) -> dict[str, str]:
     return {"Cache-Control": "private", "Vary": VARY, "Server-Timing": timing}
 
 
-def combined(before: Reading | None, reading: Reading, *, newest_first: bool = False) -> Reading:
+def combined(before: ReadResult | None, reading: ReadResult, *, newest_first: bool = False) -> ReadResult:
     """The reading of two neighbouring spans, of which `before` was read first."""
     if before is None:
         return reading
-    return Reading(
+    return ReadResult(
         as_of=before.as_of if newest_first else reading.as_of,
         oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
-        past=max(before.past, reading.past),
+        seconds_stale=max(before.seconds_stale, reading.seconds_stale),
         stale=before.stale or reading.stale,
         unreadable=before.unreadable + reading.unreadable,
         lookup=reading.lookup if before.lookup == reading.lookup else "partial",
@@ -167,12 +167,12 @@ def combined(before: Reading | None, reading: Reading, *, newest_first: bool = F
     )
 
 
-def empty_reading(now: float) -> Reading:
+def empty_reading(now: float) -> ReadResult:
     """The reading of a window in which there is nothing to read."""
-    return Reading(as_of=now, oldest_fetch=now, past=-1)
+    return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-1)
 
 
-def meta_of(window: Window, source: Page | Reading) -> Meta:
+def meta_of(window: Window, source: Page | ReadResult) -> Meta:
     """The window that a response covers, and how fresh it is."""
     return Meta(
         start=instant(window.start),
@@ -204,8 +204,8 @@ def _etag(data: bytes, *, has_next: bool) -> str:
     return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if has_next else b"end").hexdigest()}"'
 
 
-def _cache_status(source: Page | Reading) -> str:
+def _cache_status(source: Page | ReadResult) -> str:
     """The answer's source (RFC 9211); a negative ttl is how long it has been stale."""
     if source.lookup == "hit" or source.stale:
-        return f"hit; ttl={-math.ceil(source.past)}"
+        return f"hit; ttl={-math.ceil(source.seconds_stale)}"
     return f"fwd={source.lookup}{'; collapsed' if source.collapsed else ''}"

@@ -26,7 +26,7 @@ from gateway.model import EVERY_CLIENT
 MAX_PROFILES = 20_000  # about 5 MB; the least recently used is dropped
 FAILED_TTL = 600  # seconds in which a code that failed is not batched
 LIMIT_TTL = 3600  # seconds after which a limit is forgotten
-HOLD = 600  # seconds in which a span that grew too far does not grow
+SPAN_HOLD = 600  # seconds in which a span that grew too far does not grow
 MIN_SPAN = 3600  # seconds; a server that cannot answer for an hour cannot answer
 MAX_POSTS = 32  # of a flight
 
@@ -107,7 +107,7 @@ class ClientProfiles:
     def _limit_span(self, profile: ClientProfile, seconds: int, now: float) -> None:
         profile.max_span, profile.limited_until = max(MIN_SPAN, seconds), now + LIMIT_TTL
         if now - profile.grown < LIMIT_TTL:
-            profile.hold_until = now + HOLD
+            profile.hold_until = now + SPAN_HOLD
 
     def span(self, code: str, now: float, allowed: int = 0) -> int:
         """The longest window to request of a code, in seconds; `allowed` may exceed the configured limit."""

@@ -121,7 +121,7 @@ def _cut(calls: tuple[Call, ...], window: Window) -> tuple[Call, ...]:
     return calls[first:last]
 
 
-Held = dict[str, list[Extent]]  # extents by client code
+ExtentsByCode = dict[str, list[Extent]]  # extents by client code
 
 
 def instant(seconds: float) -> datetime:

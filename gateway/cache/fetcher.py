@@ -23,7 +23,7 @@ from msgspec import Struct
 from gateway.cache.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all
 from gateway.cache.single_flight import Flight, FlightResult
-from gateway.callbutton.central import whole
+from gateway.callbutton.central import align_to_fold
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
@@ -195,7 +195,7 @@ def _is_overload(error: UpstreamError) -> bool:
 
 
 def _halves(window: Window) -> list[Window]:
-    middle = whole(Window(window.start, (window.start + window.end) // 2)).end
+    middle = align_to_fold(Window(window.start, (window.start + window.end) // 2)).end
     if not window.start < middle < window.end:
         return []
     return [Window(window.start, middle), Window(middle, window.end)]

@@ -17,7 +17,7 @@ from msgspec import Struct
 from gateway.cache.extents import Extent
 from gateway.model import Window
 
-AHEAD = 0.5  # of the ratio
+REFRESH_AHEAD = 0.5  # of the ratio
 COVER = 2.0  # times the seconds that gaps need
 MAX_READ_POSTS = 40  # of one read and client; a year at the default span of 31 days takes 12
 GRID = 0.1  # of a point's age
@@ -65,9 +65,9 @@ def coalesce(extents: Sequence[Extent]) -> list[Extent]:
     return found
 
 
-def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, whole: Align) -> list[Window]:
+def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, align_to_fold: Align) -> list[Window]:
     """Plan the windows to POST so that all of `window` is fresh; `extents` are sorted and do not overlap."""
-    ahead_rule = Rule(0, rule.ratio * AHEAD, rule.maximum)
+    ahead_rule = Rule(0, rule.ratio * REFRESH_AHEAD, rule.maximum)
     found: list[Window] = []
     covered = window.start
     for extent in coalesce(extents):
@@ -83,7 +83,7 @@ def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, whol
         covered = max(covered, end)
     if covered < window.end:
         found.append(Window(covered, window.end))
-    return merge_gaps(map(whole, found))
+    return merge_gaps(map(align_to_fold, found))
 
 
 def _on_grid(point: float, now: float) -> int:
@@ -120,7 +120,7 @@ def due_for_refresh(extents: Sequence[Extent], now: float, rule: Rule) -> list[W
     return found
 
 
-def plan_posts(windows: Iterable[Window], span: int, whole: Align) -> list[Window]:
+def plan_posts(windows: Iterable[Window], span: int, align_to_fold: Align) -> list[Window]:
     """Plan the windows of the POSTs for one client: of at most about `span` seconds each, at most `MAX_READ_POSTS`.
 
     More gaps than half of that are merged, the nearest first. Then spans are made longer, if there are still too many.
@@ -138,14 +138,14 @@ def plan_posts(windows: Iterable[Window], span: int, whole: Align) -> list[Windo
         merged = wider
     seconds = sum(window.end - window.start for window in merged)
     span = max(span, -(-seconds // (MAX_READ_POSTS - len(merged))))
-    return [part for window in merged for part in split_window(window, span, whole)]
+    return [part for window in merged for part in split_window(window, span, align_to_fold)]
 
 
-def split_window(window: Window, span: int, whole: Align) -> list[Window]:
+def split_window(window: Window, span: int, align_to_fold: Align) -> list[Window]:
     """Cut a long window into parts of at most about `span` seconds, all of them aligned."""
     parts, start = [], window.start
     while start < window.end:
-        end = min(window.end, whole(Window(start, min(window.end, start + span))).end)
+        end = min(window.end, align_to_fold(Window(start, min(window.end, start + span))).end)
         parts.append(Window(start, end))
         start = end
     return parts

@@ -30,7 +30,7 @@ LOGGER = logging.getLogger(__name__)
 LEASE_TTL = 3.0  # seconds without renewal; a stalled process is taken over in the time of a slow POST
 FULFILLED_TTL = 5.0  # seconds
 TIMEOUT = 60.0  # seconds; the default deadline of a request
-MARGIN = 2  # seconds by which the reach of an open lease must exceed the window: a reader that joins comes later
+REACH_MARGIN = 2  # seconds by which the reach of an open lease must exceed the window: a reader that joins comes later
 
 ACQUIRE = load_script("lease_acquire")
 RENEW = load_script("lease_renew")
@@ -81,7 +81,7 @@ class Leases:
     async def _acquire(self, token: str, flight: Flight, codes: list[str]) -> dict[str, RemoteLease]:
         """Take the leases of codes. The codes that another replica serves are in the result, with its leases."""
         window, planned = flight.window, flight.planned
-        end = window.end + MARGIN if flight.open else window.end
+        end = window.end + REACH_MARGIN if flight.open else window.end
         reach = int(max(window.end, planned + self._fresh)) if flight.open else window.end
         earliest = planned - (1.0 if flight.no_cache else self._fresh / 2)
         keys = list(map(self._key, codes))

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 
-from gateway.cache.extents import DAY, Extent, Held, by_day, covers, make_extent, make_extent_of_all
-from gateway.cache.memory import LONG
+from gateway.cache.extents import DAY, Extent, ExtentsByCode, by_day, covers, make_extent, make_extent_of_all
+from gateway.cache.level1 import LONG
 from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, Call, Status, Window
@@ -85,9 +85,9 @@ class Level2:
         self._lookups: dict[tuple[tuple[Wanted, ...], bool], asyncio.Task[list[Found]]] = {}
         self._stores = 0
 
-    async def better(self, gaps: Sequence[Gap], held: Held, *, status: bool) -> Held:
+    async def better(self, gaps: Sequence[Gap], held: ExtentsByCode, *, status: bool) -> ExtentsByCode:
         """Look up the extents that serve gaps better than those held, in no order."""
-        result: Held = defaultdict(list)
+        result: ExtentsByCode = defaultdict(list)
         for found in await self.lookup(wanted(gaps, held), status=status):
             result[found.code].append(found.extent)
         return result

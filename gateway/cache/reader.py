@@ -20,14 +20,14 @@ from msgspec import Struct
 
 from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
-from gateway.cache.extents import Extent, Held, covers, lateness, merge, overlay, overlay_all, repeated_ids
+from gateway.cache.extents import Extent, ExtentsByCode, covers, lateness, merge, overlay, overlay_all, repeated_ids
 from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
+from gateway.cache.level1 import SKEW, Level1
 from gateway.cache.level2 import LAYOUT, Found, Level2
-from gateway.cache.memory import SKEW, Memory
 from gateway.cache.single_flight import Gap, SingleFlight
-from gateway.callbutton.central import whole
+from gateway.callbutton.central import align_to_fold
 from gateway.callbutton.wait_queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.metrics import Metrics
@@ -37,7 +37,7 @@ from gateway.redis_client import RedisClient
 MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
 
-class LedgerSettings(Struct, frozen=True):
+class CacheSettings(Struct, frozen=True):
     """How the ledger reads. `max_span`, `stale_if_error` and `stale_while_revalidate` in seconds."""
 
     plain: Rule
@@ -50,33 +50,33 @@ class LedgerSettings(Struct, frozen=True):
     source: str = ""  # names the upstream in the keys that replicas share
 
 
-class Question(Struct, frozen=True, kw_only=True):
+class Query(Struct, frozen=True, kw_only=True):
     """A query: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
 
-    `insist` accepts only POSTs sent from now on. `passing` is for exports: it does not count as a use of the cache.
+    `no_cache` accepts only POSTs sent from now on. `one_shot` is for exports: it does not count as a use of the cache.
     """
 
     codes: tuple[str, ...]
     window: Window
     status: bool = False
-    insist: bool = False
-    passing: bool = False
+    no_cache: bool = False
+    one_shot: bool = False
     deadline: float | None = None
 
 
-class Reading(Struct, kw_only=True, dict=True):
+class ReadResult(Struct, kw_only=True, dict=True):
     """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
 
-    `past` is for how long the stalest point has been stale, negative while all is fresh. `lookup` is hit, partial or
+    `seconds_stale` is for how long the stalest point has been stale, negative while all is fresh. `lookup` is hit, partial or
     miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps that it sent itself.
     """
 
     as_of: float
     oldest_fetch: float
-    past: float
+    seconds_stale: float
     stale: bool = False
     unreadable: int = 0
-    used: Held = msgspec.field(default_factory=dict)
+    used: ExtentsByCode = msgspec.field(default_factory=dict)
     lookup: str = "hit"
     collapsed: bool = False
     posts: int = 0
@@ -108,7 +108,7 @@ class Reading(Struct, kw_only=True, dict=True):
         return sum(len(extent.calls) for extent in self.extents)
 
 
-def make_reading(held: Held, window: Window, now: float, rules: Mapping[str, Rule]) -> Reading:
+def make_result(held: ExtentsByCode, window: Window, now: float, rules: Mapping[str, Rule]) -> ReadResult:
     """Make a reading of extents that cover the window."""
     used = {
         code: [extent.view(window) for extent in found if extent.window.overlaps(window)]
@@ -116,22 +116,22 @@ def make_reading(held: Held, window: Window, now: float, rules: Mapping[str, Rul
     }
     every = [extent for extents in used.values() for extent in extents]
     unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
-    return Reading(
+    return ReadResult(
         used=used,
         as_of=min(extent.sent for extent in every if extent.window.end == window.end),
         oldest_fetch=min(extent.sent for extent in every),
-        past=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+        seconds_stale=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
         unreadable=sum(unreadable.values()),
     )
 
 
-class Ledger:
+class Cache:
     """The cache in front of the upstream: calls and extents of the clients that were read."""
 
     def __init__(
         self,
         fetch: Fetch,
-        settings: LedgerSettings,
+        settings: CacheSettings,
         metrics: Metrics,
         clock: Callable[[], float],
         shared: RedisClient | None = None,
@@ -139,7 +139,7 @@ class Ledger:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._memory = Memory(settings.cache_bytes, metrics)
+        self._level1 = Level1(settings.cache_bytes, metrics)
         self._profiles = ClientProfiles(settings.max_span, settings.batch)
         fresh = settings.plain.minimum
         fetcher = Fetcher(fetch, self._profiles, self._store, clock, fresh)
@@ -158,50 +158,50 @@ class Ledger:
         if self._leases is not None:
             await self._leases.close()
 
-    async def read(self, question: Question, span: int = 0) -> Reading:
+    async def read(self, query: Query, span: int = 0) -> ReadResult:
         """Read the calls of a window, in POSTs of at most `span` seconds or the span allowed. Raises UpstreamError."""
         now = self._clock()
-        window = Window(question.window.start, min(question.window.end, math.ceil(now)))
+        window = Window(query.window.start, min(query.window.end, math.ceil(now)))
         if window.start >= window.end:
-            return Reading(as_of=now, oldest_fetch=now, past=-self._settings.plain.minimum)
-        rules = {code: self._rule(code, status=question.status) for code in question.codes}
-        look = partial(self._memory.lookup, window=window, status=question.status, used=not question.passing)
-        held = {code: look(code, now=now) for code in question.codes}
+            return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-self._settings.plain.minimum)
+        rules = {code: self._rule(code, status=query.status) for code in query.codes}
+        look = partial(self._level1.lookup, window=window, status=query.status, used=not query.one_shot)
+        held = {code: look(code, now=now) for code in query.codes}
         with tracing.span("plan") as plan:
-            missing = self._gaps(question, window, now, rules, held, span)
+            missing = self._gaps(query, window, now, rules, held, span)
             if plan is not None:
                 plan.set_attributes({"clients": len(held), "gaps": len(missing)})
-        if missing and self._level2 is not None and not question.insist:
-            found = await self._level2.better(missing, held, status=question.status)
-            held = {code: look(code, now=self._clock()) for code in question.codes}  # flights may have landed
+        if missing and self._level2 is not None and not query.no_cache:
+            found = await self._level2.better(missing, held, status=query.status)
+            held = {code: look(code, now=self._clock()) for code in query.codes}  # flights may have landed
             for code, extents in found.items():
                 held[code] = [one for one in overlay_all(held[code] + extents) if one.window.overlaps(window)]
-            missing = self._gaps(question, window, now, rules, held, span)
+            missing = self._gaps(query, window, now, rules, held, span)
         incomplete = {gap.code for gap in missing}
         for code, extents in held.items():
             self._metrics.lookups.labels("hit" if code not in incomplete else "partial" if extents else "miss").inc()
         self._metrics.read_gaps.observe(len(missing))
         complete = all(covers(found, window) for found in held.values())
-        before = make_reading(held, window, now, rules) if complete else None
+        before = make_result(held, window, now, rules) if complete else None
         if before is not None and not missing:
-            self._revalidate(held, now, rules, status=question.status)
+            self._revalidate(held, now, rules, status=query.status)
             self._metrics.rows.labels("ledger").inc(before.size)
             return before
-        if before and not question.insist and before.past < self._settings.stale_while_revalidate:
-            self._single_flight.subscribe(missing, rules, status=question.status, background=Priority.REVALIDATION)
+        if before and not query.no_cache and before.seconds_stale < self._settings.stale_while_revalidate:
+            self._single_flight.subscribe(missing, rules, status=query.status, background=Priority.REVALIDATION)
             return self._stale(before)
         known = sum(len(extent.calls) for found in held.values() for extent in found)
         lookup = "partial" if any(held.values()) else "miss"
         try:
-            posts, joined = await self._fetch(question, missing, rules, held)
+            posts, joined = await self._fetch(query, missing, rules, held)
         except UpstreamError as error:
-            refused = question.insist or isinstance(error, UpstreamRejected)
-            if before is None or refused or before.past >= self._settings.stale_if_error:
+            refused = query.no_cache or isinstance(error, UpstreamRejected)
+            if before is None or refused or before.seconds_stale >= self._settings.stale_if_error:
                 raise
             return self._stale(before)
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
-        reading = make_reading(held, window, now, rules)
+        reading = make_result(held, window, now, rules)
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
         self._metrics.rows.labels("ledger").inc(min(kept, known, reading.size))
@@ -211,7 +211,7 @@ class Ledger:
     def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
         """The second in which the cache last saw a call start, however long ago; None if it never did."""
         now = self._clock()
-        for extent in reversed(self._memory.lookup(code, Window(0, math.ceil(now)), now, status=status)):
+        for extent in reversed(self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status)):
             for call in extent.calls:
                 if call.id == identity:
                     second = int(call.start_time.timestamp())
@@ -220,16 +220,16 @@ class Ledger:
 
     def _store(self, code: str, extent: Extent, status: bool) -> None:
         """Store an extent, and note how late its calls were published where the cache had looked before."""
-        for seconds in lateness(self._memory.lookup(code, extent.window, extent.sent, status=status), extent):
+        for seconds in lateness(self._level1.lookup(code, extent.window, extent.sent, status=status), extent):
             self._metrics.lateness.observe(seconds)
-        self._memory.store(code, extent, status=status)
+        self._level1.store(code, extent, status=status)
 
     def _keep(self, found: Found) -> bool:
         """Store an extent of level 2 in level 1, unless a clock was wrong."""
         if found.extent.sent > self._clock() + SKEW:
             self._metrics.skew.inc()
             return False
-        self._memory.store(found.code, found.extent, status=found.status)
+        self._level1.store(found.code, found.extent, status=found.status)
         return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:
@@ -239,28 +239,30 @@ class Ledger:
         return rule if minimum == rule.minimum else Rule(minimum, rule.ratio, rule.maximum)
 
     def _gaps(
-        self, question: Question, window: Window, now: float, rules: Mapping[str, Rule], held: Held, span: int
+        self, query: Query, window: Window, now: float, rules: Mapping[str, Rule], held: ExtentsByCode, span: int
     ) -> list[Gap]:
         return [
             Gap(code, gap, span)
             for code, found in held.items()
-            for gap in ([whole(window)] if question.insist else gaps(found, window, now, rules[code], whole))
+            for gap in (
+                [align_to_fold(window)] if query.no_cache else gaps(found, window, now, rules[code], align_to_fold)
+            )
         ]
 
     async def _fetch(
-        self, question: Question, missing: list[Gap], rules: Mapping[str, Rule], held: Held
+        self, query: Query, missing: list[Gap], rules: Mapping[str, Rule], held: ExtentsByCode
     ) -> tuple[int, bool]:
         """Fetch gaps into `held`. Returns how many were sent, and whether any flight was joined."""
         posts, joined = 0, False
         for last in (False, True):
             subscriptions = self._single_flight.subscribe(
-                missing, rules, status=question.status, no_cache=question.insist, until=question.deadline
+                missing, rules, status=query.status, no_cache=query.no_cache, until=query.deadline
             )
             missing = []
             try:
                 for one in subscriptions:
                     try:
-                        async with asyncio.timeout_at(question.deadline):
+                        async with asyncio.timeout_at(query.deadline):
                             extents = await one.wait()
                     except TimeoutError:
                         raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
@@ -279,15 +281,19 @@ class Ledger:
                 break
         return posts, joined
 
-    def _revalidate(self, held: Held, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
+    def _revalidate(self, held: ExtentsByCode, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
         """Fetch points that soon reach the maximum age in the background, a few windows for each read."""
-        due = [Gap(code, whole(w), 0) for code, found in held.items() for w in due_for_refresh(found, now, rules[code])]
+        due = [
+            Gap(code, align_to_fold(w), 0)
+            for code, found in held.items()
+            for w in due_for_refresh(found, now, rules[code])
+        ]
         if due:
             self._single_flight.subscribe(due[:MAX_REVALIDATED], rules, status=status, background=Priority.PREFETCH)
 
-    def _stale(self, reading: Reading) -> Reading:
-        reading.stale = reading.past > 0
+    def _stale(self, reading: ReadResult) -> ReadResult:
+        reading.stale = reading.seconds_stale > 0
         self._metrics.rows.labels("ledger").inc(reading.size)
         if reading.stale:
-            self._metrics.stale_seconds.observe(reading.past)
+            self._metrics.stale_seconds.observe(reading.seconds_stale)
         return reading

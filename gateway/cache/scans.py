@@ -26,8 +26,8 @@ import msgspec
 from msgspec import Struct
 
 from gateway.cache.extents import DAY, Extent, Keep, deduplicated, instant, key_of, not_superseded
-from gateway.cache.reader import Ledger, Question, Reading
-from gateway.callbutton.central import whole
+from gateway.cache.reader import Cache, Query, ReadResult
+from gateway.callbutton.central import align_to_fold
 from gateway.model import Call, Window
 
 SPARSE = 100  # calls: the spans of a page double while the last held fewer
@@ -54,7 +54,7 @@ class Page(Struct):
     after: Position | None
     as_of: float
     oldest_fetch: float
-    past: float
+    seconds_stale: float
     stale: bool
     unreadable: int
     lookup: str
@@ -70,8 +70,8 @@ def position(call: Call) -> Position:
 
 
 async def read_page(
-    ledger: Ledger,
-    question: Question,
+    ledger: Cache,
+    query: Query,
     now: float,
     *,
     newest_first: bool,
@@ -84,17 +84,17 @@ async def read_page(
 
     `texts` are the texts of every call to keep, by the names of fields: extents without them are skipped.
     """
-    rest = _up_to(question.window, now)
+    rest = _up_to(query.window, now)
     if after is not None:
         second = math.floor(after.start_time.timestamp())
         rest = Window(rest.start, min(rest.end, second + 1)) if newest_first else Window(second, rest.end)
     calls: list[Call] = []
-    readings: list[Reading] = []
+    readings: list[ReadResult] = []
     span = DAY
     posts = examined = 0
     while rest.start < rest.end and len(calls) <= limit and posts < MAX_PAGE_POSTS and examined < MAX_PAGE_CALLS:
         part, rest = _next_span(rest, span, newest_first=newest_first)
-        reading = await ledger.read(msgspec.structs.replace(question, window=part), span)
+        reading = await ledger.read(msgspec.structs.replace(query, window=part), span)
         before = [extent for earlier in readings for extent in earlier.extents]
         found = keep(reading.calls_with(texts or {}))
         found = _ordered(not_superseded(found, reading.extents, before, ties=True), newest_first=newest_first)
@@ -117,7 +117,7 @@ async def read_page(
         after=following,
         as_of=newest.as_of if newest else now,
         oldest_fetch=min((reading.oldest_fetch for reading in readings), default=now),
-        past=max((reading.past for reading in readings), default=0),
+        seconds_stale=max((reading.seconds_stale for reading in readings), default=0),
         stale=any(reading.stale for reading in readings),
         unreadable=sum(reading.unreadable for reading in readings),
         lookup=lookups.pop() if len(lookups) == 1 else "partial",
@@ -141,40 +141,40 @@ class Part(Struct, frozen=True):
     """Calls in order, and the reading that they are from."""
 
     calls: list[Call]
-    reading: Reading
+    reading: ReadResult
 
 
 class Counted(Struct, frozen=True):
     """Extents that have no call in common with others, and the reading that they are from."""
 
     extents: Sequence[Extent]
-    reading: Reading
+    reading: ReadResult
 
 
 class Spans:
     """The spans of a window, read one after another, the next one ahead."""
 
     def __init__(
-        self, ledger: Ledger, question: Question, now: float, patience: float, pace: Pace, *, newest_first: bool
+        self, ledger: Cache, query: Query, now: float, timeout: float, pace: Pace, *, newest_first: bool
     ) -> None:
         self._ledger = ledger
-        self._question = question
-        self._patience = patience
+        self._question = query
+        self._patience = timeout
         self._newest_first = newest_first
-        self._rest = _up_to(question.window, now)
+        self._rest = _up_to(query.window, now)
         self._pace = pace
         self._span = pace.first
-        self._ahead: asyncio.Task[Reading] | None = None
+        self._ahead: asyncio.Task[ReadResult] | None = None
 
     def begin(self) -> None:
         """Begin to read the next span, if there is one."""
         if self._rest.start < self._rest.end:
             part, self._rest = _next_span(self._rest, self._span, newest_first=self._newest_first)
             deadline = asyncio.get_running_loop().time() + self._patience
-            question = msgspec.structs.replace(self._question, window=part, deadline=deadline)
-            self._ahead = asyncio.create_task(self._ledger.read(question, self._span))
+            query = msgspec.structs.replace(self._question, window=part, deadline=deadline)
+            self._ahead = asyncio.create_task(self._ledger.read(query, self._span))
 
-    async def next(self) -> Reading | None:
+    async def next(self) -> ReadResult | None:
         """Wait for the span that was begun. Raises UpstreamError."""
         if self._ahead is None:
             return None
@@ -191,10 +191,10 @@ class Spans:
 
 
 async def stream(
-    ledger: Ledger, question: Question, now: float, patience: float, *, newest_first: bool, keep: Keep = list
+    ledger: Cache, query: Query, now: float, timeout: float, *, newest_first: bool, keep: Keep = list
 ) -> AsyncIterator[Part]:
-    """Read a window as parts in order; each span may take `patience` seconds. Raises UpstreamError."""
-    spans = Spans(ledger, question, now, patience, ROWS, newest_first=newest_first)
+    """Read a window as parts in order; each span may take `timeout` seconds. Raises UpstreamError."""
+    spans = Spans(ledger, query, now, timeout, ROWS, newest_first=newest_first)
     try:
         spans.begin()
         reading = await spans.next()
@@ -221,9 +221,9 @@ async def stream(
         spans.leave()
 
 
-async def counted(ledger: Ledger, question: Question, now: float, patience: float) -> AsyncIterator[Counted]:
+async def counted(ledger: Cache, query: Query, now: float, timeout: float) -> AsyncIterator[Counted]:
     """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError."""
-    spans = Spans(ledger, question, now, patience, COUNTS, newest_first=False)
+    spans = Spans(ledger, query, now, timeout, COUNTS, newest_first=False)
     waiting: deque[Counted] = deque()
     held = 0
     try:
@@ -260,10 +260,10 @@ def _up_to(window: Window, now: float) -> Window:
 def _next_span(rest: Window, span: int, *, newest_first: bool) -> tuple[Window, Window]:
     """Cut a span off a window, at the end where the order begins. Returns the span and the rest."""
     if newest_first:
-        start = whole(Window(max(rest.start, rest.end - span), rest.end)).start
+        start = align_to_fold(Window(max(rest.start, rest.end - span), rest.end)).start
         start = max(start, rest.start)
         return Window(start, rest.end), Window(rest.start, start)
-    end = min(whole(Window(rest.start, min(rest.end, rest.start + span))).end, rest.end)
+    end = min(align_to_fold(Window(rest.start, min(rest.end, rest.start + span))).end, rest.end)
     return Window(rest.start, end), Window(end, rest.end)
 
 

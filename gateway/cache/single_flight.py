@@ -28,7 +28,7 @@ from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import Extent, minus
 from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
-from gateway.callbutton.central import whole
+from gateway.callbutton.central import align_to_fold
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
 from gateway.metrics import Metrics
@@ -199,7 +199,7 @@ class SingleFlight:
                 if any(served.overlaps(window) for window in rest):
                     subscriptions.append(make(gap, joined=True))
                     subscriptions[-1].subscribe(flight)
-                    rest = [whole(part) for window in rest for part in minus(window, served)]
+                    rest = [align_to_fold(part) for window in rest for part in minus(window, served)]
             if rest != [gap.window]:
                 self._metrics.joined.inc()
             for window in rest:
@@ -250,7 +250,7 @@ class SingleFlight:
             spans[one.gap.code] = max(spans[one.gap.code], one.gap.span)
         by_window: dict[Window, list[str]] = defaultdict(list)
         for code in windows:
-            for part in plan_posts(windows[code], self._profiles.span(code, now, spans[code]), whole):
+            for part in plan_posts(windows[code], self._profiles.span(code, now, spans[code]), align_to_fold):
                 by_window[part].append(code)
         background = min((one.background for one in subscriptions if one.background is not None), default=None)
         no_cache = any(one.no_cache for one in subscriptions)

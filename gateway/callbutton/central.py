@@ -3,7 +3,7 @@
 Rules (T4):
 - A wall time in the autumn fold has two readings. The order of a reply decides (`infer_folds`), else the earlier one
   stands and is `assumed`. One in the spring gap is read with the offset before the gap: `assumed`.
-- The fold is atomic: no window is split inside it (`whole`).
+- The fold is atomic: no window is split inside it (`align_to_fold`).
 - No edge that is sent is ambiguous or non-existent. A request asks for a second more on each side, since the document
   does not say whether edges are inclusive; near the fold for wall 23:59:59 of the day before to 04:00:01, so that the
   order has anchors; in the hour after the gap from wall 01:59:59.
@@ -156,7 +156,7 @@ def infer_folds(times: Sequence[datetime]) -> dict[int, datetime]:
     return decided
 
 
-def whole(window: Window) -> Window:
+def align_to_fold(window: Window) -> Window:
     """Widen a window so that no edge lies inside a fold."""
     start, end = window.start, window.end
     if (fold := fold_near(start)) and fold.start < start < fold.end:

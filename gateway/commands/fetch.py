@@ -31,7 +31,7 @@ from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from gateway.cache.reader import Ledger, Reading
+    from gateway.cache.reader import Cache, ReadResult
     from gateway.callbutton.service import Service
     from gateway.model import Call
 
@@ -160,12 +160,12 @@ class Export:
         """Write what is missing. Raises UpstreamError, OSError."""
         from prometheus_client import CollectorRegistry
 
-        from gateway.app import build_ledger, build_service
+        from gateway.app import build_cache, build_service
         from gateway.metrics import Metrics
 
         metrics = Metrics(CollectorRegistry())
         service = build_service(self._settings, metrics)
-        ledger = build_ledger(self._settings, service, metrics)
+        ledger = build_cache(self._settings, service, metrics)
         if not self._mark.size:
             self._write(self._format.begin())
         try:
@@ -182,18 +182,18 @@ class Export:
             complain(f"{self._mark.unreadable} calls could not be read, and are left out")
         self._progress.end(self._mark.calls)
 
-    async def _read(self, ledger: Ledger, now: float) -> None:
-        from gateway.cache.reader import Question
+    async def _read(self, ledger: Cache, now: float) -> None:
+        from gateway.cache.reader import Query
         from gateway.cache.scans import stream
         from gateway.model import Window
 
         rest = Window(self._mark.upto, self._mark.window[1])
-        question = Question(codes=self._codes, window=rest, status=self._status)
+        query = Query(codes=self._codes, window=rest, status=self._status)
         patience = self._settings.upstream_deadline * PATIENCE
         before = {tuple(key) for key in self._mark.recent}
         written: list[Call] = []  # of the span that is going out
         first = True
-        async for part in stream(ledger, question, now, patience, newest_first=False):
+        async for part in stream(ledger, query, now, patience, newest_first=False):
             calls = [call for call in part.calls if (call.client_code, call.id) not in before]
             self._write(self._format.rows(calls))
             written += calls
@@ -203,7 +203,7 @@ class Export:
                 written = []
             first = False
 
-    def _reach(self, reading: Reading, written: list[Call]) -> None:
+    def _reach(self, reading: ReadResult, written: list[Call]) -> None:
         mark = self._mark
         self._mark = msgspec.structs.replace(
             mark,

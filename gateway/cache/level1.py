@@ -43,7 +43,7 @@ def _bytes_of_call(call: Call) -> int:
     return total + sum([sys.getsizeof(value) for value in values if type(value) is str])
 
 
-class Memory:
+class Level1:
     """Days of extents."""
 
     def __init__(self, bound: int, metrics: Metrics) -> None:
