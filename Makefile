@@ -23,12 +23,12 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.translate
 	@$(BIN)/python -m benchmarks.scaling
 	@$(BIN)/python -m benchmarks.resilience
-	@$(BIN)/python -m benchmarks.ledger --write
+	@$(BIN)/python -m benchmarks.cache --write
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
 	@$(BIN)/python -m benchmarks.serving
 
-soak: $(READY)  ## 200,000 steps and more of the ledger's truth test; then load and faults for DURATION seconds
+soak: $(READY)  ## 200,000 steps and more of the cache's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"
 	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
 	@echo "== load and faults"

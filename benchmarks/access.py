@@ -1,6 +1,6 @@
 """What telling consumers apart and masking cost, as a share of a hit: the application in process, without sockets.
 
-Gateways alike but for access answer the same page of 100 calls from the ledger in turn, so that a busy machine slows
+Gateways alike but for access answer the same page of 100 calls from the cache in turn, so that a busy machine slows
 all of them; the share is the median of the differences of neighbours. A socket and its server come on top of a hit, so
 that consumers see less of it. Bar: under 10 %.
 """
@@ -130,7 +130,7 @@ async def main(upstream: str, folder: Path) -> bool:
     open_one = app.create(Settings(**common, auth="none"), clock=lambda: NOW)  # type: ignore[arg-type]
     with_keys = app.create(Settings(**common, keys_file=str(path)), clock=lambda: NOW)  # type: ignore[arg-type]
     good = True
-    for name, more in (("a hit in the ledger", [(b"cache-control", b"max-age=60")]), ("an exact repeat", [])):
+    for name, more in (("a hit in the cache", [(b"cache-control", b"max-age=60")]), ("an exact repeat", [])):
         headers = [[(b"x-api-key", key.encode())] for key in (full, masked)]
         hit, keys, both = await compare(open_one, with_keys, headers[0], headers[1], more)
         shares = keys / hit * 100, both / hit * 100

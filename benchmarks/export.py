@@ -187,7 +187,7 @@ def export(count: int) -> None:
 
 
 def held() -> None:
-    """Time what rests on 100,000 calls that the ledger holds; every request differs, so that none is a repeat."""
+    """Time what rests on 100,000 calls that the cache holds; every request differs, so that none is a repeat."""
     with stand(1024 * MIB) as (client, pid, _):
         path, days = f"/clients/{CODE}/calls", 100_000 * SPACING
         window = {"start": shown(END - days), "end": shown(END)}

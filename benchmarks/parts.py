@@ -26,7 +26,7 @@ from benchmarks.serving import SIMULATOR, running
 from gateway import app
 from gateway.cache.reader import Query
 from gateway.callbutton import wire
-from gateway.callbutton.central import whole
+from gateway.callbutton.central import align_to_fold
 from gateway.commands.keys import with_key
 from gateway.credentials.keys import fingerprint, new_key
 from gateway.metrics import Metrics
@@ -102,7 +102,7 @@ async def miss(upstream: str) -> None:
     settings = Settings(upstream_url=upstream, auth="none", log_level="error")
     metrics = Metrics(CollectorRegistry())
     service, behind = app.build_service(settings, metrics), app.build_service(settings, metrics)
-    ledger, gateway = app.build_cache(settings, behind, metrics), app.create(settings)
+    cache, gateway = app.build_cache(settings, behind, metrics), app.create(settings)
     loop = asyncio.get_running_loop()
     host, _, rest = upstream.removeprefix("http://").partition("/")
     reader, writer = await asyncio.open_connection(*host.split(":"))
@@ -136,10 +136,10 @@ async def miss(upstream: str) -> None:
         return parser.close()
 
     async def fetch(window: Window) -> object:
-        return await service.fetch([CODE], whole(window), status=False, now=time.time())
+        return await service.fetch([CODE], align_to_fold(window), status=False, now=time.time())
 
     async def read(window: Window) -> object:
-        return (await ledger.read(Query(codes=(CODE,), window=window, deadline=loop.time() + 60))).calls
+        return (await cache.read(Query(codes=(CODE,), window=window, deadline=loop.time() + 60))).calls
 
     async def answer(window: Window) -> None:
         await gateway(scope(query(window, 100), [(b"host", b"a")]), receive, send)  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ async def miss(upstream: str) -> None:
         "the same by httpx, with a flight's time-outs": post,
         "translating alone": parse,
         "a POST, translated, through the queue": fetch,
-        "a read of the ledger": read,
+        "a read of the cache": read,
         "an answer": answer,
     }
     times: dict[str, list[float]] = {}

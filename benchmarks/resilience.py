@@ -87,7 +87,7 @@ class Answered(Counter[str]):
 
 
 def paths(number: int, begun: datetime) -> str:
-    """Alternate between what is in the ledger and what is not."""
+    """Alternate between what is in the cache and what is not."""
     code = f"8005550{100 + number % CLIENTS}"
     if number % 2:
         start, end = begun - timedelta(hours=1), begun - timedelta(seconds=5)

@@ -19,7 +19,7 @@ import asyncio
 import random
 from bisect import bisect_left
 
-from benchmarks.ledger import NOW, Upstream
+from benchmarks.cache import NOW, Upstream
 from gateway.cache.extents import Extent, overlay
 from gateway.cache.freshness import Rule, gaps
 from gateway.cache.level1 import bytes_of

@@ -7,7 +7,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     app           composition root: the one place that knows everything
     settings      one table of settings, read once from the environment
     api/          HTTP in, HTTP out: the only place that imports Litestar
-    ledger/       windows, extents, freshness, flights: the cache that understands time
+    cache/        windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time
     tally         what consumers have spent at all replicas
     credentials/  from a credential to a consumer: keys of a file, tokens of an issuer

@@ -4,7 +4,7 @@ Rules:
 - A consumer sees the clients that its patterns name: exact codes, prefixes such as `800777*`, or `*` for all.
 - What a consumer may not see is `Forbidden`, decided before anything is asked, so the answer is the same whether or
   not it exists.
-- Calls are masked here, after the ledger and never in it, and the same for every format. Without the scope `personal`
+- Calls are masked here, after the cache and never in it, and the same for every format. Without the scope `personal`
   the caller's number is `********NN`; address, keys pressed, other data and journal are None; `extra` keeps
   `PUBLIC_EXTRA` and the names that the operator calls public. Without `status` there is no status, raw or read.
 - The upstream's own recording address goes to nobody.
@@ -89,7 +89,7 @@ def require_list(consumer: Consumer, parameters: Collection[str], *, status: boo
 
 
 def codes_to_read(consumer: Consumer, codes: Sequence[str]) -> tuple[str, ...]:
-    """The codes, or `*`, to read from the ledger; `*` asked means the consumer's own clients. Raises Forbidden.
+    """The codes, or `*`, to read from the cache; `*` asked means the consumer's own clients. Raises Forbidden.
 
     Of what is read `keep_seen` keeps the consumer's own: prefixes cannot be asked of the upstream.
     """

@@ -128,10 +128,10 @@ def create(
     metrics = Metrics(registry or CollectorRegistry())
     service = build_service(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
-    ledger = build_cache(settings, service, metrics, clock, shared)
+    cache = build_cache(settings, service, metrics, clock, shared)
     identity = build_identity(settings, metrics, clock)
     services = Services(
-        ledger,
+        cache,
         clock,
         settings.signing_key.encode(),
         settings.history_start,
@@ -163,7 +163,7 @@ def create(
         litestar.on_startup += [identity.start]
         litestar.on_shutdown += [identity.close]
     litestar.on_shutdown += [
-        partial(unless_hurried, ledger.close, shutdown),
+        partial(unless_hurried, cache.close, shutdown),
         *([shared.close] if shared else []),
         service.close,
         recordings.close,

@@ -272,7 +272,7 @@ def test_clients_are_those_that_had_calls(stand: Make):
     assert gateway.get("/clients", start="2026-12-01", end="2026-12-02").json()["data"] == []
 
 
-def test_one_call_is_found_in_the_ledger_in_a_window_or_lately(stand: Make):
+def test_one_call_is_found_in_the_cache_in_a_window_or_lately(stand: Make):
     gateway = stand()
     (old,) = gateway.get(CALLS, **FOLD, limit=1, sort="startTime").json()["data"]
     posts = gateway.simulator.posts

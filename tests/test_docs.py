@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from benchmarks import ledger, serving
+from benchmarks import cache, serving
 from docs import generate
 from gateway.api import problems, query
 from gateway.commands import COMMANDS
@@ -99,12 +99,12 @@ def test_the_example_is_what_the_demo_answers(stand: Make):
 
 
 def test_the_cache_s_table_is_what_the_benchmark_writes():
-    _, measured, _ = ledger.table(README)
-    assert [case.name for case in ledger.cases()] == list(measured)
+    _, measured, _ = cache.table(README)
+    assert [case.name for case in cache.cases()] == list(measured)
     assert all(measured.values())
-    assert ledger.rewritten(README, measured) == README
-    first = ledger.cases()[0].name
-    assert ledger.table(ledger.rewritten(README, {first: "much"}))[1] == measured | {first: "much"}
+    assert cache.rewritten(README, measured) == README
+    first = cache.cases()[0].name
+    assert cache.table(cache.rewritten(README, {first: "much"}))[1] == measured | {first: "much"}
 
 
 def test_the_table_of_speed_is_what_the_benchmark_writes():

@@ -479,7 +479,7 @@ def table() -> str:
         "# What the gateway makes of each fault of the upstream",
         "",
         "Printed by `tests/test_faults.py`, which proves every row over real sockets: the answer where nothing is in",
-        "the ledger yet, when it comes, whether anything was kept, the POSTs it cost, and the metric that moved.",
+        "the cache yet, when it comes, whether anything was kept, the POSTs it cost, and the metric that moved.",
         "Once the upstream is healed the next read is whole.",
         "",
         "| fault | answer | after | kept | POSTs | metric that moves |",

@@ -18,7 +18,7 @@ from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_su
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.model import Call, Result, Window
-from tests.test_ledger import NOW, Upstream, ask, call, ledger_of
+from tests.test_cache import NOW, Upstream, ask, cache_of, call
 
 ZONES = ["UTC", "America/Chicago", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham"]
 TURNS = [int(datetime(2026, month, day, tzinfo=UTC).timestamp()) for month, day in ((3, 8), (4, 5), (10, 3), (11, 1))]
@@ -125,12 +125,12 @@ def edited(one: Call, start: int, number: int) -> Call:
 
 
 async def summary(
-    ledger: Cache, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
+    cache: Cache, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
 ) -> tuple[dict[tuple[int, Group], tuple[int, ...]], int]:
     aggregator = Aggregator(
         AggregateSpec((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list)
     )
-    async for part in counted(ledger, ask(codes, MONTHS), NOW + 1000, 60):
+    async for part in counted(cache, ask(codes, MONTHS), NOW + 1000, 60):
         for extent in part.extents:
             assert all(one.start_time.timestamp() in extent.window for one in extent.calls)
             aggregator.add(extent)
@@ -156,25 +156,25 @@ def test_a_summary_counts_the_calls_of_the_list(
     calls = [edited(call(str(n // 2), 0, "ab"[n % 2]), free(start), n) for n, start in enumerate(made)]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         for day, length, moves in looks:
             upstream.published = [(0, one) for one in calls]
             first = MONTHS.start + day * DAY
-            await ledger.read(ask(codes, Window(first, min(first + length * DAY, NOW))))
+            await cache.read(ask(codes, Window(first, min(first + length * DAY, NOW))))
             for which, start in moves:
                 if which < len(calls):
                     calls[which] = edited(calls[which], free(start), which + start)
             upstream.now += 100
         upstream.published = [(0, one) for one in calls]
-        listed = (await ledger.read(ask(codes, MONTHS))).calls
+        listed = (await cache.read(ask(codes, MONTHS))).calls
         page = await read_page(
-            ledger, ask(codes, MONTHS), upstream.now, newest_first=True, limit=1000, after=None
+            cache, ask(codes, MONTHS), upstream.now, newest_first=True, limit=1000, after=None
         )  # fmt: skip
         assert sorted(page.calls, key=repr) == sorted(listed, key=repr)
         for interval in ("none", "hour", "day"):
             starts = [-(10**11)] if interval == "none" else bucket_starts(MONTHS, interval, ZoneInfo("UTC"))
             for grouped in (False, True, False):  # the last from what is remembered
-                found = await summary(ledger, codes, starts, interval, grouped=grouped)
+                found = await summary(cache, codes, starts, interval, grouped=grouped)
                 assert found == (plain(listed, starts, grouped=grouped), len(listed)), interval
 
     asyncio.run(run())
@@ -187,14 +187,14 @@ def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
     calls = [call(f"{n:04}", window.start + n * DAY // 20) for n in range(100)]
 
     async def run() -> list[int]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         upstream.published = [(0, one) for one in calls]
-        await ledger.read(ask(["a"], window))
+        await cache.read(ask(["a"], window))
         upstream.now += 60
         upstream.published[-1] = (0, call("0099", day - 2 * DAY + 1))
-        await ledger.read(ask(["a"], Window(day - 2 * DAY, day - DAY), no_cache=True))
+        await cache.read(ask(["a"], Window(day - 2 * DAY, day - DAY), no_cache=True))
         aggregator = Aggregator(AggregateSpec("day", "all", list(range(window.start, window.end, DAY)), None, list))
-        async for part in counted(ledger, ask(["a"], window), upstream.now, 60):
+        async for part in counted(cache, ask(["a"], window), upstream.now, 60):
             for extent in part.extents:
                 aggregator.add(extent)
         rows, _ = aggregator.sums()
@@ -248,23 +248,23 @@ def test_a_filtered_page_passes_over_nothing_that_fits(
         return msgspec.structs.replace(call(identity, window.start + at, campaign="1" if first else "2"), ani=ani)
 
     async def run() -> tuple[list[Call], list[Call]]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         upstream.published = [(0, one(str(n), at, ani, first=n % 3 == 0)) for n, (at, ani, _) in enumerate(made)]
-        await ledger.read(ask(["a"], Window(window.start, window.start + 5 * DAY)))
+        await cache.read(ask(["a"], Window(window.start, window.start + 5 * DAY)))
         upstream.now += 60  # some have moved, and have another number
         upstream.published = [
             (0, one(str(n), 9 * DAY - 1 - at if moves else at, NUMBERS[n % 5] if moves else ani, first=n % 3 == 0))
             for n, (at, ani, moves) in enumerate(made)
         ]
-        await ledger.read(ask(["a"], window))
-        return await pages(ledger, filters.texts), await pages(ledger, {})
+        await cache.read(ask(["a"], window))
+        return await pages(cache, filters.texts), await pages(cache, {})
 
-    async def pages(ledger: Cache, texts: dict[str, str]) -> list[Call]:
+    async def pages(cache: Cache, texts: dict[str, str]) -> list[Call]:
         found: list[Call] = []
         after: Position | None = None
         while True:
             page = await read_page(
-                ledger, ask(["a"], window), upstream.now, newest_first=newest_first, limit=3, after=after,
+                cache, ask(["a"], window), upstream.now, newest_first=newest_first, limit=3, after=after,
                 keep=filters.apply, texts=texts,
             )  # fmt: skip
             found += page.calls

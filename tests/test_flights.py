@@ -38,7 +38,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.model import Window
-from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
+from tests.test_cache import DAY, NOW, Upstream, ask, cache_of, call, ids
 
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
@@ -77,8 +77,8 @@ def codes_posted(upstream: Upstream) -> list[tuple[str, ...]]:
     return [codes for codes, _ in upstream.posts]
 
 
-async def read_all(ledger: Cache, codes: Sequence[str], window: Window) -> list[str]:
-    return ids((await ledger.read(ask(codes, window))).calls)
+async def read_all(cache: Cache, codes: Sequence[str], window: Window) -> list[str]:
+    return ids((await cache.read(ask(codes, window))).calls)
 
 
 def test_fifty_clients_at_once_cost_two_posts():
@@ -86,8 +86,8 @@ def test_fifty_clients_at_once_cost_two_posts():
     upstream.published = [(0, call(f"id{number}", NOW - 60, f"c{number}")) for number in range(50)]
 
     async def run() -> list[list[str]]:
-        ledger = ledger_of(upstream)
-        return await asyncio.gather(*(read_all(ledger, [f"c{number}"], LAST_HOUR) for number in range(50)))
+        cache = cache_of(upstream)
+        return await asyncio.gather(*(read_all(cache, [f"c{number}"], LAST_HOUR) for number in range(50)))
 
     assert asyncio.run(run()) == [[f"id{number}"] for number in range(50)]
     assert [len(codes) for codes in codes_posted(upstream)] == [1, 49]
@@ -100,8 +100,8 @@ def test_a_hundred_overlapping_windows_of_one_client_cost_at_most_three_posts():
     windows = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(0, HOUR)) for _ in range(100)]
 
     async def run() -> list[list[str]]:
-        ledger = ledger_of(upstream)
-        return await asyncio.gather(*(read_all(ledger, ["a"], window) for window in windows))
+        cache = cache_of(upstream)
+        return await asyncio.gather(*(read_all(cache, ["a"], window) for window in windows))
 
     expected = [
         sorted(one.id for _, one in upstream.published if one.start_time.timestamp() in window) for window in windows
@@ -116,16 +116,16 @@ def test_a_batch_that_fails_is_halved_down_to_the_code_that_fails():
     upstream.published = [(0, call("1", NOW - 60, "c4"))]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(UpstreamMalformed):
-            await ledger.read(ask(codes, LAST_HOUR))
+            await cache.read(ask(codes, LAST_HOUR))
         good = [code for code in codes if code != "c5"]
         before = len(upstream.posts)
-        assert await read_all(ledger, good, LAST_HOUR) == ["1"]  # extents that landed are kept
+        assert await read_all(cache, good, LAST_HOUR) == ["1"]  # extents that landed are kept
         assert len(upstream.posts) == before
         upstream.now += 60
         with pytest.raises(UpstreamMalformed):
-            await ledger.read(ask(codes, Window(NOW - HOUR, NOW + 60)))
+            await cache.read(ask(codes, Window(NOW - HOUR, NOW + 60)))
         assert {frozenset(codes) for codes in codes_posted(upstream)[before:]} == {frozenset(good), frozenset(["c5"])}
 
     asyncio.run(run())
@@ -137,11 +137,11 @@ def test_a_window_that_is_too_much_is_halved_and_the_span_is_remembered():
     upstream.published = [(0, call(str(day), NOW - day * DAY - 60)) for day in range(10)]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        assert await read_all(ledger, ["a"], Window(NOW - 10 * DAY, NOW)) == [str(day) for day in range(10)]
+        cache = cache_of(upstream)
+        assert await read_all(cache, ["a"], Window(NOW - 10 * DAY, NOW)) == [str(day) for day in range(10)]
         failed = sum(window.end - window.start > 3 * DAY for _, window in upstream.posts)
         upstream.posts.clear()
-        await read_all(ledger, ["a"], Window(NOW - 20 * DAY, NOW - 11 * DAY))
+        await read_all(cache, ["a"], Window(NOW - 20 * DAY, NOW - 11 * DAY))
         assert failed == 3
         assert all(window.end - window.start <= 3 * DAY for _, window in upstream.posts)
 
@@ -164,9 +164,9 @@ def test_an_upstream_that_always_fails_is_not_asked_without_end(error: UpstreamE
     upstream = Faulty(lambda _, __: error)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(type(error)):
-            await ledger.read(ask(["a"], Window(NOW - 5 * DAY, NOW)))
+            await cache.read(ask(["a"], Window(NOW - 5 * DAY, NOW)))
 
     asyncio.run(run())
     assert len(upstream.posts) == posts
@@ -178,11 +178,11 @@ def test_a_code_that_is_echoed_otherwise_keeps_its_calls_and_travels_alone():
     upstream.published = [(0, call("1", NOW - 60, "8005550100")), (0, call("2", NOW - 60, "b"))]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         for later in (0, 60):
             upstream.now = NOW + later
             window = Window(NOW - HOUR, NOW + later)
-            reading = await ledger.read(ask(["8005550100", "b"], window))
+            reading = await cache.read(ask(["8005550100", "b"], window))
             assert sorted((one.client_code, one.id) for one in reading.calls) == [("8005550100", "1"), ("b", "2")]
 
     asyncio.run(run())
@@ -195,11 +195,11 @@ def test_a_plain_code_that_a_batch_leaves_out_is_empty():
     upstream.leave_out = {"b"}
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        await read_all(ledger, ["a", "b"], LAST_HOUR)
+        cache = cache_of(upstream)
+        await read_all(cache, ["a", "b"], LAST_HOUR)
         assert codes_posted(upstream) == [("a", "b"), ("b",)]
         upstream.now += 60
-        await read_all(ledger, ["a", "b"], Window(NOW - HOUR, NOW + 60))
+        await read_all(cache, ["a", "b"], Window(NOW - HOUR, NOW + 60))
         assert codes_posted(upstream)[2:] == [("a", "b")]
 
     asyncio.run(run())
@@ -210,13 +210,13 @@ def test_extents_of_every_client_serve_those_that_they_list_and_no_others():
     upstream.published = [(0, call("1", NOW - 60, "a")), (0, call("2", NOW - 90, "b"))]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        assert await read_all(ledger, ["*"], LAST_HOUR) == ["1", "2"]
-        assert await read_all(ledger, ["b"], LAST_HOUR) == ["2"]
+        cache = cache_of(upstream)
+        assert await read_all(cache, ["*"], LAST_HOUR) == ["1", "2"]
+        assert await read_all(cache, ["b"], LAST_HOUR) == ["2"]
         assert codes_posted(upstream) == [("*",)]
-        assert await read_all(ledger, ["c"], LAST_HOUR) == []  # not listed is unknown, not empty
+        assert await read_all(cache, ["c"], LAST_HOUR) == []  # not listed is unknown, not empty
         assert codes_posted(upstream) == [("*",), ("c",)]
-        assert await read_all(ledger, ["*"], LAST_HOUR) == ["1", "2"]
+        assert await read_all(cache, ["*"], LAST_HOUR) == ["1", "2"]
 
     asyncio.run(run())
 
@@ -228,10 +228,10 @@ def test_who_joined_a_flight_that_failed_asks_on_its_own_account():
 
     async def run() -> None:
         upstream.gate = asyncio.Event()
-        ledger = ledger_of(upstream)
-        large = asyncio.create_task(ledger.read(ask(["a"], Window(NOW - 2 * HOUR, NOW))))
+        cache = cache_of(upstream)
+        large = asyncio.create_task(cache.read(ask(["a"], Window(NOW - 2 * HOUR, NOW))))
         await asyncio.sleep(0)
-        small = asyncio.create_task(read_all(ledger, ["a"], LAST_HOUR))
+        small = asyncio.create_task(read_all(cache, ["a"], LAST_HOUR))
         await asyncio.sleep(0.01)
         upstream.gate.set()
         with pytest.raises(UpstreamTimeout):
@@ -245,10 +245,10 @@ def test_a_failed_read_of_every_client_is_not_the_failure_of_one():
     upstream = Faulty(lambda codes, _: UpstreamTimeout("no byte", answering=False) if "*" in codes else None)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(UpstreamTimeout):
-            await ledger.read(ask(["*"], LAST_HOUR))
-        assert await read_all(ledger, ["a"], LAST_HOUR) == []
+            await cache.read(ask(["*"], LAST_HOUR))
+        assert await read_all(cache, ["a"], LAST_HOUR) == []
 
     asyncio.run(run())
     assert codes_posted(upstream) == [("*",), ("a",)]
@@ -258,23 +258,23 @@ def test_no_connection_is_remembered_for_all_until_a_post_lands():
     upstream = Faulty(lambda codes, _: UpstreamUnreachable("refused") if "a" in codes else None)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(UpstreamUnreachable):
-            await ledger.read(ask(["a"], LAST_HOUR))
+            await cache.read(ask(["a"], LAST_HOUR))
         with pytest.raises(UpstreamUnreachable):
-            await ledger.read(ask(["b"], LAST_HOUR))
+            await cache.read(ask(["b"], LAST_HOUR))
         assert codes_posted(upstream) == [("a",)]
         upstream.now += 1.5
-        assert await read_all(ledger, ["b"], LAST_HOUR) == []
+        assert await read_all(cache, ["b"], LAST_HOUR) == []
         upstream.gate = asyncio.Event()
-        landing = asyncio.create_task(read_all(ledger, ["c"], LAST_HOUR))
-        failing = asyncio.create_task(ledger.read(ask(["a"], Window(NOW - DAY, NOW - 60))))
+        landing = asyncio.create_task(read_all(cache, ["c"], LAST_HOUR))
+        failing = asyncio.create_task(cache.read(ask(["a"], Window(NOW - DAY, NOW - 60))))
         await asyncio.sleep(0.1)  # longer than needs collect
         upstream.gate.set()
         assert await landing == []
         with pytest.raises(UpstreamUnreachable):
             await failing
-        assert await read_all(ledger, ["c"], LAST_HOUR) == []
+        assert await read_all(cache, ["c"], LAST_HOUR) == []
 
     asyncio.run(run())
 
@@ -283,10 +283,10 @@ def test_an_extent_from_the_future_is_dropped():
     upstream = Upstream()
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        await read_all(ledger, ["a"], LAST_HOUR)
+        cache = cache_of(upstream)
+        await read_all(cache, ["a"], LAST_HOUR)
         upstream.now -= 60
-        await read_all(ledger, ["a"], Window(NOW - HOUR, NOW - 600))
+        await read_all(cache, ["a"], Window(NOW - HOUR, NOW - 600))
 
     asyncio.run(run())
     assert len(upstream.posts) == 2
@@ -297,12 +297,12 @@ def test_old_points_are_fetched_again_in_the_background():
     window = Window(NOW - 400 * DAY, NOW - 399 * DAY)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        await read_all(ledger, ["a"], window)
+        cache = cache_of(upstream)
+        await read_all(cache, ["a"], window)
         upstream.now += 7 * DAY - 1
-        reading = await ledger.read(ask(["a"], window))
+        reading = await cache.read(ask(["a"], window))
         assert (reading.lookup, reading.stale) == ("hit", False)
-        await ledger.close()
+        await cache.close()
 
     asyncio.run(run())
     assert len(upstream.posts) == 2
@@ -311,12 +311,12 @@ def test_old_points_are_fetched_again_in_the_background():
 OVERLOAD = UpstreamFailed("HTTP status 503", status=503)
 
 
-def spent(upstream: Upstream, ledger: Cache, window: Window) -> Coroutine[Any, Any, int]:
+def spent(upstream: Upstream, cache: Cache, window: Window) -> Coroutine[Any, Any, int]:
     """The POSTs that a read costs."""
 
     async def read() -> int:
         before = len(upstream.posts)
-        await ledger.read(ask(["a"], window))
+        await cache.read(ask(["a"], window))
         return len(upstream.posts) - before
 
     return read()
@@ -331,13 +331,13 @@ def test_after_one_failure_a_month_costs_at_most_8_posts_and_a_year_40(error: Up
         upstream = Faulty(lambda _, __: error)
 
         async def run(upstream: Faulty = upstream, days: int = days) -> int:
-            ledger = ledger_of(upstream)
+            cache = cache_of(upstream)
             with pytest.raises(type(error)):
-                await ledger.read(ask(["a"], Window(NOW - failed, NOW)))
+                await cache.read(ask(["a"], Window(NOW - failed, NOW)))
             upstream.fault = None
             upstream.now += 2
             end = NOW - 400 * DAY  # nothing of it was fetched
-            return await spent(upstream, ledger, Window(end - days * DAY, end))
+            return await spent(upstream, cache, Window(end - days * DAY, end))
 
         assert asyncio.run(run()) <= most
 
@@ -346,10 +346,10 @@ def test_a_short_window_that_fails_says_nothing_about_longer_ones():
     upstream = Faulty(lambda _, window: OVERLOAD if window.end - window.start <= 2 * HOUR else None)
 
     async def run() -> list[int]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(UpstreamFailed):
-            await ledger.read(ask(["a"], Window(NOW - 1800, NOW)))
-        return [await spent(upstream, ledger, Window(NOW - 400 * DAY, NOW - 369 * DAY))]
+            await cache.read(ask(["a"], Window(NOW - 1800, NOW)))
+        return [await spent(upstream, cache, Window(NOW - 400 * DAY, NOW - 369 * DAY))]
 
     assert asyncio.run(run()) == [1]
 
@@ -359,19 +359,19 @@ def test_spans_shrink_to_the_window_that_is_answered_and_double_with_each_succes
     upstream = Faulty(lambda _, window: OVERLOAD if window.end - window.start > limit[0] else None)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - 431 * DAY, NOW - 400 * DAY)
         failures = 0
         while True:
             try:
-                posts = await spent(upstream, ledger, window)
+                posts = await spent(upstream, cache, window)
                 break
             except UpstreamFailed:
                 failures, upstream.now = failures + 1, upstream.now + 2
         assert (failures, posts) == (3, 8)  # 31 days, 15.5, 7.75; then windows of 3.9 days
         limit[0] = 1000 * DAY
         costs = [
-            await spent(upstream, ledger, Window(window.start - n * 31 * DAY, window.end - n * 31 * DAY))
+            await spent(upstream, cache, Window(window.start - n * 31 * DAY, window.end - n * 31 * DAY))
             for n in (1, 2, 3, 4)
         ]
         assert costs == [4, 2, 1, 1]
@@ -400,16 +400,16 @@ def test_a_batch_that_fails_shortens_no_window_and_halves_batches_until_they_are
     codes = [f"c{number}" for number in range(16)]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - 431 * DAY, NOW - 400 * DAY)
         for _ in range(2):
             with pytest.raises(UpstreamFailed):
-                await ledger.read(ask(codes, window))
+                await cache.read(ask(codes, window))
             upstream.now += 2
         upstream.posts.clear()
-        assert (await ledger.read(ask(["c3"], window))).calls == []  # another consumer's
+        assert (await cache.read(ask(["c3"], window))).calls == []  # another consumer's
         assert [window.end - window.start for _, window in upstream.posts] == [31 * DAY]
-        await ledger.read(ask(codes, window))
+        await cache.read(ask(codes, window))
         assert {len(batch) for batch in codes_posted(upstream)[1:]} <= {1, 2, 3, 4}
 
     asyncio.run(run())
@@ -422,11 +422,11 @@ def test_a_content_that_always_fails_leaves_the_span_as_it_was():
     upstream = Faulty(lambda _, window: broken if bad in window else None)
 
     async def run() -> list[int]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(UpstreamMalformed):
-            await ledger.read(ask(["a"], Window(NOW - 431 * DAY, NOW - 400 * DAY)))
+            await cache.read(ask(["a"], Window(NOW - 431 * DAY, NOW - 400 * DAY)))
         assert len(upstream.posts) <= MAX_POSTS
-        return [await spent(upstream, ledger, Window(NOW - n * 31 * DAY, NOW - (n - 1) * 31 * DAY)) for n in (1, 2)]
+        return [await spent(upstream, cache, Window(NOW - n * 31 * DAY, NOW - (n - 1) * 31 * DAY)) for n in (1, 2)]
 
     first, second = asyncio.run(run())
     assert first <= 8
@@ -452,17 +452,17 @@ def test_codes_that_a_reply_leaves_out_cost_no_more_than_the_posts_of_a_flight()
     upstream.leave_out = set(codes)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         with pytest.raises(Overloaded, match="left out over 31 of 50 client codes"):
-            await ledger.read(ask(codes, LAST_HOUR))
+            await cache.read(ask(codes, LAST_HOUR))
         assert len(upstream.posts) == MAX_POSTS
-        assert (await ledger.read(ask(codes, LAST_HOUR))).calls == []  # not remembered as an error
+        assert (await cache.read(ask(codes, LAST_HOUR))).calls == []  # not remembered as an error
         assert len(upstream.posts) == MAX_POSTS + 20
         upstream.posts.clear()
-        await ledger.read(ask([f"d{number:02}" for number in range(50)], LAST_HOUR))
+        await cache.read(ask([f"d{number:02}" for number in range(50)], LAST_HOUR))
         upstream.leave_out |= {f"e{number:02}" for number in range(50)}
         upstream.posts.clear()
-        await ledger.read(ask(sorted(upstream.leave_out - set(codes)), LAST_HOUR))  # in batches that can be afforded
+        await cache.read(ask(sorted(upstream.leave_out - set(codes)), LAST_HOUR))  # in batches that can be afforded
         assert {len(batch) for batch in codes_posted(upstream)} == {31, 19, 1}
 
     asyncio.run(run())
@@ -474,7 +474,7 @@ def test_a_flight_that_is_split_costs_no_more_than_its_posts():
 
     async def run() -> None:
         with pytest.raises(UpstreamFailed):
-            await ledger_of(upstream).read(ask(codes, LAST_HOUR))
+            await cache_of(upstream).read(ask(codes, LAST_HOUR))
 
     asyncio.run(run())
     assert len(upstream.posts) == MAX_POSTS
@@ -484,19 +484,19 @@ def test_a_slow_upstream_lengthens_the_least_life():
     upstream = Upstream()
 
     async def run() -> list[str]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - HOUR, NOW)
         upstream.gate = asyncio.Event()
-        read = asyncio.create_task(ledger.read(ask(["a"], window)))
+        read = asyncio.create_task(cache.read(ask(["a"], window)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         upstream.now += 20
         upstream.gate.set()
         await read
         upstream.now += 18  # 38 seconds after the POST
-        first = await ledger.read(ask(["a"], window))
+        first = await cache.read(ask(["a"], window))
         upstream.now += 3
-        return [first.lookup, (await ledger.read(ask(["a"], window))).lookup]
+        return [first.lookup, (await cache.read(ask(["a"], window))).lookup]
 
     assert asyncio.run(run()) == ["hit", "partial"]
 
@@ -556,7 +556,7 @@ CASES = [  # days, seconds between reads, hours, ratio; POSTs a read, share of t
 def test_a_refreshing_dashboard_costs_no_more_than_the_model(
     days: int, refresh: int, hours: int, ratio: float, posts: float, share: float, most: int
 ):
-    """Simulated with the pure functions: extents are stored as the ledger does, but not cut by day."""
+    """Simulated with the pure functions: extents are stored as the cache does, but not cut by day."""
     rule, draw = Rule(ratio=ratio), random.Random(1)
     extents: list[Extent] = []
     reads = sent = largest = 0

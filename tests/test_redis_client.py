@@ -36,7 +36,7 @@ from tests.conftest import serving
 from tests.processes import wait_for, wait_in_loop_for
 from tests.servers import Server, redis, running, server, valkey
 from tests.test_flights import Faulty
-from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids
+from tests.test_cache import DAY, NOW, Upstream, ask, call, ids
 
 __all__ = ["server"]  # a fixture
 HOUR = 3600
@@ -45,7 +45,7 @@ ANY = float("inf")  # the clock of an upstream that is a function is not the ser
 
 
 class Replica:
-    """A ledger with a connection of its own, as a process of its own would have."""
+    """A cache with a connection of its own, as a process of its own would have."""
 
     def __init__(self, upstream: Upstream, url: str, patience: float = 10, **changes: Any) -> None:
         self.registry = CollectorRegistry()
@@ -53,13 +53,13 @@ class Replica:
         values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
         rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
         self.shared = RedisClient(url, metrics, lambda: upstream.now, ANY, timeout=patience)
-        self.ledger = Cache(upstream, rules, metrics, lambda: upstream.now, self.shared)
+        self.cache = Cache(upstream, rules, metrics, lambda: upstream.now, self.shared)
 
     async def read(self, codes: Sequence[str], window: Window, **changes: Any) -> list[str]:
-        return ids((await self.ledger.read(ask(codes, window, **changes))).calls)
+        return ids((await self.cache.read(ask(codes, window, **changes))).calls)
 
     async def close(self) -> None:
-        await self.ledger.close()
+        await self.cache.close()
         await self.shared.close()
 
     def metric(self, name: str, **labels: str) -> float:
@@ -69,7 +69,7 @@ class Replica:
 async def settled(*replicas: Replica) -> None:
     """Let everything be stored."""
     for replica in replicas:
-        await replica.ledger.close()
+        await replica.cache.close()
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -150,7 +150,7 @@ def test_what_one_replica_fetched_serves_the_other(program: Callable[[], str]):
         expected = await one.read(["a"], window)
         posts = len(upstream.posts)
         await settled(one)
-        reading = await two.ledger.read(ask(["a"], window))
+        reading = await two.cache.read(ask(["a"], window))
         assert ids(reading.calls) == expected == ids([found for _, found in upstream.published])
         assert (reading.lookup, len(upstream.posts)) == ("hit", posts)
         asked = two.metric("cache_shared_seconds_count", operation="lookup")
@@ -174,13 +174,13 @@ def test_the_later_post_wins_for_each_point_whatever_the_order_of_storing(server
         for _ in range(12):
             server.client.flushall()
             replica = Replica(upstream, server.url)
-            level2 = replica.ledger._level2
+            level2 = replica.cache._level2
             assert level2 is not None
             order = draw.sample(range(3), 3) if draw.random() < 0.5 else draw.sample(range(4), 4)
             for number in order:
                 await level2.store([Found("a", False, extents[number])])
             upstream.now = NOW + 4
-            reading = await replica.ledger.read(ask(["a"], LAST_HOUR))
+            reading = await replica.cache.read(ask(["a"], LAST_HOUR))
             latest = max(number for number in order if NOW - 600 in windows[number])
             assert [one.campaign for one in reading.calls] == [str(latest)]
             if 3 in order:  # the last covers all others
@@ -391,7 +391,7 @@ def slow(upstream: Upstream) -> asyncio.Event:
 def busy(replica: Replica) -> bool:
     """Whether all flights have claimed, and no need waits to go with others."""
     claims = replica.metric("cache_shared_seconds_count", operation="claim")
-    return not replica.ledger._single_flight._pending and claims >= replica.metric("batch_codes_count") > 0
+    return not replica.cache._single_flight._pending and claims >= replica.metric("batch_codes_count") > 0
 
 
 def asked_of(replicas: Sequence[Replica]) -> float:
@@ -423,15 +423,15 @@ def test_the_same_herds_on_two_replicas_cost_at_most_one_post_more(
     async def herd(url: str, asked: Sequence[tuple[tuple[str, ...], Window]], replicas: int) -> int:
         upstream = Upstream()
         upstream.published = [(0, call(str(n), NOW - n * 600)) for n in range(1, 200)]
-        gate, ledgers = slow(upstream), [Replica(upstream, url) for _ in range(replicas)]
-        reads = [asyncio.create_task(one.read(*question)) for one in ledgers for question in asked]
+        gate, caches = slow(upstream), [Replica(upstream, url) for _ in range(replicas)]
+        reads = [asyncio.create_task(one.read(*question)) for one in caches for question in asked]
         await until(lambda: bool(upstream.posts))
-        await until(lambda: all(map(busy, ledgers)) and asked_of(ledgers) == len(reads))
+        await until(lambda: all(map(busy, caches)) and asked_of(caches) == len(reads))
         gate.set()
         for (_, window), found in zip(list(asked) * replicas, await asyncio.gather(*reads), strict=True):
             shown = [one.id for _, one in upstream.published if one.start_time.timestamp() in window]
             assert found == ([] if asked[0][0] != ("a",) else sorted(shown))
-        for one in ledgers:
+        for one in caches:
             await one.close()
         return len(upstream.posts)
 
@@ -457,7 +457,7 @@ def test_a_holder_that_dies_costs_its_lease(server: Server):
         await until(lambda: len(upstream.posts) == 1)
         second = asyncio.create_task(two.read(["a"], LAST_HOUR))
         await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
-        leases = one.ledger._leases
+        leases = one.cache._leases
         assert isinstance(leases, Leases)
         leases._held.clear()  # it renews nothing any more, as if it were dead
         await until(lambda: len(upstream.posts) == 2)

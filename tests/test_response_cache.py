@@ -67,7 +67,7 @@ def test_a_window_that_ends_now_ends_later_a_second_later(stand: Make):
     assert gateway.get(CALLS, **LIVE).json()["meta"]["end"] == "2026-11-18T11:06:42Z"
 
 
-def test_the_ledger_is_asked_each_minute_so_that_it_knows_what_is_in_use(stand: Make):
+def test_the_cache_is_asked_each_minute_so_that_it_knows_what_is_in_use(stand: Make):
     gateway = stand()
     for _ in range(3):
         gateway.get(CALLS, **PAST)

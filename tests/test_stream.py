@@ -8,7 +8,7 @@ import pytest
 from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
 from gateway.errors import UpstreamError, UpstreamFailed
 from gateway.model import Call, Window
-from tests.test_ledger import DAY, NOW, Upstream, ask, call, ids, ledger_of
+from tests.test_cache import DAY, NOW, Upstream, ask, cache_of, call, ids
 
 MONTH = Window(NOW - 30 * DAY, NOW)
 
@@ -18,7 +18,7 @@ def scattered(count: int, seconds: int = 30 * DAY) -> list[tuple[float, Call]]:
 
 
 async def streamed(upstream: Upstream, window: Window = MONTH, *, newest_first: bool = True) -> list[Call]:
-    parts = stream(ledger_of(upstream), ask(["a"], window), upstream.now, 60, newest_first=newest_first)
+    parts = stream(cache_of(upstream), ask(["a"], window), upstream.now, 60, newest_first=newest_first)
     return [one async for part in parts for one in part.calls]
 
 
@@ -48,7 +48,7 @@ def test_one_span_is_read_ahead_and_no_more():
     upstream.published = scattered(9000)
 
     async def run() -> list[int]:
-        parts = stream(ledger_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
         posts = []
         for _ in range(3):
             await anext(parts)
@@ -66,17 +66,17 @@ def test_who_leaves_a_stream_cancels_no_flight():
     upstream.published = scattered(9000)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        parts = stream(ledger, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        cache = cache_of(upstream)
+        parts = stream(cache, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
         for _ in range(2):
             await anext(parts)
         upstream.gate = asyncio.Event()
         await asyncio.sleep(0.01)  # the third span is under way
         await parts.aclose()  # type: ignore[attr-defined]
         upstream.gate.set()
-        await ledger.close()
+        await cache.close()
         _, last = upstream.posts[-1]
-        assert (await ledger.read(ask(["a"], last))).lookup == "hit"
+        assert (await cache.read(ask(["a"], last))).lookup == "hit"
 
     asyncio.run(run())
     assert len(upstream.posts) == 3
@@ -89,8 +89,8 @@ def test_of_an_id_that_two_spans_have_the_later_is_sent():
     upstream.published = [*scattered(300, ROWS.first), (0, call("moved", border + 10, campaign="before"))]
 
     async def run() -> list[Call]:
-        ledger = ledger_of(upstream)
-        parts = stream(ledger, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        cache = cache_of(upstream)
+        parts = stream(cache, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
         calls = (await anext(parts)).calls
         upstream.now += 1
         upstream.published = [(0, one) for _, one in upstream.published if one.id != "moved"]
@@ -108,7 +108,7 @@ def test_what_has_gone_out_is_not_sent_again():
     upstream.published = [(0, call("moved", border + 10))]
 
     async def run() -> list[Call]:
-        parts = stream(ledger_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
         calls = (await anext(parts)).calls
         upstream.now += 1
         upstream.published = [(0, call("moved", border - 10))]
@@ -122,7 +122,7 @@ def test_a_failure_in_the_middle_ends_the_stream_with_its_error():
     upstream.published = scattered(9000)
 
     async def run() -> int:
-        parts = stream(ledger_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
         seen = len((await anext(parts)).calls)
         upstream.failure = UpstreamFailed("gone")
         try:
@@ -141,15 +141,15 @@ def test_an_export_pushes_out_what_it_stored_itself_and_not_what_is_used():
     dashboard = ask(["a"], Window(NOW - 2 * DAY, NOW - DAY))
 
     async def run() -> None:
-        ledger = ledger_of(upstream, cache_bytes=2**20)
+        cache = cache_of(upstream, cache_bytes=2**20)
         for _ in range(2):
-            await ledger.read(dashboard)
-        parts = stream(ledger, ask(["a"], MONTH, one_shot=True), upstream.now, 60, newest_first=True)
+            await cache.read(dashboard)
+        parts = stream(cache, ask(["a"], MONTH, one_shot=True), upstream.now, 60, newest_first=True)
         assert sum([len(part.calls) async for part in parts]) == 9000
         posts = len(upstream.posts)
-        assert (await ledger.read(dashboard)).lookup == "hit"
+        assert (await cache.read(dashboard)).lookup == "hit"
         assert len(upstream.posts) == posts
-        assert (await ledger.read(ask(["a"], Window(NOW - 5 * DAY, NOW - 4 * DAY)))).lookup != "hit"
+        assert (await cache.read(ask(["a"], Window(NOW - 5 * DAY, NOW - 4 * DAY)))).lookup != "hit"
 
     asyncio.run(run())
 
@@ -165,11 +165,11 @@ def test_filtered_pages_come_to_an_end_with_every_call_that_fits(newest_first: b
     question = ask(["a"], Window(NOW - 800 * DAY, NOW))
 
     async def run() -> list[Page]:
-        ledger, after = ledger_of(upstream), None
+        cache, after = cache_of(upstream), None
         pages: list[Page] = []
         while not pages or after is not None:
             before = len(upstream.posts)
-            page = await read_page(ledger, question, NOW, newest_first=newest_first, limit=70, after=after, keep=odd)
+            page = await read_page(cache, question, NOW, newest_first=newest_first, limit=70, after=after, keep=odd)
             assert len(upstream.posts) - before <= MAX_PAGE_POSTS
             assert page.after != after
             after = page.after
@@ -187,7 +187,7 @@ def test_a_page_on_which_nothing_fits_costs_no_more_than_8_posts():
     upstream.published = scattered(9000, 3000 * DAY)
     question = ask(["a"], Window(NOW - 3000 * DAY, NOW))
     page = asyncio.run(
-        read_page(ledger_of(upstream), question, NOW, newest_first=True, limit=100, after=None, keep=lambda _: [])
+        read_page(cache_of(upstream), question, NOW, newest_first=True, limit=100, after=None, keep=lambda _: [])
     )
     assert (page.calls, len(upstream.posts)) == ([], MAX_PAGE_POSTS)
     assert page.after is not None
@@ -200,12 +200,12 @@ def test_a_filter_judges_the_later_version():
     question = ask(["a"], Window(NOW - 3 * DAY, NOW))
 
     async def run() -> Page:
-        ledger = ledger_of(upstream)
-        await ledger.read(ask(["a"], Window(NOW - 2 * DAY, NOW - DAY)))
+        cache = cache_of(upstream)
+        await cache.read(ask(["a"], Window(NOW - 2 * DAY, NOW - DAY)))
         upstream.now += 60
         upstream.published = [(0, call("7", NOW - 100, campaign="other"))]
         return await read_page(
-            ledger,
+            cache,
             question,
             upstream.now,
             newest_first=True,

@@ -27,7 +27,7 @@ from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
 from tests.servers import Server, server
-from tests.test_ledger import call
+from tests.test_cache import call
 
 __all__ = ["server"]  # a fixture
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "60"))
@@ -115,15 +115,15 @@ class Truth(RuleBasedStateMachine):
         self.world = World(float(start))
         self.world.echo, self.world.omits = echo, omits
         rules = CacheSettings(RULE, RULE, max_span=30_000, batch=2, cache_bytes=bound, stale_if_error=1000)
-        self.ledgers = self.replicas(rules)
+        self.caches = self.replicas(rules)
 
     def replicas(self, rules: CacheSettings) -> list[Cache]:
         return [Cache(self.world, rules, Metrics(CollectorRegistry()), lambda: self.world.now)]
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
-            for ledger in self.ledgers:
-                self.loop.run_until_complete(ledger.close())
+            for cache in self.caches:
+                self.loop.run_until_complete(cache.close())
             self.loop.close()
 
     @rule(seconds=st.one_of(st.floats(0.1, 40), st.floats(40, 9000)))
@@ -166,9 +166,9 @@ class Truth(RuleBasedStateMachine):
         windows = [Window(start - shift, start - shift + length) for shift in range(0, crowd * 700, 700)]
 
         async def one(number: int, window: Window) -> None:
-            ledger = self.ledgers[(first + number) % len(self.ledgers)]
+            cache = self.caches[(first + number) % len(self.caches)]
             try:
-                reading = await ledger.read(Query(codes=codes, window=window, no_cache=no_cache))
+                reading = await cache.read(Query(codes=codes, window=window, no_cache=no_cache))
             except UpstreamError:
                 assert self.world.failing is not None or now < self.healed + 2
                 return
@@ -257,8 +257,8 @@ class SharedTruth(Truth):
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
-            for ledger in self.ledgers:
-                self.loop.run_until_complete(ledger.close())
+            for cache in self.caches:
+                self.loop.run_until_complete(cache.close())
             for connection in self.connections:
                 self.loop.run_until_complete(connection.close())
             self.loop.close()

@@ -81,7 +81,7 @@ async def get_client_call(
     responses.cache_query(
         services, context, (code,), recent, status=query.status
     )  # the time of a lookup tells strangers nothing
-    known = services.ledger.whereabouts(code, call_id, status=query.status)
+    known = services.cache.whereabouts(code, call_id, status=query.status)
     # The call may have moved from where the cache last saw it.
     windows = [query.window] if query.window else [known, recent] if known else [recent]
     for window in windows:
@@ -103,20 +103,20 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     now = services.clock()
     query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
-    question = responses.cache_query(
+    cache_query = responses.cache_query(
         services, context, query.codes, query.window, filters=query.filters.texts, status=query.status
     )
-    keep = responses.row_filter(context, question, query.filters)
+    keep = responses.row_filter(context, cache_query, query.filters)
     present = presenter(services, context, status=query.status)
     if form in exports.FORMATS:
         _refuse_paging(form, query)
         context.release = services.exports.begin(responses.consumer_of(context))
-        one_shot = msgspec.structs.replace(question, one_shot=True)
-        parts = stream(services.ledger, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
+        one_shot = msgspec.structs.replace(cache_query, one_shot=True)
+        parts = stream(services.cache, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
         return await exports.export_response(context, query, parts, present, form, now)
     page = await read_page(
-        services.ledger,
-        question,
+        services.cache,
+        cache_query,
         now,
         newest_first=query.newest_first,
         limit=query.limit,
@@ -159,12 +159,12 @@ async def _find(
     services: Services, context: RequestContext, code: str, call_id: str, window: Window, *, status: bool
 ) -> Page:
     """Look for a call, the newest days first."""
-    question = responses.cache_query(services, context, (code,), window, status=status)
+    cache_query = responses.cache_query(services, context, (code,), window, status=status)
     after = None
     while True:
         page = await read_page(
-            services.ledger,
-            question,
+            services.cache,
+            cache_query,
             services.clock(),
             newest_first=True,
             limit=1,

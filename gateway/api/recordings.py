@@ -94,7 +94,7 @@ async def get_recording(request: Request[Any, Any, State], token: FromPath[str])
     context.consumer = consumer
     window = Window(link.start, link.start + 1)
     deadline = asyncio.get_running_loop().time() + services.deadline
-    reading = await services.ledger.read(Query(codes=(link.code,), window=window, deadline=deadline))
+    reading = await services.cache.read(Query(codes=(link.code,), window=window, deadline=deadline))
     call = next((one for one in reading.calls if one.id == link.call_id), None)
     if call is None or call.recording_url is None:
         raise NotFound("there is no recording of this call, or no longer")

@@ -54,7 +54,7 @@ class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
 class Services(Struct, frozen=True):
     """What handlers need. `deadline` is in seconds; links begin with `public_url`."""
 
-    ledger: Cache
+    cache: Cache
     clock: Callable[[], float]
     signing_key: bytes
     history_start: int
@@ -109,9 +109,9 @@ def cache_query(
     )
 
 
-def row_filter(context: RequestContext, question: Query, filters: Filters = NO_FILTERS) -> Keep:
+def row_filter(context: RequestContext, cache_query: Query, filters: Filters = NO_FILTERS) -> Keep:
     """The function that keeps the calls that were asked for, of the clients that the consumer may see."""
-    seen = keep_seen(consumer_of(context), question.codes)
+    seen = keep_seen(consumer_of(context), cache_query.codes)
     return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
 
 

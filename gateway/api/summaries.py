@@ -100,8 +100,8 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     services, context = responses.services_of(request), context_of(request.scope)
     responses.negotiate(context, JSON)
     window = parse_clients_query(request.scope["query_string"], services.clock(), services.history_start)
-    query = responses.cache_query(services, context, (EVERY_CLIENT,), window)
-    keep = responses.row_filter(context, query)
+    cache_query = responses.cache_query(services, context, (EVERY_CLIENT,), window)
+    keep = responses.row_filter(context, cache_query)
     calls: Counter[str] = Counter()
 
     def count(extent: Extent) -> None:
@@ -110,7 +110,7 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
         else:
             calls.update({code: len(keep(listed)) for code, listed in extent.listed.items()})
 
-    reading = await _count(services, context, query, count)
+    reading = await _count(services, context, cache_query, count)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
     return responses.json_response(
         services, context, ClientList(data=rows, meta=responses.meta_of(window, reading)), window, reading
@@ -122,17 +122,17 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     services, context = responses.services_of(request), context_of(request.scope)
     responses.negotiate(context, JSON)
     query = parse_summary_query(request.scope["query_string"], code, services.clock(), services.history_start)
-    query = responses.cache_query(services, context, query.codes, query.window, filters=query.filters.texts)
+    cache_query = responses.cache_query(services, context, query.codes, query.window, filters=query.filters.texts)
     counted_calls = query.group_by, query.filters, responses.consumer_of(context).clients
     shape = AggregateSpec(
         name=(query.interval, query.zone, counted_calls),
         counted=counted_calls,
         starts=EVER if query.interval == "none" else query.starts,
         group=GROUPS[query.group_by] if query.group_by else None,
-        keep=responses.row_filter(context, query, query.filters),
+        keep=responses.row_filter(context, cache_query, query.filters),
     )
     figures = Aggregator(shape)
-    reading = await _count(services, context, query, figures.add)
+    reading = await _count(services, context, cache_query, figures.add)
     found, total = figures.sums()
     body = CallSummary(
         data=_rows(query, found), total=Totals(**_figures(total)), meta=responses.meta_of(query.window, reading)
@@ -141,12 +141,12 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
 
 
 async def _count(
-    services: Services, context: RequestContext, query: Query, count: Callable[[Extent], None]
+    services: Services, context: RequestContext, cache_query: Query, count: Callable[[Extent], None]
 ) -> ReadResult:
     """Counts every extent of a window, and return the reading that they are from. Raises UpstreamError."""
     now, since = services.clock(), 0
     total: ReadResult | None = None
-    async for part in counted(services.ledger, query, now, services.deadline):
+    async for part in counted(services.cache, cache_query, now, services.deadline):
         for extent in part.extents:
             count(extent)
             since += len(extent.calls)

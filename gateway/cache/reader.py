@@ -38,7 +38,7 @@ MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
 
 class CacheSettings(Struct, frozen=True):
-    """How the ledger reads. `max_span`, `stale_if_error` and `stale_while_revalidate` in seconds."""
+    """How the cache reads. `max_span`, `stale_if_error` and `stale_while_revalidate` in seconds."""
 
     plain: Rule
     with_status: Rule
@@ -67,8 +67,8 @@ class Query(Struct, frozen=True, kw_only=True):
 class ReadResult(Struct, kw_only=True, dict=True):
     """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
 
-    `seconds_stale` is for how long the stalest point has been stale, negative while all is fresh. `lookup` is hit, partial or
-    miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps that it sent itself.
+    `seconds_stale` is the time for which the stalest point has been stale, negative while all is fresh. `lookup` is
+    hit, partial or miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps it sent.
     """
 
     as_of: float

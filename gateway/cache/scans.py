@@ -70,7 +70,7 @@ def position(call: Call) -> Position:
 
 
 async def read_page(
-    ledger: Cache,
+    cache: Cache,
     query: Query,
     now: float,
     *,
@@ -94,7 +94,7 @@ async def read_page(
     posts = examined = 0
     while rest.start < rest.end and len(calls) <= limit and posts < MAX_PAGE_POSTS and examined < MAX_PAGE_CALLS:
         part, rest = _next_span(rest, span, newest_first=newest_first)
-        reading = await ledger.read(msgspec.structs.replace(query, window=part), span)
+        reading = await cache.read(msgspec.structs.replace(query, window=part), span)
         before = [extent for earlier in readings for extent in earlier.extents]
         found = keep(reading.calls_with(texts or {}))
         found = _ordered(not_superseded(found, reading.extents, before, ties=True), newest_first=newest_first)
@@ -155,9 +155,9 @@ class Spans:
     """The spans of a window, read one after another, the next one ahead."""
 
     def __init__(
-        self, ledger: Cache, query: Query, now: float, timeout: float, pace: Pace, *, newest_first: bool
+        self, cache: Cache, query: Query, now: float, timeout: float, pace: Pace, *, newest_first: bool
     ) -> None:
-        self._ledger = ledger
+        self._cache = cache
         self._question = query
         self._patience = timeout
         self._newest_first = newest_first
@@ -172,7 +172,7 @@ class Spans:
             part, self._rest = _next_span(self._rest, self._span, newest_first=self._newest_first)
             deadline = asyncio.get_running_loop().time() + self._patience
             query = msgspec.structs.replace(self._question, window=part, deadline=deadline)
-            self._ahead = asyncio.create_task(self._ledger.read(query, self._span))
+            self._ahead = asyncio.create_task(self._cache.read(query, self._span))
 
     async def next(self) -> ReadResult | None:
         """Wait for the span that was begun. Raises UpstreamError."""
@@ -191,10 +191,10 @@ class Spans:
 
 
 async def stream(
-    ledger: Cache, query: Query, now: float, timeout: float, *, newest_first: bool, keep: Keep = list
+    cache: Cache, query: Query, now: float, timeout: float, *, newest_first: bool, keep: Keep = list
 ) -> AsyncIterator[Part]:
     """Read a window as parts in order; each span may take `timeout` seconds. Raises UpstreamError."""
-    spans = Spans(ledger, query, now, timeout, ROWS, newest_first=newest_first)
+    spans = Spans(cache, query, now, timeout, ROWS, newest_first=newest_first)
     try:
         spans.begin()
         reading = await spans.next()
@@ -221,9 +221,9 @@ async def stream(
         spans.leave()
 
 
-async def counted(ledger: Cache, query: Query, now: float, timeout: float) -> AsyncIterator[Counted]:
+async def counted(cache: Cache, query: Query, now: float, timeout: float) -> AsyncIterator[Counted]:
     """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError."""
-    spans = Spans(ledger, query, now, timeout, COUNTS, newest_first=False)
+    spans = Spans(cache, query, now, timeout, COUNTS, newest_first=False)
     waiting: deque[Counted] = deque()
     held = 0
     try:

@@ -1,6 +1,6 @@
 """`fetch`: calls of a window to a file or standard output, oldest first.
 
-Rules: it asks the upstream itself, through the ledger, with the settings of `serve`; nothing stale goes out. A file has
+Rules: it asks the upstream itself, through the cache, with the settings of `serve`; nothing stale goes out. A file has
 its name only when it is whole, and an interrupted one goes on where it stopped. `recordingUrl` is the upstream's own.
 Exit codes: 0 done, 1 the upstream or the disk failed, 2 the command or a setting cannot be used, 130 interrupted.
 """
@@ -39,7 +39,7 @@ Save = Callable[[Mark], object]
 
 INTERRUPTED = 130
 PATIENCE = 10  # deadlines of a POST: a span may be halved that often
-HELD = 32 * 1024**2  # bytes that the ledger may hold: an export reads everything once
+HELD = 32 * 1024**2  # bytes that the cache may hold: an export reads everything once
 ENDINGS = {".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
 TEXT = "Export the calls of a window to a file or standard output; an interrupted export goes on where it stopped."
 EXAMPLE = (
@@ -165,24 +165,24 @@ class Export:
 
         metrics = Metrics(CollectorRegistry())
         service = build_service(self._settings, metrics)
-        ledger = build_cache(self._settings, service, metrics)
+        cache = build_cache(self._settings, service, metrics)
         if not self._mark.size:
             self._write(self._format.begin())
         try:
             if self._mark.asked["all"] == "true":
                 await self._take_all(service)
             else:
-                await self._read(ledger, now)
+                await self._read(cache, now)
         finally:
             self._progress.clear()  # and who fails or presses Ctrl-C does not wait for what is under way
-        await ledger.close()
+        await cache.close()
         await service.close()
         self._write(self._format.end(self._meta()))
         if self._mark.unreadable:
             complain(f"{self._mark.unreadable} calls could not be read, and are left out")
         self._progress.end(self._mark.calls)
 
-    async def _read(self, ledger: Cache, now: float) -> None:
+    async def _read(self, cache: Cache, now: float) -> None:
         from gateway.cache.reader import Query
         from gateway.cache.scans import stream
         from gateway.model import Window
@@ -193,7 +193,7 @@ class Export:
         before = {tuple(key) for key in self._mark.recent}
         written: list[Call] = []  # of the span that is going out
         first = True
-        async for part in stream(ledger, query, now, patience, newest_first=False):
+        async for part in stream(cache, query, now, patience, newest_first=False):
             calls = [call for call in part.calls if (call.client_code, call.id) not in before]
             self._write(self._format.rows(calls))
             written += calls

@@ -1,4 +1,4 @@
-"""The ledger against an upstream that is a plain function: nothing lost, nothing doubled, never silently partial."""
+"""The cache against an upstream that is a plain function: nothing lost, nothing doubled, never silently partial."""
 
 import asyncio
 import sys
@@ -89,7 +89,7 @@ class Upstream:
         return Fetched(sent, found, dict(self.unreadable), status_ignored=False)
 
 
-def ledger_of(upstream: Upstream, **changes: int) -> Cache:
+def cache_of(upstream: Upstream, **changes: int) -> Cache:
     values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
     rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
     return Cache(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
@@ -108,10 +108,10 @@ def test_a_window_read_twice_within_freshness_is_posted_once() -> None:
     upstream.published = [(0, call("1", NOW - 100))]
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - 3600, NOW)
         for _ in range(2):
-            assert ids((await ledger.read(ask(["a"], window))).calls) == ["1"]
+            assert ids((await cache.read(ask(["a"], window))).calls) == ["1"]
 
     asyncio.run(run())
     assert len(upstream.posts) == 1
@@ -121,10 +121,10 @@ def test_a_moving_window_fetches_only_what_is_stale() -> None:
     upstream = Upstream()
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
-        await ledger.read(ask(["a"], Window(NOW - 30 * DAY, NOW)))
+        cache = cache_of(upstream)
+        await cache.read(ask(["a"], Window(NOW - 30 * DAY, NOW)))
         upstream.now += 30
-        await ledger.read(ask(["a"], Window(NOW - 30 * DAY + 30, NOW + 30)))
+        await cache.read(ask(["a"], Window(NOW - 30 * DAY + 30, NOW + 30)))
 
     asyncio.run(run())
     _, second = upstream.posts[1]
@@ -136,9 +136,9 @@ def test_a_thousand_identical_cold_reads_cost_one_post() -> None:
     upstream = Upstream()
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - 3600, NOW)
-        await asyncio.gather(*(ledger.read(ask(["a"], window)) for _ in range(1000)))
+        await asyncio.gather(*(cache.read(ask(["a"], window)) for _ in range(1000)))
 
     asyncio.run(run())
     assert len(upstream.posts) == 1
@@ -150,7 +150,7 @@ def test_clients_of_one_window_share_a_post_and_a_missing_one_is_asked_singly() 
     upstream.leave_out = {"b"}
 
     async def run() -> list[Call]:
-        reading = await ledger_of(upstream).read(ask(["a", "b"], Window(NOW - 3600, NOW)))
+        reading = await cache_of(upstream).read(ask(["a", "b"], Window(NOW - 3600, NOW)))
         return reading.calls
 
     assert ids(asyncio.run(run())) == ["1", "2"]
@@ -162,17 +162,17 @@ def test_a_failed_flight_fails_the_read_and_nothing_is_kept() -> None:
     upstream.failure = UpstreamTimeout("too late", answering=False)
 
     async def run() -> None:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - 3600, NOW)
         with pytest.raises(UpstreamTimeout):
-            await ledger.read(ask(["a"], window))
+            await cache.read(ask(["a"], window))
         upstream.failure = None
         upstream.published = [(0, call("1", NOW - 100))]
         with pytest.raises(UpstreamTimeout):  # a second long, so that a broken upstream is not hammered
-            await ledger.read(ask(["a"], window))
+            await cache.read(ask(["a"], window))
         assert len(upstream.posts) == 1
         upstream.now += 2
-        assert ids((await ledger.read(ask(["a"], window))).calls) == ["1"]
+        assert ids((await cache.read(ask(["a"], window))).calls) == ["1"]
 
     asyncio.run(run())
     assert len(upstream.posts) == 2
@@ -183,12 +183,12 @@ def test_a_consumer_who_leaves_does_not_end_the_flight() -> None:
 
     async def run() -> None:
         upstream.gate = asyncio.Event()
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         window = Window(NOW - 3600, NOW)
-        leaver = asyncio.create_task(ledger.read(ask(["a"], window)))
+        leaver = asyncio.create_task(cache.read(ask(["a"], window)))
         await asyncio.sleep(0.01)
         leaver.cancel()
-        stayer = asyncio.create_task(ledger.read(ask(["a"], window)))
+        stayer = asyncio.create_task(cache.read(ask(["a"], window)))
         await asyncio.sleep(0.01)
         upstream.gate.set()
         assert (await stayer).calls == []
@@ -199,7 +199,7 @@ def test_a_consumer_who_leaves_does_not_end_the_flight() -> None:
 
 def test_a_window_in_the_future_is_empty_without_a_post() -> None:
     upstream = Upstream()
-    reading = asyncio.run(ledger_of(upstream).read(ask(["a"], Window(NOW + 5, NOW + 99))))
+    reading = asyncio.run(cache_of(upstream).read(ask(["a"], Window(NOW + 5, NOW + 99))))
     assert (reading.calls, upstream.posts) == ([], [])
 
 
@@ -209,9 +209,9 @@ def test_a_call_published_late_is_seen_within_the_freshness_rule() -> None:
     upstream.published = [(NOW + late, call("1", NOW - 10))]
 
     async def run() -> float:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         while True:
-            reading = await ledger.read(ask(["a"], Window(NOW - DAY, int(upstream.now))))
+            reading = await cache.read(ask(["a"], Window(NOW - DAY, int(upstream.now))))
             if reading.calls:
                 return upstream.now
             upstream.now += 30
@@ -225,10 +225,10 @@ def test_pages_hold_every_call_once_in_order(newest_first: bool) -> None:
     upstream.published = [(0, call(str(index), NOW - index * index * 50 - 60)) for index in range(300)]
 
     async def run() -> list[Call]:
-        ledger, after, calls = ledger_of(upstream), None, []
+        cache, after, calls = cache_of(upstream), None, []
         for _ in range(100):
             page = await read_page(
-                ledger,
+                cache,
                 ask(["a"], Window(NOW - 90 * DAY, NOW)),
                 upstream.now,
                 newest_first=newest_first,
@@ -252,12 +252,12 @@ def test_a_call_that_moved_from_one_span_to_another_is_there_once() -> None:
     upstream.published = [(0, old), (0, call("y", NOW - 3 * DAY))]
 
     async def run() -> list[Call]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         question = ask(["a"], Window(NOW - 5 * DAY, NOW + DAY))
-        await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
+        await read_page(cache, question, upstream.now, newest_first=True, limit=100, after=None)
         upstream.now += 60
         upstream.published = [(0, call("x", NOW + 30)), (0, call("y", NOW - 3 * DAY))]
-        page = await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
+        page = await read_page(cache, question, upstream.now, newest_first=True, limit=100, after=None)
         return page.calls
 
     assert [(one.id, one.start_time.timestamp()) for one in asyncio.run(run())] == [
@@ -271,9 +271,9 @@ def test_unreadable_calls_are_counted_once_however_often_their_extent_was_cut() 
     upstream.unreadable = {"a": 1}
 
     async def run() -> list[int]:
-        ledger = ledger_of(upstream)
+        cache = cache_of(upstream)
         question = ask(["a"], Window(NOW - 30 * DAY, NOW))
-        return [(await ledger.read(question)).unreadable for _ in range(2)]
+        return [(await cache.read(question)).unreadable for _ in range(2)]
 
     assert asyncio.run(run()) == [1, 1]
 
@@ -283,13 +283,13 @@ def test_years_without_calls_take_little_room_and_little_time() -> None:
     upstream.published = [(0, call("1", NOW - 4000 * DAY)), (0, call("2", NOW - 20 * DAY))]
 
     async def run() -> None:
-        ledger = ledger_of(upstream, max_span=20_000 * DAY)
+        cache = cache_of(upstream, max_span=20_000 * DAY)
         window = Window(946684800, NOW)
         for _ in range(2):
-            assert ids((await ledger.read(ask(["a"], window))).calls) == ["1", "2"]
-        assert len(ledger._memory._days) < 60
-        assert ids((await ledger.read(ask(["a"], Window(NOW - 4001 * DAY, NOW - 3999 * DAY)))).calls) == ["1"]
-        assert ids((await ledger.read(ask(["a"], Window(NOW - 900 * DAY, NOW - 21 * DAY)))).calls) == []
+            assert ids((await cache.read(ask(["a"], window))).calls) == ["1", "2"]
+        assert len(cache._level1._days) < 60
+        assert ids((await cache.read(ask(["a"], Window(NOW - 4001 * DAY, NOW - 3999 * DAY)))).calls) == ["1"]
+        assert ids((await cache.read(ask(["a"], Window(NOW - 900 * DAY, NOW - 21 * DAY)))).calls) == []
 
     asyncio.run(run())
     assert len(upstream.posts) == 1
@@ -316,7 +316,7 @@ def test_a_list_without_dates_costs_a_few_posts_not_all_of_history() -> None:
 
     async def run() -> Position | None:
         page = await read_page(
-            ledger_of(upstream),
+            cache_of(upstream),
             ask(["a"], Window(946684800, NOW)),
             upstream.now,
             newest_first=True,
@@ -372,7 +372,7 @@ def test_no_sequence_of_reads_loses_or_doubles_a_call(steps: list[tuple[str, int
     rule = Rule()
 
     async def run() -> None:
-        ledger = ledger_of(upstream, cache_bytes=bound)
+        cache = cache_of(upstream, cache_bytes=bound)
         for number, (step, first, second) in enumerate(steps):
             if step == "wait":
                 upstream.now += first
@@ -381,7 +381,7 @@ def test_no_sequence_of_reads_loses_or_doubles_a_call(steps: list[tuple[str, int
                 upstream.published.append((upstream.now + second, call(str(number), start)))
             else:
                 window = Window(int(upstream.now) - first, int(upstream.now) - first + second)
-                seen = ids((await ledger.read(ask(["a"], window))).calls)
+                seen = ids((await cache.read(ask(["a"], window))).calls)
                 assert len(seen) == len(set(seen))
                 for since, one in upstream.published:
                     start = int(one.start_time.timestamp())

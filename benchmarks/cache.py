@@ -1,4 +1,4 @@
-"""What the ledger costs the upstream and itself, against the simulator, counting at the upstream.
+"""What the cache costs the upstream and itself, against the simulator, counting at the upstream.
 
 The simulator is called in process and answers by its own clock, which the benchmark moves; POSTs are those that
 reached it. `--write` puts the table into README.md. What a URL-keyed cache would fetch is the whole window, each time.
@@ -38,7 +38,7 @@ NOW = 1_795_000_000
 DAY = 86400
 HOUR = 3600
 README = Path(__file__).parent.parent / "README.md"
-MARKERS = "<!-- ledger -->", "<!-- /ledger -->"
+MARKERS = "<!-- cache -->", "<!-- /cache -->"
 
 
 class Case(NamedTuple):
@@ -99,10 +99,10 @@ def make(upstream: Upstream, cache_bytes: int = 2**28, shared: RedisClient | Non
 
 async def dashboard(*, status: bool, hours: int = 24) -> str:
     upstream = Upstream(Options(calls_per_day=24))
-    ledger, draw, reads = make(upstream), random.Random(1), 0
+    cache, draw, reads = make(upstream), random.Random(1), 0
     while upstream.now < NOW + hours * HOUR:
         window = Window(int(upstream.now) - 30 * DAY, int(upstream.now) + 1)
-        await ledger.read(Query(codes=("8005550100",), window=window, status=status))
+        await cache.read(Query(codes=("8005550100",), window=window, status=status))
         reads += 1
         upstream.now += 30 * (0.85 + 0.3 * draw.random())
     share = upstream.asked / (reads * 30 * DAY)
@@ -114,8 +114,8 @@ async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
     upstream = Upstream(Options(clients=50, calls_per_day=24), latency=0.2)
     waits: list[float] = []
 
-    async def one(ledger: Cache, question: Query) -> None:
-        await ledger.read(question)
+    async def one(cache: Cache, question: Query) -> None:
+        await cache.read(question)
         waits.append(time.perf_counter() - upstream.landed)
 
     with ExitStack() as stack:
@@ -125,10 +125,10 @@ async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
             return RedisClient(url, Metrics(CollectorRegistry()), lambda: upstream.now, skew=math.inf) if url else None
 
         connections = [connect() for _ in range(replicas)]
-        ledgers = [make(upstream, shared=connection) for connection in connections]
-        await asyncio.gather(*(one(ledger, question) for question in questions for ledger in ledgers))
-        for ledger, connection in zip(ledgers, connections, strict=True):
-            await ledger.close()
+        caches = [make(upstream, shared=connection) for connection in connections]
+        await asyncio.gather(*(one(cache, question) for question in questions for cache in caches))
+        for cache, connection in zip(caches, connections, strict=True):
+            await cache.close()
             if connection is not None:
                 await connection.close()
     count = f"{upstream.posts} POST{'s' * (upstream.posts > 1)}"
@@ -137,34 +137,34 @@ async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
 
 async def hit(days: int) -> str:
     upstream = Upstream(Options(calls_per_day=200))
-    ledger = make(upstream, 2**31)
-    await ledger.read(Query(codes=("8005550100",), window=Window(NOW - days * DAY, NOW)))
+    cache = make(upstream, 2**31)
+    await cache.read(Query(codes=("8005550100",), window=Window(NOW - days * DAY, NOW)))
     question = Query(codes=("8005550100",), window=Window(NOW - DAY, NOW))
     times = []
     for _ in range(300):
         began = time.perf_counter()
-        await read_page(ledger, question, upstream.now, newest_first=True, limit=100, after=None)
+        await read_page(cache, question, upstream.now, newest_first=True, limit=100, after=None)
         times.append(time.perf_counter() - began)
     return f"{statistics.median(times) * 1e3:.2f} ms"
 
 
 async def memory(bound: int = 2**28) -> str:
-    script = f"from benchmarks.ledger import fill; fill({bound})"
+    script = f"from benchmarks.cache import fill; fill({bound})"
     out = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", script], text=True)
     _, held = map(int, out.split())
     return f"{held / bound:.2f} times the bound"
 
 
 def fill(bound: int) -> None:
-    """Print how many bytes of calls went through the ledger, and how many the process holds more than when idle."""
+    """Print how many bytes of calls went through the cache, and how many the process holds more than when idle."""
 
     async def run() -> int:
         upstream = Upstream(Options(clients=200, calls_per_day=2000))
-        ledger, asked, day = make(upstream, bound), 0, 0
+        cache, asked, day = make(upstream, bound), 0, 0
         while asked < 10 * bound:
             code = f"800555{100 + day % 200:04}"
             window = Window(NOW - (day // 200 + 1) * DAY, NOW - day // 200 * DAY)
-            reading = await ledger.read(Query(codes=(code,), window=window))
+            reading = await cache.read(Query(codes=(code,), window=window))
             asked += len(reading.calls) * 1000
             day += 1
         return asked
@@ -195,8 +195,8 @@ def cases() -> list[Case]:
         Case("1,000 identical cold reads on each of two replicas", "2 POSTs", lambda: herd(same, 2)),
         Case("100 overlapping unequal windows on each of two replicas", "4 POSTs", lambda: herd(overlapping, 2)),
         Case("50 clients, the same window, on each of two replicas", "4 POSTs", lambda: herd(clients, 2)),
-        Case("a page of 100 calls that is fresh, 2 days in the ledger", "1 ms", lambda: hit(2)),
-        Case("the same, 700 days in the ledger", "1 ms", lambda: hit(700)),
+        Case("a page of 100 calls that is fresh, 2 days in the cache", "1 ms", lambda: hit(2)),
+        Case("the same, 700 days in the cache", "1 ms", lambda: hit(700)),
         Case("memory, 256 MiB allowed, ten times that asked for", "1.5 times", memory),
     ]
 
@@ -218,7 +218,7 @@ def rewritten(text: str, measured: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the ledger.")
+    parser = argparse.ArgumentParser(description="Measure the cache.")
     parser.add_argument("words", nargs="*", help="only cases whose names hold one of these")
     parser.add_argument("--write", action="store_true", help="put the figures into README.md")
     options = parser.parse_args()
