@@ -23,9 +23,9 @@ from litestar.types import ASGIApp
 
 from gateway import app
 from gateway.access import SCOPES, Rate
+from gateway.auth.keys import fingerprint, new_key, parse_keys
+from gateway.auth.tokens import TokenKey, TokenRules, read_token
 from gateway.commands.keys import with_key
-from gateway.credentials.keys import fingerprint, new_key, parse_keys
-from gateway.credentials.tokens import TokenKey, TokenRules, read_token
 from gateway.rates import Bucket
 from gateway.server import address_of, listen, make_server
 from gateway.settings import Settings

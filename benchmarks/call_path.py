@@ -25,8 +25,8 @@ import httpx
 
 import gateway
 from gateway import app
+from gateway.auth.keys import fingerprint, new_key
 from gateway.commands.keys import with_key
-from gateway.credentials.keys import fingerprint, new_key
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
 from tests.conftest import serving

@@ -24,11 +24,11 @@ from prometheus_client import CollectorRegistry
 from benchmarks.peers import POST
 from benchmarks.serving import SIMULATOR, running
 from gateway import app
+from gateway.auth.keys import fingerprint, new_key
 from gateway.cache.reader import Query
 from gateway.callbutton import wire
 from gateway.callbutton.central import align_to_fold
 from gateway.commands.keys import with_key
-from gateway.credentials.keys import fingerprint, new_key
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.settings import Settings

@@ -15,14 +15,14 @@ from gateway.access import ANYONE
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
+from gateway.auth.identity import Identity
+from gateway.auth.keyfile import KeyFile
+from gateway.auth.keys import KeysError
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
-from gateway.credentials.identity import Identity
-from gateway.credentials.keyfile import KeyFile
-from gateway.credentials.keys import KeysError
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Exports, Rates
@@ -32,7 +32,7 @@ from gateway.shutdown import Shutdown
 from gateway.tally import Tally
 
 if TYPE_CHECKING:
-    from gateway.credentials.issuer import Issuer
+    from gateway.auth.issuer import Issuer
 
 RESPONSE_CACHE_SHARE = 8  # the response cache may hold an eighth of GATEWAY_CACHE_BYTES beside the calls
 Clock = Callable[[], float]
@@ -85,8 +85,8 @@ def build_keys(settings: Settings, metrics: Metrics) -> KeyFile:
 
 def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
     """Build what knows bearer tokens. Raises SettingsError."""
-    from gateway.credentials.issuer import Issuer  # and with it cryptography
-    from gateway.credentials.tokens import TokenRules
+    from gateway.auth.issuer import Issuer  # and with it cryptography
+    from gateway.auth.tokens import TokenRules
 
     for name in ("oidc_issuer", "oidc_audience"):
         if not getattr(settings, name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.credentials.keys import fingerprint
+from gateway.auth.keys import fingerprint
 
 
 class Member(NamedTuple):

@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.access import Rate
+from gateway.auth.keyfile import KeyFile
+from gateway.auth.keys import KeysError, fingerprint, new_key, parse_keys
 from gateway.commands.keys import with_key
-from gateway.credentials.keyfile import KeyFile
-from gateway.credentials.keys import KeysError, fingerprint, new_key, parse_keys
 from gateway.logs import JsonFormatter
 from gateway.metrics import Metrics
 from tests.consumers import Member, written

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.access import Rate, parse_rate
-from gateway.credentials.tokens import TokenError, TokenRules, parse_key_set, read_token
+from gateway.auth.tokens import TokenError, TokenRules, parse_key_set, read_token
 from tests.conftest import NOW, Make, Stand
 from tests.consumers import Member, keys_file
 from tests.issuer import EC_KEY, ED_KEY, RSA_KEYS, Issuer, issuing, jwk

@@ -35,8 +35,8 @@ from gateway.simulator.server import PATH, Options, create
 from tests.conftest import serving
 from tests.processes import wait_for, wait_in_loop_for
 from tests.servers import Server, redis, running, server, valkey
-from tests.test_flights import Faulty
 from tests.test_cache import DAY, NOW, Upstream, ask, call, ids
+from tests.test_flights import Faulty
 
 __all__ = ["server"]  # a fixture
 HOUR = 3600

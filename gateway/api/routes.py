@@ -28,7 +28,7 @@ from gateway.api.middleware.load_shedder import LoadShedder
 from gateway.api.middleware.request_context import HTTPApp, RequestContextMiddleware, context_of
 from gateway.api.middleware.response_cache import ResponseCache
 from gateway.api.responses import Services
-from gateway.credentials.identity import Identity
+from gateway.auth.identity import Identity
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown

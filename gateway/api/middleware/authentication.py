@@ -20,7 +20,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gateway.access import ANYONE, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
-from gateway.credentials.identity import Identity
+from gateway.auth.identity import Identity
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
 from gateway.rates import Rates, rate_headers

@@ -20,7 +20,7 @@ import httpx
 import msgspec
 
 from gateway.access import Consumer
-from gateway.credentials.tokens import (
+from gateway.auth.tokens import (
     Bearer,
     TokenError,
     TokenKey,

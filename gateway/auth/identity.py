@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from gateway.access import ANYONE, OF_TOKEN, Consumer
-from gateway.credentials.keyfile import KeyFile
-from gateway.credentials.keys import PREFIX
+from gateway.auth.keyfile import KeyFile
+from gateway.auth.keys import PREFIX
 from gateway.errors import Unauthenticated
 
 if TYPE_CHECKING:
-    from gateway.credentials.issuer import Issuer
+    from gateway.auth.issuer import Issuer
 
 UNKNOWN = "the credential is not known, or no longer"
 MOST_LENGTH = 8192  # characters of a credential

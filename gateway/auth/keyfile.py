@@ -10,7 +10,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from gateway.credentials.keys import Keyring, KeysError, parse_keys
+from gateway.auth.keys import Keyring, KeysError, parse_keys
 from gateway.metrics import Metrics
 
 LOGGER = logging.getLogger(__name__)
