@@ -23,8 +23,8 @@ from litestar.types import ASGIApp
 
 from gateway import app
 from gateway.access import SCOPES, Rate
-from gateway.auth.keys import fingerprint, new_key, parse_keys
-from gateway.auth.tokens import TokenKey, TokenRules, read_token
+from gateway.auth.access_keys import fingerprint, new_key, parse_keys
+from gateway.auth.tokens import TokenKey, TokenRules, verify_token
 from gateway.commands.keys import with_key
 from gateway.rates import Bucket
 from gateway.server import address_of, listen, make_server
@@ -113,7 +113,7 @@ def pieces() -> None:
     bucket = Bucket(Rate(10**8, 1), 10**8, NOW)
     print(f"a key among 1,000: {microseconds(lambda: keys.find(key, NOW)):.1f} µs")
     print(f"a token from a rate: {microseconds(lambda: bucket.take(NOW)):.1f} µs")
-    cost = microseconds(lambda: read_token(token, known, rules, NOW), 200)
+    cost = microseconds(lambda: verify_token(token, known, rules, NOW), 200)
     print(f"a bearer token seen first (RS256), remembered after that: {cost:.0f} µs")
 
 

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.peers import POST
 from benchmarks.serving import SIMULATOR, running
 from gateway import app
-from gateway.auth.keys import fingerprint, new_key
+from gateway.auth.access_keys import fingerprint, new_key
 from gateway.cache.reader import Query
 from gateway.callbutton import wire
 from gateway.callbutton.central import align_to_fold

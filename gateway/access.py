@@ -49,7 +49,7 @@ class Consumer(Struct, frozen=True, kw_only=True):
     label: str = ""
 
 
-OF_TOKEN = "oidc"  # noqa: S105 - what metrics call all consumers that a token names
+OIDC_LABEL = "oidc"
 ANYONE = Consumer(name="anyone", clients=(EVERY_CLIENT,), scopes=frozenset(SCOPES), label="anyone")
 
 

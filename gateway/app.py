@@ -15,9 +15,9 @@ from gateway.access import ANYONE
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
-from gateway.auth.identity import Identity
-from gateway.auth.keyfile import KeyFile
-from gateway.auth.keys import KeysError
+from gateway.auth.access_keys import KeysError
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.key_file import KeyFile
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.callbutton.recordings import Recordings
@@ -60,12 +60,12 @@ def build_recordings(settings: Settings) -> Recordings:
     return Recordings(settings.recording_url, settings.upstream_url, limits, settings.upstream_proxy)
 
 
-def build_identity(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Identity | None:
+def build_authenticator(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Authenticator | None:
     """Build what tells consumers apart; None if anyone may ask. Raises SettingsError without a way to tell."""
     if settings.auth == "none":
         return None
     ways = settings.auth.split("+")
-    return Identity(
+    return Authenticator(
         clock,
         build_keys(settings, metrics) if "keys" in ways else None,
         build_issuer(settings, metrics, clock) if "oidc" in ways else None,
@@ -129,7 +129,7 @@ def create(
     service = build_service(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
     cache = build_cache(settings, service, metrics, clock, shared)
-    identity = build_identity(settings, metrics, clock)
+    authenticator = build_authenticator(settings, metrics, clock)
     services = Services(
         cache,
         clock,
@@ -139,14 +139,14 @@ def create(
         rates := Rates(),
         Exports(settings.consumer_exports),
         recordings := build_recordings(settings),
-        (lambda name, label: ANYONE) if identity is None else identity.rights_of,  # noqa: ARG005 - anyone may
+        (lambda name, label: ANYONE) if authenticator is None else authenticator.rights_of,  # noqa: ARG005 - anyone may
         settings.extra_public,
         settings.public_url,
     )
     access_log = AccessLog(settings.log_format, settings.log_level)
     app, litestar = create_api(
         services,
-        identity,
+        authenticator,
         metrics,
         access_log,
         shutdown := Shutdown(),
@@ -159,9 +159,9 @@ def create(
         tally = Tally(rates, shared, clock)
         litestar.on_startup += [tally.start]
         litestar.on_shutdown += [tally.close]
-    if identity is not None:
-        litestar.on_startup += [identity.start]
-        litestar.on_shutdown += [identity.close]
+    if authenticator is not None:
+        litestar.on_startup += [authenticator.start]
+        litestar.on_shutdown += [authenticator.close]
     litestar.on_shutdown += [
         partial(unless_hurried, cache.close, shutdown),
         *([shared.close] if shared else []),

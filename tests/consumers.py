@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.auth.keys import fingerprint
+from gateway.auth.access_keys import fingerprint
 
 
 class Member(NamedTuple):

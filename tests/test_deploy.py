@@ -19,7 +19,7 @@ from helm_python.errors import HelmError
 from benchmarks import scaling
 from gateway import __version__
 from gateway.access import SCOPES
-from gateway.auth.keys import parse_keys
+from gateway.auth.access_keys import parse_keys
 from gateway.guard import Limits
 from gateway.settings import OPTIONS, PREFIX, read_settings, variable
 from gateway.simulator.server import PATH

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.access import Rate
-from gateway.auth.keyfile import KeyFile
-from gateway.auth.keys import KeysError, fingerprint, new_key, parse_keys
+from gateway.auth.access_keys import KeysError, fingerprint, new_key, parse_keys
+from gateway.auth.key_file import KeyFile
 from gateway.commands.keys import with_key
 from gateway.logs import JsonFormatter
 from gateway.metrics import Metrics
@@ -127,22 +127,22 @@ def test_a_change_is_taken_over_and_a_broken_file_is_not(tmp_path: Path, caplog:
         return registry.get_sample_value("callbutton_gateway_keys_file_broken")
 
     assert (known(), broken()) == ([True, False], 0)
-    file.look()
+    file.reload()
     before = file.keys
     path.write_text(written(one, two), "utf-8")
-    file.look()
+    file.reload()
     assert (known(), broken()) == ([True, True], 0)
     assert file.keys is not before
     for content in (b"[[consumer]]\nname = 1", b"\xff\xfe", b""):
         path.write_bytes(content)
-        file.look()
-        file.look()
+        file.reload()
+        file.reload()
         assert (known(), broken()) == ([True, True], 1)
     path.unlink()
-    file.look()
+    file.reload()
     assert (known(), broken()) == ([True, True], 1)
     path.write_text(written(two), "utf-8")
-    file.look()
+    file.reload()
     assert (known(), broken()) == ([False, True], 0)
     lines = [JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway")]
     assert sum("cannot be used" in line for line in lines) == 4  # once each, not at every look
@@ -158,7 +158,7 @@ def test_a_file_swapped_by_a_link_is_a_change(tmp_path: Path):
     file = KeyFile(str(link), Metrics(CollectorRegistry()))
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").replace(link)
-    file.look()
+    file.reload()
     assert file.keys.find(Member("two").key, 0)[0] is not None
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.access import Rate, parse_rate
-from gateway.auth.tokens import TokenError, TokenRules, parse_key_set, read_token
+from gateway.auth.tokens import TokenError, TokenRules, parse_key_set, verify_token
 from tests.conftest import NOW, Make, Stand
 from tests.consumers import Member, keys_file
 from tests.issuer import EC_KEY, ED_KEY, RSA_KEYS, Issuer, issuing, jwk
@@ -159,12 +159,12 @@ def test_clocks_may_differ_by_a_minute(seconds: int, counts: bool):
     keys = parse_key_set(json.dumps({"keys": [jwk(RSA_KEYS[0], "one")]}).encode())
     token = Issuer(RULES.issuer).token(NOW)
     if counts:
-        bearer = read_token(token, keys, RULES, NOW + seconds)
+        bearer = verify_token(token, keys, RULES, NOW + seconds)
         assert (bearer.consumer.name, bearer.consumer.rate, bearer.until) == ("crm", RULES.rate, int(NOW) + 360)
         assert bearer.consumer.scopes == {"calls", "personal"}
     else:
         with pytest.raises(TokenError):
-            read_token(token, keys, RULES, NOW + seconds)
+            verify_token(token, keys, RULES, NOW + seconds)
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_clocks_may_differ_by_a_minute(seconds: int, counts: bool):
 )
 def test_a_key_is_for_its_own_algorithms(key: Any, alg: str):
     mine = parse_key_set(json.dumps({"keys": [jwk(key, "one", alg=alg)]}).encode())
-    assert read_token(Issuer(RULES.issuer).token(NOW, key, alg), mine, RULES, NOW).consumer.name == "crm"
+    assert verify_token(Issuer(RULES.issuer).token(NOW, key, alg), mine, RULES, NOW).consumer.name == "crm"
     if alg == "RS256":
         with pytest.raises(TokenError):
-            read_token(Issuer(RULES.issuer).token(NOW, key, "RS512"), mine, RULES, NOW)
+            verify_token(Issuer(RULES.issuer).token(NOW, key, "RS512"), mine, RULES, NOW)
 
 
 def test_keys_that_cannot_be_trusted_are_left_out():

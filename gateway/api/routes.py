@@ -28,7 +28,7 @@ from gateway.api.middleware.load_shedder import LoadShedder
 from gateway.api.middleware.request_context import HTTPApp, RequestContextMiddleware, context_of
 from gateway.api.middleware.response_cache import ResponseCache
 from gateway.api.responses import Services
-from gateway.auth.identity import Identity
+from gateway.auth.authenticator import Authenticator
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
@@ -148,7 +148,7 @@ def route_finder(app: Litestar) -> Callable[[str], str]:
 
 def create_api(
     services: Services,
-    identity: Identity | None,
+    authenticator: Authenticator | None,
     metrics: Metrics,
     access_log: AccessLog,
     shutdown: Shutdown,
@@ -160,7 +160,7 @@ def create_api(
 ) -> tuple[RequestContextMiddleware, Litestar]:
     """Put the API together: the application, and Litestar inside it.
 
-    Without `identity` every request sees everything. With `metrics_port` only the application's `operator` has the
+    Without `authenticator` every request sees everything. With `metrics_port` only the application's `operator` has the
     metrics.
     """
 
@@ -185,7 +185,7 @@ def create_api(
         HeadMiddleware(Compression(litestar)), services.clock, response_cache_bytes, metrics.requests
     )
     routes = route_finder(litestar)
-    api = outermost(Authentication(cached, identity, services.rates, services.clock, metrics, routes), litestar)
+    api = outermost(Authentication(cached, authenticator, services.rates, services.clock, metrics, routes), litestar)
     if metrics_port:
         operator = router(OPERATOR_HANDLERS)
         api.operator = outermost(HeadMiddleware(Compression(operator)), operator)

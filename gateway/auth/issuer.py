@@ -27,19 +27,19 @@ from gateway.auth.tokens import (
     TokenRules,
     UnknownKeyError,
     parse_key_set,
-    read_token,
+    verify_token,
 )
 from gateway.errors import IssuerUnreachable, Unauthenticated
 from gateway.metrics import Metrics
 
 LOGGER = logging.getLogger(__name__)
 DISCOVERY = "/.well-known/openid-configuration"
-FRESH = 600  # seconds after which keys are asked for anew
-PAUSE = 60  # seconds between two attempts
-LONGEST = 86400  # seconds that keys serve
-PATIENCE = 5.0  # seconds for a whole fetch
-MOST_BYTES = 1024**2
-MOST_TOKENS = 10_000
+REFRESH_INTERVAL = 600  # seconds after which keys are asked for anew
+MIN_FETCH_INTERVAL = 60  # seconds between two attempts
+MAX_KEY_AGE = 86400  # seconds that keys serve
+FETCH_TIMEOUT = 5.0  # seconds for a whole fetch
+MAX_RESPONSE_SIZE = 1024**2
+MAX_TOKENS = 10_000
 
 
 class Issuer:
@@ -62,11 +62,11 @@ class Issuer:
     async def consumer(self, token: str) -> Consumer:
         """The consumer of a token. Raises Unauthenticated, IssuerUnreachable."""
         now = self._clock()
-        if now - self._fetched >= LONGEST:
+        if now - self._fetched >= MAX_KEY_AGE:
             await self._refreshed(now)
-            if now - self._fetched >= LONGEST:
-                raise IssuerUnreachable("tokens cannot be judged now", PAUSE)
-        elif now - self._fetched >= FRESH:
+            if now - self._fetched >= MAX_KEY_AGE:
+                raise IssuerUnreachable("tokens cannot be judged now", MIN_FETCH_INTERVAL)
+        elif now - self._fetched >= REFRESH_INTERVAL:
             self._begin(now)
         digest = hashlib.sha256(token.encode()).digest()
         bearer = self._sound.get(digest)
@@ -75,15 +75,15 @@ class Issuer:
             return bearer.consumer
         try:
             try:
-                bearer = read_token(token, self._keys, self._rules, now)
+                bearer = verify_token(token, self._keys, self._rules, now)
             except UnknownKeyError:
                 if not await self._refreshed(now):
                     raise
-                bearer = read_token(token, self._keys, self._rules, now)
+                bearer = verify_token(token, self._keys, self._rules, now)
         except TokenError as error:
             raise Unauthenticated("the credential is not known, or no longer", str(error)) from error
         self._sound[digest] = bearer
-        if len(self._sound) > MOST_TOKENS:
+        if len(self._sound) > MAX_TOKENS:
             self._sound.popitem(last=False)
         return bearer.consumer
 
@@ -96,7 +96,7 @@ class Issuer:
 
     def _begin(self, now: float) -> asyncio.Task[None] | None:
         if self._fetch is None or self._fetch.done():
-            if abs(now - self._tried) < PAUSE:
+            if abs(now - self._tried) < MIN_FETCH_INTERVAL:
                 return None
             self._tried = now
             self._fetch = asyncio.create_task(self._renew(now))
@@ -104,7 +104,7 @@ class Issuer:
 
     async def _renew(self, now: float) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(FETCH_TIMEOUT):
                 keys = await fetch_keys(self._rules.issuer)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # time-outs are OSErrors
             self._metrics.issuer_fetches.labels("failed").inc()
@@ -118,7 +118,7 @@ class Issuer:
 
 async def fetch_keys(issuer: str) -> dict[str, TokenKey]:
     """Fetch the keys of an issuer. Raises httpx.HTTPError, ValueError."""
-    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=FETCH_TIMEOUT) as client:
         described = msgspec.json.decode(await _get(client, issuer.rstrip("/") + DISCOVERY))
         if not isinstance(described, dict) or described.get("issuer") != issuer:
             raise ValueError("it describes another issuer")
@@ -138,6 +138,6 @@ async def _get(client: httpx.AsyncClient, address: str) -> bytes:
             raise ValueError(f"status {answer.status_code}")
         async for chunk in answer.aiter_bytes():
             content += chunk
-            if len(content) > MOST_BYTES:
+            if len(content) > MAX_RESPONSE_SIZE:
                 raise ValueError("it is too long")
     return content

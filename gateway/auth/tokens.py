@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from msgspec import Struct
 
-from gateway.access import OF_TOKEN, PATTERN, SCOPES, Consumer, Rate
+from gateway.access import OIDC_LABEL, PATTERN, SCOPES, Consumer, Rate
 
 LEEWAY = 60  # seconds by which clocks may differ
 NAME = re.compile(r"[A-Za-z0-9_.@:/|+-]{1,128}", re.ASCII)
-MOST_KEYS = 100
-MOST_CLIENTS = 1000
-LEAST_RSA_BITS = 2048
+MAX_KEYS = 100
+MAX_CLIENTS = 1000
+MIN_RSA_BITS = 2048
 RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 ALGORITHMS = {
     ("RSA", None): RSA,
@@ -83,7 +83,7 @@ def parse_key_set(content: bytes) -> dict[str, TokenKey]:
     if not isinstance(entries, list):
         raise ValueError("there are no keys in it")
     found = {}
-    for entry in entries[:MOST_KEYS]:
+    for entry in entries[:MAX_KEYS]:
         if isinstance(entry, dict) and isinstance(entry.get("kid"), str) and entry.get("use", "sig") == "sig":
             key = _key(entry)
             if key is not None:
@@ -101,12 +101,12 @@ def _key(entry: Mapping[str, Any]) -> TokenKey | None:
         key = READERS[str(kind)].from_jwk({name: entry[name] for name in PUBLIC if name in entry})
     except (jwt.InvalidKeyError, ValueError, TypeError):
         return None
-    if isinstance(key, RSAPublicKey) and key.key_size < LEAST_RSA_BITS:
+    if isinstance(key, RSAPublicKey) and key.key_size < MIN_RSA_BITS:
         return None
     return TokenKey(key, possible if said is None else (said,))
 
 
-def read_token(token: str, keys: Mapping[str, TokenKey], rules: TokenRules, now: float) -> Bearer:
+def verify_token(token: str, keys: Mapping[str, TokenKey], rules: TokenRules, now: float) -> Bearer:
     """Find out whose a token is. Raises TokenError."""
     try:
         header = jwt.get_unverified_header(token)
@@ -142,10 +142,10 @@ def _bearer(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Bearer:
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise TokenError("token without a name")
     clients = _words(claims.get(rules.clients_claim))
-    if len(clients) > MOST_CLIENTS or not all(PATTERN.fullmatch(client) for client in clients):
+    if len(clients) > MAX_CLIENTS or not all(PATTERN.fullmatch(client) for client in clients):
         raise TokenError("token with clients that are none")
     scopes = frozenset(_words(claims.get(rules.scopes_claim))) & set(SCOPES)
-    consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, label=OF_TOKEN)
+    consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, label=OIDC_LABEL)
     return Bearer(consumer, expires + LEEWAY)
 
 

@@ -27,7 +27,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Run both until told to stop. Raises OSError."""
     from gateway import app
     from gateway.api import problems
-    from gateway.auth.keys import fingerprint, new_key
+    from gateway.auth.access_keys import fingerprint, new_key
     from gateway.server import address_of, listen, make_server
     from gateway.simulator.server import PATH, Options, create
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.auth.keys import ConsumerEntry
+    from gateway.auth.access_keys import ConsumerEntry
 
 TEXT = "Make an access key, or list those of the keys file."
 EXAMPLE = "callbutton-gateway keys new dashboard --client '800777*' --scope calls --file keys.toml"
@@ -45,7 +45,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.action == "list":
         show(path)
         return 0
-    from gateway.auth.keys import fingerprint, new_key
+    from gateway.auth.access_keys import fingerprint, new_key
 
     key = new_key()
     text = path.read_text("utf-8") if path.exists() else ""
@@ -59,7 +59,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 def with_key(text: str, name: str, entry: str, clients: Sequence[str], scopes: Sequence[str], rate: str | None) -> str:
     """The file with a further key in it, all else as it was. Raises ValueError."""
-    from gateway.auth.keys import parse_keys
+    from gateway.auth.access_keys import parse_keys
 
     before = parse_keys(text).entries if text.strip() else ()
     if any(consumer.name == name for consumer in before):
@@ -125,7 +125,7 @@ def write(path: Path, text: str) -> None:
 
 def show(path: Path) -> None:
     """Print consumers and their keys, by the beginning of their hashes. Raises ValueError, OSError."""
-    from gateway.auth.keys import parse_keys
+    from gateway.auth.access_keys import parse_keys
 
     now = time.time()
     for entry in parse_keys(path.read_text("utf-8")).entries:

@@ -20,7 +20,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gateway.access import ANYONE, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
-from gateway.auth.identity import Identity
+from gateway.auth.authenticator import Authenticator
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
 from gateway.rates import Rates, rate_headers
@@ -36,19 +36,19 @@ RouteOf = Callable[[str], str]
 
 
 class Authentication:
-    """An ASGI layer; without `identity` every request is let through."""
+    """An ASGI layer; without `authenticator` every request is let through."""
 
     def __init__(
         self,
         app: HTTPApp,
-        identity: Identity | None,
+        authenticator: Authenticator | None,
         rates: Rates,
         clock: Callable[[], float],
         metrics: Metrics,
         route_of: RouteOf,
     ) -> None:
         self._app = app
-        self._identity = identity
+        self._authenticator = authenticator
         self._rates = rates
         self._clock = clock
         self._metrics = metrics
@@ -58,15 +58,15 @@ class Authentication:
         """Let a request through with its consumer, or refuse it."""
         if OPEN.fullmatch(scope["path"]):
             return self._app(scope, receive, send)
-        context, identity = context_of(scope), self._identity
+        context, authenticator = context_of(scope), self._authenticator
         try:
-            if identity is None:
+            if authenticator is None:
                 self._admit(context, ANYONE)
             else:
                 credential, bearer = parse_credential(context.headers)
-                consumer = identity.known(credential, bearer=bearer)
+                consumer = authenticator.known(credential, bearer=bearer)
                 if consumer is None:
-                    return self._verify_token(scope, receive, send, identity, credential)
+                    return self._verify_token(scope, receive, send, authenticator, credential)
                 self._admit(context, consumer)
         except (Unauthenticated, RateLimited) as error:
             return self._refuse(scope, send, error)
@@ -84,10 +84,10 @@ class Authentication:
                 raise RateLimited("this consumer has used up its rate", bucket.wait())
 
     async def _verify_token(
-        self, scope: HTTPScope, receive: Receive, send: Send, identity: Identity, token: str
+        self, scope: HTTPScope, receive: Receive, send: Send, authenticator: Authenticator, token: str
     ) -> None:
         try:
-            self._admit(context_of(scope), await identity.of_token(token))
+            self._admit(context_of(scope), await authenticator.of_token(token))
         except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
             await self._refuse(scope, send, error)
         else:

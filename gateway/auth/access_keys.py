@@ -27,7 +27,7 @@ from gateway.access import PATTERN, SCOPES, Consumer, parse_rate
 
 PREFIX = "cbg_"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-NOBODY = bytes(32)  # compared with when a hash is not known
+NO_DIGEST = bytes(32)  # compared with when a hash is not known
 
 
 class KeysError(ValueError):
@@ -76,7 +76,7 @@ class Holder(NamedTuple):
     until: float | None
 
 
-STRANGER = Holder(NOBODY, None, None)
+UNKNOWN_HOLDER = Holder(NO_DIGEST, None, None)
 
 
 class Keyring(Struct, frozen=True):
@@ -89,7 +89,7 @@ class Keyring(Struct, frozen=True):
     def find(self, key: str, now: float) -> tuple[Consumer | None, str]:
         """The consumer whose key this is, or None with the reason."""
         digest = hashlib.sha256(key.encode()).digest()
-        holder = self.holders.get(digest, STRANGER)
+        holder = self.holders.get(digest, UNKNOWN_HOLDER)
         if not hmac.compare_digest(digest, holder.digest) or holder.consumer is None:
             return None, "unknown key"
         if holder.until is not None and now >= holder.until:

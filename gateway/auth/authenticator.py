@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.access import ANYONE, OF_TOKEN, Consumer
-from gateway.auth.keyfile import KeyFile
-from gateway.auth.keys import PREFIX
+from gateway.access import ANYONE, OIDC_LABEL, Consumer
+from gateway.auth.access_keys import PREFIX
+from gateway.auth.key_file import KeyFile
 from gateway.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
 UNKNOWN = "the credential is not known, or no longer"
-MOST_LENGTH = 8192  # characters of a credential
+MAX_CREDENTIAL_SIZE = 8192  # characters of a credential
 
 
-class Identity:
+class Authenticator:
     """Finds the consumer of a credential."""
 
     def __init__(self, clock: Callable[[], float], keys: KeyFile | None, issuer: Issuer | None) -> None:
@@ -42,7 +42,7 @@ class Identity:
     def known(self, credential: str, *, bearer: bool) -> Consumer | None:
         """The consumer of an access key; None for what `of_token` is to be asked about. Raises Unauthenticated."""
         reason = "no such kind"
-        if len(credential) > MOST_LENGTH:
+        if len(credential) > MAX_CREDENTIAL_SIZE:
             reason = "too long"
         elif self._issuer is not None and bearer and not credential.startswith(PREFIX):
             return None
@@ -60,6 +60,6 @@ class Identity:
 
     def rights_of(self, name: str, label: str) -> Consumer | None:
         """The rights of a consumer as they are now; of a token's, whom nobody knows without it, whatever it had."""
-        if label == OF_TOKEN:
+        if label == OIDC_LABEL:
             return None if self._issuer is None else replace(ANYONE, name=name, label=label)
         return None if self._keys is None else self._keys.keys.consumer(name)

@@ -10,12 +10,12 @@ import asyncio
 import logging
 from pathlib import Path
 
-from gateway.auth.keys import Keyring, KeysError, parse_keys
+from gateway.auth.access_keys import Keyring, KeysError, parse_keys
 from gateway.metrics import Metrics
 
 LOGGER = logging.getLogger(__name__)
-LOOK = 1.0  # seconds between looks
-MOST_BYTES = 16 * 1024**2
+POLL_INTERVAL = 1.0  # seconds between looks
+MAX_FILE_SIZE = 16 * 1024**2
 
 
 class KeyFile:
@@ -42,13 +42,13 @@ class KeyFile:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
             try:
-                await asyncio.to_thread(self.look)
+                await asyncio.to_thread(self.reload)
             except Exception:
                 LOGGER.exception("looking at the keys file failed")
 
-    def look(self) -> None:
+    def reload(self) -> None:
         """Take over the file if it has changed."""
         try:
             content = self._read()
@@ -71,12 +71,12 @@ class KeyFile:
         """Read the file's bytes. Raises KeysError."""
         try:
             with self._path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
+                content = file.read(MAX_FILE_SIZE + 1)
         except OSError as error:
             self._seen = None  # the same content counts as read again
             raise KeysError(error.strerror or "cannot be read") from error
-        if len(content) > MOST_BYTES:
-            raise KeysError(f"is larger than {MOST_BYTES} bytes")
+        if len(content) > MAX_FILE_SIZE:
+            raise KeysError(f"is larger than {MAX_FILE_SIZE} bytes")
         return content
 
     def _parse(self, content: bytes) -> Keyring:
