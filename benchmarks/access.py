@@ -25,7 +25,7 @@ from gateway import app
 from gateway.access import SCOPES, Rate
 from gateway.auth.access_keys import fingerprint, new_key, parse_keys
 from gateway.auth.tokens import TokenKey, TokenRules, verify_token
-from gateway.commands.keys import with_key
+from gateway.cli.keys import with_key
 from gateway.rates import Bucket
 from gateway.server import address_of, listen, make_server
 from gateway.settings import Settings

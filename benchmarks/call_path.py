@@ -26,7 +26,7 @@ import httpx
 import gateway
 from gateway import app
 from gateway.auth.access_keys import fingerprint, new_key
-from gateway.commands.keys import with_key
+from gateway.cli.keys import with_key
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
 from tests.conftest import serving

@@ -28,7 +28,7 @@ from gateway.auth.access_keys import fingerprint, new_key
 from gateway.cache.reader import Query
 from gateway.callbutton import wire
 from gateway.callbutton.central import align_to_fold
-from gateway.commands.keys import with_key
+from gateway.cli.keys import with_key
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.settings import Settings

@@ -154,7 +154,7 @@ def serve() -> None:
     import os
 
     from gateway import app, logs
-    from gateway.commands.environment import reachable_settings
+    from gateway.cli.environment import reachable_settings
     from gateway.server import address_of, listen, make_server
 
     settings = reachable_settings()

@@ -3,14 +3,14 @@
 The package from top to bottom; imports go downwards only, and `tests/test_layout.py` holds it:
 
     __main__      the command line
-    commands/     what it can be told, one module a command
+    cli/          one module a command
     app           composition root: the one place that knows everything
     settings      one table of settings, read once from the environment
     api/          HTTP in, HTTP out: the only place that imports Litestar
     cache/        windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time
     tally         what consumers have spent at all replicas
-    credentials/  from a credential to a consumer: keys of a file, tokens of an issuer
+    auth/         from a credential to a consumer: keys of a file, tokens of an issuer
     redis_client  the Redis or Valkey server that replicas share; every caller can do without
     metrics       every series, its help and its labels
     tracing       spans for OpenTelemetry, if it is installed and asked for

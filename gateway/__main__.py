@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from gateway import __version__
-from gateway.commands import COMMANDS, load
+from gateway.cli import COMMANDS, load
 
 
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:

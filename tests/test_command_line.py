@@ -20,9 +20,9 @@ import yaml
 
 from gateway import errors
 from gateway.__main__ import main
-from gateway.commands import COMMANDS, load
-from gateway.commands.check import ADVICE, OBSTACLES, advice_on, print_failure
-from gateway.commands.demo import demo_paths
+from gateway.cli import COMMANDS, load
+from gateway.cli.check import ADVICE, OBSTACLES, advice_on, print_failure
+from gateway.cli.demo import demo_paths
 from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from benchmarks import cache, serving
 from docs import generate
 from gateway.api import problems, query
-from gateway.commands import COMMANDS
-from gateway.commands.demo import demo_paths
+from gateway.cli import COMMANDS
+from gateway.cli.demo import demo_paths
 from gateway.metrics import Metrics
 from gateway.settings import OPTIONS, Settings, variable
 from tests.conftest import Make

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.__main__ import main
-from gateway.commands.partial import Mark, PartialFile
+from gateway.cli.partial import Mark, PartialFile
 from gateway.formats import COLUMNS
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create

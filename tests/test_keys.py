@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from gateway.access import Rate
 from gateway.auth.access_keys import KeysError, fingerprint, new_key, parse_keys
 from gateway.auth.key_file import KeyFile
-from gateway.commands.keys import with_key
+from gateway.cli.keys import with_key
 from gateway.logs import JsonFormatter
 from gateway.metrics import Metrics
 from tests.consumers import Member, written

@@ -12,7 +12,7 @@ MAX_LINES = 400
 # Higher numbers may import lower ones. `simulator` stands beside them all.
 LAYERS = {
     "__main__": 8,
-    "commands": 7,
+    "cli": 7,
     "app": 6,
     "api": 5,
     "cache": 4,
@@ -86,12 +86,12 @@ def test_imports_go_downwards_only(path: Path):
         assert set() == others
     else:
         allowed = {name for name, layer in LAYERS.items() if layer < LAYERS[part]}
-        assert set() == others - allowed - ({"simulator"} if part == "commands" else set())
+        assert set() == others - allowed - ({"simulator"} if part == "cli" else set())
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_settings_are_imported_by_app_and_commands_only(path: Path):
-    assert "settings" not in parts_imported(path) or part_of(path) in ("app", "commands")
+    assert "settings" not in parts_imported(path) or part_of(path) in ("app", "cli")
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

@@ -133,7 +133,7 @@ def test_of_an_error_a_span_tells_the_type_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_the_extra_the_gateway_runs_and_with_it_no_span_is_made_unless_asked_for():
-    load = "import gateway.app, gateway.commands.serve"
+    load = "import gateway.app, gateway.cli.serve"
     hidden = f"import sys; sys.modules['opentelemetry'] = None; {load}"
     unasked = f"import sys; {load}; print('opentelemetry.sdk.trace' in sys.modules)"  # redis imports other parts
     for program, printed in ((hidden, ""), (unasked, "False\n")):

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 import msgspec
 
-from gateway.commands.serve import run
+from gateway.cli.serve import run
 from gateway.guard import Limits
 
 if __name__ == "__main__":

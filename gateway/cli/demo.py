@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway import logs
 from gateway.access import SCOPES
-from gateway.commands.keys import with_key
+from gateway.cli.keys import with_key
 from gateway.settings import Settings
 
 TEXT = "Run simulator and gateway together, with nothing to set."

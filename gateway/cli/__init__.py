@@ -32,4 +32,4 @@ COMMANDS = ("serve", "demo", "simulate", "check", "fetch", "keys", "openapi")
 
 def load(name: str) -> Command:
     """The module of a command."""
-    return cast(Command, import_module(f"gateway.commands.{name}"))
+    return cast(Command, import_module(f"gateway.cli.{name}"))

@@ -23,10 +23,10 @@ from urllib.parse import urlencode
 import msgspec
 
 from gateway import errors, logs
-from gateway.commands.check import advice_on
-from gateway.commands.environment import reachable_settings
-from gateway.commands.partial import Mark, PartialFile
-from gateway.commands.progress import Progress
+from gateway.cli.check import advice_on
+from gateway.cli.environment import reachable_settings
+from gateway.cli.partial import Mark, PartialFile
+from gateway.cli.progress import Progress
 from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway import __version__, logs, tracing
-from gateway.commands.environment import reachable_settings
+from gateway.cli.environment import reachable_settings
 from gateway.settings import Settings, SettingsError, removed_settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import asyncio
 import time
 
 from gateway import errors, logs
-from gateway.commands.environment import reachable_settings
+from gateway.cli.environment import reachable_settings
 from gateway.errors import Obstacle
 from gateway.settings import Settings
 
