@@ -26,8 +26,8 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         command = load(name)
         described = commands.add_parser(
             name,
-            help=command.TEXT,
-            description=command.TEXT,
+            help=command.HELP,
+            description=command.HELP,
             epilog=f"example:\n  {command.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

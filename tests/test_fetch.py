@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.__main__ import main
-from gateway.cli.partial import Mark, PartialFile
+from gateway.cli.partial_file import Checkpoint, PartialFile
 from gateway.formats import COLUMNS
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
@@ -215,7 +215,7 @@ def _read(leader: int) -> bytes:
 
 
 def test_two_processes_do_not_write_the_same_file(tmp_path: Path):
-    first = Mark({"clients": CODE}, (0, 10), 0)
+    first = Checkpoint({"clients": CODE}, (0, 10), 0)
     one = PartialFile(tmp_path / "calls.csv", first, restart=False)
     with pytest.raises(OSError, match="is being written by another process"):
         PartialFile(tmp_path / "calls.csv", first, restart=False)

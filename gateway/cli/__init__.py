@@ -1,7 +1,7 @@
 """The commands, one module each.
 
 Rules:
-- A module has `TEXT` and `EXAMPLE` for its help, `add_arguments` and `run`, which returns the exit code.
+- A module has `HELP` and `EXAMPLE` for its help, `add_arguments` and `run`, which returns the exit code.
 - What it needs to run it imports in `run`, so that `--help` is quick. The one that is asked for is loaded alone.
 - It raises SettingsError or ValueError for what cannot be used (exit code 2), OSError for what is in the way (1).
 - What is asked for goes to standard output, logs and complaints go to standard error.
@@ -17,13 +17,13 @@ from typing import Protocol, cast
 class Command(Protocol):
     """What a module of a command has."""
 
-    TEXT: str
+    HELP: str
     EXAMPLE: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Describe the options."""
 
-    def run(self, chosen: argparse.Namespace) -> int:
+    def run(self, arguments: argparse.Namespace) -> int:
         """Do it; returns the exit code."""
 
 

@@ -12,7 +12,7 @@ from gateway.errors import Obstacle
 from gateway.settings import Settings
 
 HOUR = 3600
-TEXT = "Ask the upstream for one hour, and say what is wrong."
+HELP = "Ask the upstream for one hour, and say what is wrong."
 EXAMPLE = "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp callbutton-gateway check"
 ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or go out through one that it allows "
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """There are no options."""
 
 
-def run(chosen: argparse.Namespace) -> int:  # noqa: ARG001
+def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Check. Raises SettingsError."""
     return asyncio.run(check(reachable_settings()))
 

@@ -13,7 +13,7 @@ from gateway.access import SCOPES
 from gateway.cli.keys import with_key
 from gateway.settings import Settings
 
-TEXT = "Run simulator and gateway together, with nothing to set."
+HELP = "Run simulator and gateway together, with nothing to set."
 EXAMPLE = "callbutton-gateway demo --port 9090"
 
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--simulator-port", type=int, default=8081, help="default: %(default)s")
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run both until told to stop. Raises OSError."""
     from gateway import app
     from gateway.api import problems
@@ -33,8 +33,8 @@ def run(chosen: argparse.Namespace) -> int:
 
     logs.configure("", "info")
     with (
-        listen("127.0.0.1", chosen.simulator_port) as behind,
-        listen("127.0.0.1", chosen.port) as front,
+        listen("127.0.0.1", arguments.simulator_port) as behind,
+        listen("127.0.0.1", arguments.port) as front,
         tempfile.TemporaryDirectory() as folder,
     ):
         key, keys_file = new_key(), Path(folder) / "keys.toml"

@@ -25,7 +25,7 @@ import msgspec
 from gateway import errors, logs
 from gateway.cli.check import advice_on
 from gateway.cli.environment import reachable_settings
-from gateway.cli.partial import Mark, PartialFile
+from gateway.cli.partial_file import Checkpoint, PartialFile
 from gateway.cli.progress import Progress
 from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from gateway.callbutton.service import Service
     from gateway.model import Call
 
-Save = Callable[[Mark], object]
+Save = Callable[[Checkpoint], object]
 
 INTERRUPTED = 130
-PATIENCE = 10  # deadlines of a POST: a span may be halved that often
-HELD = 32 * 1024**2  # bytes that the cache may hold: an export reads everything once
+READ_DEADLINES = 10  # deadlines of a POST: a span may be halved that often
+MAX_CACHE_BYTES = 32 * 1024**2  # bytes that the cache may hold: an export reads everything once
 ENDINGS = {".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
-TEXT = "Export the calls of a window to a file or standard output; an interrupted export goes on where it stopped."
+HELP = "Export the calls of a window to a file or standard output; an interrupted export goes on where it stopped."
 EXAMPLE = (
     "callbutton-gateway fetch 8005550100 --start 2026-10-01 --end 2026-11-01 --tz America/Chicago -o october.csv\n"
     "  callbutton-gateway fetch '*' --start 2026-11-01 --format ndjson | jq .startTime"
@@ -66,29 +66,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="drop what an interrupted export left")
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Export. Raises ValueError, OSError."""
     settings = reachable_settings()
     now = time.time()
-    first = read_arguments(chosen, settings, now)
-    if chosen.output and chosen.output.exists() and not chosen.overwrite:
-        raise ValueError(f"{chosen.output} is there already; --overwrite replaces it")
+    first = parse_arguments(arguments, settings, now)
+    if arguments.output and arguments.output.exists() and not arguments.overwrite:
+        raise ValueError(f"{arguments.output} is there already; --overwrite replaces it")
     logs.configure(settings.log_format, "error")
     settings = dataclasses.replace(
-        settings, stale_if_error=0, stale_while_revalidate=0, cache_bytes=min(settings.cache_bytes, HELD)
+        settings, stale_if_error=0, stale_while_revalidate=0, cache_bytes=min(settings.cache_bytes, MAX_CACHE_BYTES)
     )
     try:
-        if chosen.output is None:
+        if arguments.output is None:
             asyncio.run(Export(settings, first, write_out, lambda _: None).run(now))
             return 0
-        with closing(PartialFile(chosen.output, first, restart=chosen.restart)) as partial:
-            asyncio.run(Export(settings, partial.mark, partial.write, partial.save).run(now))
+        with closing(PartialFile(arguments.output, first, restart=arguments.restart)) as partial:
+            asyncio.run(Export(settings, partial.checkpoint, partial.write, partial.save).run(now))
             partial.finish()
     except errors.UpstreamError as error:
-        complain(f"broken off: {error}\nwhat to do: {advice_on(error)}{_going_on(chosen)}")
+        print_error(f"broken off: {error}\nwhat to do: {advice_on(error)}{_going_on(arguments)}")
         return 1
     except KeyboardInterrupt:
-        complain(f"interrupted{_going_on(chosen)}")
+        print_error(f"interrupted{_going_on(arguments)}")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read has enough
@@ -102,27 +102,27 @@ def write_out(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Say what is wrong."""
     print(f"callbutton-gateway: {text}", file=sys.stderr)
 
 
-def _going_on(chosen: argparse.Namespace) -> str:
-    if chosen.output is None or chosen.all:
+def _going_on(arguments: argparse.Namespace) -> str:
+    if arguments.output is None or arguments.all:
         return "; what was written is not whole"
     return "; the same command goes on where this one stopped"
 
 
-def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -> Mark:
+def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: float) -> Checkpoint:
     """Read what is asked as the mark before the first call. Raises ValueError."""
     from gateway.api.query import parse_list_query
 
-    suffix = chosen.output.suffix.lower() if chosen.output else ""
-    parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(chosen, name))]
-    parameters += [("client", code) for code in (*chosen.code, *chosen.client)]
-    if chosen.all and (chosen.start or chosen.end):
+    suffix = arguments.output.suffix.lower() if arguments.output else ""
+    parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
+    parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
+    if arguments.all and (arguments.start or arguments.end):
         raise ValueError("--all asks without dates: leave --start and --end out")
-    fields = [field.strip() for field in chosen.fields.split(",") if field.strip()]
+    fields = [field.strip() for field in arguments.fields.split(",") if field.strip()]
     if unknown := next((field for field in fields if field not in FIELDS), None):
         raise ValueError(f"{unknown} is not a field; there are {', '.join(FIELDS)}")
     try:
@@ -131,30 +131,30 @@ def read_arguments(chosen: argparse.Namespace, settings: Settings, now: float) -
         raise ValueError(str(error).replace("client: is required; client=*", "CODE: is required; '*'")) from error
     asked = {
         "clients": ",".join(query.codes),
-        "start": chosen.start or "",
-        "end": chosen.end or "",
-        "tz": chosen.tz,
-        "all": str(chosen.all).lower(),
-        "status": str(chosen.status).lower(),
-        "format": chosen.format or ENDINGS.get(suffix, "ndjson"),
+        "start": arguments.start or "",
+        "end": arguments.end or "",
+        "tz": arguments.tz,
+        "all": str(arguments.all).lower(),
+        "status": str(arguments.status).lower(),
+        "format": arguments.format or ENDINGS.get(suffix, "ndjson"),
         "fields": ",".join(fields),
     }
-    return Mark(asked, (query.window.start, query.window.end), query.window.start)
+    return Checkpoint(asked, (query.window.start, query.window.end), query.window.start)
 
 
 class Export:
     """An export that begins, or goes on, at a mark. `save` is told each mark that it reaches."""
 
-    def __init__(self, settings: Settings, mark: Mark, write: Callable[[bytes], Any], save: Save) -> None:
+    def __init__(self, settings: Settings, checkpoint: Checkpoint, write: Callable[[bytes], Any], save: Save) -> None:
         self._settings = settings
-        self._mark = mark
+        self._checkpoint = checkpoint
         self._write = write
         self._save = save
-        fields = [field for field in mark.asked["fields"].split(",") if field]
-        self._format = make_format(mark.asked["format"], fields, begun=mark.calls > 0)
-        self._codes = tuple(mark.asked["clients"].split(","))
-        self._status = mark.asked["status"] == "true"
-        self._progress = Progress(*mark.window)
+        fields = [field for field in checkpoint.asked["fields"].split(",") if field]
+        self._format = make_format(checkpoint.asked["format"], fields, begun=checkpoint.calls > 0)
+        self._codes = tuple(checkpoint.asked["clients"].split(","))
+        self._status = checkpoint.asked["status"] == "true"
+        self._progress = Progress(*checkpoint.window)
 
     async def run(self, now: float) -> None:
         """Write what is missing. Raises UpstreamError, OSError."""
@@ -166,10 +166,10 @@ class Export:
         metrics = Metrics(CollectorRegistry())
         service = build_service(self._settings, metrics)
         cache = build_cache(self._settings, service, metrics)
-        if not self._mark.size:
+        if not self._checkpoint.size:
             self._write(self._format.begin())
         try:
-            if self._mark.asked["all"] == "true":
+            if self._checkpoint.asked["all"] == "true":
                 await self._take_all(service)
             else:
                 await self._read(cache, now)
@@ -178,19 +178,19 @@ class Export:
         await cache.close()
         await service.close()
         self._write(self._format.end(self._meta()))
-        if self._mark.unreadable:
-            complain(f"{self._mark.unreadable} calls could not be read, and are left out")
-        self._progress.end(self._mark.calls)
+        if self._checkpoint.unreadable:
+            print_error(f"{self._checkpoint.unreadable} calls could not be read, and are left out")
+        self._progress.end(self._checkpoint.calls)
 
     async def _read(self, cache: Cache, now: float) -> None:
         from gateway.cache.reader import Query
         from gateway.cache.scans import stream
         from gateway.model import Window
 
-        rest = Window(self._mark.upto, self._mark.window[1])
+        rest = Window(self._checkpoint.upto, self._checkpoint.window[1])
         query = Query(codes=self._codes, window=rest, status=self._status)
-        patience = self._settings.upstream_deadline * PATIENCE
-        before = {tuple(key) for key in self._mark.recent}
+        patience = self._settings.upstream_deadline * READ_DEADLINES
+        before = {tuple(key) for key in self._checkpoint.recent}
         written: list[Call] = []  # of the span that is going out
         first = True
         async for part in stream(cache, query, now, patience, newest_first=False):
@@ -204,18 +204,18 @@ class Export:
             first = False
 
     def _reach(self, reading: ReadResult, written: list[Call]) -> None:
-        mark = self._mark
-        self._mark = msgspec.structs.replace(
-            mark,
-            upto=min(mark.window[1], max(extent.window.end for extent in reading.extents)),
-            calls=mark.calls + len(written),
-            unreadable=mark.unreadable + reading.unreadable,
+        checkpoint = self._checkpoint
+        self._checkpoint = msgspec.structs.replace(
+            checkpoint,
+            upto=min(checkpoint.window[1], max(extent.window.end for extent in reading.extents)),
+            calls=checkpoint.calls + len(written),
+            unreadable=checkpoint.unreadable + reading.unreadable,
             as_of=reading.as_of,
-            oldest_fetch=min(reading.oldest_fetch, mark.oldest_fetch or reading.oldest_fetch),
+            oldest_fetch=min(reading.oldest_fetch, checkpoint.oldest_fetch or reading.oldest_fetch),
             recent=[(call.client_code, call.id) for call in written],
         )
-        self._save(self._mark)
-        self._progress.show(self._mark.upto, self._mark.calls)
+        self._save(self._checkpoint)
+        self._progress.show(self._checkpoint.upto, self._checkpoint.calls)
 
     async def _take_all(self, service: Service) -> None:
         from gateway.cache.fetcher import attributed
@@ -226,9 +226,9 @@ class Export:
             fetched = attributed(self._codes[0], fetched)
         calls = sorted((call for found in fetched.calls.values() for call in found), key=order)
         self._write(self._format.rows(calls))
-        self._mark = msgspec.structs.replace(
-            self._mark,
-            window=(self._mark.window[0], int(fetched.sent)),
+        self._checkpoint = msgspec.structs.replace(
+            self._checkpoint,
+            window=(self._checkpoint.window[0], int(fetched.sent)),
             calls=len(calls),
             unreadable=sum(fetched.unreadable.values()),
             as_of=fetched.sent,
@@ -237,15 +237,15 @@ class Export:
 
     def _meta(self) -> dict[str, object]:
         """What the API's answers have as `meta`; nothing here is stale."""
-        mark = self._mark
-        dated = mark.asked["all"] == "false"
+        checkpoint = self._checkpoint
+        dated = checkpoint.asked["all"] == "false"
         return {
-            "start": _instant(mark.window[0]) if dated else None,
-            "end": _instant(mark.window[1]),
-            "asOf": _instant(mark.as_of),
-            "oldestFetch": _instant(mark.oldest_fetch),
+            "start": _instant(checkpoint.window[0]) if dated else None,
+            "end": _instant(checkpoint.window[1]),
+            "asOf": _instant(checkpoint.as_of),
+            "oldestFetch": _instant(checkpoint.oldest_fetch),
             "stale": False,
-            "unreadable": mark.unreadable,
+            "unreadable": checkpoint.unreadable,
         }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gateway.auth.access_keys import ConsumerEntry
 
-TEXT = "Make an access key, or list those of the keys file."
+HELP = "Make an access key, or list those of the keys file."
 EXAMPLE = "callbutton-gateway keys new dashboard --client '800777*' --scope calls --file keys.toml"
 VARIABLE = "GATEWAY_KEYS_FILE"
 BLOCK = re.compile(r"^[ \t]*\[\[[ \t]*consumer[ \t]*\]\]", re.MULTILINE)
@@ -37,23 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--file", default=os.environ.get(VARIABLE), help=f"default: {VARIABLE}")
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Do it. Raises ValueError, OSError."""
-    if not chosen.file:
+    if not arguments.file:
         raise ValueError(f"which file? Give --file, or set {VARIABLE}")
-    path = Path(chosen.file)
-    if chosen.action == "list":
+    path = Path(arguments.file)
+    if arguments.action == "list":
         show(path)
         return 0
     from gateway.auth.access_keys import fingerprint, new_key
 
     key = new_key()
     text = path.read_text("utf-8") if path.exists() else ""
-    entry = f'{{ sha256 = "{fingerprint(key)}"{f", expires = {chosen.expires}" if chosen.expires else ""} }}'
-    rights = chosen.client, chosen.scope, chosen.rate
-    write(path, with_key(text, chosen.name, entry, *rights))
+    entry = f'{{ sha256 = "{fingerprint(key)}"{f", expires = {arguments.expires}" if arguments.expires else ""} }}'
+    rights = arguments.client, arguments.scope, arguments.rate
+    write(path, with_key(text, arguments.name, entry, *rights))
     print(key)
-    print(f"The key of {chosen.name}, shown this once; {path} holds its hash.", file=sys.stderr)
+    print(f"The key of {arguments.name}, shown this once; {path} holds its hash.", file=sys.stderr)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-TEXT = "Print the OpenAPI document."
+HELP = "Print the OpenAPI document."
 EXAMPLE = "callbutton-gateway openapi > openapi.yaml"
 
 
@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON rather than YAML")
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Print the contract."""
     from gateway.api.routes import document, document_yaml
 
-    sys.stdout.write(json.dumps(document(), indent=2) + "\n" if chosen.json else document_yaml())
+    sys.stdout.write(json.dumps(document(), indent=2) + "\n" if arguments.json else document_yaml())
     return 0

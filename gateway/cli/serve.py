@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.guard import Limits
 
 LOGGER = logging.getLogger("gateway")
-TEXT = "Serve the gateway; settings come from GATEWAY_ variables."
+HELP = "Serve the gateway; settings come from GATEWAY_ variables."
 EXAMPLE = (
     "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp GATEWAY_KEYS_FILE=keys.toml "
     "callbutton-gateway serve"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options: there are none."""
 
 
-def run(chosen: argparse.Namespace, limits: Limits | None = None) -> int:  # noqa: ARG001 - there are no options
+def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # noqa: ARG001 - there are no options
     """Serve until told to stop. Raises SettingsError, OSError."""
     settings = reachable_settings()
     logs.configure(settings.log_format, settings.log_level)
@@ -48,7 +48,7 @@ def run(chosen: argparse.Namespace, limits: Limits | None = None) -> int:  # noq
         shutdown=application.shutdown,
         problem=problems.bare_problem,
         limits=limits,
-        tls=read_tls(settings),
+        tls=load_tls(settings),
     )
     warn(settings)
     listener = server.listen(settings.host, settings.port)
@@ -78,7 +78,7 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
-def read_tls(settings: Settings) -> ssl.SSLContext | None:
+def load_tls(settings: Settings) -> ssl.SSLContext | None:
     """Read certificate and key, if there are any. Raises SettingsError."""
     from gateway.server import tls_context
 

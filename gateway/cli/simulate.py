@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.simulator.command import add_arguments, run
 
-__all__ = ["EXAMPLE", "TEXT", "add_arguments", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-TEXT = "Run a stand-in Callbutton server."
+HELP = "Run a stand-in Callbutton server."
 EXAMPLE = "callbutton-gateway simulate --fault drip:0.1 --fault error@8005550101"

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 
-class Mark(Struct, frozen=True):
+class Checkpoint(Struct, frozen=True):
     """How far an export has come: `window` and `upto` in seconds since 1970, `size` in bytes.
 
     `recent` are the calls, by client code and id, of the span before `upto`: a call is written once.
@@ -36,34 +36,34 @@ class Mark(Struct, frozen=True):
 class PartialFile:
     """The parts of a file. Raises ValueError for parts of another export, OSError for what is in the way."""
 
-    def __init__(self, target: Path, first: Mark, *, restart: bool) -> None:
+    def __init__(self, target: Path, first: Checkpoint, *, restart: bool) -> None:
         self._target = target
         self._part = target.with_name(f"{target.name}.part")
         self._state = target.with_name(f"{target.name}.part.json")
         self._file = self._part.open("ab")
         try:
             _lock(self._file.fileno(), self._part)
-            self.mark = first if restart else self._found(first)
+            self.checkpoint = first if restart else self._found(first)
         except BaseException:
             self._file.close()
             raise
-        self._file.truncate(self.mark.size)
+        self._file.truncate(self.checkpoint.size)
 
     @property
     def continued(self) -> bool:
         """Whether something is there already."""
-        return self.mark.size > 0
+        return self.checkpoint.size > 0
 
     def write(self, data: bytes) -> None:
         """Write at the end."""
         self._file.write(data)
 
-    def save(self, mark: Mark) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Note how far it has come, once what was written is on the disk."""
         self._sync()
-        self.mark = msgspec.structs.replace(mark, size=self._file.tell())
+        self.checkpoint = msgspec.structs.replace(checkpoint, size=self._file.tell())
         new = self._state.with_name(f"{self._state.name}.new")
-        new.write_bytes(msgspec.json.encode(self.mark))
+        new.write_bytes(msgspec.json.encode(self.checkpoint))
         new.replace(self._state)
 
     def finish(self) -> None:
@@ -83,20 +83,20 @@ class PartialFile:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _found(self, first: Mark) -> Mark:
+    def _found(self, first: Checkpoint) -> Checkpoint:
         """Find the mark of an interrupted export, or begin with the first."""
         try:
-            mark = msgspec.json.decode(self._state.read_bytes(), type=Mark)
+            checkpoint = msgspec.json.decode(self._state.read_bytes(), type=Checkpoint)
         except FileNotFoundError:
             return first
         except msgspec.MsgspecError:
             raise ValueError(f"{self._state} cannot be read; --restart begins anew") from None
-        if mark.asked != first.asked:
-            asked = " ".join(f"{name}={value}" for name, value in mark.asked.items())
+        if checkpoint.asked != first.asked:
+            asked = " ".join(f"{name}={value}" for name, value in checkpoint.asked.items())
             raise ValueError(f"{self._part} is of another export ({asked}); --restart begins anew")
-        if self._part.stat().st_size < mark.size:
+        if self._part.stat().st_size < checkpoint.size:
             return first
-        return mark
+        return checkpoint
 
 
 def _lock(number: int, path: Path) -> None:
