@@ -9,7 +9,7 @@ The package from top to bottom; imports go downwards only, and `tests/test_layou
     api/          HTTP in, HTTP out: the only place that imports Litestar
     cache/        windows, extents, freshness, flights: the cache that understands time
     callbutton/   the upstream: the only place that knows XML or Central Time
-    tally         what consumers have spent at all replicas
+    rate_sync     what consumers have spent at all replicas
     auth/         from a credential to a consumer: keys of a file, tokens of an issuer
     redis_client  the Redis or Valkey server that replicas share; every caller can do without
     metrics       every series, its help and its labels

@@ -25,11 +25,11 @@ from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
+from gateway.rate_sync import RateSync
 from gateway.rates import Exports, Rates
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, variable
 from gateway.shutdown import Shutdown
-from gateway.tally import Tally
 
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
@@ -156,9 +156,9 @@ def create(
         cors_origins=settings.cors_origins,
     )
     if shared is not None:
-        tally = Tally(rates, shared, clock)
-        litestar.on_startup += [tally.start]
-        litestar.on_shutdown += [tally.close]
+        rate_sync = RateSync(rates, shared, clock)
+        litestar.on_startup += [rate_sync.start]
+        litestar.on_shutdown += [rate_sync.close]
     if authenticator is not None:
         litestar.on_startup += [authenticator.start]
         litestar.on_shutdown += [authenticator.close]

@@ -26,7 +26,7 @@ HEAD_END, ANY_HEAD_END = b"\r\n\r\n", re.compile(rb"\r?\n\r?\n")  # uvicorn refu
 BODY = re.compile(rb"\r\n(?:content-length:[ \t]*(\d{1,18})|transfer-encoding:)", re.IGNORECASE)
 CHUNKED = b"transfer-encoding: chunked\r\n"
 GATHERED = 64 * 1024  # bytes that are sent without waiting for the turn's end; asyncio's high-water mark
-SPARE = 100  # file descriptors that are left for files, the upstream and the shared cache
+RESERVED_DESCRIPTORS = 100  # file descriptors that are left for files, the upstream and the shared cache
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     request_timeout: float = 10.0  # nginx allows 60, which is what slow clients attack with
     idle_timeout: float = 75.0  # longer than load balancers keep theirs (60), so that none sends on a closing one
     write_timeout: float = 30.0  # nginx allows 60
-    connections: int = max(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE)
+    connections: int = max(RESERVED_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS)
     shutdown_timeout: float = 60.0  # the default of GATEWAY_REQUEST_DEADLINE
 
 

@@ -81,8 +81,8 @@ class AccessLog:
     itself would cost more than its answer.
     """
 
-    HOLD = 0.1  # seconds
-    MOST = 500  # lines
+    FLUSH_INTERVAL = 0.1  # seconds
+    MAX_LINES = 500  # lines
 
     def __init__(self, form: str, level: str, stream: TextIO | None = None) -> None:
         self._stream = stream
@@ -98,9 +98,9 @@ class AccessLog:
         if self._off:
             return
         if not self._gathered:
-            asyncio.get_running_loop().call_later(self.HOLD, self.flush)
+            asyncio.get_running_loop().call_later(self.FLUSH_INTERVAL, self.flush)
         self._gathered.append((now, request_id, method, route, status, seconds, trace))
-        if len(self._gathered) >= self.MOST:
+        if len(self._gathered) >= self.MAX_LINES:
             self.flush()
 
     def flush(self) -> None:

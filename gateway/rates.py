@@ -17,9 +17,9 @@ from msgspec import Struct
 from gateway.access import ANYONE, Consumer, Rate
 from gateway.errors import RateLimited
 
-LATER = 10.0  # seconds after which an export may have ended
+EXPORT_RETRY_AFTER = 10.0  # seconds after which an export may have ended
 Key = tuple[str, str]  # label and name of a consumer
-MOST_BUCKETS = 10_000  # of OIDC consumers there may be any number; the one not used for longest starts afresh
+MAX_BUCKETS = 10_000  # of OIDC consumers there may be any number; the one not used for longest starts afresh
 
 
 class Bucket(Struct):
@@ -74,7 +74,7 @@ class Rates:
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = Bucket(consumer.rate, consumer.rate.requests, now)
-            if len(self._buckets) > MOST_BUCKETS:
+            if len(self._buckets) > MAX_BUCKETS:
                 self._buckets.popitem(last=False)
         elif bucket.rate != consumer.rate:
             bucket.tokens *= consumer.rate.requests / bucket.rate.requests
@@ -90,7 +90,7 @@ class Rates:
             bucket.spent = 0
         return found
 
-    def told(self, key: Key, own: int, total: int, now: float) -> None:
+    def debit(self, key: Key, own: int, total: int, now: float) -> None:
         """Take from a bucket what others spent: `total` is what all have, `own` of it was the bucket's last part."""
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -109,10 +109,10 @@ class Rates:
 
 
 class Exports:
-    """How many exports each consumer has in progress, at most `most` of them."""
+    """How many exports each consumer has in progress, at most `max_exports` of them."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_exports: int) -> None:
+        self._max_exports = max_exports
         self._in_progress: Counter[Key] = Counter()
 
     def begin(self, consumer: Consumer) -> Callable[[], None]:
@@ -120,8 +120,10 @@ class Exports:
         key = consumer.label, consumer.name
         if consumer is ANYONE:  # many consumers
             return lambda: None
-        if self._in_progress[key] >= self._most:
-            raise RateLimited(f"this consumer has {self._most} exports in progress", LATER, "exports")
+        if self._in_progress[key] >= self._max_exports:
+            raise RateLimited(
+                f"this consumer has {self._max_exports} exports in progress", EXPORT_RETRY_AFTER, "exports"
+            )
         self._in_progress[key] += 1
         return partial(self._end, key)
 
@@ -133,7 +135,7 @@ class Exports:
 
 def rate_headers(bucket: Bucket) -> list[tuple[bytes, bytes]]:
     """The header fields that tell of a bucket."""
-    return [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", left(bucket))]
+    return [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", remaining(bucket))]
 
 
 @lru_cache(maxsize=1000)
@@ -142,6 +144,6 @@ def policy(rate: Rate) -> bytes:
     return b'"requests";q=%d;w=%d' % (rate.requests, rate.seconds)
 
 
-def left(bucket: Bucket) -> bytes:
+def remaining(bucket: Bucket) -> bytes:
     """`RateLimit`, of the same draft: what is left, and the seconds until nothing is missing."""
     return b'"requests";r=%d;t=%d' % (max(0, int(bucket.tokens)), math.ceil(bucket.until_full()))

@@ -147,7 +147,7 @@ def matching(accepts: str, pattern: str) -> Parser[str]:
     return Parser(accepts, parse_match)
 
 
-def whole(least: int, most: int) -> Parser[int]:
+def whole_number(least: int, most: int) -> Parser[int]:
     """A parser of whole numbers between two bounds, both included."""
 
     def parse_whole(text: str) -> int:
@@ -206,15 +206,17 @@ class Settings:
         POSITIVE_DURATION, "60s", "How long a consumer waits. The POST continues, and its answer is cached."
     )
     # A request in flight takes about 10 kB, and a socket.
-    request_concurrency: int = option(whole(1, 100_000), "1000", "Requests in flight; more are answered with 503.")
+    request_concurrency: int = option(
+        whole_number(1, 100_000), "1000", "Requests in flight; more are answered with 503."
+    )
     drain_delay: float = option(
         DURATION, "5s", "How long requests are accepted after SIGTERM, while `/readyz` answers 503."
     )
     # A server of 2009 has some hundred threads.
-    upstream_concurrency: int = option(whole(1, 1000), "8", "POSTs in flight.")
+    upstream_concurrency: int = option(whole_number(1, 1000), "8", "POSTs in flight.")
     upstream_max_span: float = option(POSITIVE_DURATION, "31d", "The longest window of a POST.")
     # A POST with a thousand codes has some 60 kB.
-    upstream_batch: int = option(whole(1, 1000), "50", "The most clients of a POST.")
+    upstream_batch: int = option(whole_number(1, 1000), "50", "The most clients of a POST.")
     upstream_max_bytes: int = option(SIZE, "64MiB", "The largest reply, decompressed.")
     status_flag_element: str = option(
         matching("the name of an XML element", r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"),
@@ -270,7 +272,9 @@ class Settings:
     )
     # Each export holds a POST's worth of calls in memory.
     consumer_exports: int = option(
-        whole(1, 1000), "4", "Exports (NDJSON, CSV) that a consumer may have in progress; more are answered with 429."
+        whole_number(1, 1000),
+        "4",
+        "Exports (NDJSON, CSV) that a consumer may have in progress; more are answered with 429.",
     )
     extra_public: frozenset[str] = optional(
         Parser("a list of names in `extra`, separated by commas", parse_element_names),
@@ -297,11 +301,11 @@ class Settings:
         "Signs cursors and links to recordings. Replicas must share it.",
     )
     host: str = option(TEXT, "127.0.0.1", "The address to listen on.")
-    port: int = option(whole(0, 65535), "8080", "The port to listen on; 0 takes any that is not in use.")
+    port: int = option(whole_number(0, 65535), "8080", "The port to listen on; 0 takes any that is not in use.")
     tls_cert: str = optional(TEXT, "", "The file with the TLS certificate and its chain, as PEM.")
     tls_key: str = optional(TEXT, "", "The file with the key of `GATEWAY_TLS_CERT`, as PEM.")
     metrics_port: int = optional(
-        whole(1, 65535),
+        whole_number(1, 65535),
         0,
         "A second port for `/metrics` and the probes, without TLS. `GATEWAY_PORT` then serves no metrics.",
     )
@@ -314,7 +318,7 @@ class Settings:
 OPTIONS: dict[str, Option] = {one.name: one.metadata["option"] for one in fields(Settings)}
 
 
-def read_settings(environment: Mapping[str, str], removed: Mapping[str, str] = REMOVED) -> Settings:
+def parse_settings(environment: Mapping[str, str], removed: Mapping[str, str] = REMOVED) -> Settings:
     """The settings of an environment. Raises SettingsError for the first that cannot be used."""
     values: dict[str, Any] = {}
     for key, text in environment.items():

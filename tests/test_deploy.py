@@ -21,7 +21,7 @@ from gateway import __version__
 from gateway.access import SCOPES
 from gateway.auth.access_keys import parse_keys
 from gateway.guard import Limits
-from gateway.settings import OPTIONS, PREFIX, read_settings, variable
+from gateway.settings import OPTIONS, PREFIX, parse_settings, variable
 from gateway.simulator.server import PATH
 from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
 
@@ -102,13 +102,13 @@ def test_the_way_to_a_shared_cache_is_open(name: str):
 
 @CASES
 def test_the_gateway_can_read_what_the_chart_sets(values: dict[str, Any]):
-    settings = read_settings(environment(values))
+    settings = parse_settings(environment(values))
     assert settings.upstream_url == values.get("upstream", {}).get("url", f"http://gateway-simulator:8081{PATH}")
     assert (settings.auth, settings.signing_key) == (values.get("auth", "keys"), "s" * 32)
 
 
 def test_settings_reach_the_gateway():
-    settings = read_settings(environment(EVERYTHING))
+    settings = parse_settings(environment(EVERYTHING))
     assert (settings.upstream_proxy, settings.fresh_ratio) == ("http://proxy.example:3128", 0.05)
 
 
@@ -121,7 +121,7 @@ def test_spans_go_where_the_chart_is_told_and_a_secret_may_hold_the_token():
 
 @CASES
 def test_a_pod_may_end_after_its_longest_flight(values: dict[str, Any]):
-    settings = read_settings(environment(values))
+    settings = parse_settings(environment(values))
     longest = settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
     assert pod_of(values)["terminationGracePeriodSeconds"] > longest
 
@@ -149,7 +149,7 @@ def test_ports_named_are_ports_of_the_pods(values: dict[str, Any]):
             names = {port["name"] for container in pod["containers"] for port in container["ports"]}
             assert {port["targetPort"] for port in manifest["spec"]["ports"]} <= names
     numbers = {port["name"]: port["containerPort"] for port in pod_of(values)["containers"][0]["ports"]}
-    settings = read_settings(environment(values))
+    settings = parse_settings(environment(values))
     assert numbers == {"http": settings.port, "metrics": settings.metrics_port}
 
 

@@ -67,7 +67,7 @@ def test_every_parameter_is_in_the_readme_and_nothing_else_is():
 
 
 def test_every_problem_is_in_the_readme_with_its_status_and_nothing_else_is():
-    kinds = {*problems.KINDS.values(), problems.NOT_FOUND, problems.NOT_ALLOWED, problems.INTERNAL}
+    kinds = {*problems.PROBLEM_TYPES.values(), problems.NOT_FOUND, problems.NOT_ALLOWED, problems.INTERNAL}
     named = re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", README, re.MULTILINE)
     assert {(str(kind.status), kind.name) for kind in kinds} == set(named)
 

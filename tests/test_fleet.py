@@ -33,7 +33,7 @@ import pytest
 import yaml
 
 from gateway.guard import Limits
-from gateway.settings import PREFIX, read_settings
+from gateway.settings import PREFIX, parse_settings
 from gateway.simulator.calls import CENTRAL
 from gateway.simulator.request import read_request
 from gateway.simulator.server import PATH, Options, Simulator
@@ -320,7 +320,7 @@ def test_no_request_fails_and_the_upstream_is_asked_once_while_replicas_come_and
 def test_compose_sets_what_the_gateway_reads_and_hardens_what_is_ours():
     services = COMPOSE["services"]
     given = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for name, text in services["gateway"]["environment"].items()}
-    settings = read_settings(given)
+    settings = parse_settings(given)
     assert urlsplit(settings.upstream_url)[1:3] == ("simulator:8081", PATH)
     assert settings.cache_url == "valkey://valkey:6379"
     assert settings.metrics_port == COMPOSE_PROMETHEUS["scrape_configs"][0]["dns_sd_configs"][0]["port"]

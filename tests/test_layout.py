@@ -16,7 +16,7 @@ LAYERS = {
     "app": 6,
     "api": 5,
     "cache": 4,
-    "tally": 4,
+    "rate_sync": 4,
     "callbutton": 3,
     "auth": 3,
     "redis_client": 3,

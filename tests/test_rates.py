@@ -14,10 +14,10 @@ from gateway import app
 from gateway.access import ANYONE, Consumer, Rate
 from gateway.errors import RateLimited
 from gateway.metrics import Metrics
-from gateway.rates import MOST_BUCKETS, Bucket, Exports, Rates, left, policy
+from gateway.rate_sync import RateSync
+from gateway.rates import MAX_BUCKETS, Bucket, Exports, Rates, policy, remaining
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
-from gateway.tally import Tally
 from tests.conftest import NOW, Clock, serving
 from tests.consumers import Member, keys_file
 from tests.processes import wait_for
@@ -63,18 +63,18 @@ def test_a_changed_rate_keeps_the_share_that_was_left():
 
 def test_buckets_are_bounded():
     rates = Rates()
-    for number in range(MOST_BUCKETS + 10):
+    for number in range(MAX_BUCKETS + 10):
         rates.bucket(consumer(str(number)), NOW)
-    assert len(rates.spent()) == MOST_BUCKETS
+    assert len(rates.spent()) == MAX_BUCKETS
 
 
 def test_the_fields_say_what_is_left_and_when_nothing_is_missing():
     bucket = Bucket(Rate(10, 60), 10, NOW)
-    assert (policy(bucket.rate), left(bucket)) == (b'"requests";q=10;w=60', b'"requests";r=10;t=0')
+    assert (policy(bucket.rate), remaining(bucket)) == (b'"requests";q=10;w=60', b'"requests";r=10;t=0')
     bucket.take(NOW)
-    assert left(bucket) == b'"requests";r=9;t=6'
+    assert remaining(bucket) == b'"requests";r=9;t=6'
     bucket.tokens = -3
-    assert left(bucket) == b'"requests";r=0;t=78'
+    assert remaining(bucket) == b'"requests";r=0;t=78'
     assert bucket.wait() == 24
 
 
@@ -112,7 +112,7 @@ def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_g
 
 async def in_step(server: Server, clock: Clock, shareds: list[RedisClient]) -> None:
     rates = [Rates(), Rates()]
-    tallies = [Tally(one, shared, clock) for one, shared in zip(rates, shareds, strict=True)]
+    tallies = [RateSync(one, shared, clock) for one, shared in zip(rates, shareds, strict=True)]
     who = consumer()
 
     async def exchange() -> None:

@@ -40,7 +40,7 @@ def test_what_is_no_page_is_a_problem(path: str, stand: Make):
 
 def test_every_problem_leads_to_a_page_that_says_what_it_means_and_what_to_do(stand: Make):
     client = stand().client
-    kinds = [kind for kind in vars(problems).values() if isinstance(kind, problems.Kind)]
+    kinds = [kind for kind in vars(problems).values() if isinstance(kind, problems.ProblemType)]
     assert {kind.name: kind for kind in kinds} == problems.BY_NAME
     for kind in kinds:
         page = client.get(f"/problems/{kind.name}").text

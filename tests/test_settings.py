@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.access import Rate
-from gateway.settings import OPTIONS, PAGE, TEXT, Settings, SettingsError, read_settings, removed_settings, variable
+from gateway.settings import OPTIONS, PAGE, TEXT, Settings, SettingsError, parse_settings, removed_settings, variable
 
 ROOT = Path(__file__).parent.parent
 URL = "https://callbutton.example/xml.jsp"
@@ -105,7 +105,7 @@ BAD = [
 
 def complaint(environment: dict[str, str]) -> str:
     with pytest.raises(SettingsError) as caught:
-        read_settings(environment)
+        parse_settings(environment)
     return str(caught.value)
 
 
@@ -116,7 +116,7 @@ def test_every_setting_has_its_cases():
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD, ids=[f"{name}={text}" for name, text, _ in GOOD])
 def test_a_good_value_is_read(name: str, text: str, value: object):
-    assert value == getattr(read_settings({variable(name): text}), name)
+    assert value == getattr(parse_settings({variable(name): text}), name)
 
 
 @pytest.mark.parametrize(("name", "text"), BAD, ids=[f"{name}={text}" for name, text in BAD])
@@ -152,13 +152,13 @@ def test_an_unknown_variable_is_refused(name: str):
 
 
 def test_empty_variables_and_those_of_others_are_left_alone():
-    settings = read_settings({"GATEWAY_PORT": "", "PORT": "x", "PATH": "/bin"})
+    settings = parse_settings({"GATEWAY_PORT": "", "PORT": "x", "PATH": "/bin"})
     assert settings.port == 8080
 
 
 def test_a_setting_that_was_removed_is_accepted_with_a_warning():
     environment, removed = {"GATEWAY_COLOR": "red", "GATEWAY_PORT": "1"}, {"GATEWAY_COLOR": "remove the variable"}
-    assert read_settings(environment, removed).port == 1
+    assert parse_settings(environment, removed).port == 1
     (warning,) = removed_settings(environment, removed)
     assert warning == "GATEWAY_COLOR was removed and has no effect: remove the variable"
     assert removed_settings({"GATEWAY_PORT": "1"}, removed) == []
@@ -171,4 +171,4 @@ def test_settings_cannot_be_changed():
 
 
 def test_two_processes_do_not_share_a_random_signing_key():
-    assert read_settings({}).signing_key != read_settings({}).signing_key
+    assert parse_settings({}).signing_key != parse_settings({}).signing_key

@@ -1,8 +1,8 @@
 """The OpenAPI document, built from the handlers that serve it.
 
 Rule: nothing is described twice. Paths, summaries and operation ids come from the handlers, schemas with their texts
-and examples from the response Structs, parameters from `query.PARAMETERS`, problems from `problems.KINDS`. Building the
-document only reads them: it makes no application and changes nothing.
+and examples from the response Structs, parameters from `query.PARAMETERS`, problems from `problems.PROBLEM_TYPES`.
+Building the document only reads them: it makes no application and changes nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ROUTES = {
     "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
     "probe": Route("operations", PROBE, "The probe succeeds.", (405,)),
 }
-KINDS = {kind.status: kind for kind in problems.BY_NAME.values()} | {
+PROBLEM_TYPES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
     502: problems.UNREACHABLE,
     503: problems.OVERLOADED,
@@ -240,7 +240,7 @@ def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    kind = KINDS[status]
+    kind = PROBLEM_TYPES[status]
     example = msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d"))
     rate = RATE_HEADERS if kind is problems.RATE_LIMITED else {}
     reference = {"$ref": SCHEMA_REFERENCE.format(name="Problem")}

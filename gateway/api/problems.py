@@ -21,7 +21,7 @@ MEDIA_TYPE = "application/problem+json"
 NO_CREDENTIAL = "no credential"  # the reason when none came
 
 
-class Kind(NamedTuple):
+class ProblemType(NamedTuple):
     """A kind of problem. Its body has title and advice, its page the meaning too."""
 
     status: int
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     meaning: str = ""
 
 
-INVALID = Kind(
+INVALID = ProblemType(
     400,
     "invalid-parameter",
     "A parameter cannot be read",
@@ -40,14 +40,14 @@ INVALID = Kind(
     "cursor of another list. Parameters are read strictly, so that a slip of the pen is not an answer to another "
     "question. The list `errors` names every one of them and says what is wrong with it.",
 )
-NOT_FOUND = Kind(
+NOT_FOUND = ProblemType(
     404,
     "not-found",
     "There is nothing here",
     "The paths are listed in /openapi.json.",
     "The gateway has no such path, or what the path names does not exist.",
 )
-UNAUTHENTICATED = Kind(
+UNAUTHENTICATED = ProblemType(
     401,
     "unauthenticated",
     "Who asks is not known",
@@ -55,7 +55,7 @@ UNAUTHENTICATED = Kind(
     "The request came without credentials, or with some that are not known, have expired, or cannot be read. Whoever "
     "runs the gateway hands out access keys.",
 )
-FORBIDDEN = Kind(
+FORBIDDEN = ProblemType(
     403,
     "forbidden",
     "Not for this consumer",
@@ -63,7 +63,7 @@ FORBIDDEN = Kind(
     "The credentials are good, but they do not allow this client, or this kind of data. The answer is the same whether "
     "or not the client exists.",
 )
-RATE_LIMITED = Kind(
+RATE_LIMITED = ProblemType(
     429,
     "rate-limited",
     "Too many requests",
@@ -71,7 +71,7 @@ RATE_LIMITED = Kind(
     "This consumer has asked more often than it may. The headers `RateLimit` and `RateLimit-Policy` say how often that "
     "is, and what is left of it.",
 )
-ISSUER_UNREACHABLE = Kind(
+ISSUER_UNREACHABLE = ProblemType(
     503,
     "issuer-unreachable",
     "Tokens cannot be judged now",
@@ -79,7 +79,7 @@ ISSUER_UNREACHABLE = Kind(
     "The gateway has no keys of the issuer of bearer tokens, or has had them for too long, and cannot fetch them now. "
     "The token may be good.",
 )
-NOT_ACCEPTABLE = Kind(
+NOT_ACCEPTABLE = ProblemType(
     406,
     "not-acceptable",
     "There is no such form of this",
@@ -87,21 +87,21 @@ NOT_ACCEPTABLE = Kind(
     "The header `Accept` allows no form in which this can be had. Lists of calls come as `application/json`, "
     "`application/x-ndjson` and `text/csv`, all else about calls as `application/json`.",
 )
-NOT_ALLOWED = Kind(
+NOT_ALLOWED = ProblemType(
     405,
     "method-not-allowed",
     "This method is not allowed here",
     "The header Allow lists those that are.",
     "The path exists, but not with this method. The gateway only reads: nothing can be changed through it.",
 )
-INTERNAL = Kind(
+INTERNAL = ProblemType(
     500,
     "internal-error",
     "The gateway failed",
     "Report the requestId to whoever runs this gateway.",
     "A bug of the gateway: something happened that nobody foresaw. The log has the place in the code.",
 )
-REJECTED = Kind(
+REJECTED = ProblemType(
     422,
     "upstream-rejected",
     "The Callbutton server refused the request",
@@ -109,7 +109,7 @@ REJECTED = Kind(
     "The request was well formed, but the Callbutton server refuses its dates or its client code. Its own words are in "
     "`detail`. Asking again brings the same answer.",
 )
-UNAUTHORIZED = Kind(
+UNAUTHORIZED = ProblemType(
     502,
     "upstream-unauthorized",
     "The Callbutton server does not know the gateway",
@@ -118,14 +118,14 @@ UNAUTHORIZED = Kind(
     "about the credentials of your request. Whoever runs the gateway finds the address that the server saw in the log, "
     "and with the command `callbutton-gateway check`.",
 )
-FAILED = Kind(
+FAILED = ProblemType(
     502,
     "upstream-error",
     "The Callbutton server reports an error",
     "Try again later.",
     "The Callbutton server was reached and says that it failed. The gateway has already tried smaller windows.",
 )
-MALFORMED = Kind(
+MALFORMED = ProblemType(
     502,
     "upstream-malformed",
     "The Callbutton server's answer is unreadable",
@@ -133,14 +133,14 @@ MALFORMED = Kind(
     "The answer was not what the protocol says, or it broke off. The gateway throws such an answer away whole, and "
     "never hands out the half that it could read.",
 )
-UNREACHABLE = Kind(
+UNREACHABLE = ProblemType(
     502,
     "upstream-unreachable",
     "The Callbutton server cannot be reached",
     "Try again later.",
     "No connection to the Callbutton server could be made. It is down, or the network between is.",
 )
-TIMEOUT = Kind(
+TIMEOUT = ProblemType(
     504,
     "upstream-timeout",
     "The Callbutton server is too slow",
@@ -148,7 +148,7 @@ TIMEOUT = Kind(
     "The answer did not come in time. What is under way goes on, and is kept when it lands: the same request a moment "
     "later often finds it there.",
 )
-OVERLOADED = Kind(
+OVERLOADED = ProblemType(
     503,
     "overloaded",
     "Too much is asked at present",
@@ -156,7 +156,7 @@ OVERLOADED = Kind(
     "More is asked than the gateway, or the Callbutton server behind it, can bear at a time. Nothing was sent: asking "
     "again costs nobody anything.",
 )
-CIRCUIT_OPEN = Kind(
+CIRCUIT_OPEN = ProblemType(
     503,
     "upstream-circuit-open",
     "The Callbutton server is given time to recover",
@@ -164,7 +164,7 @@ CIRCUIT_OPEN = Kind(
     "The Callbutton server has failed several times in a row, so it is left alone for some seconds, then tried with a "
     "single request. Nothing was sent for yours.",
 )
-KINDS: dict[type[BaseException], Kind] = {
+PROBLEM_TYPES: dict[type[BaseException], ProblemType] = {
     errors.InvalidParameters: INVALID,
     errors.Unauthenticated: UNAUTHENTICATED,
     errors.Forbidden: FORBIDDEN,
@@ -181,7 +181,7 @@ KINDS: dict[type[BaseException], Kind] = {
     errors.UpstreamCircuitOpen: CIRCUIT_OPEN,
     errors.Overloaded: OVERLOADED,
 }
-BY_NAME = {kind.name: kind for kind in (*KINDS.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
+BY_NAME = {kind.name: kind for kind in (*PROBLEM_TYPES.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
 
 
 class Fault(Struct, frozen=True, kw_only=True):
@@ -203,9 +203,9 @@ class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=T
     errors: Annotated[list[Fault] | UnsetType, Meta(description="Every parameter at fault.")] = UNSET
 
 
-def kind_of(error: BaseException) -> Kind:
+def type_of(error: BaseException) -> ProblemType:
     """The kind of problem that an error is."""
-    return KINDS.get(type(error), INTERNAL)
+    return PROBLEM_TYPES.get(type(error), INTERNAL)
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
@@ -228,7 +228,7 @@ def bare_problem(status: int, detail: str) -> bytes:
 
 
 async def send_problem(
-    send: Send, kind: Kind, instance: str, request_id: str, detail: str = "", headers: Headers = ()
+    send: Send, kind: ProblemType, instance: str, request_id: str, detail: str = "", headers: Headers = ()
 ) -> None:
     """Answer with a problem."""
     body = render_problem(kind, instance, request_id, detail)
@@ -238,7 +238,7 @@ async def send_problem(
 
 
 def render_problem(
-    kind: Kind, instance: str, request_id: str, detail: str = "", faults: tuple[errors.ParameterFault, ...] = ()
+    kind: ProblemType, instance: str, request_id: str, detail: str = "", faults: tuple[errors.ParameterFault, ...] = ()
 ) -> bytes:
     """The body of a problem."""
     sentence = f"{detail[:1].upper()}{detail[1:]}. {kind.advice}" if detail else kind.advice

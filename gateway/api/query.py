@@ -46,7 +46,7 @@ GROUPS: dict[str, Callable[[Call], str | None]] = {
 _Member = TypeVar("_Member", bound=Enum)
 
 
-class Kind(NamedTuple):
+class ValueType(NamedTuple):
     """A kind of value: its JSON schema, and its parser, which raises ValueError with the fault."""
 
     schema: Mapping[str, Any]
@@ -57,19 +57,19 @@ class Parameter(NamedTuple):
     """One parameter, and the kinds of routes that take it: list, call, summary, clients."""
 
     name: str
-    kind: Kind
+    kind: ValueType
     routes: str
     description: str
     example: Any = None
 
 
-def _choice(*names: str, **schema: str) -> Kind:
+def _choice(*names: str, **schema: str) -> ValueType:
     def parse(text: str) -> str:
         if text not in names:
             raise ValueError(f"is none of {', '.join(names)}")
         return text
 
-    return Kind({"type": "string", "enum": list(names), **schema}, parse)
+    return ValueType({"type": "string", "enum": list(names), **schema}, parse)
 
 
 def _list_schema(names: Sequence[str]) -> dict[str, str]:
@@ -77,7 +77,7 @@ def _list_schema(names: Sequence[str]) -> dict[str, str]:
     return {"type": "string", "pattern": f"^({one})(,({one}))*$"}
 
 
-def _members(kind: type[_Member]) -> Kind:
+def _members(kind: type[_Member]) -> ValueType:
     known = {member.value: member for member in kind}
 
     def parse(text: str) -> tuple[_Member, ...]:
@@ -86,16 +86,16 @@ def _members(kind: type[_Member]) -> Kind:
             raise ValueError(f"is none of {', '.join(known)}, nor several of them, separated by commas")
         return tuple(known[word] for word in words)
 
-    return Kind(_list_schema(list(known)), parse)
+    return ValueType(_list_schema(list(known)), parse)
 
 
-def _whole_number(least: int, most: int, **schema: int) -> Kind:
+def _whole_number(least: int, most: int, **schema: int) -> ValueType:
     def parse(text: str) -> int:
         if re.fullmatch("[0-9]{1,10}", text) is None or not least <= int(text) <= most:
             raise ValueError(f"is not a whole number from {least} to {most}")
         return int(text)
 
-    return Kind({"type": "integer", "format": "int64", "minimum": least, "maximum": most, **schema}, parse)
+    return ValueType({"type": "integer", "format": "int64", "minimum": least, "maximum": most, **schema}, parse)
 
 
 def _parse_text(text: str) -> str:
@@ -111,9 +111,9 @@ def _parse_fields(text: str) -> tuple[str, ...]:
     return fields
 
 
-INSTANT = Kind({"type": "string"})  # parsed by `parse_window`, once the time zone is known
-ZONE = Kind({"type": "string", "default": "UTC"}, parse_zone)
-TEXT = Kind({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, _parse_text)
+INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the time zone is known
+ZONE = ValueType({"type": "string", "default": "UTC"}, parse_zone)
+TEXT = ValueType({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, _parse_text)
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
 ALL = "list call summary clients"
 FILTERED = "list summary"
@@ -130,7 +130,7 @@ FIELDS_TEXT = (
     "always have `id`, `clientCode` and `startTime`; CSV has these columns in this order."
 )
 INTERVAL_TEXT = "The length of the buckets, which begin on the clock and calendar of `tz`; weeks on Monday."
-CLIENT = Parameter("client", Kind({"type": "array"} | CODES), FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
+CLIENT = Parameter("client", ValueType({"type": "array"} | CODES), FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
 PARAMETERS = (
     Parameter("start", INSTANT, "list call", f"{START} Included. Omitted: the beginning of history.", "2026-11-01"),
     Parameter("start", INSTANT, "summary clients", f"{START} Included. Required without `range`.", "2026-11-01"),
@@ -150,8 +150,14 @@ PARAMETERS = (
     Parameter("minDuration", _whole_number(0, 9_999_999), FILTERED, "Calls of at least this many seconds.", 30),
     Parameter("sort", _choice("startTime", "-startTime", default="-startTime"), "list", "The order."),
     Parameter("limit", _whole_number(1, MAX_LIMIT, default=100), "list", LIMIT_TEXT),
-    Parameter("cursor", Kind({"type": "string"}), "list", CURSOR_TEXT),
-    Parameter("fields", Kind(_list_schema(FIELDS), _parse_fields), "list call", FIELDS_TEXT, "ani,result,address.city"),
+    Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
+    Parameter(
+        "fields",
+        ValueType(_list_schema(FIELDS), _parse_fields),
+        "list call",
+        FIELDS_TEXT,
+        "ani,result,address.city",
+    ),
     Parameter("format", _choice(*FORMATS), "list", "Overrides `Accept`. NDJSON and CSV stream the whole window."),
     Parameter("interval", _choice(*INTERVALS, default="none"), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice(*GROUPS), "summary", "Figures for each value of this field.", "result"),

@@ -119,7 +119,7 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
         audit(request.app.state.metrics, request.scope, error)
     faults: tuple[errors.ParameterFault, ...] = ()
     if isinstance(error, errors.GatewayError):
-        kind, headers = problems.kind_of(error), problems.headers_of(error)
+        kind, headers = problems.type_of(error), problems.headers_of(error)
         if isinstance(error, errors.InvalidParameters):
             faults = error.faults
         else:

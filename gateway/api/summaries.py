@@ -31,7 +31,7 @@ from gateway.model import EVERY_CLIENT, Instant
 
 MAX_ROWS = 20_000  # about 5 MB of JSON
 BATCH_SIZE = 20_000  # calls counted in one turn of the event loop, about 5 ms
-EVER = (-(10**11),)  # seconds; one bucket whatever the window, so that its figures are cached
+SINGLE_BUCKET = (-(10**11),)  # seconds; one bucket whatever the window, so that its figures are cached
 
 
 class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -127,7 +127,7 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     shape = AggregateSpec(
         name=(query.interval, query.zone, counted_calls),
         counted=counted_calls,
-        starts=EVER if query.interval == "none" else query.starts,
+        starts=SINGLE_BUCKET if query.interval == "none" else query.starts,
         group=GROUPS[query.group_by] if query.group_by else None,
         keep=responses.row_filter(context, cache_query, query.filters),
     )

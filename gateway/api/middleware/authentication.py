@@ -98,7 +98,7 @@ class Authentication:
         audit(self._metrics, scope, error)
         headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
         request_id = context_of(scope).request_id
-        await problems.send_problem(send, problems.kind_of(error), scope["path"], request_id, str(error), headers)
+        await problems.send_problem(send, problems.type_of(error), scope["path"], request_id, str(error), headers)
 
 
 def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:

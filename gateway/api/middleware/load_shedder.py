@@ -52,7 +52,7 @@ class LoadShedder:
             return self._refuse(scope, send, problems.INVALID, f"the query is longer than {MAX_QUERY} bytes")
         return self._serve(scope, receive, send)
 
-    def _refuse(self, scope: HTTPScope, send: Send, kind: problems.Kind, detail: str) -> Awaitable[None]:
+    def _refuse(self, scope: HTTPScope, send: Send, kind: problems.ProblemType, detail: str) -> Awaitable[None]:
         headers = ((b"retry-after", b"1"),) if kind is problems.OVERLOADED else ()
         return problems.send_problem(send, kind, scope["path"], context_of(scope).request_id, detail, headers)
 

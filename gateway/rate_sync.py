@@ -16,14 +16,14 @@ from gateway.rates import Key, Rates
 from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
-PERIOD = 1.0  # seconds
-LIFE = 600  # seconds that the server keeps the sum of a consumer who asks nowhere
-AT_ONCE = 500  # consumers
+SYNC_INTERVAL = 1.0  # seconds
+SUM_TTL = 600  # seconds that the server keeps the sum of a consumer who asks nowhere
+BATCH_SIZE = 500  # consumers
 PREFIX = "callbutton:spent:"
 SCRIPT = load_script("spend")
 
 
-class Tally:
+class RateSync:
     """Keeps the buckets of replicas in step."""
 
     def __init__(self, rates: Rates, shared: RedisClient, clock: Callable[[], float]) -> None:
@@ -44,7 +44,7 @@ class Tally:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(PERIOD)
+            await asyncio.sleep(SYNC_INTERVAL)
             try:
                 await self.exchange()
             except Exception:
@@ -53,17 +53,17 @@ class Tally:
     async def exchange(self) -> None:
         """Tell and be told, once."""
         spent = self._rates.spent()
-        for place in range(0, len(spent), AT_ONCE):
-            part = spent[place : place + AT_ONCE]
+        for place in range(0, len(spent), BATCH_SIZE):
+            part = spent[place : place + BATCH_SIZE]
             try:
                 sums = await self._add(part)
             except Unavailable:
                 self._rates.forget(key for key, _ in spent[place:])
                 return
             for (key, own), total in zip(part, sums, strict=True):
-                self._rates.told(key, own, total, self._clock())
+                self._rates.debit(key, own, total, self._clock())
 
     async def _add(self, part: Sequence[tuple[Key, int]]) -> list[int]:
         keys = [f"{PREFIX}{label}/{name}" for (label, name), _ in part]
-        sums = await self._shared.run("spent", SCRIPT, keys, [*(str(own) for _, own in part), LIFE])
+        sums = await self._shared.run("spent", SCRIPT, keys, [*(str(own) for _, own in part), SUM_TTL])
         return [int(total) for total in sums]
