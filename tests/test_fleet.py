@@ -35,7 +35,7 @@ import yaml
 from gateway.guard import Limits
 from gateway.settings import PREFIX, read_settings
 from gateway.simulator.calls import CENTRAL
-from gateway.simulator.request import read_request
+from gateway.simulator.request import parse_request
 from gateway.simulator.server import PATH, Options, Simulator
 from tests.conftest import serving
 from tests.processes import answers, free_port, running, wait_for
@@ -122,7 +122,7 @@ class Upstream:
         return application
 
     def _note(self, replica: int, body: bytes) -> list[Need]:
-        request = read_request(body, "StatusFlag")
+        request = parse_request(body, "StatusFlag")
         assert request.start is not None
         start = request.start + timedelta(seconds=1)  # a POST asks for a second more on each side
         noon = start.replace(tzinfo=CENTRAL).astimezone(UTC)
