@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from gateway.api.middleware.request_context import CHUNK_SIZE, send_in_chunks
 
 
