@@ -51,8 +51,8 @@ ASKED = 4  # times at once
 SHARING = 5.0  # seconds in which a flight lands and is shared, by far
 PATIENT = """
 import functools, sys
-from gateway import shared
-shared.Shared = functools.partial(shared.Shared, timeout=20, skew=20)
+from gateway import redis_client
+redis_client.RedisClient = functools.partial(redis_client.RedisClient, timeout=20, skew=20)
 from gateway.__main__ import main
 sys.exit(main(["serve"]))
 """
