@@ -56,7 +56,7 @@ ROUNDS = 9
 SECONDS = 3
 PAUSE = 0.3  # seconds, for the last case to tidy up after its connections
 CONNECTIONS = 32
-LIMIT = 22  # calls: a page of about 12 kB
+LIMIT = 22  # calls: a page of about 14 kB
 DAY = "start=2026-11-01T05:00:00Z"
 EXACT = f"/clients/8005550100/calls?{DAY}&end=2026-11-02T05:00:00Z&limit={LIMIT}"
 MOVING = f"/clients/8005550100/calls?{DAY}&limit={LIMIT}"

@@ -58,9 +58,17 @@ class Server(uvicorn.Server):
     """uvicorn's server, which stops as this module says. Without `signals` it handles none."""
 
     def __init__(
-        self, config: uvicorn.Config, guard: type[Guard], drain: float, shutdown: Shutdown, *, signals: bool
+        self,
+        config: uvicorn.Config,
+        guard: type[Guard],
+        drain: float,
+        shutdown: Shutdown,
+        on_started: Callable[[], None],
+        *,
+        signals: bool,
     ) -> None:
         super().__init__(config)
+        self._on_started = on_started
         self._guard = guard
         self._drain = drain
         self._shutdown = shutdown
@@ -74,6 +82,11 @@ class Server(uvicorn.Server):
             for number, drains in SIGNALS.items():
                 loop.add_signal_handler(number, self.stop, self._drain if drains else 0)
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then call `on_started`: connections are accepted, and signals handled."""
+        await super().startup(sockets)
+        self._on_started()
 
     def stop(self, drain: float = 0) -> None:
         """Stop after `drain` seconds; at once, if it was called before."""
@@ -103,6 +116,7 @@ def make_server(
     problem: Callable[[int, str], bytes] | None = None,
     limits: Limits | None = None,
     tls: ssl.SSLContext | None = None,
+    on_started: Callable[[], None] = lambda: None,
     signals: bool = True,
 ) -> Server:
     """Make an HTTP server that logs errors alone.
@@ -129,7 +143,7 @@ def make_server(
         timeout_graceful_shutdown=math.ceil(limits.shutdown_timeout) + BACKSTOP,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    return Server(config, Connection, drain, shutdown or Shutdown(), signals=signals)
+    return Server(config, Connection, drain, shutdown or Shutdown(), on_started, signals=signals)
 
 
 async def serve_with(server: Server, listener: socket.socket, others: dict[Server, socket.socket]) -> None:

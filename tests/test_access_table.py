@@ -14,7 +14,7 @@ from gateway.api.middleware.authentication import OPEN
 from gateway.api.query import PARAMETERS
 from gateway.api.routes import HANDLERS
 from gateway.formats import FORMATS
-from gateway.simulator.calls import FIRST, JOURNALS, LAST, STREETS
+from gateway.simulator.calls import CALLER_NAMES, FIRST, JOURNALS, LAST, STREETS
 from gateway.simulator.server import Options
 from tests.conftest import Make, Stand
 from tests.consumers import Member, keys_file
@@ -48,7 +48,15 @@ OPEN_ROWS = {
 EVERY_SET = [frozenset(chosen) for size in range(len(SCOPES) + 1) for chosen in combinations(SCOPES, size)]
 # What a request may ask for beyond the plain thing, and the scope that it needs.
 ASKED = {"include": ("status", "status"), "ani": ("3125550161", "personal")}
-PERSONAL = {*FIRST[:4], *LAST[:3], *STREETS, *(text.split("\r")[0] for text in JOURNALS), "312555", "print ad"}
+PERSONAL = {
+    *FIRST[:4],
+    *LAST[:3],
+    *CALLER_NAMES,
+    *STREETS,
+    *(text.split("\r")[0] for text in JOURNALS),
+    "312555",
+    "print ad",
+}
 
 
 def member(scopes: frozenset[str]) -> Member:

@@ -35,7 +35,7 @@ import yaml
 from gateway.guard import Limits
 from gateway.settings import PREFIX, parse_settings
 from gateway.simulator.calls import CENTRAL
-from gateway.simulator.request import read_request
+from gateway.simulator.request import parse_request
 from gateway.simulator.server import PATH, Options, Simulator
 from tests.conftest import serving
 from tests.processes import answers, free_port, running, wait_for
@@ -51,8 +51,8 @@ ASKED = 4  # times at once
 SHARING = 5.0  # seconds in which a flight lands and is shared, by far
 PATIENT = """
 import functools, sys
-from gateway import shared
-shared.Shared = functools.partial(shared.Shared, timeout=20, skew=20)
+from gateway import redis_client
+redis_client.RedisClient = functools.partial(redis_client.RedisClient, timeout=20, skew=20)
 from gateway.__main__ import main
 sys.exit(main(["serve"]))
 """
@@ -122,7 +122,7 @@ class Upstream:
         return application
 
     def _note(self, replica: int, body: bytes) -> list[Need]:
-        request = read_request(body, "StatusFlag")
+        request = parse_request(body, "StatusFlag")
         assert request.start is not None
         start = request.start + timedelta(seconds=1)  # a POST asks for a second more on each side
         noon = start.replace(tzinfo=CENTRAL).astimezone(UTC)

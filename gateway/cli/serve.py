@@ -42,24 +42,25 @@ def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # 
 
         application = app.create(settings)
     stop_tracing = tracing.start() if tracing.wanted(os.environ) else None
-    main = server.make_server(
-        application,
-        drain=settings.drain_delay,
-        shutdown=application.shutdown,
-        problem=problems.bare_problem,
-        limits=limits,
-        tls=load_tls(settings),
-    )
+    tls = load_tls(settings)
     warn(settings)
     listener = server.listen(settings.host, settings.port)
-    fields = {"address": server.address_of(listener, "https" if settings.tls_cert else "http"), "version": __version__}
+    fields = {"address": server.address_of(listener, "https" if tls else "http"), "version": __version__}
     others = {}
     if settings.metrics_port:
         opened = server.listen(settings.host, settings.metrics_port)
         small = Limits(connections=100, shutdown_timeout=1)  # a few scrapers and probes, which take milliseconds
         others[server.make_server(application.operator, lifespan="off", limits=small, signals=False)] = opened
         fields["metricsAddress"] = server.address_of(opened)
-    LOGGER.info("serving", extra={"fields": fields})
+    main = server.make_server(
+        application,
+        drain=settings.drain_delay,
+        shutdown=application.shutdown,
+        problem=problems.bare_problem,
+        limits=limits,
+        tls=tls,
+        on_started=lambda: LOGGER.info("serving", extra={"fields": fields}),
+    )
     with asyncio.Runner(loop_factory=main.config.get_loop_factory()) as runner:
         runner.run(server.serve_with(main, listener, others))
     if stop_tracing is not None:

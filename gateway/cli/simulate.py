@@ -1,4 +1,4 @@
-"""`simulate`: the simulator alone. It shares no code with the rest, its options neither."""
+"""`simulate`: the simulator alone. Its options are in `gateway.simulator`, which shares no code with the gateway."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from gateway.simulator.command import add_arguments, run
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "Run a stand-in Callbutton server."
+HELP = "Run a simulated Callbutton server."
 EXAMPLE = "callbutton-gateway simulate --fault drip:0.1 --fault error@8005550101"

@@ -1,15 +1,21 @@
-"""Calls as a pure function of seed, client and time."""
+"""Calls as a pure function of seed, client and time.
+
+Rules:
+- Elements are in the protocol document's order. VoiceDirectory and Address are left out when a call has none.
+- The variations seen in the field are drawn from a random stream of their own, so the remaining values of a call are
+  the same with and without them.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 CENTRAL = ZoneInfo("America/Chicago")
-HOUR = 3600
+HOUR = 3600  # seconds; calls are drawn one hour at a time
 FIRST = ("Ada", "Grace", "José", "Anneke", "Mary-Jane", "Dmitri", "Siobhán", "Wei")
 LAST = ("Lovelace", "Hopper", "Núñez", "de Vries", "O'Neill & Sons", "Smith", "Brown <Jr>", "Li")
 STREETS = ("Main St", "Oak Ave", "2nd Street", "Lake Shore Dr")
@@ -20,35 +26,50 @@ CITIES = (
     ("Austin", "TX", "73301"),
 )
 JOURNALS = ("Called back twice.\r\nWants a quote.", "No voicemail", 'Ask for the manager; said "maybe"')
+# In capitals, as telephone companies list them.
+CALLER_NAMES = ("SMITH & SON", "WIRELESS CALLER", "LAKE SHORE DENTAL", "UNAVAILABLE")
+ZIP_NUMBERS = range(501, 99951)  # US ZIP codes as numbers: 00501 becomes 501
+PADDED_SHARE = 0.2  # of calls; the share in the reference replies of the field
+SHORT_ZIP_SHARE = 0.1  # of ZIP codes that begin with 0; the share in the reference replies of the field
+
+Element = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class SimulatedCall:
-    """One call: its start and the instant from which the server shows it, in seconds since 1970, and its elements."""
+    """One call, as its elements in the order of a reply: `elements`, those within Address, and `after_address`.
+
+    `start` and `published`, the time from which replies contain the call, are in seconds since 1970.
+    """
 
     identity: str
     start: int
     published: int
-    elements: tuple[tuple[str, str], ...]
-    address: tuple[tuple[str, str], ...]
-    status: tuple[tuple[str, str], ...]
+    elements: tuple[Element, ...]
+    address: tuple[Element, ...]
+    after_address: tuple[Element, ...]
 
 
 def client_code(index: int) -> str:
-    """Make the code of a client: a toll-free number."""
+    """Return the code of a client, a toll-free number."""
     return f"800555{100 + index:04}"
 
 
-def calls_of_hour(seed: int, code: str, hour: int, calls_per_day: int) -> Iterator[SimulatedCall]:
-    """Make the calls of one client that start in the hour, counted since 1970, sorted by start."""
+def calls_of_hour(
+    seed: int, code: str, hour: int, calls_per_day: int, *, plain: bool = False
+) -> Iterator[SimulatedCall]:
+    """Yield the calls of a client that start within an hour, sorted by start. `hour` is counted from 1970."""
     draw = random.Random(f"{seed}/{code}/{hour}")
+    field = random.Random(f"{seed}/{code}/{hour}/field")
     mean = calls_per_day / 24
     count = int(mean) + (draw.random() < mean % 1)
     for number, offset in enumerate(sorted(draw.randrange(HOUR) for _ in range(count))):
-        yield _call(draw, code, f"{hour:06}{number:03}", hour * HOUR + offset)
+        call = _call(draw, code, f"{hour:06}{number:03}", hour * HOUR + offset)
+        yield call if plain else _as_in_the_field(field, call)
 
 
 def _call(draw: random.Random, code: str, identity: str, start: int) -> SimulatedCall:
+    """Draw a call. The order of the draws determines all later values: keep it."""
     result = draw.choices(("Connected", "Busy", "No Answer", "Abandoned"), (70, 8, 15, 7))[0]
     talk = draw.randrange(5, 900) if result == "Connected" else 0
     duration = talk + draw.randrange(2, 40)
@@ -82,10 +103,29 @@ def _call(draw: random.Random, code: str, identity: str, start: int) -> Simulate
         ("ZIP4", draw.choice(("", "0123"))),
     )
     known = draw.random() < 0.8
-    elements.append(("DTMF", draw.choice(("", "1", "2#"))))
-    status = (
+    dtmf = ("DTMF", draw.choice(("", "1", "2#")))
+    after_address = (
         ("ReviewedStatus", draw.choice(("Reviewed", "Unreviewed"))),
+        dtmf,
         ("SalesStatus", draw.choice(("", "Called back", "Made sale"))),
         ("Journal", draw.choice(JOURNALS)),
     )
-    return SimulatedCall(identity, start, start + duration + late, tuple(elements), address if known else (), status)
+    published = start + duration + late
+    return SimulatedCall(identity, start, published, tuple(elements), address if known else (), after_address)
+
+
+def _as_in_the_field(draw: random.Random, call: SimulatedCall) -> SimulatedCall:
+    """Return the call with elements that the document does not know, and now and then a padded value or a short ZIP."""
+    elements, address = list(call.elements), dict(call.address)
+    if draw.random() < PADDED_SHARE:
+        place = draw.randrange(len(elements))
+        name, text = elements[place]
+        elements[place] = (name, f"  {text} ")
+    if draw.random() < SHORT_ZIP_SHARE and address:
+        address["ZIP"] = address["ZIP"].removeprefix("0")
+    elements += [
+        ("CallerName", f"{draw.choice(CALLER_NAMES)} {draw.randrange(77)}"),
+        ("CustomA", f"AX-{draw.randrange(50)}"),
+        ("CallerNANPAZipCode", str(draw.choice(ZIP_NUMBERS))),
+    ]
+    return replace(call, elements=tuple(elements), address=tuple(address.items()))

@@ -1,4 +1,4 @@
-"""A request, read strictly after the protocol document."""
+"""Requests, parsed strictly by the protocol document."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from xml.parsers.expat import ExpatError
 import xmltodict
 
 ENVELOPE = ["Callbutton", "CallbuttonService", "GetCallDetailsRequest"]
-DATE = "%m/%d/%Y %H:%M:%S"
+DATE_FORMAT = "%m/%d/%Y %H:%M:%S"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a POST asks: codes with their status flags, and wall times; None is null."""
+    """The body of a POST: client codes, the status flag of each, and Central wall times; None is a null date."""
 
     codes: tuple[str, ...]
     flags: tuple[bool, ...]
@@ -23,12 +23,12 @@ class Request:
     end: datetime | None
 
 
-class BadRequest(Exception):  # noqa: N818 - what the server says of a request
-    """The request is not what the protocol document describes; the text is the server's message."""
+class BadRequest(Exception):  # noqa: N818 - named like the HTTP status
+    """The request does not follow the protocol document; the text is the error message of the reply."""
 
 
-def read_request(body: bytes, flag_element: str) -> Request:
-    """Read a request. Raises BadRequest."""
+def parse_request(body: bytes, flag_element: str) -> Request:
+    """Parse a request whose status flags are in elements of this name. Raises BadRequest."""
     elements: list[tuple[str, str | None]] = []
 
     def take(path: list[tuple[str, Any]], item: Any) -> bool:  # noqa: ANN401 - xmltodict's types
@@ -68,6 +68,6 @@ def _date(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.strptime(text, DATE)  # noqa: DTZ007 - wall time, as the server keeps it
+        return datetime.strptime(text, DATE_FORMAT)  # noqa: DTZ007 - Central wall time
     except ValueError as error:
         raise BadRequest("Date range not valid") from error

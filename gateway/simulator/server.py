@@ -1,6 +1,6 @@
 """The server: an ASGI application that answers `xml.jsp`, and misbehaves on request.
 
-Edges are inclusive and compared by wall time; a null EndDate means up to the instant now.
+StartDate and EndDate are inclusive and compared by wall time; a null EndDate means now.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -19,50 +20,60 @@ from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
 from gateway.simulator import recordings
-from gateway.simulator.calls import CENTRAL, HOUR, SimulatedCall, calls_of_hour, client_code
-from gateway.simulator.request import BadRequest, Request, read_request
+from gateway.simulator.calls import CENTRAL, HOUR, Element, SimulatedCall, calls_of_hour, client_code
+from gateway.simulator.request import BadRequest, Request, parse_request
 
 PATH = "/cb/main/jsp/xml/xml.jsp"
-PIECE = 65536  # bytes
-DRIP = 0.05  # seconds between bytes
+CHUNK_SIZE = 64 * 1024  # bytes; a large reply takes several sends, as from a real server
+DRIP_INTERVAL = 0.05  # seconds between bytes; below any read timeout, so only a deadline ends the reply
+MAX_REQUESTS = 1000  # requests kept for tests; bounds the memory of long runs
+DAY = 86_400  # seconds
+STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
+CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
+TAG_NAME = re.compile(r"</?\w+")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 FAULTS = {
-    "charset": "windows-1252 bytes that no header or declaration announces",
+    "charset": "windows-1252 bytes, not announced in a header or declaration",
     "date-error": "ERROR about the date range",
     "descending": "newest calls first",
-    "disorder": "calls in no order",
+    "disorder": "calls in random order",
     "doctype": "a DOCTYPE before the root",
     "drip": "one byte at a time",
     "duplicates": "every Client element twice",
-    "echo": "client codes echoed with an X before them",
+    "echo": "client codes echoed with an X in front",
     "empty": "200 without a body",
     "error": "ERROR: Connection time out",
-    "hang": "no answer at all",
+    "hang": "no reply",
     "html": "200 with an HTML page",
     "http-500": "HTTP status 500",
     "http-503": "HTTP status 503",
     "lower-case": "element names in lower case",
     "no-status": "the status flag is ignored",
     "omit-empty": "clients without calls are left out",
-    "other-spelling": "failures as GetCallDetailsResponse",
-    "reset": "the connection is broken off in the middle of the body",
+    "other-spelling": "failures in GetCallDetailsResponse instead of GetCallDetailResponse",
+    "reset": "the connection is closed in the middle of the body",
     "truncate": "the body ends in the middle",
     "unauthorized": "UNAUTHORIZED",
-    "unknown": "elements that the protocol document does not know",
-    "unreadable": "calls without id or StartTime",
+    "unknown": "more unknown elements, one of them nested",
+    "unreadable": "two more calls, one without id and one without StartTime",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the simulator behaves. `history` in days, `latency` in seconds; a fault is `name[@client][:rate]`."""
+    """The behaviour of a simulator.
+
+    `history` is in days, `latency` in seconds. A fault is `name[@client][:rate]`. By default replies have the
+    unknown elements, padded values and short ZIP codes of real servers; `plain` keeps to the protocol document.
+    """
 
     seed: int = 1
     clients: int = 5
     calls_per_day: int = 200
     history: float = 730
     latency: float = 0.0
+    plain: bool = False
     allowed: tuple[str, ...] = ("127.0.0.1", "::1")
     faults: tuple[str, ...] = ()
     flag_element: str = "StatusFlag"
@@ -71,29 +82,29 @@ class Options:
         for fault in self.faults:
             name, _, rate = fault.partition(":")
             if name.partition("@")[0] not in FAULTS:
-                raise ValueError(f"{fault!r} is not a fault; there are {', '.join(FAULTS)}")
+                raise ValueError(f"{fault!r} is not a fault; choose from {', '.join(FAULTS)}")
             if rate and not 0 <= float(rate) <= 1:
                 raise ValueError(f"the rate of {fault!r} is not between 0 and 1")
         for allowed in self.allowed:
             ip_network(allowed)
 
     def allows(self, address: str) -> bool:
-        """Tell whether a caller's address is on the list, by itself or by its network."""
+        """Return whether the allow-list contains the address or a network around it."""
         return any(ip_address(address) in ip_network(allowed) for allowed in self.allowed)
 
 
-class BrokenOff(Exception):  # noqa: N818 - raised so that the HTTP server drops the connection
-    """The connection is to be broken off."""
+class BrokenOff(Exception):  # noqa: N818 - an instruction to the HTTP server, which closes the connection
+    """Raised to close the connection in the middle of a reply."""
 
 
 @dataclass
 class Simulator:
-    """The ASGI application; `requests` are the last that came, `posts` counts all."""
+    """The ASGI application. `requests` are the latest valid requests, `posts` counts all POSTs."""
 
     options: Options
     clock: Callable[[], float] = time.time
     posts: int = 0
-    requests: deque[Request] = field(default_factory=lambda: deque(maxlen=1000))
+    requests: deque[Request] = field(default_factory=lambda: deque(maxlen=MAX_REQUESTS))
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.options.seed)
@@ -103,7 +114,7 @@ class Simulator:
         self.options = replace(self.options, faults=faults)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one POST."""
+        """Answer a POST, or a GET of a recording."""
         if scope["type"] != "http":
             return
         body, more = b"", True
@@ -120,7 +131,7 @@ class Simulator:
         await asyncio.sleep(self.options.latency)
         address = (scope.get("client") or ("unknown", 0))[0]
         try:
-            request = read_request(body, self.options.flag_element)
+            request = parse_request(body, self.options.flag_element)
         except BadRequest as error:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", str(error), address, set())])
             return
@@ -143,7 +154,7 @@ class Simulator:
             await self._answer(receive, send, request, address, faults)
 
     async def _play(self, scope: dict[str, Any], send: Send) -> None:
-        """Send the recording of the call whose id is in the query, or a part of it."""
+        """Send the recording of the call whose id is in the query, or the range of it that the request asks for."""
         identity = parse_qs(scope["query_string"].decode("latin-1")).get("id", [""])[0]
         body = recordings.wav(identity)
         part = recordings.part_of(body, dict(scope["headers"]).get(b"range", b""))
@@ -171,7 +182,7 @@ class Simulator:
         charset = "cp1252" if "charset" in faults else "utf-8"
         text = "".join(self._reply(request, address, faults))
         if "lower-case" in faults:
-            text = text.replace("<", "\0").lower().replace("\0", "<").replace('id="', 'ID="')
+            text = TAG_NAME.sub(lambda tag: tag[0].lower(), text)
         if "doctype" in faults:
             text = text.replace("?>", '?><!DOCTYPE Callbutton SYSTEM "callbutton.dtd">', 1)
         body = text.encode(charset, "replace")
@@ -181,16 +192,16 @@ class Simulator:
         if "drip" in faults:
             await self._drip(receive, send, content_type, body)
         else:
-            pieces = [body[at : at + PIECE] for at in range(0, len(body), PIECE)]
+            pieces = [body[at : at + CHUNK_SIZE] for at in range(0, len(body), CHUNK_SIZE)]
             await self._send(send, 200, content_type, pieces, faults)
 
     async def _drip(self, receive: Receive, send: Send, content_type: bytes, body: bytes) -> None:
-        """Send a byte at a time until nobody reads any more."""
+        """Send one byte at a time until the client disconnects."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
         for at in range(len(body)):
             await send({"type": "http.response.body", "body": body[at : at + 1], "more_body": True})
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(receive(), DRIP)
+                await asyncio.wait_for(receive(), DRIP_INTERVAL)
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -245,15 +256,15 @@ class Simulator:
         yield "</GetCallDetailsResponse></CallbuttonService></Callbutton>\n"
 
     def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
-        now = self.clock()
-        first = now - self.options.history * 86400
-        if request.start is not None:  # an hour more, as wall times repeat
+        now, options = self.clock(), self.options
+        first = now - options.history * DAY
+        if request.start is not None:  # an hour earlier, as wall times repeat in autumn
             first = max(first, request.start.replace(tzinfo=CENTRAL).timestamp() - HOUR)
         last = now
         if request.end is not None:
             last = min(last, request.end.replace(tzinfo=CENTRAL, fold=1).timestamp() + HOUR)
         for hour in range(int(first // HOUR), int(last // HOUR) + 1):
-            for call in calls_of_hour(self.options.seed, code, hour, self.options.calls_per_day):
+            for call in calls_of_hour(options.seed, code, hour, options.calls_per_day, plain=options.plain):
                 wall = datetime.fromtimestamp(call.start, UTC).astimezone(CENTRAL).replace(tzinfo=None)
                 after_start = request.start is None or wall >= request.start
                 before_end = request.end is None or wall <= request.end
@@ -262,19 +273,23 @@ class Simulator:
 
 
 def _call_xml(call: SimulatedCall, *, status: bool, unknown: bool) -> str:
-    def element(name: str, text: str) -> str:
-        return f"<{name}>{escape(text)}</{name}>"
-
-    body = "".join(element(name, text) for name, text in call.elements)
+    """Return the Call element, with the elements of the fault `unknown` at the end."""
+    body = _elements_xml(call.elements)
     if call.address:
-        body += f"<Address>{''.join(element(name, text) for name, text in call.address)}</Address>"
-    if status:
-        body += "".join(element(name, text) for name, text in call.status)
+        body += f"<Address>{_elements_xml(call.address)}</Address>"
+    body += _elements_xml(element for element in call.after_address if status or element[0] not in STATUS_ELEMENTS)
     if unknown:
         body += "<Whisper>hello</Whisper><Carrier><Name>Acme</Name><Lata>358</Lata></Carrier>"
     return f'<Call ID="{call.identity}">{body}</Call>'
 
 
+def _elements_xml(elements: Iterable[Element]) -> str:
+    return "".join(
+        f"<{name}>{f'<![CDATA[{text}]]>' if name in CDATA_ELEMENTS else escape(text)}</{name}>"
+        for name, text in elements
+    )
+
+
 def create(options: Options, clock: Callable[[], float] = time.time) -> Simulator:
-    """Make a simulator."""
+    """Return a simulator."""
     return Simulator(options, clock)
