@@ -154,10 +154,10 @@ def serve() -> None:
     import os
 
     from gateway import app, logs
-    from gateway.cli.environment import reachable_settings
     from gateway.server import address_of, listen, make_server
+    from gateway.settings import parse_upstream_settings
 
-    settings = reachable_settings()
+    settings = parse_upstream_settings(os.environ)
     logs.configure("json", "error")
     application = app.create(settings)
 

@@ -339,3 +339,12 @@ def parse_settings(environment: Mapping[str, str], removed: Mapping[str, str] = 
 def removed_settings(environment: Mapping[str, str], removed: Mapping[str, str] = REMOVED) -> list[str]:
     """A warning for each variable that is set, but was removed."""
     return [f"{key} was removed and has no effect: {removed[key]}" for key in environment if key in removed]
+
+
+def parse_upstream_settings(environment: Mapping[str, str]) -> Settings:
+    """The settings of a command that needs the upstream. Raises SettingsError."""
+    settings = parse_settings(environment)
+    if not settings.upstream_url:
+        text = "GATEWAY_UPSTREAM_URL is not set: it is the address of the server's xml.jsp"
+        raise SettingsError(text, "upstream_url")
+    return settings

@@ -119,9 +119,9 @@ def test_serve_loads_no_library_that_its_settings_do_not_ask_for(variables: dict
 import os, sys
 from gateway.__main__ import parser
 from gateway import app, server
-from gateway.settings import read_settings
+from gateway.settings import parse_settings
 parser(["serve"])
-server.make_server(app.create(read_settings(os.environ)))
+server.make_server(app.create(parse_settings(os.environ)))
 for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator"):
     if name in sys.modules:
         print(name)

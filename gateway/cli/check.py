@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import time
 
 from gateway import errors, logs
-from gateway.cli.environment import reachable_settings
 from gateway.errors import Obstacle
-from gateway.settings import Settings
+from gateway.settings import Settings, parse_upstream_settings
 
 HOUR = 3600
 HELP = "Ask the upstream for one hour, and say what is wrong."
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Check. Raises SettingsError."""
-    return asyncio.run(check(reachable_settings()))
+    return asyncio.run(check(parse_upstream_settings(os.environ)))
 
 
 async def check(settings: Settings) -> int:

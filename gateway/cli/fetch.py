@@ -24,11 +24,10 @@ import msgspec
 
 from gateway import errors, logs
 from gateway.cli.check import advice_on
-from gateway.cli.environment import reachable_settings
 from gateway.cli.partial_file import Checkpoint, PartialFile
 from gateway.cli.progress import Progress
 from gateway.formats import FIELDS, FORMATS, make_format
-from gateway.settings import Settings
+from gateway.settings import Settings, parse_upstream_settings
 
 if TYPE_CHECKING:
     from gateway.cache.reader import Cache, ReadResult
@@ -68,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export. Raises ValueError, OSError."""
-    settings = reachable_settings()
+    settings = parse_upstream_settings(os.environ)
     now = time.time()
     first = parse_arguments(arguments, settings, now)
     if arguments.output and arguments.output.exists() and not arguments.overwrite:

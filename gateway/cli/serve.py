@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway import __version__, logs, tracing
-from gateway.cli.environment import reachable_settings
-from gateway.settings import Settings, SettingsError, removed_settings
+from gateway.settings import Settings, SettingsError, parse_upstream_settings, removed_settings
 
 if TYPE_CHECKING:
     from gateway.guard import Limits
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # noqa: ARG001 - there are no options
     """Serve until told to stop. Raises SettingsError, OSError."""
-    settings = reachable_settings()
+    settings = parse_upstream_settings(os.environ)
     logs.configure(settings.log_format, settings.log_level)
     with loading():
         from gateway import app, server
