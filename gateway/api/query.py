@@ -114,12 +114,14 @@ def _parse_fields(text: str) -> tuple[str, ...]:
 INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the time zone is known
 ZONE = ValueType({"type": "string", "default": "UTC"}, parse_zone)
 TEXT = ValueType({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, _parse_text)
+FIELD_LIST = ValueType(_list_schema(FIELDS), _parse_fields)
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
 ALL = "list call summary clients"
 FILTERED = "list summary"
 START = "An RFC 3339 instant, or a date or a date-time without offset, read in `tz`."
 CLIENT_TEXT = f"A client code, up to {MAX_CLIENTS} times; or `*` alone, for every client."
 RANGE_TEXT = "Days in `tz`, instead of `start` and `end`; those named `last` end today."
+RESULT_TEXT = "Calls with one of these results, separated by commas."
 PHONE_TEXT = "Calls from one of these types of phone, separated by commas."
 LIMIT_TEXT = (
     "The most calls of a page. A page may be shorter; a null `nextCursor` alone is the end. Not for NDJSON, CSV."
@@ -138,9 +140,7 @@ PARAMETERS = (
     Parameter("range", _choice(*RANGES), ALL, RANGE_TEXT),
     Parameter("tz", ZONE, ALL, "IANA time zone of dates without offset.", "America/Chicago"),
     Parameter("include", _choice("status"), "list call", "`status` adds the status that people gave each call."),
-    Parameter(
-        "result", _members(Result), FILTERED, "Calls with one of these results, separated by commas.", "busy,no_answer"
-    ),
+    Parameter("result", _members(Result), FILTERED, RESULT_TEXT, "busy,no_answer"),
     Parameter("campaign", TEXT, FILTERED, "Calls of this campaign.", "4018"),
     Parameter("did", TEXT, FILTERED, "Calls to this number.", "8005550100"),
     Parameter("ani", TEXT, FILTERED, "Calls from this number.", "3125550161"),
@@ -151,13 +151,7 @@ PARAMETERS = (
     Parameter("sort", _choice("startTime", "-startTime", default="-startTime"), "list", "The order."),
     Parameter("limit", _whole_number(1, MAX_LIMIT, default=100), "list", LIMIT_TEXT),
     Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
-    Parameter(
-        "fields",
-        ValueType(_list_schema(FIELDS), _parse_fields),
-        "list call",
-        FIELDS_TEXT,
-        "ani,result,address.city",
-    ),
+    Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
     Parameter("format", _choice(*FORMATS), "list", "Overrides `Accept`. NDJSON and CSV stream the whole window."),
     Parameter("interval", _choice(*INTERVALS, default="none"), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice(*GROUPS), "summary", "Figures for each value of this field.", "result"),
