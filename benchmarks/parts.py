@@ -24,8 +24,8 @@ from prometheus_client import CollectorRegistry
 from benchmarks.peers import POST
 from benchmarks.serving import SIMULATOR, running
 from gateway import app
-from gateway.callbutton import wire
 from gateway.callbutton.central import whole
+from gateway.callbutton.reply import ReplyParser
 from gateway.commands.keys import with_key
 from gateway.credentials.keys import fingerprint, new_key
 from gateway.ledger.reader import Question
@@ -131,7 +131,7 @@ async def miss(upstream: str) -> None:
     reply = await exchange(day(0))
 
     async def parse(_: Window) -> object:
-        parser = wire.ReplyParser(status=False)
+        parser = ReplyParser(status=False)
         parser.feed(reply)
         return parser.close()
 

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import uvicorn
 
-from benchmarks.translate import reply
+from benchmarks.replies import reply
 from gateway.server import listen, make_server
 
 CENTRAL = ZoneInfo("America/Chicago")
@@ -78,8 +78,8 @@ def afternoon(upstream: str) -> Any:  # noqa: ANN401 - FastAPI is not typed as A
 
 
 def upstream() -> Callable[..., Awaitable[None]]:
-    """An XML server that has 100 calls each day."""
-    document = reply(100, compact=True).decode()
+    """An XML server that has 100 calls each day, in the layout `field`."""
+    document = reply("field", 100).decode()
     template = re.sub(r"<StartTime>[^<]*", "<StartTime>DATE 12:34:56", document)
     start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/xml")]}
 

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from gateway import tracing
-from gateway.callbutton import central, retry, wire
+from gateway.callbutton import central, retry
 from gateway.callbutton.gate import Gate
 from gateway.callbutton.queue import Demand, Priority
+from gateway.callbutton.reply import Reply, ReplyParser
+from gateway.callbutton.request import render_request
 from gateway.callbutton.transport import Limits, Transport
 from gateway.errors import (
     UpstreamError,
@@ -100,7 +102,7 @@ class Service:
 
     async def _ask(self, codes: Sequence[str], edges: central.Edges | None, demand: Demand, *, status: bool) -> Fetched:
         """POST, and once more where that can help, all within one deadline."""
-        body = wire.render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
+        body = render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
         loop = asyncio.get_running_loop()
         until = math.inf
         self._budget.earn()
@@ -137,7 +139,7 @@ class Service:
         self._count(reply)
         return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
 
-    async def _receive(self, body: bytes, until: float, *, status: bool) -> wire.Reply:
+    async def _receive(self, body: bytes, until: float, *, status: bool) -> Reply:
         """POST, and parse the answer as it comes. Raises UpstreamError."""
         async with self._transport.post(body, until) as answer:
             if answer.status in (401, 403):
@@ -149,7 +151,7 @@ class Service:
                     retry_after=answer.retry_after,
                 )
             with tracing.span("parse") as parsing:
-                parser = wire.ReplyParser(status=status, charset=answer.charset)
+                parser = ReplyParser(status=status, charset=answer.charset)
                 async for piece in answer.chunks:
                     self._metrics.reply_bytes.inc(len(piece))
                     parser.feed(piece)
@@ -165,7 +167,7 @@ class Service:
             fields["detail"] = str(error)
         LOGGER.warning("upstream failed", extra={"fields": fields})
 
-    def _count(self, reply: wire.Reply) -> None:
+    def _count(self, reply: Reply) -> None:
         metrics = self._metrics
         certainties: Counter[Certainty] = Counter()
         for calls in reply.calls.values():
