@@ -25,10 +25,10 @@ from prometheus_client import CollectorRegistry
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
-from gateway.callbutton import central
+from gateway.callbutton import central_time
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.reply import parse_reply
 from gateway.callbutton.request import render_request
-from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -74,7 +74,7 @@ class Upstream:
         """POST."""
         self.posts += 1
         self.asked += (min(window.end, int(now)) - window.start) * len(codes)
-        body = render_request(codes, central.edges(window, now), status=status)
+        body = render_request(codes, central_time.wall_range(window, now), status=status)
         sent, pieces = self.now, bytearray()
 
         async def receive() -> dict[str, object]:

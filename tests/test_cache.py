@@ -15,7 +15,7 @@ from gateway.cache.extents import Extent, by_day, make_extent, overlay
 from gateway.cache.freshness import Rule, gaps, stale_from
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import Position, read_page
-from gateway.callbutton.service import Fetched
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamTimeout
 from gateway.metrics import Metrics

@@ -26,7 +26,7 @@ from gateway.cache.freshness import (
     stale_from,
 )
 from gateway.cache.reader import Cache
-from gateway.callbutton.service import Fetched
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
     Overloaded,

@@ -23,7 +23,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.callbutton import central
+from gateway.callbutton import central_time
 from gateway.callbutton.record import NO_STATUS, RecordReader, attribute, canonical
 from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
@@ -240,7 +240,7 @@ class ReplyParser:
         """The calls of one client code with their folds decided by the order of the reply (T4)."""
         calls = list(self._calls[code].values())
         if code in self._uncertain:
-            for index, instant in central.infer_folds([call.start_time for call in calls]).items():
+            for index, instant in central_time.infer_folds([call.start_time for call in calls]).items():
                 calls[index] = replace(calls[index], start_time=instant, start_time_certainty=Certainty.INFERRED)
         if self._records.status_seen:  # calls before the first status have none yet
             calls = [call if call.status else replace(call, status=NO_STATUS) for call in calls]
