@@ -1,7 +1,8 @@
 """What the cache costs the upstream and itself, against the simulator, counting at the upstream.
 
 The simulator is called in process and answers by its own clock, which the benchmark moves; POSTs are those that
-reached it. `--write` puts the table into README.md. What a URL-keyed cache would fetch is the whole window, each time.
+reached it. `--write` puts the table into docs/performance.md. A cache keyed by URL would fetch the whole window each
+time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tests.servers import running, valkey
 NOW = 1_795_000_000
 DAY = 86400
 HOUR = 3600
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 MARKERS = "<!-- cache -->", "<!-- /cache -->"
 
 
@@ -204,7 +205,7 @@ def cases() -> list[Case]:
 
 
 def table(text: str) -> tuple[str, dict[str, str], str]:
-    """What README.md says: the text before the table, what was measured by case, the text after."""
+    """The page in three parts: the text before the table, what was measured by case, the text after."""
     before, rest = text.split(MARKERS[0], 1)
     rows, after = rest.split(MARKERS[1], 1)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.strip().splitlines()]
@@ -212,7 +213,7 @@ def table(text: str) -> tuple[str, dict[str, str], str]:
 
 
 def rewritten(text: str, measured: Mapping[str, str]) -> str:
-    """README.md with what was measured; cases that were not measured keep what they had."""
+    """The page with what was measured; cases that were not measured keep what they had."""
     before, had, after = table(text)
     rows = {case.name: measured.get(case.name, had.get(case.name, "")) for case in cases()}
     lines = ["| case | measured |", "|---|---|", *(f"| {name} | {cell} |" for name, cell in rows.items())]
@@ -222,7 +223,7 @@ def rewritten(text: str, measured: Mapping[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cache.")
     parser.add_argument("words", nargs="*", help="only cases whose names hold one of these")
-    parser.add_argument("--write", action="store_true", help="put the figures into README.md")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/performance.md")
     options = parser.parse_args()
     measured = {}
     print("| case | measured | bar |\n|---|---|---|")
@@ -231,7 +232,7 @@ def main() -> None:
             measured[case.name] = asyncio.run(case.measure())
             print(f"| {case.name} | {measured[case.name]} | {case.bar} |", flush=True)
     if options.write:
-        README.write_text(rewritten(README.read_text("utf-8"), measured), "utf-8")
+        PAGE.write_text(rewritten(PAGE.read_text("utf-8"), measured), "utf-8")
 
 
 if __name__ == "__main__":
