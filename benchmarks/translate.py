@@ -22,11 +22,11 @@ import msgspec
 import uvicorn
 import xmltodict
 
+from benchmarks.support import free_port, reachable, running, wait_for
 from gateway import app
 from gateway.callbutton.wire import ReplyParser
 from gateway.model import Call
 from gateway.settings import Settings
-from tests.processes import free_port, reachable, running, wait_for
 
 PIECE = 65536
 CALL = """\

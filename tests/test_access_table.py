@@ -16,8 +16,8 @@ from gateway.api.routes import HANDLERS
 from gateway.formats import FORMATS
 from gateway.simulator.calls import CALLER_NAMES, FIRST, JOURNALS, LAST, STREETS
 from gateway.simulator.server import Options
-from tests.conftest import Make, Stand
-from tests.consumers import Member, keys_file
+from tests.support.consumers import Member, keys_file
+from tests.support.stand import Make, Stand
 
 MINE, OTHER = "8005550100", "8005550101"
 FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}

@@ -13,15 +13,15 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
-from tests.processes import answers, free_port, gateway, running, wait_for
-from tests.tools import tool
+from tests.support.paths import DATA, ROOT
+from tests.support.processes import answers, free_port, gateway, running, wait_for
+from tests.support.tools import tool
 
-ROOT = Path(__file__).parent.parent
 HELM = ROOT / "helm"
 ALERTS = {
     rule["alert"]: rule for rule in yaml.safe_load((HELM / "alerts.yaml").read_text("utf-8"))["groups"][0]["rules"]
 }
-PLAYED = ROOT / "tests" / "alerts.yaml"
+PLAYED = DATA / "alerts.yaml"
 DASHBOARD: dict[str, Any] = json.loads((HELM / "dashboard.json").read_text("utf-8"))
 EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from gateway.simulator.server import Options
-from tests.conftest import Make, Stand
-from tests.test_gateway import CALLS, FOLD, every_call
+from tests.support.lists import CALLS, FOLD, every_call
+from tests.support.stand import Make, Stand
 
 NDJSON = {"Accept": "application/x-ndjson"}
 WEEK = {"start": "2026-10-28", "end": "2026-11-04", "tz": "America/Chicago"}

@@ -14,9 +14,9 @@ import pytest
 from gateway.api.middleware.authentication import OPEN
 from gateway.logs import JsonFormatter
 from gateway.simulator.server import Options
-from tests.conftest import Make, Stand
-from tests.consumers import Member, keys_file, written
-from tests.processes import wait_for
+from tests.support.consumers import Member, keys_file, written
+from tests.support.processes import wait_for
+from tests.support.stand import Make, Stand
 
 CALLS = "/clients/8005550100/calls"
 FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.charts import CHART, HELM3, MATRIX, NEWEST, OLDEST, ROOT, documents, with_helm3, with_helm4
-from tests.cluster import cluster
-from tests.tools import need
+from tests.support.charts import CHART, HELM3, MATRIX, NEWEST, OLDEST, documents, with_helm3, with_helm4
+from tests.support.cluster import cluster
+from tests.support.paths import ROOT
+from tests.support.tools import need
 
 BIN = ROOT / ".venv-chart" / "bin"
 SKIPPED = {

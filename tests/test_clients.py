@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Make
-from tests.consumers import Member, keys_file
-from tests.test_openapi import NODE, ROOT
-from tests.tools import need, tool
+from tests.support.consumers import Member, keys_file
+from tests.support.paths import NODE, ROOT
+from tests.support.stand import Make
+from tests.support.tools import need, tool
 
 README = (ROOT / "openapi" / "README.md").read_text("utf-8")
 CONTRACT = ROOT / "openapi" / "openapi.yaml"

@@ -26,14 +26,7 @@ from gateway.cli.demo import demo_paths
 from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
-
-ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("GATEWAY_")}
-COMMAND = [sys.executable, "-m", "gateway"]
-
-
-def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = ENVIRONMENT | variables
-    return subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=30, check=False)
+from tests.support.commands import COMMAND, ENVIRONMENT, run
 
 
 @contextmanager

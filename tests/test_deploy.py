@@ -23,7 +23,8 @@ from gateway.auth.access_keys import parse_keys
 from gateway.guard import Limits
 from gateway.settings import OPTIONS, PREFIX, parse_settings, variable
 from gateway.simulator.server import PATH
-from tests.charts import CHART, EVERYTHING, MATRIX, ROOT, UPSTREAM, with_helm4
+from tests.support.charts import CHART, EVERYTHING, MATRIX, UPSTREAM, with_helm4
+from tests.support.paths import ROOT
 
 SIMULATED: dict[str, Any] = {"simulator": {"enabled": True}}
 SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://127.0.0.1/0", "headers": "x=y"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,10 @@ from gateway.cli import COMMANDS
 from gateway.cli.demo import demo_paths
 from gateway.metrics import Metrics
 from gateway.settings import OPTIONS, Settings, variable
-from tests.conftest import Make
+from tests.support.paths import ROOT
+from tests.support.stand import Make
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def rows(heading: str) -> list[list[str]]:

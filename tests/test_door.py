@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from gateway.simulator.server import Options
-from tests.conftest import Make
+from tests.support.stand import Make
 
 WINDOW = "start=2026-11-01T05:00:00Z&end=2026-11-01T06:00:00Z"
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -18,17 +18,17 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from msgspec import Struct
 
-from tests.conftest import Make, Stand
-from tests.processes import wait_for
+from tests.support.paths import TESTS
+from tests.support.processes import wait_for
+from tests.support.stand import Make, Stand
 
-DOCUMENT = Path(__file__).parent / "faults.md"
+DOCUMENT = TESTS / "faults.md"
 CODE = "8005550100"
 OTHER = "8005550101"
 ONE = f"/clients/{CODE}/calls"

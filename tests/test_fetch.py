@@ -19,9 +19,9 @@ from gateway.cli.partial_file import Checkpoint, PartialFile
 from gateway.formats import COLUMNS
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
-from tests.conftest import Clock, serving
-from tests.processes import wait_for
-from tests.test_command_line import COMMAND, ENVIRONMENT, run
+from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.processes import wait_for
+from tests.support.stand import Clock, serving
 
 # A week with the night in which clocks go back.
 WINDOW = ["--start", "2026-10-29", "--end", "2026-11-05", "--tz", "America/Chicago"]

@@ -18,7 +18,7 @@ from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_su
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.model import Call, Result, Window
-from tests.test_cache import NOW, Upstream, ask, cache_of, call
+from tests.support.upstream import NOW, Upstream, ask, cache_of, call
 
 ZONES = ["UTC", "America/Chicago", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham"]
 TURNS = [int(datetime(2026, month, day, tzinfo=UTC).timestamp()) for month, day in ((3, 8), (4, 5), (10, 3), (11, 1))]

@@ -37,13 +37,14 @@ from gateway.settings import PREFIX, parse_settings
 from gateway.simulator.calls import CENTRAL
 from gateway.simulator.request import parse_request
 from gateway.simulator.server import PATH, Options, Simulator
-from tests.conftest import serving
-from tests.processes import answers, free_port, running, wait_for
-from tests.servers import running as serving_cache
-from tests.servers import valkey
-from tests.tools import tool
+from tests.support.paths import ROOT
+from tests.support.processes import answers, free_port, running, wait_for
+from tests.support.servers import running as serving_cache
+from tests.support.servers import valkey
+from tests.support.stand import serving
+from tests.support.tools import tool
 
-COMPOSE: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "compose.yaml").read_text("utf-8"))
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
 COMPOSE_PROMETHEUS: dict[str, Any] = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
 NOON = datetime.now(UTC).replace(hour=18, minute=0, second=0, microsecond=0)
 CLIENTS = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,8 +26,6 @@ from gateway.cache.freshness import (
     stale_from,
 )
 from gateway.cache.reader import Cache
-from gateway.callbutton.service import Fetched
-from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
     Overloaded,
     UpstreamError,
@@ -38,39 +36,10 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.model import Window
-from tests.test_cache import DAY, NOW, Upstream, ask, cache_of, call, ids
+from tests.support.upstream import DAY, NOW, Faulty, Upstream, ask, cache_of, call, ids
 
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
-Fault = Callable[[Sequence[str], Window], UpstreamError | None]
-
-
-class Faulty(Upstream):
-    """An upstream whose POSTs fail by their codes and window, and that may echo other codes."""
-
-    def __init__(self, fault: Fault | None = None) -> None:
-        super().__init__()
-        self.fault = fault
-        self.echoes: dict[str, str] = {}
-
-    async def __call__(
-        self,
-        codes: Sequence[str],
-        window: Window,
-        *,
-        status: bool,
-        now: float,
-        demand: Waiters,
-    ) -> Fetched:
-        fetched = await super().__call__(codes, window, status=status, now=now, demand=demand)
-        if self.fault is not None and (error := self.fault(codes, window)) is not None:
-            raise error
-        return Fetched(
-            fetched.sent,
-            {self.echoes.get(code, code): calls for code, calls in fetched.calls.items()},
-            fetched.unreadable,
-            status_ignored=False,
-        )
 
 
 def codes_posted(upstream: Upstream) -> list[tuple[str, ...]]:

@@ -12,20 +12,9 @@ from gateway.api.routes import document
 from gateway.logs import JsonFormatter
 from gateway.simulator.calls import calls_of_hour
 from gateway.simulator.server import Options
-from tests.conftest import Make, Stand
-from tests.processes import wait_for
-
-CALLS = "/clients/8005550100/calls"
-FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}
-
-
-def every_call(stand: Stand, path: str, **parameters: str) -> list[dict[str, object]]:
-    answer = stand.get(path, **parameters).json()
-    calls: list[dict[str, object]] = answer["data"]
-    while answer["page"]["nextCursor"]:
-        answer = stand.get(path, cursor=answer["page"]["nextCursor"]).json()
-        calls += answer["data"]
-    return calls
+from tests.support.lists import CALLS, FOLD, every_call
+from tests.support.processes import wait_for
+from tests.support.stand import Make
 
 
 @pytest.mark.parametrize("sort", ["startTime", "-startTime"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.simulator.server import Options
-from tests.conftest import Make, Stand
-from tests.consumers import Member, keys_file
+from tests.support.consumers import Member, keys_file
+from tests.support.stand import Make, Stand
 
 CALLS = "/clients/8005550100/calls"
 WINDOW = "start=2026-11-01T05:00:00Z&end=2026-11-01T06:00:00Z"

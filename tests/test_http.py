@@ -15,10 +15,10 @@ from gateway.api.middleware.request_context import combine
 from gateway.api.negotiation import negotiate_coding, negotiate_media_type, with_vary
 from gateway.api.routes import document
 from gateway.simulator.server import Options
-from tests.conftest import Make
-from tests.consumers import Member, keys_file
-from tests.processes import wait_for
-from tests.test_gateway import CALLS, FOLD
+from tests.support.consumers import Member, keys_file
+from tests.support.lists import CALLS, FOLD
+from tests.support.processes import wait_for
+from tests.support.stand import Make
 
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda body: zstandard.ZstdDecompressor().decompressobj().decompress(body),

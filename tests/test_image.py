@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from tests.processes import answers, free_port, wait_for
-from tests.tools import need, tool
+from tests.support.paths import ROOT
+from tests.support.processes import answers, free_port, wait_for
+from tests.support.tools import need, tool
 
-ROOT = Path(__file__).parent.parent
 BASE = "docker.io/library/python:3.11-slim"
 IMAGE = f"localhost/callbutton-gateway:{__version__}"
 HARDENED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=host"]

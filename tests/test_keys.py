@@ -17,8 +17,8 @@ from gateway.auth.key_file import KeyFile
 from gateway.cli.keys import with_key
 from gateway.logs import JsonFormatter
 from gateway.metrics import Metrics
-from tests.consumers import Member, written
-from tests.test_command_line import run
+from tests.support.commands import run
+from tests.support.consumers import Member, written
 
 NOON = datetime(2027, 6, 30, 12, tzinfo=UTC).timestamp()
 DAY = 86400

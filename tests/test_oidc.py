@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.access import Rate, parse_rate
 from gateway.auth.tokens import TokenError, TokenRules, parse_key_set, verify_token
-from tests.conftest import NOW, Make, Stand
-from tests.consumers import Member, keys_file
-from tests.issuer import EC_KEY, ED_KEY, RSA_KEYS, Issuer, issuing, jwk
-from tests.processes import wait_for
+from tests.support.consumers import Member, keys_file
+from tests.support.issuer import EC_KEY, ED_KEY, RSA_KEYS, Issuer, issuing, jwk
+from tests.support.processes import wait_for
+from tests.support.stand import NOW, Make, Stand
 
 CALLS = "/clients/8005550100/calls"
 FOLD = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}

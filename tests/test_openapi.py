@@ -12,12 +12,11 @@ from openapi_spec_validator import validate
 
 from gateway import __version__
 from gateway.api.routes import document, document_yaml
-from tests.conftest import Make
-from tests.consumers import Member, keys_file
-from tests.tools import need, tool
+from tests.support.consumers import Member, keys_file
+from tests.support.paths import NODE, ROOT
+from tests.support.stand import Make
+from tests.support.tools import need, tool
 
-ROOT = Path(__file__).parent.parent
-NODE = ROOT / "tests" / "node"
 CONTRACT = str(ROOT / "openapi" / "openapi.yaml")
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from gateway.simulator.server import PATH
-from tests.processes import answers, free_port, gateway, reachable, running, wait_for
+from tests.support.processes import answers, free_port, gateway, reachable, running, wait_for
 
 WINDOW = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z", "include": "status", "limit": "1000"}
 TELLING = {"reviewed", "unreviewed", "connected", "busy", "normal", "cell", "payphone", "exact", "none"}  # our enums

@@ -11,9 +11,9 @@ import pytest
 
 from gateway.callbutton.recordings import MOST, locate
 from gateway.simulator.recordings import wav
-from tests.conftest import Make, Stand, serving
-from tests.consumers import Member, keys_file
-from tests.processes import wait_for
+from tests.support.consumers import Member, keys_file
+from tests.support.processes import wait_for
+from tests.support.stand import Make, Stand, serving
 
 CALLS = "/clients/8005550100/calls"
 WINDOW = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z", "recorded": "true"}

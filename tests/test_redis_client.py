@@ -32,11 +32,10 @@ from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
 from gateway.redis_client import TIMEOUT, RedisClient, Unavailable, make_script
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
-from tests.conftest import serving
-from tests.processes import wait_for, wait_in_loop_for
-from tests.servers import Server, redis, running, server, valkey
-from tests.test_cache import DAY, NOW, Upstream, ask, call, ids
-from tests.test_flights import Faulty
+from tests.support.processes import wait_for, wait_in_loop_for
+from tests.support.servers import Server, redis, running, server, valkey
+from tests.support.stand import serving
+from tests.support.upstream import DAY, NOW, Faulty, Upstream, ask, call, ids
 
 __all__ = ["server"]  # a fixture
 HOUR = 3600

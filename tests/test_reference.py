@@ -13,10 +13,10 @@ import pytest
 
 from gateway.api import problems, reference
 from gateway.api.openapi import TAGS
-from tests.conftest import Make
-from tests.consumers import Member, keys_file
-from tests.test_openapi import NODE, ROOT
-from tests.tools import need, tool
+from tests.support.consumers import Member, keys_file
+from tests.support.paths import NODE, ROOT
+from tests.support.stand import Make
+from tests.support.tools import need, tool
 
 OPEN = ["/docs", *(f"/docs/{name}" for name in reference.MEDIA_TYPES), "/problems/upstream-timeout"]
 

@@ -11,7 +11,7 @@ from gateway.access import Consumer
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.middleware.response_cache import MAX_TTL, ResponseCache
 from gateway.metrics import RequestMetrics
-from tests.conftest import NOW, Clock, Make
+from tests.support.stand import NOW, Clock, Make
 
 CALLS = "/clients/8005550100/calls"
 PAST = {"start": "2026-11-01T05:00:00Z", "end": "2026-11-01T09:00:00Z"}

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from gateway.simulator.server import Options
-from tests.conftest import Make
-from tests.consumers import Member, keys_file
-from tests.test_openapi import ROOT
+from tests.support.consumers import Member, keys_file
+from tests.support.paths import ROOT
+from tests.support.stand import Make
 
 EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "2")
 PROGRAM = Member("program", scopes=("calls", "personal", "status", "recordings", "refresh"))
@@ -32,7 +32,7 @@ def test_schemathesis_finds_nothing(stand: Make, tmp_path: Path):
         *("--phases", "examples,coverage,fuzzing,stateful", "--max-examples", EXAMPLES, "--seed", "1"),
         *("--continue-on-failure", "--no-color"),
     ]
-    environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     said = re.sub(r"^\s*\n", "", done.stdout, flags=re.MULTILINE)
     assert done.returncode == 0, said[-8000:]

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.simulator.calls import SimulatedCall, calls_of_hour
 from gateway.simulator.server import PATH, Options, create
-from tests.conftest import NOW
+from tests.support.stand import NOW
 
 CODE = "8005550100"
 DOCUMENT = (

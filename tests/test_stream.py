@@ -8,7 +8,7 @@ import pytest
 from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
 from gateway.errors import UpstreamError, UpstreamFailed
 from gateway.model import Call, Window
-from tests.test_cache import DAY, NOW, Upstream, ask, cache_of, call, ids
+from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids
 
 MONTH = Window(NOW - 30 * DAY, NOW)
 

@@ -26,8 +26,8 @@ from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, Ups
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
-from tests.servers import Server, server
-from tests.test_cache import call
+from tests.support.servers import Server, server
+from tests.support.upstream import call
 
 __all__ = ["server"]  # a fixture
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "60"))

@@ -1,7 +1,6 @@
 """Requests and replies on the wire."""
 
 import random
-from pathlib import Path
 from typing import Any
 from unittest import mock
 from xml.sax.saxutils import escape
@@ -16,8 +15,9 @@ from gateway.callbutton.central import Edges
 from gateway.callbutton.charset import TextReader
 from gateway.errors import UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
 from gateway.model import Call, Certainty, PhoneType, Result, SalesStatus, Status
+from tests.support.paths import DATA
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = DATA / "samples"
 REPLY = (SAMPLES / "reply.xml").read_bytes()
 START = "<StartTime>06/01/2026 07:30:00</StartTime>"
 

