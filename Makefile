@@ -47,11 +47,11 @@ openapi: $(READY)
 docs: $(READY)  ## the pages of docs/ that are made from the code
 	@$(BIN)/python -m docs.generate
 
-clients-tools: $(READY)  ## what tests/test_clients.py needs besides Java, Go and npm
+clients-tools: $(READY)  ## what tests/api/test_clients.py needs besides Java, Go and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
 
 schemathesis: $(READY)  ## the contract against a running gateway: 20,000 cases and more
-	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/test_schemathesis.py
+	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/api/test_schemathesis.py
 
 image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
 	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/test_image.py
