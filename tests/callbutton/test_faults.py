@@ -2,7 +2,7 @@
 
 A row says what the consumer is answered, whether anything was kept, how many POSTs it cost and which metric moved; the
 test behind it proves that, and that the upstream, once healed, is read truly. `tests/faults.md` is this table
-(`WRITE_FAULTS=1 pytest tests/test_faults.py` writes it).
+(`WRITE_FAULTS=1 pytest tests/callbutton/test_faults.py` writes it).
 """
 
 from __future__ import annotations
@@ -478,8 +478,9 @@ def table() -> str:
     rows = [
         "# What the gateway makes of each fault of the upstream",
         "",
-        "Printed by `tests/test_faults.py`, which proves every row over real sockets: the answer where nothing is in",
-        "the cache yet, when it comes, whether anything was kept, the POSTs it cost, and the metric that moved.",
+        "Printed by `tests/callbutton/test_faults.py`, which proves every row over real sockets: the answer where",
+        "nothing is in the cache yet, when it comes, whether anything was kept, the POSTs it cost, and the metric that",
+        "moved.",
         "Once the upstream is healed the next read is whole.",
         "",
         "| fault | answer | after | kept | POSTs | metric that moves |",
