@@ -54,14 +54,14 @@ schemathesis: $(READY)  ## the contract against a running gateway: 20,000 cases 
 	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/api/test_schemathesis.py
 
 image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
-	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/test_image.py
+	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/deploy/test_image.py
 
 chart: $(READY) .venv-chart/.ready  ## the chart by both Helms, the schemas of two Kubernetes, checkov, and our own asserts
 	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix tests/node
-	@$(BIN)/python -m pytest -v tests/test_deploy.py tests/test_chart.py
+	@$(BIN)/python -m pytest -v tests/deploy/test_deploy.py tests/deploy/test_chart.py
 
 alerts: $(READY)  ## alerts played by promtool, dashboard, a Prometheus that scrapes; Debian's package prometheus
-	@$(BIN)/python -m pytest -v tests/test_alerts.py
+	@$(BIN)/python -m pytest -v tests/deploy/test_alerts.py
 
 LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
