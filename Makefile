@@ -30,7 +30,7 @@ bench: $(READY)
 
 soak: $(READY)  ## 200,000 steps and more of the cache's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"
-	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
+	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/cache/test_truth.py
 	@echo "== load and faults"
 	@$(BIN)/python -m benchmarks.soak $(or $(DURATION),60)
 
