@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from gateway import app
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
+from tests.support import servers
 from tests.support.stand import Clock, Make, Stand, serving
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # no test depends on speed
@@ -32,3 +33,10 @@ def stand() -> Iterator[Make]:
             return Stand(simulator, client, clock)
 
         yield make
+
+
+@pytest.fixture
+def server() -> Iterator[servers.Server]:
+    """A Valkey server."""
+    with servers.running(servers.valkey()) as one:
+        yield one

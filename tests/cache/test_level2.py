@@ -1,78 +1,34 @@
-"""Level 2 and flights across replicas, on real Redis and Valkey servers."""
+"""Level 2 on real Redis and Valkey servers."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-import socket
-import struct
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from gateway import app
-from gateway.cache import single_flight
 from gateway.cache.extents import make_extent, make_extent_of_all
-from gateway.cache.freshness import Rule
-from gateway.cache.leases import Leases
 from gateway.cache.level2 import LAYOUT, Found, pack, unpack
-from gateway.cache.reader import Cache, CacheSettings
-from gateway.errors import UpstreamError, UpstreamTimeout
-from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
-from gateway.redis_client import TIMEOUT, RedisClient, Unavailable, make_script
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
-from tests.support.processes import wait_for, wait_in_loop_for
-from tests.support.servers import Server, redis, running, server, valkey
+from tests.support.processes import wait_for
+from tests.support.replicas import Replica, run, settled
+from tests.support.servers import Server, redis, running, valkey
 from tests.support.stand import serving
-from tests.support.upstream import DAY, NOW, Faulty, Upstream, ask, call, ids
+from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids
 
-__all__ = ["server"]  # a fixture
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
 ANY = float("inf")  # the clock of an upstream that is a function is not the server's
-
-
-class Replica:
-    """A cache with a connection of its own, as a process of its own would have."""
-
-    def __init__(self, upstream: Upstream, url: str, patience: float = 10, **changes: Any) -> None:
-        self.registry = CollectorRegistry()
-        metrics = Metrics(self.registry)
-        values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
-        rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
-        self.shared = RedisClient(url, metrics, lambda: upstream.now, ANY, timeout=patience)
-        self.cache = Cache(upstream, rules, metrics, lambda: upstream.now, self.shared)
-
-    async def read(self, codes: Sequence[str], window: Window, **changes: Any) -> list[str]:
-        return ids((await self.cache.read(ask(codes, window, **changes))).calls)
-
-    async def close(self) -> None:
-        await self.cache.close()
-        await self.shared.close()
-
-    def metric(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"callbutton_gateway_{name}", labels) or 0.0
-
-
-async def settled(*replicas: Replica) -> None:
-    """Let everything be stored."""
-    for replica in replicas:
-        await replica.cache.close()
-
-
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_an_extent_is_what_it_was_after_packing():
@@ -116,26 +72,6 @@ def test_no_bytes_do_more_than_not_be_read(garbage: bytes, place: int, byte: int
     for value in (garbage, spoiled, good[: place % len(good)]):
         if (found := unpack("a", value)) is not None:
             assert all(one.start_time.timestamp() in found[1].window for one in found[1].calls)
-
-
-def test_a_store_that_crashes_leaves_nobody_waiting(server: Server):
-    upstream = Upstream()
-    upstream.published = [(0, call("1", NOW - 60, "a", "\ud800"))]  # half a character cannot be stored
-
-    async def work() -> None:
-        gate = slow(upstream)
-        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
-        gate.set()
-        assert [await first, await second] == [["1"], ["1"]]
-        assert len(upstream.posts) == 2
-        await one.close()
-        await two.close()
-
-    run(work)
 
 
 @pytest.mark.parametrize("program", [valkey, redis], ids=["Valkey", "Redis"])
@@ -331,237 +267,6 @@ def test_keys_expire(server: Server):
         assert 7 * DAY < server.client.ttl(key) <= 8 * DAY
 
     run(work)
-
-
-def test_a_gateway_whose_clock_is_off_takes_no_part(server: Server):
-    async def work() -> None:
-        metrics = Metrics(registry := CollectorRegistry())
-        off = [0.0]
-        shared = RedisClient(server.url, metrics, lambda: time.time() + off[0])
-        assert await shared.run("lookup", make_script("return KEYS[1] .. text(1)"), ["a"], ["b"]) == b"ab"
-        for off[0] in (-1.5, 1.5, 3600.0):
-            with pytest.raises(Unavailable):
-                await shared.run("store", make_script("redis.call('SET', KEYS[1], '1')"), ["a"], [])
-        assert server.client.keys("*") == []
-        labels = {"operation": "store", "error": "skew"}
-        assert registry.get_sample_value("callbutton_gateway_cache_shared_errors_total", labels) == 3
-        await shared.close()
-
-    run(work)
-
-
-def test_a_server_that_hangs_is_asked_once_and_then_left_alone():
-    """A listener that never answers: its time-out is paid once, by those who ask before it is known."""
-    upstream = Upstream()
-
-    async def work() -> None:
-        asked = 0
-
-        async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal asked
-            asked += 1
-            await over.wait()
-            writer.close()
-
-        over = asyncio.Event()
-        listener = await asyncio.start_server(hang, "127.0.0.1", 0)
-        replica = Replica(upstream, f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}", TIMEOUT)
-        for number in range(200):
-            assert await replica.read([f"c{number}"], LAST_HOUR) == []
-        assert asked <= 2 + int(replica.metric("cache_shared_seconds_count", operation="lookup"))
-        errors = sum(
-            replica.metric("cache_shared_errors_total", operation=operation, error="timeout")
-            for operation in ("lookup", "claim", "store")
-        )
-        assert 1 <= errors <= 6  # of 600 commands: a pause of 1 s ends now and then
-        assert replica.metric("cache_shared_up") == 0
-        over.set()
-        listener.close()
-        await replica.close()
-
-    run(work)
-
-
-def slow(upstream: Upstream) -> asyncio.Event:
-    upstream.gate = asyncio.Event()
-    return upstream.gate
-
-
-def busy(replica: Replica) -> bool:
-    """Whether all flights have claimed, and no need waits to go with others."""
-    claims = replica.metric("cache_shared_seconds_count", operation="claim")
-    return not replica.cache._single_flight._pending and claims >= replica.metric("batch_codes_count") > 0
-
-
-def asked_of(replicas: Sequence[Replica]) -> float:
-    """How many reads have been planned."""
-    return sum(
-        one.metric("cache_lookups_total", result=kind) for one in replicas for kind in ("hit", "partial", "miss")
-    )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    await wait_in_loop_for(condition, "a condition of the test")
-
-
-@pytest.mark.parametrize("program", [valkey, redis], ids=["Valkey", "Redis"])
-def test_the_same_herds_on_two_replicas_cost_at_most_one_post_more(
-    program: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(
-        single_flight, "COLLECT_TIME", 0.5
-    )  # on a machine that is busy with other things 50 ms are too short
-    draw = random.Random(3)
-    starts = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(HOUR)) for _ in range(100)]
-    herds = {
-        "identical": [(("a",), LAST_HOUR)] * 300,
-        "overlapping": [(("a",), window) for window in starts],
-        "clients": [((f"c{number}",), LAST_HOUR) for number in range(50)],
-    }
-
-    async def herd(url: str, asked: Sequence[tuple[tuple[str, ...], Window]], replicas: int) -> int:
-        upstream = Upstream()
-        upstream.published = [(0, call(str(n), NOW - n * 600)) for n in range(1, 200)]
-        gate, caches = slow(upstream), [Replica(upstream, url) for _ in range(replicas)]
-        reads = [asyncio.create_task(one.read(*question)) for one in caches for question in asked]
-        await until(lambda: bool(upstream.posts))
-        await until(lambda: all(map(busy, caches)) and asked_of(caches) == len(reads))
-        gate.set()
-        for (_, window), found in zip(list(asked) * replicas, await asyncio.gather(*reads), strict=True):
-            shown = [one.id for _, one in upstream.published if one.start_time.timestamp() in window]
-            assert found == ([] if asked[0][0] != ("a",) else sorted(shown))
-        for one in caches:
-            await one.close()
-        return len(upstream.posts)
-
-    async def work(server: Server) -> None:
-        for name, asked in herds.items():
-            server.client.flushall()
-            alone = await herd(server.url, asked, 1)
-            server.client.flushall()
-            assert await herd(server.url, asked, 2) <= alone + 1, name
-
-    with running(program()) as server:
-        run(lambda: work(server))
-
-
-def test_a_holder_that_dies_costs_its_lease(server: Server):
-    upstream = Upstream()
-    upstream.published = [(0, call("1", NOW - 60))]
-
-    async def work() -> None:
-        gate = slow(upstream)
-        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
-        leases = one.cache._leases
-        assert isinstance(leases, Leases)
-        leases._held.clear()  # it renews nothing any more, as if it were dead
-        await until(lambda: len(upstream.posts) == 2)
-        gate.set()
-        assert [await first, await second] == [["1"], ["1"]]
-        await one.close()
-        await two.close()
-
-    run(work)
-
-
-def test_who_waits_for_a_flight_that_fails_elsewhere_asks_on_its_own_account(server: Server):
-    late = UpstreamTimeout("too late", answering=False)
-    errors: list[UpstreamError | None] = [late]
-    upstream = Faulty(lambda _, __: errors.pop() if errors else None)
-    upstream.published = [(0, call("1", NOW - 60))]
-
-    async def work() -> None:
-        gate = slow(upstream)
-        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
-        gate.set()
-        with pytest.raises(UpstreamTimeout):
-            await first
-        assert await second == ["1"]
-        await one.close()
-        await two.close()
-
-    run(work)
-
-
-def test_losing_the_server_while_waiting_for_another_replica_falls_back(server: Server):
-    upstream = Upstream()
-    upstream.published = [(0, call("1", NOW - 60))]
-
-    async def work() -> None:
-        gate = slow(upstream)
-        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
-        server.kill()
-        await until(lambda: len(upstream.posts) == 2)
-        gate.set()
-        assert [await first, await second] == [["1"], ["1"]]
-        await one.close()
-        await two.close()
-
-    run(work)
-
-
-def test_a_flight_that_lands_while_a_read_waits_for_a_server_that_dies_is_not_sent_again(server: Server):
-    upstream = Upstream()
-    upstream.published = [(0, call("1", NOW - 60))]
-
-    async def work() -> None:
-        gate = slow(upstream)
-        one = Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        server.client.client_pause(60_000, all=False)  # scripts, but not CLIENT and INFO
-        second = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: server.client.info("clients")["blocked_clients"] == 1)
-        gate.set()
-        assert await first == ["1"]
-        server.kill()
-        assert await second == ["1"]
-        await one.close()
-        assert len(upstream.posts) == 1
-
-    run(work)
-
-
-def test_a_connection_that_is_reset_is_no_bug_of_the_driver_on_the_loop_of_production():
-    metrics = Metrics(registry := CollectorRegistry())
-
-    async def deny(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.write(b"-DENIED as in protected mode\r\n")
-        await writer.drain()
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        asyncio.get_running_loop().call_later(0.02, writer.transport.abort)
-
-    async def work() -> None:
-        listening = await asyncio.start_server(deny, "127.0.0.1")
-        shared = RedisClient(f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}", metrics, time.time, ANY)
-        for _ in range(2):
-            with pytest.raises(Unavailable):
-                await shared.run("claim", make_script("return 1"), [], [])
-            await asyncio.sleep(0.1)  # the reset must have come
-        await shared.close()
-        listening.close()
-
-    uvloop.run(work())
-    found = {
-        sample.labels["error"]
-        for metric in registry.collect()
-        for sample in metric.samples
-        if sample.name == "callbutton_gateway_cache_shared_errors_total" and sample.value
-    }
-    assert "bug" not in found
 
 
 @pytest.fixture

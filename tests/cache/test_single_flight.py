@@ -36,10 +36,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.model import Window
-from tests.support.upstream import DAY, NOW, Faulty, Upstream, ask, cache_of, call, ids
-
-HOUR = 3600
-LAST_HOUR = Window(NOW - HOUR, NOW)
+from tests.support.upstream import DAY, HOUR, LAST_HOUR, NOW, Faulty, Upstream, ask, cache_of, call, ids
 
 
 def codes_posted(upstream: Upstream) -> list[tuple[str, ...]]:

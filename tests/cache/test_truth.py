@@ -26,10 +26,9 @@ from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, Ups
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
-from tests.support.servers import Server, server
+from tests.support.servers import Server
 from tests.support.upstream import call
 
-__all__ = ["server"]  # a fixture
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "60"))
 STEPS = int(os.environ.get("SOAK_STEPS", "40"))
 FOLD = 1_793_509_200  # an hour before the autumn change of clocks of 2026

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -15,7 +14,7 @@ from benchmarks.support import valkey
 from tests.support.processes import wait_for
 from tests.support.tools import tool
 
-__all__ = ["Server", "redis", "running", "server", "valkey"]
+__all__ = ["Server", "redis", "running", "valkey"]
 
 
 class Server:
@@ -62,13 +61,6 @@ def running(program: str, *options: str) -> Iterator[Server]:
         yield server
     finally:
         server.close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A Valkey server."""
-    with running(valkey()) as one:
-        yield one
 
 
 def redis() -> str:

@@ -18,7 +18,9 @@ from gateway.metrics import Metrics
 from gateway.model import Call, Certainty, PhoneType, Result, Window
 
 NOW = 1_790_000_000
+HOUR = 3600
 DAY = 86400  # seconds
+LAST_HOUR = Window(NOW - HOUR, NOW)
 Fault = Callable[[Sequence[str], Window], UpstreamError | None]
 
 
