@@ -27,7 +27,9 @@ from benchmarks.support import free_port, reachable, running, valkey, wait_for
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
-from gateway.callbutton import central, wire
+from gateway.callbutton import central
+from gateway.callbutton.reply import parse_reply
+from gateway.callbutton.request import render_request
 from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.metrics import Metrics
@@ -73,7 +75,7 @@ class Upstream:
         """POST."""
         self.posts += 1
         self.asked += (min(window.end, int(now)) - window.start) * len(codes)
-        body = wire.render_request(codes, central.edges(window, now), status=status)
+        body = render_request(codes, central.edges(window, now), status=status)
         sent, pieces = self.now, bytearray()
 
         async def receive() -> dict[str, object]:
@@ -88,7 +90,7 @@ class Upstream:
             await asyncio.sleep(self.latency)
         scope = {"type": "http", "path": PATH, "method": "POST", "client": ("127.0.0.1", 1)}
         await self.simulator(scope, receive, send)
-        reply = wire.parse_reply(bytes(pieces), status=status)
+        reply = parse_reply(bytes(pieces), status=status)
         self.landed = time.perf_counter()
         return Fetched(sent, reply.calls, reply.unreadable, status_ignored=reply.status_ignored)
 

@@ -1,8 +1,9 @@
 """A million calls as NDJSON from a real `serve`, and filtered pages and summaries of 100,000 calls that it holds.
 
-The upstream is a process of its own that writes a call every half minute in the layout of `benchmarks.translate`, so
-that the gateway has a core to itself. Rates are by the clock, and by the seconds that the gateway's processor worked;
-what they are held against, translation alone, is measured just before and after, beside an upstream as busy.
+The upstream is a process of its own that writes a call every half minute, in the layout `document` of
+`benchmarks.replies`, so that the gateway has a core to itself. Rates are by the clock, and by the seconds that the
+gateway's processor worked. They are compared with translation alone, which is measured just before and after, beside
+an upstream as busy.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from zoneinfo import ZoneInfo
 
 import httpx
 
-from benchmarks import translate
+from benchmarks import replies, translate
 from gateway.server import listen, make_server
 
 CENTRAL = ZoneInfo("America/Chicago")
 SPACING = 30  # seconds between calls
 END = 1_794_000_000 // SPACING * SPACING  # 2026-11-06
 CODE = "8005550100"
-CALL = translate.CALL.replace("06/{day:02}/2026 {hour:02}:{minute:02}:17", "{start}")
+BEFORE, AFTER = (replies.HEAD + replies.client(100, "|") + replies.TAIL).split("|")
 EDGES = re.compile(rb"<(?:Start|End)Date>([^<]*)<")
 MIB = 2**20
 UPSTREAM = "from benchmarks.export import serve_upstream; serve_upstream()"
@@ -42,16 +43,14 @@ def instant_of(wall: bytes) -> int:
 def calls_between(start: int, end: int) -> Iterator[str]:
     for at in range(-(-start // SPACING) * SPACING, min(end, END - 1) + 1, SPACING):
         number = at // SPACING
-        yield CALL.format(
+        yield replies.DOCUMENT_CALL.format(
             id=number,
             start=datetime.fromtimestamp(at, CENTRAL).strftime("%m/%d/%Y %H:%M:%S"),
-            client=number % 20 + 100,
+            number=number % 20 + 100,
             ani=number * 7919 % 40_000,
             target=number % 100,
             duration=60 + number % 300,
             talk=50 + number % 300,
-            last=number % 5000,
-            house=number % 900,
         )
 
 
@@ -63,14 +62,14 @@ async def upstream(_: object, receive: Callable[[], Awaitable[Any]], send: Calla
         body, more = body + message.get("body", b""), message.get("more_body", False)
     edges = [instant_of(edge) for edge in EDGES.findall(body)]
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/xml")]})
-    await send({"type": "http.response.body", "body": translate.HEAD.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": BEFORE.encode(), "more_body": True})
     piece: list[str] = []
     for call in calls_between(*edges):
         piece.append(call)
         if len(piece) == 50:
             await send({"type": "http.response.body", "body": "".join(piece).encode(), "more_body": True})
             piece = []
-    await send({"type": "http.response.body", "body": ("".join(piece) + translate.TAIL).encode(), "more_body": False})
+    await send({"type": "http.response.body", "body": ("".join(piece) + AFTER).encode(), "more_body": False})
     print(time.time(), edges[1] - edges[0], flush=True)
 
 
@@ -146,7 +145,7 @@ def drain(port: int) -> None:
 
 def translate_rate(count: int = 20_000) -> float:
     """Calls a second of the processor's time, while another process writes as the upstream of an export does."""
-    body = translate.reply(count)
+    body = replies.reply("document", count)
     with running([sys.executable, "-c", UPSTREAM], {}) as busy:
         assert busy.stdout is not None
         reading = f"from benchmarks.export import drain; drain({busy.stdout.readline()})"
@@ -154,7 +153,7 @@ def translate_rate(count: int = 20_000) -> float:
             time.sleep(1)
             began = time.process_time()
             for _ in range(3):
-                translate.gateway(body)
+                translate.ndjson_of(body)
             return 3 * count / (time.process_time() - began)
 
 

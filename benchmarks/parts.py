@@ -27,8 +27,8 @@ from benchmarks.support import free_port
 from gateway import app
 from gateway.auth.access_keys import fingerprint, new_key
 from gateway.cache.reader import Query
-from gateway.callbutton import wire
 from gateway.callbutton.central import align_to_fold
+from gateway.callbutton.reply import ReplyParser
 from gateway.cli.keys import with_key
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -131,7 +131,7 @@ async def miss(upstream: str) -> None:
     reply = await exchange(day(0))
 
     async def parse(_: Window) -> object:
-        parser = wire.ReplyParser(status=False)
+        parser = ReplyParser(status=False)
         parser.feed(reply)
         return parser.close()
 

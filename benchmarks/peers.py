@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import uvicorn
 
-from benchmarks.translate import reply
+from benchmarks.replies import reply
 
 CENTRAL = ZoneInfo("America/Chicago")
 TTL = 15.0  # seconds
@@ -77,8 +77,8 @@ def minimal(upstream: str) -> Any:  # noqa: ANN401 - FastAPI is not typed as ASG
 
 
 def upstream() -> Callable[..., Awaitable[None]]:
-    """An XML server that has 100 calls each day."""
-    document = reply(100, compact=True).decode()
+    """An XML server that has 100 calls each day, in the layout `field`."""
+    document = reply("field", 100).decode()
     template = re.sub(r"<StartTime>[^<]*", "<StartTime>DATE 12:34:56", document)
     start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/xml")]}
 

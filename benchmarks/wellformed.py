@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from xml.etree.ElementTree import ParseError, XMLParser
 
-from gateway.callbutton import wire
-from gateway.callbutton.charset import TextReader
+from gateway.callbutton.reply import parse_reply
+from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError
 
 HEAD = (
@@ -37,7 +37,7 @@ def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
     """Tell whether a reply is accepted; fails if it should not be, or if anything but UpstreamError is raised."""
     body = mode.before + data + mode.after
     try:
-        wire.parse_reply(body, charset=mode.charset)
+        parse_reply(body, charset=mode.charset)
     except UpstreamError:
         return False
     assert is_well_formed(body, mode.charset), body
@@ -46,8 +46,8 @@ def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
 
 def is_well_formed(body: bytes, charset: str | None = None) -> bool:
     """Tell what expat says of the text, without the white space around it."""
-    reader = TextReader(charset)
-    text = (reader.feed(body) + reader.feed(b"", last=True)).strip(" \t\n")
+    decoder = TextDecoder(charset)
+    text = (decoder.decode(body) + decoder.decode(b"", last=True)).strip(" \t\r\n")
     parser = XMLParser()
     try:
         parser.feed(text)

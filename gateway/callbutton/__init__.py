@@ -5,11 +5,10 @@
     wait_queue  the order in which POSTs have their turn, and which are dropped
     recordings  recordings of calls, streamed
     transport   one POST over httpx, with its timeouts
-    wire        a request to XML, a reply to calls
+    request     client codes and wall times to XML
+    reply       XML to calls, as it streams in
     record      one call detail record
-    template    records in the document's own layout, fast
-    tree        XML text to a tree, through expat
-    charset     bytes to legal XML text
+    text        bytes to text that an XML parser accepts
     central     wall time to UTC and back
 
 All but service, admission, recordings and transport are pure.

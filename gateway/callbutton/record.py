@@ -1,172 +1,197 @@
-"""One call detail record: a `Call` element of a reply to a Call. Pure.
+"""One call detail record: the texts of the elements in a `Call` element to a Call. Pure.
 
 Rules:
-- Names of elements are compared without case and namespace. Values are trimmed, empty is None (T6, T7).
-- What the document does not know goes to `extra`: elements, nested ones with dotted names, repeated ones joined by a
-  newline; attributes after an @. Of a known element that comes twice the last counts, and `extra` has all.
+- Texts come by key: an element's name in the document's spelling, `Address/City` for an element of the address, dotted
+  names (`Carrier.Lata`, `Address.Country`) for everything that the document does not know. They are trimmed.
+- An empty text is None (T6, T7).
+- Texts of unknown elements go to `extra`; repeated ones are joined by a newline. Of a known element that comes twice
+  the last counts, and `extra` has all.
 - A value that is not one of the document's is `other`, seconds that are not a whole number are None; `extra` has the
   text of both.
-- Speed: a record that `template` matched comes as values; of any other the layout (its elements' names, in order) is
-  studied once, then its values are picked by place.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from functools import lru_cache
-from operator import itemgetter
-from typing import Any, NamedTuple
+from itertools import islice
 from xml.etree.ElementTree import Element
 
 from gateway.callbutton import central
-from gateway.callbutton.template import ADDRESS, AFTER, BEFORE, STATUS
 from gateway.model import Address, Call, PhoneType, Result, SalesStatus, Status
 
-FIELDS = [*BEFORE, *AFTER]
-KNOWN = frozenset((*FIELDS, "Address"))
-ENVELOPE = (
-    "Callbutton Username Authentication CallbuttonService GetCallDetailsResponse GetCallDetailResponse status Client "
-    "ClientCode CallDetails Call ID".split()
-)
-CANONICAL = {name.lower(): name for name in (*KNOWN, *ADDRESS, *ENVELOPE)}
-PHONE_TYPES = {None: PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
+FIELDS = (
+    "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory "
+    "Address ReviewedStatus DTMF SalesStatus Journal"
+).split()
+ADDRESS_FIELDS = "FirstName MiddleInitial LastName StreetAddress SecondaryAddress City State ZIP ZIP4".split()
+STATUS_FIELDS = frozenset(("ReviewedStatus", "SalesStatus", "Journal"))
+ADDRESS_KEYS = {name: f"Address/{name}" for name in ADDRESS_FIELDS}
+EXTRA_NAMES = {key: f"Address.{name}" for name, key in ADDRESS_KEYS.items()}
+# The texts of a record in which no element has come yet. `RecordReader.read` unpacks them in this order.
+NO_TEXTS: dict[str, str | None] = dict.fromkeys((*FIELDS, *ADDRESS_KEYS.values()))
+PHONE_TYPES = {"": PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
 RESULTS = {
     "connected": Result.CONNECTED,
     "busy": Result.BUSY,
     "no answer": Result.NO_ANSWER,
     "abandoned": Result.ABANDONED,
 }
-SALES = {"called back": SalesStatus.CALLED_BACK, "made sale": SalesStatus.MADE_SALE}
-REVIEWED = {"reviewed": True, "unreviewed": False}
-NO_ADDRESS: tuple[str | None, ...] = (None,) * len(ADDRESS)
-MOST_TEXTS = 50_000  # remembered, so that equal values are one object
+SALES = {"": SalesStatus.NONE, "called back": SalesStatus.CALLED_BACK, "made sale": SalesStatus.MADE_SALE}
+REVIEWED = {"": False, "reviewed": True, "unreviewed": False}
+SECONDS = {str(seconds): seconds for seconds in range(3600)}  # most calls take less than an hour
+NO_STATUS = Status(reviewed=False, sales=SalesStatus.NONE, journal=None)
+ENVELOPE = (
+    "Callbutton Username Authentication CallbuttonService GetCallDetailsResponse GetCallDetailResponse status Client "
+    "ClientCode CallDetails Call ID"
+).split()
+SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
+MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
+MAX_NAMES = 1000  # spellings of names that are remembered for one reply
+MAX_SHARED_TEXTS = 50_000  # texts of one reply that are kept so that equal values are one object
 
 
-@lru_cache(maxsize=4096)
 def canonical(name: str) -> str:
-    """The protocol document's spelling of an element's name, whatever its case or namespace."""
+    """The document's spelling of a name, whatever its case or namespace."""
+    if name in SPELLINGS:
+        return SPELLINGS[name]
     bare = name.rpartition("}")[2]
-    return CANONICAL.get(bare.lower(), bare)
+    return SPELLINGS.get(bare.lower(), bare)
 
 
-def attribute(element: Element, name: str) -> str | None:
-    """An attribute's value, whatever the case or namespace of its name."""
-    return next((value for key, value in element.items() if canonical(key) == name), None)
+def attribute(element: Element, name: str) -> str:
+    """The trimmed value of an attribute, whatever the case or namespace of its name; empty without one."""
+    return next((value.strip() for key, value in element.items() if canonical(key) == name), "")
 
 
-def trimmed(text: str | None) -> str | None:
-    """The text without white space around it; None if nothing is left."""
-    return (text.strip() or None) if text else None
+def keep_attributes(element: Element, key: str, earlier: dict[str, list[str]]) -> None:
+    """Keep the attributes of an element that the document does not know."""
+    for name, value in element.items():
+        earlier.setdefault(f"{key}.@{name}", []).append(value.strip())
 
 
-def own_text(element: Element) -> str | None:
-    """All text of an element but that of elements in it, trimmed."""
-    return trimmed("".join([element.text or "", *(child.tail or "" for child in element)]))
+Texts = dict[str, str | None]
 
 
-def words(text: str | None) -> str | None:
-    """The text in lower case with single spaces, to compare with the values of the document."""
-    return " ".join(text.lower().split()) if text else None
+class Keys(dict[str, str]):
+    """The keys of elements by their names as they are spelled in one reply."""
 
+    def __init__(self, fields: dict[str, str], unknown: str) -> None:
+        super().__init__(fields)
+        self._fields = fields
+        self._unknown = unknown
 
-class Shape(NamedTuple):
-    """Where the values of a record are: `pick` takes them in the order of the fields, absent ones from the end."""
-
-    pick: itemgetter[Any]
-    address: int | None
-    odd: bool  # unknown or repeated elements
-
-
-@lru_cache(maxsize=1000)
-def study(tags: tuple[str, ...], *, address: bool) -> Shape:
-    """Study the layout of a record, or of its address."""
-    fields, known = (ADDRESS, frozenset(ADDRESS)) if address else (FIELDS, KNOWN)
-    names = [canonical(tag) for tag in tags]
-    places = {name: place for place, name in enumerate(names)}
-    pick = itemgetter(*(places.get(field, len(names)) for field in fields))
-    return Shape(pick, places.get("Address"), len(places) != len(names) or not known.issuperset(names))
-
-
-def _layout(element: Element, *, address: bool) -> tuple[Shape, list[str | None]]:
-    """Find the shape of an element, and the trimmed texts of its children with a None after them."""
-    shape = study(tuple([child.tag for child in element]), address=address)
-    texts: list[str | None] = [text and text.strip() for text in [child.text for child in element]]
-    if any(map(len, element)):
-        texts = [own_text(child) if len(child) else text for child, text in zip(element, texts, strict=True)]
-    texts.append(None)
-    return shape, texts
-
-
-def _status(reviewed: str | None, sales: str | None, journal: str | None, extra: dict[str, str]) -> Status:
-    sold = SALES.get(sales.lower()) or SALES.get(words(sales) or "") if sales else SalesStatus.NONE
-    if sold is None:
-        sold = SalesStatus.OTHER
-        extra.setdefault("SalesStatus", sales or "")
-    seen = REVIEWED.get(reviewed.lower()) if reviewed else False
-    if seen is None:
-        seen = False
-        extra.setdefault("ReviewedStatus", reviewed or "")
-    return Status(reviewed=seen, sales=sold, journal=journal or None)
+    def __missing__(self, name: str) -> str:
+        """Find the key of a name that was not met yet."""
+        known = canonical(name)
+        key = self._fields.get(known) or self._unknown + known
+        if len(self) < MAX_NAMES:
+            self[name] = key
+        return key
 
 
 class RecordReader:
-    """Reads the records of one reply; `unknown` counts elements and attributes that the document does not know."""
+    """Reads the records of one reply.
+
+    `unknown` counts the elements that the document does not know. `status_seen` is set once a record has an element
+    that the status flag asks for.
+    """
 
     def __init__(self, *, status: bool) -> None:
         self.unknown = 0
         self.status_seen = False
         self._status = status
-        self._texts: dict[str, str] = {}
+        self._shared: dict[str, str] = {}
+        self._call_keys = Keys({name: name for name in FIELDS}, "")
+        self._address_keys = Keys(ADDRESS_KEYS, "Address.")
 
     def read(self, element: Element, code: str) -> Call | None:
-        """Read a record of a client code; None if it has no id or no readable StartTime."""
-        attributes = element.attrib
-        identity = trimmed(attributes.get("ID") or attribute(element, "ID"))
-        shape, texts = _layout(element, address=False)
-        extra: dict[str, str] = {}
-        address = None if shape.address is None else element[shape.address]
-        nested = sum(map(len, element))
-        if shape.odd or len(attributes) > 1 or nested != (0 if address is None else len(address)):
-            self._keep_unknown(element, address, extra)
-        if not self.status_seen:
-            self.status_seen = not STATUS.isdisjoint(canonical(child.tag) for child in element)
-        picked: tuple[str | None, ...] = shape.pick(texts)
-        before, after = picked[: len(BEFORE)], picked[len(BEFORE) :]
-        return self.make([identity, *before, *self._address(address, extra), *after], code, extra)
+        """The call of a `Call` element, by the client code that it stands under.
 
-    def _address(self, element: Element | None, extra: dict[str, str]) -> tuple[str | None, ...]:
-        if element is None:
-            return NO_ADDRESS
-        shape, texts = _layout(element, address=True)
-        if shape.odd or any(map(len, element)):
-            self._keep_children(element, ADDRESS, "Address.", extra)
-        picked: tuple[str | None, ...] = shape.pick(texts)
-        return picked
+        None without an id or a readable StartTime. Raises ValueError if elements are nested too deeply.
+        """
+        identity = (element.get("ID") or attribute(element, "ID")).strip()
+        texts, earlier = NO_TEXTS.copy(), dict[str, list[str]]()
+        if len(element.keys()) > 1 or not identity:
+            others = [(name, value) for name, value in element.items() if canonical(name) != "ID"]
+            self.unknown += len(others)
+            earlier |= {f"@{name}": [value.strip()] for name, value in others}
+        self._gather(element, self._call_keys, texts, earlier)
+        return self.make(identity, code, texts, earlier)
 
-    def make(self, values: list[str | None], code: str, extra: dict[str, str]) -> Call | None:
-        """Make a call of trimmed values: the id, then in the document's order; None without id or StartTime."""
+    def _gather(self, element: Element, keys: Keys, texts: Texts, earlier: dict[str, list[str]]) -> None:
+        """Put the texts of the elements in a record, or in its address, under their keys."""
+        for child in element:
+            key = keys[child.tag]
+            if len(child) or key == "Address":
+                self._gather_nested(child, key, texts, earlier)
+                continue
+            if (before := texts.get(key)) is not None:
+                earlier.setdefault(key, []).append(before)
+            text = child.text
+            texts[key] = text.strip() if text else ""
+            if key not in NO_TEXTS and child.keys():
+                keep_attributes(child, key, earlier)
+
+    def _gather_nested(
+        self, element: Element, key: str, texts: Texts, earlier: dict[str, list[str]], depth: int = 0
+    ) -> None:
+        """Put the text of an element, and those of the elements in it under dotted keys."""
+        if key == "Address":
+            self._begin_address(texts, earlier)
+            self._gather(element, self._address_keys, texts, earlier)
+            return
+        if depth > MAX_DEPTH:
+            raise ValueError("is nested too deeply")
+        if (before := texts.get(key)) is not None:
+            earlier.setdefault(key, []).append(before)
+        texts[key] = "".join([element.text or "", *(child.tail or "" for child in element)]).strip()
+        if key in STATUS_FIELDS and not self._status:
+            self.unknown += sum(1 for _ in element.iter()) - 1
+            return
+        if key not in NO_TEXTS:
+            keep_attributes(element, key, earlier)
+        for child in element:
+            inner = f"{EXTRA_NAMES.get(key, key)}.{child.tag.rpartition('}')[2]}"
+            self._gather_nested(child, inner, texts, earlier, depth + 1)
+
+    def _begin_address(self, texts: Texts, earlier: dict[str, list[str]]) -> None:
+        if texts["Address"] is not None:  # of several addresses the last counts
+            self.unknown += 1
+            for key in ADDRESS_KEYS.values():
+                if (text := texts[key]) is not None:
+                    self.unknown += 1
+                    earlier.setdefault(key, []).append(text)
+                    texts[key] = None
+        texts["Address"] = ""
+
+    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | None:
+        """The call of a record's texts: a copy of NO_TEXTS that they were put into, and earlier ones by key."""
         # fmt: off
-        (identity, start, campaign, did, ani, other, digits, target, result, duration, talk, index, voice,
-         first, middle, last, street, secondary, city, state, postal, postal4,
-         reviewed, dtmf, sales, journal) = values
+        (start, campaign, did, ani, other, digits, target, result, duration, talk, index, voice, _,
+         reviewed, dtmf, sales, journal,
+         first, middle, last, street, secondary, city, state, postal, postal4, *unknown) = texts.values()
         # fmt: on
+        extra: dict[str, str] = {}
+        if unknown or earlier:
+            self.unknown += len(unknown)
+            extra = {key: text for key, text in islice(texts.items(), len(NO_TEXTS), None) if text}
+            self._complete(extra, texts, earlier)
+        status = None
+        if self._status:
+            if reviewed is not None or sales is not None or journal is not None:
+                self.status_seen = True
+                status = _status(reviewed or "", sales or "", journal, extra)
+            elif self.status_seen:
+                status = NO_STATUS
         if not identity or not start:
             return None
         try:
             start_time, certainty = central.read_wall(start)
         except ValueError:
             return None
-        keep = self._texts.setdefault
-        if len(self._texts) > MOST_TEXTS:
-            self._texts.clear()
-        outcome = RESULTS.get(result.lower()) or RESULTS.get(words(result) or "") if result else Result.OTHER
-        if outcome is None:
-            outcome = Result.OTHER
-            extra.setdefault("Result", result or "")
-        phone_type = PHONE_TYPES.get(digits.lower() if digits else None)
-        if phone_type is None:
-            phone_type = PhoneType.OTHER
-            extra.setdefault("InfoDigits", digits or "")
+        keep = self._shared.setdefault
+        if len(self._shared) > MAX_SHARED_TEXTS:
+            self._shared.clear()
+        address = None
         if first or last or street or city or postal or middle or secondary or state or postal4:
             address = Address(
                 first_name=keep(first, first) if first else None,
@@ -179,14 +204,6 @@ class RecordReader:
                 zip=keep(postal, postal) if postal else None,
                 zip4=postal4 or None,
             )
-        else:
-            address = None
-        if self._status:
-            if reviewed is not None or sales is not None or journal is not None:
-                self.status_seen = True
-            status = _status(reviewed, sales, journal, extra)
-        else:
-            status = None
         return Call(
             id=identity,
             client_code=code,
@@ -196,11 +213,11 @@ class RecordReader:
             did=keep(did, did) if did else None,
             ani=ani or None,
             other_data=keep(other, other) if other else None,
-            phone_type=phone_type,
+            phone_type=PHONE_TYPES.get(digits.lower() if digits else "") or _other_phone_type(digits, extra),
             target=keep(target, target) if target else None,
-            result=outcome,
-            duration_seconds=seconds("Duration", duration, extra) if duration else None,
-            talk_time_seconds=seconds("TalkTime", talk, extra) if talk else None,
+            result=(RESULTS.get(result.lower()) if result else Result.OTHER) or _result(result, extra),
+            duration_seconds=SECONDS[duration] if duration in SECONDS else _seconds("Duration", duration, extra),
+            talk_time_seconds=SECONDS[talk] if talk in SECONDS else _seconds("TalkTime", talk, extra),
             index_number=keep(index, index) if index else None,
             dtmf=keep(dtmf, dtmf) if dtmf else None,
             recording_url=voice or None,
@@ -209,49 +226,51 @@ class RecordReader:
             extra=extra,
         )
 
-    def _keep_unknown(self, element: Element, address: Element | None, extra: dict[str, str]) -> None:
-        self._keep_children(element, FIELDS, "", extra)
-        for child in element:  # of several addresses the last counts
-            if child is not address and canonical(child.tag) == "Address":
-                self._keep("Address", child, extra)
-        for name, value in element.items():
-            if canonical(name) != "ID":
-                self.unknown += 1
-                join(extra, f"@{name}", trimmed(value))
-
-    def _keep_children(self, element: Element, fields: list[str], prefix: str, extra: dict[str, str]) -> None:
-        """Keep the children that are not among the fields, all values of repeated ones, and what is nested in any."""
-        counts = Counter(canonical(child.tag) for child in element)
-        for child in element:
-            name = canonical(child.tag)
-            if name == "Address" and not prefix:
-                continue
-            if name not in fields:
-                self._keep(prefix + name, child, extra)
-                continue
-            if counts[name] > 1 and (self._status or name not in STATUS):
-                join(extra, prefix + name, own_text(child))
-            for inner in child:
-                self._keep(f"{prefix}{name}.{inner.tag.rpartition('}')[2]}", inner, extra)
-
-    def _keep(self, name: str, element: Element, extra: dict[str, str]) -> None:
-        self.unknown += 1
-        join(extra, name, own_text(element))
-        for key, value in element.items():
-            join(extra, f"{name}.@{key}", trimmed(value))
-        for child in element:
-            self._keep(f"{name}.{child.tag.rpartition('}')[2]}", child, extra)
+    def _complete(self, extra: dict[str, str], texts: Texts, earlier: dict[str, list[str]]) -> None:
+        """Put all texts of repeated elements, and those of attributes, into `extra`."""
+        for key, before in earlier.items():
+            if key not in NO_TEXTS and "@" not in key:
+                self.unknown += len(before)
+            if self._status or key not in STATUS_FIELDS:
+                name = EXTRA_NAMES.get(key, key)
+                told = (*before, texts.get(key)) if name == key else (extra.get(name), *before, texts.get(key))
+                if joined := "\n".join(text for text in told if text):
+                    extra[name] = joined
 
 
-def join(extra: dict[str, str], name: str, text: str | None) -> None:
-    """Add a text to what `extra` has under a name."""
-    if text is not None:
-        extra[name] = f"{extra[name]}\n{text}" if name in extra else text
+def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:
+    extra.setdefault("InfoDigits", text or "")
+    return PhoneType.OTHER
 
 
-def seconds(name: str, text: str, extra: dict[str, str]) -> int | None:
+def _result(text: str | None, extra: dict[str, str]) -> Result:
+    """A result that is not spelled as in the document: with other white space, or of another name."""
+    result = RESULTS.get(_words(text or ""), Result.OTHER)
+    if result is Result.OTHER:
+        extra.setdefault("Result", text or "")
+    return result
+
+
+def _status(reviewed: str, sales: str, journal: str | None, extra: dict[str, str]) -> Status:
+    sold = SALES.get(sales.lower()) or SALES.get(_words(sales), SalesStatus.OTHER)
+    if sold is SalesStatus.OTHER:
+        extra.setdefault("SalesStatus", sales)
+    seen = REVIEWED.get(reviewed.lower())
+    if seen is None:
+        extra.setdefault("ReviewedStatus", reviewed)
+    return Status(reviewed=seen or False, sales=sold, journal=journal or None)
+
+
+def _seconds(name: str, text: str | None, extra: dict[str, str]) -> int | None:
     """A whole number of seconds; None, with the text in `extra`, for anything else."""
+    if not text:
+        return None
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
     extra.setdefault(name, text)
     return None
+
+
+def _words(text: str) -> str:
+    """The text in lower case with single spaces, to compare with the values of the document."""
+    return " ".join(text.lower().split())

@@ -16,8 +16,10 @@ from contextlib import suppress
 from msgspec import Struct
 
 from gateway import tracing
-from gateway.callbutton import central, wire
+from gateway.callbutton import central
 from gateway.callbutton.admission import Admission, RetryBudget, backoff, is_retryable
+from gateway.callbutton.reply import Reply, ReplyParser
+from gateway.callbutton.request import render_request
 from gateway.callbutton.transport import Limits, Transport
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import (
@@ -104,7 +106,7 @@ class Service:
         self, codes: Sequence[str], edges: central.Edges | None, waiters: Waiters, *, status: bool
     ) -> Fetched:
         """POST, and once more where that can help, all within one deadline."""
-        body = wire.render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
+        body = render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
         loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
         until = NO_DEADLINE
         self._retries.earn()
@@ -147,7 +149,7 @@ class Service:
         self._count(reply)
         return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
 
-    async def _receive(self, body: bytes, until: float, *, status: bool) -> wire.Reply:
+    async def _receive(self, body: bytes, until: float, *, status: bool) -> Reply:
         """POST, and parse the answer as it comes. Raises UpstreamError."""
         async with self._transport.post(body, until) as answer:
             if answer.status in (401, 403):
@@ -159,7 +161,7 @@ class Service:
                     retry_after=answer.retry_after,
                 )
             with tracing.span("parse") as parsing:
-                parser = wire.ReplyParser(status=status, charset=answer.charset)
+                parser = ReplyParser(status=status, charset=answer.charset)
                 async for piece in answer.chunks:
                     self._metrics.reply_bytes.inc(len(piece))
                     parser.feed(piece)
@@ -176,7 +178,7 @@ class Service:
             fields["detail"] = str(error)
         LOGGER.warning("upstream failed", extra={"fields": fields})
 
-    def _count(self, reply: wire.Reply) -> None:
+    def _count(self, reply: Reply) -> None:
         metrics = self._metrics
         certainties: Counter[Certainty] = Counter()
         for calls in reply.calls.values():

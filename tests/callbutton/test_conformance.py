@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from benchmarks.wellformed import MODES, is_well_formed, judge
-from gateway.callbutton.charset import TextReader
+from gateway.callbutton.text import TextDecoder
 from tests.support.paths import NODE
 from tests.support.tools import need
 
@@ -23,8 +23,8 @@ def documents() -> list[bytes]:
 
 def inside(body: bytes) -> bytes | None:
     """Take a document without a DOCTYPE as it could stand within a record, in UTF-8."""
-    reader = TextReader(None)
-    text = PROLOG.sub("", reader.feed(body) + reader.feed(b"", last=True))
+    decoder = TextDecoder(None)
+    text = PROLOG.sub("", decoder.decode(body) + decoder.decode(b"", last=True))
     return None if "<!DOCTYPE" in text else text.encode("utf-8", "surrogatepass")
 
 

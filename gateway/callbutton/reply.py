@@ -1,0 +1,270 @@
+"""A reply of the Callbutton server: XML, read as it streams in, to calls. The source is the protocol document of 2009.
+
+Rules, liberal as to form and strict as to sense:
+- Expat reads each piece and ElementTree's builder appends to a tree. What is complete is read and removed after each
+  piece, so the tree holds little more than one piece. No Python code runs for a single element, which is why this is
+  faster than handlers of `xml.parsers.expat`.
+- Names are compared without case and namespace. Both spellings of the response element may carry success and failure.
+- Within a `Client` every `CallDetails` belongs to the `ClientCode` before it. Several of both are read.
+- A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
+  code counts once: the last one (T2).
+- Anything that is not well-formed, has a DOCTYPE, is too deep or too long, or is not the protocol is
+  `UpstreamMalformed`, which says where.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NoReturn
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.callbutton import central
+from gateway.callbutton.record import NO_STATUS, RecordReader, attribute, canonical
+from gateway.callbutton.text import TextDecoder
+from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
+from gateway.model import Call, Certainty
+
+CHUNK_SIZE = 65536  # bytes
+SLICE_SIZE = 8192  # characters; elements of one slice are gone before the garbage collector looks for them
+MAX_DEPTH = 40  # levels; the protocol has nine
+MAX_ELEMENTS = 50_000  # of one record; a piece of a body has at most a third of that
+MAX_RECORD_SIZE = 1024 * 1024  # characters of one record: a journal of 300 pages. Expat before 2.6 reads a token again
+# with each piece until it is complete, so a longer one would also take long.
+MAX_PROLOG_SIZE = 65536  # characters before the root element
+REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
+RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
+MISC = r"(?>[ \t\r\n]++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: no character is searched twice
+DOCTYPE = re.compile(MISC + "<!DOCTYPE", re.DOTALL)
+ROOT = re.compile(MISC + r"<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
+
+
+class Reply(Struct):
+    """What one reply held. Calls are by client code as the upstream spells it, in the order of the reply."""
+
+    calls: dict[str, list[Call]]
+    unreadable: dict[str, int]
+    unknown_elements: int
+    status_ignored: bool
+    repairs: Counter[str]
+
+
+class ReplyParser:
+    """Reads one reply as it arrives: `feed` pieces of the body, then `close`."""
+
+    def __init__(self, *, status: bool = False, charset: str | None = None) -> None:
+        self._status = status
+        self._text = TextDecoder(charset)
+        self._prolog: str | None = ""  # None once the root has begun
+        builder = TreeBuilder()
+        self._document = builder.start("document", {})  # an element of ours, so that the tree can be seen as it grows
+        self._parser = XMLParser(target=builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
+        self._line = 1
+        self._size = 0  # characters since an element of the response was complete
+        self._code: str | None = None  # that holds in the Client that is growing
+        self._records = RecordReader(status=status)
+        self._calls: dict[str, dict[str, Call]] = {}
+        self._uncertain: set[str] = set()  # client codes with a call whose time may be in a fold
+        self._unreadable: Counter[str] = Counter()
+        self._unknown = 0
+
+    def feed(self, data: bytes) -> None:
+        """Read a piece of the body. Raises UpstreamMalformed."""
+        text = self._text.decode(data)
+        if self._prolog is not None:
+            self._prolog += text
+            if not self._root_begins(self._prolog):
+                return
+            text, self._prolog = self._prolog, None
+        for at in range(0, len(text), SLICE_SIZE):
+            self._parse(text[at : at + SLICE_SIZE])
+            self._take(complete=False)
+            self._check_bounds()
+
+    def close(self) -> Reply:
+        """The whole reply. Raises UpstreamMalformed, or the error that the upstream reports."""
+        text = self._text.decode(b"", last=True)
+        if self._prolog is not None:
+            text = self._prolog + text
+            if not self._root_begins(text):
+                raise UpstreamMalformed("the Callbutton server's answer is empty or ends before its root element")
+        self._parse(text, last=True)
+        responses = self._responses()
+        if len(responses) != 1:
+            count = "several" if responses else "no"
+            raise UpstreamMalformed(f"the Callbutton server's answer has {count} GetCallDetailsResponse")
+        verdict = attribute(responses[0], "status").upper()
+        if verdict != "OK":
+            raise self._failure(verdict, responses[0])
+        self._take(complete=True)
+        calls = {code: self._settled(code) for code in self._calls}
+        return Reply(
+            calls=calls,
+            unreadable=dict(self._unreadable),
+            unknown_elements=self._unknown + self._records.unknown,
+            status_ignored=self._status and not self._records.status_seen and any(calls.values()),
+            repairs=self._text.repairs,
+        )
+
+    def _root_begins(self, prolog: str) -> bool:
+        if DOCTYPE.match(prolog):
+            raise UpstreamMalformed("the Callbutton server's answer has a DOCTYPE before its root element")
+        if root := ROOT.match(prolog):
+            if root.end() == len(prolog):
+                return False  # the name may go on
+            if canonical(root[1]) != "Callbutton":
+                kind = "an HTML page" if root[1].lower() == "html" else "something else"
+                raise UpstreamMalformed(f"the Callbutton server's answer is {kind}: its root is not <Callbutton>")
+            return True
+        if len(prolog) > MAX_PROLOG_SIZE or re.match(r"\s*[^<\s]", prolog):
+            raise UpstreamMalformed("the Callbutton server's answer does not begin with an XML element, at line 1")
+        return False
+
+    def _parse(self, text: str, *, last: bool = False) -> None:
+        try:
+            self._parser.feed(text)
+            if last:
+                self._parser.close()
+            elif hasattr(self._parser, "flush"):  # expat 2.6 and later may put off what it has been fed
+                self._parser.flush()
+        except ParseError as error:
+            line, column = error.position
+            raise UpstreamMalformed(
+                f"the Callbutton server's answer is not well-formed XML at line {line + self._text.lines_removed}, "
+                f"column {column + 1}: {str(error).partition(':')[0]}"
+            ) from error
+        self._line += text.count("\n")
+        self._size += len(text)
+
+    def _refuse(self, what: str) -> NoReturn:
+        line = self._line + self._text.lines_removed
+        raise UpstreamMalformed(f"the Callbutton server's answer {what}, before line {line}")
+
+    def _check_bounds(self) -> None:
+        """Refuse what would fill the memory. What is complete has left the tree before."""
+        depth, elements, level = 0, 0, list(self._document)
+        while level:
+            depth, elements = depth + 1, elements + len(level)
+            if depth > MAX_DEPTH:
+                self._refuse("is nested too deeply")
+            if elements > MAX_ELEMENTS:
+                self._refuse("has too many elements in one record")
+            level = [child for element in level for child in element]
+        if self._size > MAX_RECORD_SIZE:
+            self._refuse("has a record that is too long")
+
+    def _responses(self) -> list[Element]:
+        return [
+            response
+            for root in self._document
+            for service in root
+            if canonical(service.tag) == "CallbuttonService"
+            for response in service
+            if canonical(response.tag) in RESPONSES
+        ]
+
+    def _take(self, *, complete: bool) -> None:
+        """Take off the tree what is complete; unless all is, the last element of each level may still grow."""
+        responses = self._responses()
+        if len(responses) != 1 or attribute(responses[0], "status").upper() != "OK":
+            return
+        clients = list(responses[0])
+        for client in clients:
+            growing = not complete and client is clients[-1]
+            name = canonical(client.tag)
+            if name == "Client":
+                self._take_client(client, growing=growing)
+            elif name in ("CallDetails", "Call"):
+                self._refuse(f"has {name} outside of a Client")
+            elif not growing:
+                self._unknown += 1
+        self._remove(responses[0], len(clients) - (not complete))
+
+    def _take_client(self, client: Element, *, growing: bool) -> None:
+        """Take what is complete of a Client; the code that holds for the rest of it is kept until it ends."""
+        code = kept = self._code
+        children = list(client)
+        for child in children:
+            last = growing and child is children[-1]
+            name = canonical(child.tag)
+            if name == "CallDetails":
+                if code is None:
+                    self._refuse("has CallDetails before a ClientCode")
+                count = len(child) - last
+                self._take_calls(child[:count], code)
+                self._remove(child, count)
+            elif name == "Call":
+                self._refuse("has a Call outside of CallDetails")
+            elif last:
+                break
+            elif name == "ClientCode":
+                code = (child.text or "").strip() or None
+                if code is not None:
+                    self._calls.setdefault(code, {})
+            else:
+                self._unknown += 1
+            if not last:
+                kept = code
+        self._remove(client, len(children) - growing)
+        self._code = kept if growing else None
+
+    def _remove(self, element: Element, count: int) -> None:
+        if count > 0:
+            self._size = 0
+            del element[:count]
+
+    def _take_calls(self, elements: list[Element], code: str) -> None:
+        read, found = self._records.read, self._calls[code]
+        for element in elements:
+            if canonical(element.tag) != "Call":
+                self._unknown += 1
+                continue
+            try:
+                call = read(element, code)
+            except ValueError as error:
+                self._refuse(str(error))
+            if call is None:
+                self._unreadable[code] += 1
+                continue
+            if call.start_time_certainty is not Certainty.EXACT:
+                self._uncertain.add(code)
+            if call.id in found:  # the last one of an id counts, at its own place in the order
+                del found[call.id]
+            found[call.id] = call
+
+    def _settled(self, code: str) -> list[Call]:
+        """The calls of one client code with their folds decided by the order of the reply (T4)."""
+        calls = list(self._calls[code].values())
+        if code in self._uncertain:
+            for index, instant in central.infer_folds([call.start_time for call in calls]).items():
+                calls[index] = replace(calls[index], start_time=instant, start_time_certainty=Certainty.INFERRED)
+        if self._records.status_seen:  # calls before the first status have none yet
+            calls = [call if call.status else replace(call, status=NO_STATUS) for call in calls]
+        return calls
+
+    def _failure(self, verdict: str, response: Element) -> UpstreamError:
+        if verdict == "UNAUTHORIZED":
+            said = {canonical(child.tag): (child.text or "").strip() or None for child in self._document[0]}
+            return UpstreamUnauthorized(said.get("Username"), said.get("Authentication"))
+        if verdict != "ERROR":
+            return UpstreamMalformed("the Callbutton server's answer has a status that the protocol does not know")
+        message = "".join(c for c in " ".join("".join(response.itertext()).split()) if c.isprintable())[:200]
+        if REJECTED.search(message):
+            return UpstreamRejected(message)
+        return UpstreamFailed("the Callbutton server answered ERROR", reported=True)
+
+
+def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:
+    """A whole reply at once. Raises an UpstreamError."""
+    parser = ReplyParser(status=status, charset=charset)
+    for piece in _pieces(body):
+        parser.feed(piece)
+    return parser.close()
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    return (body[start : start + CHUNK_SIZE] for start in range(0, len(body), CHUNK_SIZE))

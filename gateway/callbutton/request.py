@@ -1,0 +1,38 @@
+"""The body of a request: client codes and wall times to XML. Pure; the source is the protocol document of 2009.
+
+`ClientCode` comes first, each followed by its status flag if status is asked, then `StartDate` and `EndDate`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import xmltodict
+
+from gateway.callbutton.central import Edges
+
+CLIENT_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}|\*", re.ASCII)
+DECLARATION = '<?xml version="1.0"?>\n'  # as printed in the document, without an encoding
+
+
+def render_request(
+    codes: Sequence[str], edges: Edges | None, *, status: bool = False, flag_element: str = "StatusFlag"
+) -> bytes:
+    """The body of a POST for the calls of `codes` between two wall times, or all. Raises ValueError for a bad one."""
+    elements: list[tuple[str, str | None]] = []
+    for code in codes:
+        if CLIENT_CODE.fullmatch(code) is None:
+            raise ValueError("a client code has characters that no client code has")
+        elements.append(("ClientCode", code))
+        if status:
+            elements.append((flag_element, "true"))
+    elements += [("StartDate", edges and edges.start), ("EndDate", edges and edges.end)]
+    # xmltodict writes all elements of one name together. Numbered names keep their order; the preprocessor removes
+    # the number when the element is written.
+    numbered = {f"{name} {number}": value for number, (name, value) in enumerate(elements)}
+    document = {"Callbutton": {"@version": "B", "CallbuttonService": {"GetCallDetailsRequest": numbered}}}
+    text = xmltodict.unparse(
+        document, full_document=False, preprocessor=lambda name, value: (name.partition(" ")[0], value)
+    )
+    return f"{DECLARATION}{text}\n".encode("ascii")

@@ -1,0 +1,73 @@
+"""Bytes of a reply to text."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.callbutton.text import TextDecoder
+
+MARK = b"\xef\xbb\xbf"
+DECLARATION = b"<?xml version='1.0'?>"
+CHARSETS = {
+    "windows-1252 amid UTF-8": ("<a>caf\xe9 ".encode("cp1252") + "é ’</a>".encode(), None, "<a>café é ’</a>"),
+    "ISO-8859-1 is windows-1252": (b"<?xml version='1.0' encoding='ISO-8859-1'?>\x92\x81", None, "’\x81"),
+    "the header before the declaration": (b"<?xml version='1.0' encoding='utf-8'?>\xe9", "windows-1251", "й"),
+    "the mark before the header": (MARK + b"\xc3\xa9", "windows-1251", "é"),
+    "an unknown charset": ("é".encode(), "utf-7", "é"),
+    "illegal characters": (b"a\x00b\x1f&#0;&#x1F;&#65;", None, "ab&#65;"),
+    "references in CDATA stay": (b"<![CDATA[&#0;]]>&#0;", None, "<![CDATA[&#0;]]>"),
+    "references after brackets": (b"<![CDATA[]] &#0;]]]>]] &#0;]", None, "<![CDATA[]] &#0;]]]>]] ]"),
+    "a character of two surrogate references": (b"&#55357;&#56832; &#xD83D;&#xde00;", None, "\U0001f600 \U0001f600"),
+    "surrogate references that are no pair": (b"a&#56832;&#55357;b&#xD83D;", None, "ab"),
+    "three surrogate references": (b"&#55357;&#55357;&#56832;", None, "\U0001f600"),
+    "blank lines first": (b"\r\n \n<a/>", None, "<a/>"),
+    "a mark after a blank line": (b"\r\n" + MARK + b"<a/>", None, "<a/>"),
+    "a mark after a blank line, whatever the header": (b"\n" + MARK + "é".encode(), "iso-8859-1", "é"),
+    "two marks": (MARK + MARK + b"<a/>", None, "<a/>"),
+    "a mark before the root": (DECLARATION + b"\n" + MARK + b"<a/>", None, "\n<a/>"),
+    "a mark in a value stays": (b"<a>" + MARK + b"</a>", None, "<a>\ufeff</a>"),
+    "UTF-16": ("<a>é</a>".encode("utf-16"), None, "<a>é</a>"),
+}
+
+
+@pytest.mark.parametrize(("data", "header", "expected"), CHARSETS.values(), ids=CHARSETS)
+def test_bytes_become_text_however_they_are_cut(data: bytes, header: str | None, expected: str):
+    for seed in range(20):
+        draw, decoder, text, at = random.Random(seed), TextDecoder(header), "", 0
+        while at < len(data):
+            size = draw.randrange(1, 9)
+            text += decoder.decode(data[at : at + size])
+            at += size
+        text += decoder.decode(b"", last=True)
+        assert text.rpartition("?>")[2] == expected
+
+
+def test_repairs_are_counted():
+    decoder = TextDecoder("utf-8")
+    decoder.decode(b"\xe9\x00&#1;&#55357;&#56832;", last=True)
+    assert decoder.repairs == {"windows_1252": 1, "illegal_character": 4}
+
+
+def test_removed_lines_are_counted_so_that_places_in_errors_are_right():
+    decoder = TextDecoder()
+    decoder.decode(b"\r\n\n" + MARK + b"\n<a>\n</a>", last=True)
+    assert decoder.lines_removed == 3
+
+
+PARTS = st.sampled_from(
+    [b"<![CDATA[", b"]]>", b"]", b"[", b"&#0;", b"&#65;", b"&#xD83D;", b"&#xDE00;", b"&#5", b"5357;", MARK, b"\n", b"a"]
+)
+
+
+@given(
+    st.one_of(st.binary(max_size=300), st.lists(PARTS, max_size=40).map(b"".join).map(lambda text: b"x" * 520 + text)),
+    st.integers(1, 20),
+)
+def test_no_bytes_are_lost_or_crash_and_no_replacement_is_invented(data: bytes, size: int):
+    decoder = TextDecoder()
+    whole = TextDecoder().decode(data, last=True)
+    pieces = "".join(decoder.decode(data[at : at + size]) for at in range(0, len(data), size))
+    assert pieces + decoder.decode(b"", last=True) == whole
+    assert "\ufffd" not in whole or b"\xef\xbf\xbd" in data or data[:2] in (b"\xff\xfe", b"\xfe\xff")
