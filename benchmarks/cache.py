@@ -1,7 +1,8 @@
 """What the cache costs the upstream and itself, against the simulator, counting at the upstream.
 
 The simulator is called in process and answers by its own clock, which the benchmark moves; POSTs are those that
-reached it. `--write` puts the table into README.md. What a URL-keyed cache would fetch is the whole window, each time.
+reached it. `--write` puts the table into docs/performance.md. A cache keyed by URL would fetch the whole window each
+time.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from benchmarks.support import free_port, reachable, running, valkey, wait_for
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
-from gateway.callbutton import central
+from gateway.callbutton import central_time
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.reply import parse_reply
 from gateway.callbutton.request import render_request
-from gateway.callbutton.service import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -40,7 +41,7 @@ from gateway.simulator.server import PATH, Options, Simulator, create
 NOW = 1_795_000_000
 DAY = 86400
 HOUR = 3600
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 MARKERS = "<!-- cache -->", "<!-- /cache -->"
 
 
@@ -75,7 +76,7 @@ class Upstream:
         """POST."""
         self.posts += 1
         self.asked += (min(window.end, int(now)) - window.start) * len(codes)
-        body = render_request(codes, central.edges(window, now), status=status)
+        body = render_request(codes, central_time.wall_range(window, now), status=status)
         sent, pieces = self.now, bytearray()
 
         async def receive() -> dict[str, object]:
@@ -214,7 +215,7 @@ def cases() -> list[Case]:
 
 
 def table(text: str) -> tuple[str, dict[str, str], str]:
-    """What README.md says: the text before the table, what was measured by case, the text after."""
+    """The page in three parts: the text before the table, what was measured by case, the text after."""
     before, rest = text.split(MARKERS[0], 1)
     rows, after = rest.split(MARKERS[1], 1)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.strip().splitlines()]
@@ -222,7 +223,7 @@ def table(text: str) -> tuple[str, dict[str, str], str]:
 
 
 def rewritten(text: str, measured: Mapping[str, str]) -> str:
-    """README.md with what was measured; cases that were not measured keep what they had."""
+    """The page with what was measured; cases that were not measured keep what they had."""
     before, had, after = table(text)
     rows = {case.name: measured.get(case.name, had.get(case.name, "")) for case in cases()}
     lines = ["| case | measured |", "|---|---|", *(f"| {name} | {cell} |" for name, cell in rows.items())]
@@ -232,7 +233,7 @@ def rewritten(text: str, measured: Mapping[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cache.")
     parser.add_argument("words", nargs="*", help="only cases whose names hold one of these")
-    parser.add_argument("--write", action="store_true", help="put the figures into README.md")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/performance.md")
     options = parser.parse_args()
     measured = {}
     print("| case | measured | bar |\n|---|---|---|")
@@ -241,7 +242,7 @@ def main() -> None:
             measured[case.name] = asyncio.run(case.measure())
             print(f"| {case.name} | {measured[case.name]} | {case.bar} |", flush=True)
     if options.write:
-        README.write_text(rewritten(README.read_text("utf-8"), measured), "utf-8")
+        PAGE.write_text(rewritten(PAGE.read_text("utf-8"), measured), "utf-8")
 
 
 if __name__ == "__main__":

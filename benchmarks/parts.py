@@ -27,7 +27,7 @@ from benchmarks.support import free_port
 from gateway import app
 from gateway.auth.access_keys import fingerprint, new_key
 from gateway.cache.reader import Query
-from gateway.callbutton.central import align_to_fold
+from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.reply import ReplyParser
 from gateway.cli.keys import with_key
 from gateway.metrics import Metrics
@@ -101,7 +101,7 @@ async def miss(upstream: str) -> None:
     """Print what a miss of 100 calls costs, from the network upwards."""
     settings = Settings(upstream_url=upstream, auth="none", log_level="error")
     metrics = Metrics(CollectorRegistry())
-    service, behind = app.build_service(settings, metrics), app.build_service(settings, metrics)
+    service, behind = app.build_upstream(settings, metrics), app.build_upstream(settings, metrics)
     cache, gateway = app.build_cache(settings, behind, metrics), app.create(settings)
     loop = asyncio.get_running_loop()
     host, _, rest = upstream.removeprefix("http://").partition("/")

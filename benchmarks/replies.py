@@ -56,7 +56,7 @@ DOCUMENT_CALL = f"""          <Call ID="{{id}}">
 
 
 def facts(index: int) -> dict[str, int | str]:
-    """What is said of the call of an index, the same in every layout."""
+    """The facts of the call with an index, the same in every layout."""
     return {
         "id": 100_000 + index,
         "start": f"06/{1 + index % 28:02}/2026 {index % 24:02}:{index % 60:02}:17",
@@ -110,7 +110,7 @@ def client(code: int, calls: str) -> str:
 
 
 def reply(layout: str, calls: int, seed: int = 1) -> bytes:
-    """A reply with so many calls in a layout. Raises ValueError for an unknown one."""
+    """A reply with a number of calls in a layout. Raises ValueError for an unknown layout."""
     draw = random.Random(seed)
     if layout == "document":
         body = client(100, "\n" + "".join(map(document_call, range(calls))))

@@ -4,7 +4,7 @@ Each case is compared with the floor of its own round: a neighbour of the machin
 seconds changes one round, and not the median of the ratios.
 
 Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish); what is missing is left out, and says so.
-`--write` puts the table into README.md and draws `benchmarks/hits.svg`.
+`--write` puts the table into docs/performance.md and draws `benchmarks/hits.svg`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OURS = (
     "gateway, compressed by zstd",
 )
 BASELINE = "gateway of the baseline, exact repeat"
-README, PLOT = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "hits.svg"
+PAGE, PLOT = Path(__file__).parent.parent / "docs" / "performance.md", Path(__file__).parent / "hits.svg"
 MARKERS = "<!-- hits -->\n", "\n<!-- /hits -->"
 OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
 ROUNDS = 9
@@ -353,7 +353,7 @@ def table(ratios: dict[str, Measured]) -> str:
 
 
 def rewritten(text: str, figures: str) -> str:
-    """README.md with the figures between their markers."""
+    """The page with the figures between their markers."""
     before, _, rest = text.partition(MARKERS[0])
     _, _, after = rest.partition(MARKERS[1])
     return before + MARKERS[0] + figures + MARKERS[1] + after
@@ -363,7 +363,7 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--rounds", type=int, default=ROUNDS)
     reader.add_argument("--seconds", type=int, default=SECONDS)
-    reader.add_argument("--write", action="store_true", help="put the table into README.md and draw the plot")
+    reader.add_argument("--write", action="store_true", help="put the table into docs/performance.md and draw the plot")
     reader.add_argument(
         "--baseline", type=Path, metavar="DIR", help="another checkout, whose exact repeats are measured too"
     )
@@ -391,7 +391,7 @@ def main() -> None:
     )
     print(f"\n{rest}")
     if given.write and set(ratios) - {BASELINE} == {*PEERS, *OURS}:
-        README.write_text(rewritten(README.read_text("utf-8"), f"{table(ratios)}\n\n{rest}"), "utf-8")
+        PAGE.write_text(rewritten(PAGE.read_text("utf-8"), f"{table(ratios)}\n\n{rest}"), "utf-8")
         PLOT.write_text(plots.bars({name: one.rate for name, one in ratios.items()}), "utf-8")
 
 

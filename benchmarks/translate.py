@@ -1,4 +1,4 @@
-"""XML bytes to calls and to NDJSON, side by side with xmltodict.parse alone; memory; what holds the event loop.
+"""XML bytes to calls and to NDJSON beside xmltodict.parse alone; memory; the longest hold of the event loop.
 
 Three layouts of a reply (`benchmarks.replies`). Ratios are medians of rounds in which the contenders take turns; times
 are of the processor.
@@ -71,7 +71,7 @@ def speed() -> None:
 
 
 def memory(count: int = 100_000) -> None:
-    """Measure in a process of its own: the peak while pieces arrive one by one, answer included."""
+    """Measure the peak of memory while pieces arrive one by one, answer included, in a separate process."""
     print(f"\n## Memory: {count} calls, bar 4 times the JSON\n")
     for layout in ("document", "field"):
         script = f"from benchmarks.translate import measure_memory; measure_memory({layout!r}, {count})"
@@ -105,7 +105,7 @@ def measure_memory(layout: str, count: int) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that were resident, from the kernel: getrusage would tell of the parent's, too."""
+    """The peak of resident memory in bytes, from the kernel. getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text("ascii")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -127,7 +127,7 @@ class Upstream:
 
 
 def serve_upstream(layout: str, count: int, port: int) -> None:
-    """Run the upstream; in a process of its own, so that it does not hold the loop that is measured."""
+    """Run the upstream in a separate process, so that it does not hold the loop that is measured."""
     uvicorn.run(Upstream(reply(layout, count)), port=port, log_level="critical", lifespan="off")
 
 

@@ -1,4 +1,4 @@
-"""What may be accepted: text that is well-formed after the repairs of encoding, by expat's word alone."""
+"""The judge of accepted replies: their text, with its encoding repaired, is well-formed by a parser of expat alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
 
 
 def is_well_formed(body: bytes, charset: str | None = None) -> bool:
-    """Tell what expat says of the text, without the white space around it."""
+    """Tell whether expat accepts the text without the white space around it."""
     decoder = TextDecoder(charset)
     text = (decoder.decode(body) + decoder.decode(b"", last=True)).strip(" \t\r\n")
     parser = XMLParser()

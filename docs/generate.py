@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import PREFIX, Metrics
 from gateway.settings import OPTIONS, variable
 
 DOCS = Path(__file__).parent
-HEAD = """\
+SETTINGS_HEAD = """\
 <!-- Made from gateway/settings.py by `make docs`. -->
 # Settings
 
 Settings are environment variables. A value that cannot be used, or a `GATEWAY_` variable that is not on this page,
 stops the start with exit code 2 and one line that names the variable.
 """
+METRICS_HEAD = """\
+<!-- Made from gateway/metrics.py by `make docs`. -->
+# Metrics
+
+Served at `/metrics`, or on `GATEWAY_METRICS_PORT` alone if that is set. No label has a value that consumers or the
+upstream choose: routes are templates, outcomes are enums, consumers appear by their name in the keys file. Besides
+these, the standard `process_*` and `python_*` series are exported. `helm/alerts.yaml` and `helm/dashboard.json` use
+these series.
+
+| series | type | labels | meaning |
+|---|---|---|---|
+"""
 
 
 def settings() -> str:
     """The page of settings, a section each."""
-    parts = [HEAD]
+    parts = [SETTINGS_HEAD]
     for name, option in OPTIONS.items():
         default = f"`{option.default}`" if option.default not in ("", "random") else option.default or "none"
         parts.append(f"## {variable(name)}\n\n{option.meaning}\n")
@@ -26,7 +41,23 @@ def settings() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"settings.md": settings}
+def metrics() -> str:
+    """The page of metrics, a row each."""
+    registry = CollectorRegistry()
+    made = Metrics(registry)
+    made.requests.add("GET", "/calls", 200, 0.0, "dashboard")  # series with labels appear with their first value
+    made.shared_seconds.labels("lookup")
+    rows = []
+    for family in registry.collect():
+        if family.name.startswith(PREFIX):
+            labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            named = ", ".join(f"`{label}`" for label in labels)
+            rows.append(f"| `{name}` | {family.type} | {named} | {family.documentation} |\n")
+    return METRICS_HEAD + "".join(rows)
+
+
+PAGES = {"settings.md": settings, "metrics.md": metrics}
 
 if __name__ == "__main__":
     for file, page in PAGES.items():

@@ -20,8 +20,8 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.key_file import KeyFile
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
+from gateway.callbutton.client import UpstreamClient, UpstreamSettings
 from gateway.callbutton.recordings import Recordings
-from gateway.callbutton.service import Service, ServiceSettings
 from gateway.callbutton.transport import Limits
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
@@ -38,7 +38,7 @@ RESPONSE_CACHE_SHARE = 8  # the response cache may hold an eighth of GATEWAY_CAC
 Clock = Callable[[], float]
 
 
-def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Service:
+def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> UpstreamClient:
     """Build the upstream from the settings. Raises SettingsError for an address that cannot be used."""
     limits = Limits(
         first_byte=settings.upstream_timeout,
@@ -47,9 +47,9 @@ def build_service(settings: Settings, metrics: Metrics, clock: Clock = time.time
         concurrency=settings.upstream_concurrency,
         max_bytes=settings.upstream_max_bytes,
     )
-    where = ServiceSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element)
+    where = UpstreamSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element)
     try:
-        return Service(where, metrics, clock)
+        return UpstreamClient(where, metrics, clock)
     except ValueError as error:
         raise SettingsError(f"GATEWAY_UPSTREAM_URL or GATEWAY_UPSTREAM_PROXY: {error}", "upstream_url") from error
 
@@ -103,7 +103,11 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
 
 
 def build_cache(
-    settings: Settings, service: Service, metrics: Metrics, clock: Clock = time.time, shared: RedisClient | None = None
+    settings: Settings,
+    upstream: UpstreamClient,
+    metrics: Metrics,
+    clock: Clock = time.time,
+    shared: RedisClient | None = None,
 ) -> Cache:
     """Build the cache in front of the upstream, shared with other replicas if there is a server for it."""
     rules = CacheSettings(
@@ -116,7 +120,7 @@ def build_cache(
         stale_while_revalidate=settings.stale_while_revalidate,
         source=sha256(f"{settings.upstream_url} {settings.status_flag_element}".encode()).hexdigest()[:12],
     )
-    return Cache(service.fetch, rules, metrics, clock, shared)
+    return Cache(upstream.fetch, rules, metrics, clock, shared)
 
 
 def create(
@@ -126,9 +130,9 @@ def create(
 ) -> RequestContextMiddleware:
     """Build the gateway from the settings."""
     metrics = Metrics(registry or CollectorRegistry())
-    service = build_service(settings, metrics, clock)
+    upstream = build_upstream(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
-    cache = build_cache(settings, service, metrics, clock, shared)
+    cache = build_cache(settings, upstream, metrics, clock, shared)
     authenticator = build_authenticator(settings, metrics, clock)
     services = Services(
         cache,
@@ -165,7 +169,7 @@ def create(
     litestar.on_shutdown += [
         partial(unless_hurried, cache.close, shutdown),
         *([shared.close] if shared else []),
-        service.close,
+        upstream.close,
         recordings.close,
         access_log.flush,
     ]

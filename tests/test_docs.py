@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,14 +22,13 @@ from tests.support.paths import ROOT
 from tests.support.stand import Make
 
 README = (ROOT / "README.md").read_text("utf-8")
+API, PERFORMANCE = ((ROOT / "docs" / name).read_text("utf-8") for name in ("api.md", "performance.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def rows(heading: str) -> list[list[str]]:
-    """Read the cells of the first table under a heading."""
-    section = README.split(f"\n{heading}\n", 1)[1]
-    table = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", section, re.MULTILINE)
-    assert table is not None
-    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+def between(text: str, marker: str) -> str:
+    """The part of a page between two markers."""
+    return text.split(f"<!-- {marker} -->\n")[1].split(f"<!-- /{marker} -->")[0]
 
 
 @pytest.mark.parametrize("file", generate.PAGES)
@@ -45,39 +45,50 @@ def test_the_default_of_a_setting_on_its_page_is_the_default(name: str):
         assert default == option.parser.parse(option.default) if option.default else not default
 
 
-def test_the_documents_name_no_setting_that_does_not_exist():
-    text = README + "".join((generate.DOCS / file).read_text("utf-8") for file in generate.PAGES)
-    assert set(map(variable, OPTIONS)) >= set(re.findall(r"GATEWAY_[A-Z_]*[A-Z]", text))
-
-
-def test_every_series_is_in_the_readme_and_nothing_else_is():
-    registry = CollectorRegistry()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_no_setting_and_no_series_that_does_not_exist(page: Path):
+    text, registry = page.read_text("utf-8"), CollectorRegistry()
     Metrics(registry)
     exposed = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
-    exposed = {name for name in exposed if not name.startswith(("process_", "python_"))}  # prometheus_client's own
-    assert exposed == {row[0] for row in rows("## Metrics")}
-    assert exposed == set(re.findall(r"callbutton_gateway_\w+", README))
+    assert set(map(variable, OPTIONS)) >= set(re.findall(r"GATEWAY_[A-Z_]*[A-Z]", text))
+    assert exposed >= set(re.findall(r"callbutton_gateway_\w+", text))
 
 
-def test_every_parameter_is_in_the_readme_and_nothing_else_is():
-    section = README.split("Parameters of the lists,")[1].split("\n\n")[1]
-    firsts = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_to_a_file_leads_to_one(page: Path):
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_leads_to_no_other_host(page: Path):
+    hosts = set(re.findall(r"https?://([\w.-]+)", page.read_text("utf-8")))
+    assert hosts <= {"127.0.0.1", "callbutton.example", "gateways", "app.example"}
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_parameter_is_in_the_table_and_nothing_else_is():
+    firsts = re.findall(r"^\| (`.*?`) \|", between(API, "parameters"), re.MULTILINE)
     named = {name for first in firsts for name in re.findall(r"`(\w+)`", first)}
     assert {parameter.name for parameter in (query.CLIENT, *query.PARAMETERS)} == named
 
 
-def test_every_problem_is_in_the_readme_with_its_status_and_nothing_else_is():
+def test_every_problem_is_in_the_table_with_its_status_and_nothing_else_is():
     kinds = {*problems.PROBLEM_TYPES.values(), problems.NOT_FOUND, problems.NOT_ALLOWED, problems.INTERNAL}
-    named = re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", README, re.MULTILINE)
+    named = re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", between(API, "problems"), re.MULTILINE)
     assert {(str(kind.status), kind.name) for kind in kinds} == set(named)
 
 
 def test_every_command_is_in_the_readme_and_nothing_else_is():
-    assert list(COMMANDS) == [row[0] for row in rows("## Try it")]
+    table = README.split("| command | does | exit codes |\n|---|---|---|\n")[1].split("\n\n")[0]
+    assert list(COMMANDS) == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
 
 
 def test_the_example_is_what_the_demo_answers(stand: Make):
-    block = README.split("<!-- example -->")[1].split("<!-- /example -->")[0]
+    block = between(README, "example")
     shown = json.loads(block.split("```json\n")[1].split("```")[0])
     command = re.search(r"curl -H \"X-API-Key: \$KEY\" 'http://127.0.0.1:8080(.*)'", block)
     assert command is not None
@@ -99,27 +110,22 @@ def test_the_example_is_what_the_demo_answers(stand: Make):
 
 
 def test_the_cache_s_table_is_what_the_benchmark_writes():
-    _, measured, _ = cache.table(README)
+    _, measured, _ = cache.table(PERFORMANCE)
     assert [case.name for case in cache.cases()] == list(measured)
     assert all(measured.values())
-    assert cache.rewritten(README, measured) == README
+    assert cache.rewritten(PERFORMANCE, measured) == PERFORMANCE
     first = cache.cases()[0].name
-    assert cache.table(cache.rewritten(README, {first: "much"}))[1] == measured | {first: "much"}
+    assert cache.table(cache.rewritten(PERFORMANCE, {first: "much"}))[1] == measured | {first: "much"}
 
 
 def test_the_table_of_speed_is_what_the_benchmark_writes():
-    figures = README.split(serving.MARKERS[0])[1].split(serving.MARKERS[1])[0]
+    figures = PERFORMANCE.split(serving.MARKERS[0])[1].split(serving.MARKERS[1])[0]
     rows = [line.strip("| ").split(" | ") for line in figures.splitlines() if line.startswith("|")][2:]
     assert [row[0] for row in rows] == [*serving.PEERS, *serving.OURS]
     assert rows[0][1:] == ["1.00", "1.00", "1.0"]
     assert all(float(cell) > 0 for row in rows for cell in row[1:])
-    assert serving.rewritten(README, figures) == README
+    assert serving.rewritten(PERFORMANCE, figures) == PERFORMANCE
     assert serving.PLOT.read_text("utf-8").count("<rect") == len(rows) + 1
-
-
-def test_the_readme_leads_to_no_other_host():
-    hosts = set(re.findall(r"https?://([^/:'\s]+)", README))
-    assert {"127.0.0.1", "callbutton.example"} >= hosts
 
 
 def test_the_transcript_of_paging_through_a_live_window_is_what_happens(stand: Make):
@@ -148,4 +154,4 @@ def test_the_transcript_of_paging_through_a_live_window_is_what_happens(stand: M
     assert len(set(seen)) == len(seen)
     assert {call["id"] for call in there} <= set(seen)
     assert len(arrived) > 5
-    assert README.split("<!-- paging -->\n")[1].split("\n<!-- /paging -->")[0] == "\n".join(lines)
+    assert between(API, "paging") == "\n".join(lines) + "\n"

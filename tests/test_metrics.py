@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway import metrics
-from gateway.callbutton import service
+from gateway.callbutton import client
 from gateway.callbutton.wait_queue import DropReason
 from gateway.metrics import PREFIX, Metrics, RequestMetrics
 from gateway.model import Certainty
@@ -48,7 +48,7 @@ def test_request_metrics_are_a_counter_a_histogram_and_a_gauge():
 @pytest.mark.parametrize(
     ("known", "used"),
     [
-        (metrics.OUTCOMES, {*service.OUTCOMES.values(), "ok", "cancelled"}),
+        (metrics.OUTCOMES, {*client.OUTCOMES.values(), "ok", "cancelled"}),
         (metrics.DROP_REASONS, set(DropReason)),
         (metrics.CERTAINTIES, set(Certainty) - {Certainty.EXACT}),
     ],

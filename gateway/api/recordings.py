@@ -106,8 +106,8 @@ async def get_recording(request: Request[Any, Any, State], token: FromPath[str])
 
 async def _stream(recording: Recording, context: RequestContext) -> AsyncIterator[bytes]:
     try:
-        async for piece in recording.pieces:
-            yield piece
+        async for chunk in recording.chunks:
+            yield chunk
     except GatewayError as error:
         context.aborted = True
         LOGGER.warning("recording broken off", extra={"fields": {"error": type(error).__name__}})

@@ -1,14 +1,16 @@
-"""The cache of calls by point in time, in front of the upstream.
+"""The cache of calls by point in time. HTTP, XML and consumers are not known here.
 
-scans            a window span after span: a page, a stream, extents to count
-reader           a read: look up extents, find gaps, fetch them, merge
-aggregates       counts and talk time by bucket and group; pure
-leases           single flight across replicas
-level2           extents that replicas share
-fetcher          the POSTs of a flight: batches, halves, missing codes
-single_flight    POSTs in progress, shared by all readers that need them
-client_profiles  how the upstream echoes each client, and its limits
-memory           level 1: days of extents within a bound
-freshness        which points are stale, and what to POST; pure
-extents          windows of one client with the time of their POST; pure
+Begin reading with `reader`, which reads the calls of a window; `extents` and `freshness` are its arithmetic.
+
+    reader           a read: look up extents, find gaps, fetch them, merge
+    scans            a window read span after span: a page, a stream, extents to count
+    aggregates       counts and talk time by bucket and group; pure
+    single_flight    POSTs in progress, shared by all reads that need them
+    leases           single flight across replicas
+    fetcher          the POSTs of a flight: batches, halves, missing codes
+    client_profiles  how the upstream echoes each client, and its limits
+    level1           extents in process, within a bound of bytes
+    level2           extents that replicas share in Redis or Valkey
+    freshness        which points are stale, and which windows to POST; pure
+    extents          windows of one client with the time of their POST; pure
 """

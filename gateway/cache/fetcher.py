@@ -23,8 +23,8 @@ from msgspec import Struct
 from gateway.cache.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all
 from gateway.cache.single_flight import Flight, FlightResult
-from gateway.callbutton.central import align_to_fold
-from gateway.callbutton.service import Fetched
+from gateway.callbutton.central_time import align_to_fold
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
     Overloaded,

@@ -27,7 +27,7 @@ from gateway.cache.leases import Leases
 from gateway.cache.level1 import SKEW, Level1
 from gateway.cache.level2 import LAYOUT, Found, Level2
 from gateway.cache.single_flight import Gap, SingleFlight
-from gateway.callbutton.central import align_to_fold
+from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.metrics import Metrics

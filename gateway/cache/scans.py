@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from gateway.cache.extents import DAY, Extent, Keep, deduplicated, instant, key_of, not_superseded
 from gateway.cache.reader import Cache, Query, ReadResult
-from gateway.callbutton.central import align_to_fold
+from gateway.callbutton.central_time import align_to_fold
 from gateway.model import Call, Window
 
 SPARSE = 100  # calls: the spans of a page double while the last held fewer

@@ -28,7 +28,7 @@ from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import Extent, minus
 from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
-from gateway.callbutton.central import align_to_fold
+from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
 from gateway.metrics import Metrics

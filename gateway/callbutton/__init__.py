@@ -1,15 +1,17 @@
-"""The upstream: the only place that knows XML or Central Time.
+"""The upstream: the only package that knows XML or Central Time. Consumers and the cache are not known here.
 
-    service     the Callbutton server as a function: counts, logs, two tries at an EndDate
-    admission   a slot for each POST: wait queue, adaptive limit, circuit breaker; retries
-    wait_queue  the order in which POSTs have their turn, and which are dropped
-    recordings  recordings of calls, streamed
-    transport   one POST over httpx, with its timeouts
-    request     client codes and wall times to XML
-    reply       XML to calls, as it streams in
-    record      one call detail record
-    text        bytes to text that an XML parser accepts
-    central     wall time to UTC and back
+Begin reading with `client`, which is the upstream as a function: client codes and a window to calls.
 
-All but service, admission, recordings and transport are pure.
+    client        one fetch: POST, retry, count, log
+    admission     a slot for each POST: wait queue, adaptive limit, circuit breaker, retry budget
+    wait_queue    the order in which POSTs get a slot, and which are dropped
+    transport     one POST over httpx, with the timeouts of a flight
+    request       client codes and wall times to XML
+    reply         XML to calls, while it streams in
+    record        one call detail record
+    text          bytes of a reply to text that an XML parser accepts
+    central_time  wall time to UTC and back
+    recordings    recordings of calls, streamed
+
+All modules but client, admission, recordings and transport are pure.
 """

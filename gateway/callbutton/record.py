@@ -15,7 +15,7 @@ from __future__ import annotations
 from itertools import islice
 from xml.etree.ElementTree import Element
 
-from gateway.callbutton import central
+from gateway.callbutton import central_time
 from gateway.model import Address, Call, PhoneType, Result, SalesStatus, Status
 
 FIELDS = (
@@ -185,7 +185,7 @@ class RecordReader:
         if not identity or not start:
             return None
         try:
-            start_time, certainty = central.read_wall(start)
+            start_time, certainty = central_time.parse_wall(start)
         except ValueError:
             return None
         keep = self._shared.setdefault

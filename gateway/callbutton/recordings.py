@@ -1,11 +1,11 @@
-"""Recordings of calls, streamed from where the upstream keeps them.
+"""Recordings of calls, streamed from the upstream.
 
 Rules:
-- Where a recording is, is worked out here, never from what a consumer sent: the upstream's own value, if its scheme,
-  host and port are those of the recording address or of the upstream; else the call's id in the recording address.
-- Redirects are followed within that origin alone, and few. Only audio is handed on, and only so much of it.
-- As everywhere, nothing is cancelled (see `transport`): a task reads a few pieces ahead of the consumer, and ends by
-  itself once nobody reads.
+- The address of a recording never depends on input of a consumer. It is the upstream's value if that has the scheme,
+  host and port of the upstream or of the recording address, else the call's id in the recording address.
+- Redirects are followed within one origin. Only audio is passed on, up to MAX_RECORDING_SIZE.
+- Nothing is cancelled (see `transport`): a task reads a few chunks ahead of the consumer, and ends at the next chunk
+  after the consumer has disconnected.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from msgspec import Struct
 from gateway.callbutton.transport import CHUNK_SIZE, Client, Limits, Timer, current_timer
 from gateway.errors import NotFound, Overloaded, UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamUnauthorized
 
-MOST = 16  # under way at a time
-MOST_BYTES = 512 * 1024**2  # of a recording
-LONGEST = 3600  # seconds to listen
-REDIRECTS = 3
-AHEAD = 4  # pieces
+MAX_RECORDINGS = 16  # streamed at the same time; each holds a connection to a slow server
+MAX_RECORDING_SIZE = 512 * 1024**2  # bytes; eight hours of 16-bit telephone audio
+MAX_LISTENING_TIME = 3600  # seconds
+MAX_REDIRECTS = 3
+MAX_BUFFERED = 4  # chunks that are read ahead of the consumer
 RANGE = re.compile(r"bytes=(?:\d{1,12}-\d{0,12}|-\d{1,12})", re.ASCII)
 PORTS = {"http": 80, "https": 443}
-HANDED_ON = ("content-type", "content-length", "content-range", "accept-ranges")
+PASSED_ON = ("content-type", "content-length", "content-range", "accept-ranges")
 
 
 class Recording(Struct):
-    """A recording that is arriving: status 200, or 206 for a part."""
+    """A recording that streams in. `status` is 200, or 206 for a part."""
 
     status: int
     headers: dict[str, str]
-    pieces: Listener
+    chunks: ChunkReader
 
 
 def origin(address: str) -> tuple[str, str, int | None]:
@@ -46,7 +46,7 @@ def origin(address: str) -> tuple[str, str, int | None]:
 
 
 def locate(value: str | None, identity: str, template: str, upstream: str) -> str:
-    """Where a recording is: `value` is what the upstream said, `template` an address, or a path there, with {id}."""
+    """The address of a recording. `value` is the upstream's, `template` an address or a path there, with {id}."""
     address = urljoin(upstream, template.replace("{id}", quote(identity, safe="")))
     with suppress(ValueError):
         if value is not None and origin(value) in (origin(address), origin(upstream)):
@@ -61,13 +61,13 @@ class Recordings:
         self._template = template
         self._upstream = upstream
         self._limits = limits
-        self._client = Client(MOST, proxy)
+        self._client = Client(MAX_RECORDINGS, proxy)
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def open(self, value: str | None, identity: str, part: str | None) -> Recording:
-        """Begin to fetch a recording, or a part of it if the upstream knows how. Raises GatewayError."""
-        if len(self._pumps) >= MOST:
-            raise Overloaded("too many recordings are being listened to", 5)
+        """Begin to fetch a recording, or a part of it if the upstream supports ranges. Raises GatewayError."""
+        if len(self._pumps) >= MAX_RECORDINGS:
+            raise Overloaded("too many recordings are being streamed", 5)
         address = locate(value, identity, self._template, self._upstream)
         headers = {"Accept": "audio/*", "Accept-Encoding": "identity"}
         if part is not None and RANGE.fullmatch(part):
@@ -81,63 +81,65 @@ class Recordings:
         except BaseException:
             pipe.stop()
             raise
-        handed = {name: response.headers[name] for name in HANDED_ON if name in response.headers}
-        return Recording(response.status_code, handed, Listener(pipe))
+        handed = {name: response.headers[name] for name in PASSED_ON if name in response.headers}
+        return Recording(response.status_code, handed, ChunkReader(pipe))
 
     async def close(self) -> None:
-        """Let what is under way end, and close the connections."""
+        """Wait for the recordings in progress, then close the connections."""
         await asyncio.gather(*self._pumps, return_exceptions=True)
         await self._client.aclose()
 
     async def _pump(self, address: str, headers: dict[str, str], pipe: Pipe) -> None:
-        timer = Timer(self._limits, asyncio.get_running_loop().time() + LONGEST)
+        timer = Timer(self._limits, asyncio.get_running_loop().time() + MAX_LISTENING_TIME)
         current_timer.set(timer)
         try:
-            for _ in range(REDIRECTS + 1):
+            for _ in range(MAX_REDIRECTS + 1):
                 async with self._client.stream("GET", address, headers) as response:
                     if response.has_redirect_location:
                         address = _redirected(address, response.headers["location"])
                         continue
                     if response.status_code == 416 and "Range" in headers:
-                        del headers["Range"]  # the whole, then
+                        del headers["Range"]  # ask for the whole recording
                         continue
                     _check(response)
-                    async for piece in response.aiter_raw(CHUNK_SIZE):
-                        timer.received += len(piece)
-                        if timer.received > MOST_BYTES:
-                            raise UpstreamMalformed("the recording is larger than any call")
+                    async for chunk in response.aiter_raw(CHUNK_SIZE):
+                        timer.received += len(chunk)
+                        if timer.received > MAX_RECORDING_SIZE:
+                            raise UpstreamMalformed("the recording is too large")
                         pipe.begin(response)
-                        await pipe.queue.put(piece)
+                        await pipe.queue.put(chunk)
                         if pipe.stopped:
                             return
                     pipe.begin(response)
                     await pipe.queue.put(None)
                     return
-            raise UpstreamFailed("the Callbutton server sends in circles whoever asks for the recording")
+            raise UpstreamFailed("redirect loop while fetching the recording from the Callbutton server")
         except (UpstreamError, NotFound) as error:
             await pipe.fail(error)
         except httpx.InvalidURL:
-            await pipe.fail(UpstreamMalformed("the Callbutton server's address of the recording is none"))
+            await pipe.fail(
+                UpstreamMalformed("the Callbutton server redirects to an invalid address for the recording")
+            )
         except Exception as error:
-            await pipe.fail(error)  # or else the listener would wait for ever
+            await pipe.fail(error)  # the consumer would wait without end otherwise
             raise
 
 
 class Pipe:
-    """Pieces on their way from the task that fetches to the consumer who listens."""
+    """A bounded queue of chunks between the task that fetches them and the consumer."""
 
     def __init__(self) -> None:
-        self.queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(AHEAD)
+        self.queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(MAX_BUFFERED)
         self.begun: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
         self.stopped = False
 
     def begin(self, response: httpx.Response) -> None:
-        """Tell the consumer that the first piece is there, or that there is none."""
+        """Hand over the response, once the first chunk is there or the recording is empty."""
         if not self.begun.done():
             self.begun.set_result(response)
 
     async def fail(self, error: Exception) -> None:
-        """Tell the consumer, at whatever point he is."""
+        """Raise an error in the consumer, before or after its first chunk."""
         if self.stopped:
             return
         if self.begun.done():
@@ -146,28 +148,28 @@ class Pipe:
             self.begun.set_exception(error)
 
     def stop(self) -> None:
-        """Nobody listens any more: let the task go on to see it."""
+        """End the task, which may wait for space in the queue."""
         self.stopped = True
         while not self.queue.empty():
             self.queue.get_nowait()
 
 
-class Listener:
-    """The consumer's end of a pipe; who drops it listens no more, even if he never began."""
+class ChunkReader:
+    """The consumer's end of a pipe. The pipe stops when this object is deleted, even if nothing was read."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
 
-    def __aiter__(self) -> Listener:
+    def __aiter__(self) -> ChunkReader:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await self._pipe.queue.get()
-        if isinstance(piece, Exception):
-            raise piece
-        if piece is None:
+        chunk = await self._pipe.queue.get()
+        if isinstance(chunk, Exception):
+            raise chunk
+        if chunk is None:
             raise StopAsyncIteration
-        return piece
+        return chunk
 
     def __del__(self) -> None:
         self._pipe.stop()
@@ -178,11 +180,11 @@ def _redirected(address: str, location: str) -> str:
         target = urljoin(address, location)
         if origin(target) == origin(address):
             return target
-    raise UpstreamFailed("the Callbutton server sends elsewhere whoever asks for the recording")
+    raise UpstreamFailed("the Callbutton server redirects to another host for the recording")
 
 
 def _check(response: httpx.Response) -> None:
-    """See that it is a recording. Raises NotFound, UpstreamError."""
+    """Check that a response is a recording. Raises NotFound, UpstreamError."""
     status, headers = response.status_code, response.headers
     if status in (401, 403):
         raise UpstreamUnauthorized(None, None)
@@ -191,8 +193,8 @@ def _check(response: httpx.Response) -> None:
     if status not in (200, 206) or (status == 206 and "content-range" not in headers):
         raise UpstreamFailed(f"the Callbutton server answered with HTTP status {status}")
     if not headers.get("content-type", "").lower().startswith("audio/"):
-        raise UpstreamMalformed("what the Callbutton server has for this call is not a recording")
+        raise UpstreamMalformed("the Callbutton server sent no audio for this call")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise UpstreamMalformed("the recording has a content encoding that was not asked for")
-    if (length := headers.get("content-length", "0")).isdigit() and int(length) > MOST_BYTES:
-        raise UpstreamMalformed("the recording is larger than any call")
+    if (length := headers.get("content-length", "0")).isdigit() and int(length) > MAX_RECORDING_SIZE:
+        raise UpstreamMalformed("the recording is too large")

@@ -1,9 +1,10 @@
 """A reply of the Callbutton server: XML, read as it streams in, to calls. The source is the protocol document of 2009.
 
 Rules, liberal as to form and strict as to sense:
-- Expat reads each piece and ElementTree's builder appends to a tree. What is complete is read and removed after each
-  piece, so the tree holds little more than one piece. No Python code runs for a single element, which is why this is
-  faster than handlers of `xml.parsers.expat`.
+- Expat reads each slice, and ElementTree's builder (in C) appends to a tree. Complete elements are read and removed
+  after each slice, so the tree holds one slice and one record at most. Handlers of `xml.parsers.expat` in Python take
+  a fifth more time, because each element costs two calls of Python functions.
+- Elements at places that the document does not describe are passed over, and counted within a response.
 - Names are compared without case and namespace. Both spellings of the response element may carry success and failure.
 - Within a `Client` every `CallDetails` belongs to the `ClientCode` before it. Several of both are read.
 - A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
@@ -23,7 +24,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.callbutton import central
+from gateway.callbutton import central_time
 from gateway.callbutton.record import NO_STATUS, RecordReader, attribute, canonical
 from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
@@ -32,9 +33,10 @@ from gateway.model import Call, Certainty
 CHUNK_SIZE = 65536  # bytes
 SLICE_SIZE = 8192  # characters; elements of one slice are gone before the garbage collector looks for them
 MAX_DEPTH = 40  # levels; the protocol has nine
-MAX_ELEMENTS = 50_000  # of one record; a piece of a body has at most a third of that
-MAX_RECORD_SIZE = 1024 * 1024  # characters of one record: a journal of 300 pages. Expat before 2.6 reads a token again
-# with each piece until it is complete, so a longer one would also take long.
+MAX_ELEMENTS = 50_000  # elements in the tree; a slice has at most 2,048
+# Characters of one record; a journal of 300 pages. Expat before 2.6 reads an incomplete token again with every slice,
+# so a long one takes quadratic time.
+MAX_RECORD_SIZE = 1024 * 1024
 MAX_PROLOG_SIZE = 65536  # characters before the root element
 REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
 RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
@@ -44,7 +46,7 @@ ROOT = re.compile(MISC + r"<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 
 
 class Reply(Struct):
-    """What one reply held. Calls are by client code as the upstream spells it, in the order of the reply."""
+    """The content of one reply. Calls are by client code as the upstream spells it, in the order of the reply."""
 
     calls: dict[str, list[Call]]
     unreadable: dict[str, int]
@@ -65,7 +67,7 @@ class ReplyParser:
         self._parser = XMLParser(target=builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
         self._line = 1
         self._size = 0  # characters since an element of the response was complete
-        self._code: str | None = None  # that holds in the Client that is growing
+        self._code: str | None = None  # the code that applies in the Client that is growing
         self._records = RecordReader(status=status)
         self._calls: dict[str, dict[str, Call]] = {}
         self._uncertain: set[str] = set()  # client codes with a call whose time may be in a fold
@@ -129,7 +131,7 @@ class ReplyParser:
             self._parser.feed(text)
             if last:
                 self._parser.close()
-            elif hasattr(self._parser, "flush"):  # expat 2.6 and later may put off what it has been fed
+            elif hasattr(self._parser, "flush"):  # expat 2.6 and later may delay the text that it was given
                 self._parser.flush()
         except ParseError as error:
             line, column = error.position
@@ -145,7 +147,7 @@ class ReplyParser:
         raise UpstreamMalformed(f"the Callbutton server's answer {what}, before line {line}")
 
     def _check_bounds(self) -> None:
-        """Refuse what would fill the memory. What is complete has left the tree before."""
+        """Refuse a tree that would fill the memory. Complete elements have been removed before."""
         depth, elements, level = 0, 0, list(self._document)
         while level:
             depth, elements = depth + 1, elements + len(level)
@@ -168,7 +170,7 @@ class ReplyParser:
         ]
 
     def _take(self, *, complete: bool) -> None:
-        """Take off the tree what is complete; unless all is, the last element of each level may still grow."""
+        """Read complete elements and remove them. Unless all are, the last element of each level may still grow."""
         responses = self._responses()
         if len(responses) != 1 or attribute(responses[0], "status").upper() != "OK":
             return
@@ -185,7 +187,7 @@ class ReplyParser:
         self._remove(responses[0], len(clients) - (not complete))
 
     def _take_client(self, client: Element, *, growing: bool) -> None:
-        """Take what is complete of a Client; the code that holds for the rest of it is kept until it ends."""
+        """Read the complete elements of a Client. The code that applies to the rest of it is kept until it ends."""
         code = kept = self._code
         children = list(client)
         for child in children:
@@ -240,7 +242,7 @@ class ReplyParser:
         """The calls of one client code with their folds decided by the order of the reply (T4)."""
         calls = list(self._calls[code].values())
         if code in self._uncertain:
-            for index, instant in central.infer_folds([call.start_time for call in calls]).items():
+            for index, instant in central_time.infer_folds([call.start_time for call in calls]).items():
                 calls[index] = replace(calls[index], start_time=instant, start_time_certainty=Certainty.INFERRED)
         if self._records.status_seen:  # calls before the first status have none yet
             calls = [call if call.status else replace(call, status=NO_STATUS) for call in calls]

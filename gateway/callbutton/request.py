@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import xmltodict
 
-from gateway.callbutton.central import Edges
+from gateway.callbutton.central_time import WallRange
 
 CLIENT_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}|\*", re.ASCII)
 DECLARATION = '<?xml version="1.0"?>\n'  # as printed in the document, without an encoding
 
 
 def render_request(
-    codes: Sequence[str], edges: Edges | None, *, status: bool = False, flag_element: str = "StatusFlag"
+    codes: Sequence[str], wall_range: WallRange | None, *, status: bool = False, flag_element: str = "StatusFlag"
 ) -> bytes:
     """The body of a POST for the calls of `codes` between two wall times, or all. Raises ValueError for a bad one."""
     elements: list[tuple[str, str | None]] = []
@@ -27,7 +27,7 @@ def render_request(
         elements.append(("ClientCode", code))
         if status:
             elements.append((flag_element, "true"))
-    elements += [("StartDate", edges and edges.start), ("EndDate", edges and edges.end)]
+    elements += [("StartDate", wall_range and wall_range.start), ("EndDate", wall_range and wall_range.end)]
     # xmltodict writes all elements of one name together. Numbered names keep their order; the preprocessor removes
     # the number when the element is written.
     numbered = {f"{name} {number}": value for number, (name, value) in enumerate(elements)}

@@ -38,7 +38,7 @@ CDATA_START, CDATA_END = "<![CDATA[", "]]>"
 CDATA_MARK = re.compile(r"(<!\[CDATA\[|\]\]>)")
 HIGH_SURROGATE = r"&#(?:x0*[dD][89abAB][0-9A-Fa-f]{2}|0*(?:5529[6-9]|55[3-9]\d\d|56[0-2]\d\d|563[01]\d));"
 UNFINISHED = r"&(?:#x?[0-9A-Fa-f]{0,10})?|<(?:!(?:\[(?:C(?:D(?:A(?:TA?)?)?)?)?)?)?|\]{1,2}"
-TAIL = re.compile(rf"(?:{HIGH_SURROGATE})?(?:{UNFINISHED})?\Z")  # what the next piece may complete
+TAIL = re.compile(rf"(?:{HIGH_SURROGATE})?(?:{UNFINISHED})?\Z")  # markup that the next piece may complete
 TAIL_SIZE = 32  # characters; more than the longest tail
 HEAD_SIZE = 512  # bytes that decide the charset
 WINDOWS = bytes(range(256)).decode("cp1252", errors="replace")

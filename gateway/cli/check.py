@@ -53,19 +53,19 @@ async def check(settings: Settings) -> int:
     """Ask for the last hour with and without status; explain what fails. Returns the exit code."""
     from prometheus_client import CollectorRegistry
 
-    from gateway.app import build_service
+    from gateway.app import build_upstream
     from gateway.metrics import Metrics
     from gateway.model import Window
 
     logs.configure(settings.log_format, "error")
-    service = build_service(settings, Metrics(CollectorRegistry()))
+    upstream = build_upstream(settings, Metrics(CollectorRegistry()))
     now = time.time()
     window = Window(int(now) - HOUR, int(now) - 60)
     try:
         for status in (False, True):
             kind = "with" if status else "without"
             try:
-                fetched = await service.fetch(["*"], window, status=status, now=now)
+                fetched = await upstream.fetch(["*"], window, status=status, now=now)
             except errors.UpstreamError as error:
                 print_failure(error, status=status)
                 return 1
@@ -80,7 +80,7 @@ async def check(settings: Settings) -> int:
                 proof = "" if calls or not status else "; no call to tell by whether the flag is understood"
                 print(f"works: calls {kind} status: {calls} of {len(fetched.calls)} clients in the last hour{proof}")
     finally:
-        await service.close()
+        await upstream.close()
     return 0
 
 

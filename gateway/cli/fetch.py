@@ -31,7 +31,7 @@ from gateway.settings import Settings, parse_upstream_settings
 
 if TYPE_CHECKING:
     from gateway.cache.reader import Cache, ReadResult
-    from gateway.callbutton.service import Service
+    from gateway.callbutton.client import UpstreamClient
     from gateway.model import Call
 
 Save = Callable[[Checkpoint], object]
@@ -159,23 +159,23 @@ class Export:
         """Write what is missing. Raises UpstreamError, OSError."""
         from prometheus_client import CollectorRegistry
 
-        from gateway.app import build_cache, build_service
+        from gateway.app import build_cache, build_upstream
         from gateway.metrics import Metrics
 
         metrics = Metrics(CollectorRegistry())
-        service = build_service(self._settings, metrics)
-        cache = build_cache(self._settings, service, metrics)
+        upstream = build_upstream(self._settings, metrics)
+        cache = build_cache(self._settings, upstream, metrics)
         if not self._checkpoint.size:
             self._write(self._format.begin())
         try:
             if self._checkpoint.asked["all"] == "true":
-                await self._take_all(service)
+                await self._take_all(upstream)
             else:
                 await self._read(cache, now)
         finally:
             self._progress.clear()  # and who fails or presses Ctrl-C does not wait for what is under way
         await cache.close()
-        await service.close()
+        await upstream.close()
         self._write(self._format.end(self._meta()))
         if self._checkpoint.unreadable:
             print_error(f"{self._checkpoint.unreadable} calls could not be read, and are left out")
@@ -216,11 +216,11 @@ class Export:
         self._save(self._checkpoint)
         self._progress.show(self._checkpoint.upto, self._checkpoint.calls)
 
-    async def _take_all(self, service: Service) -> None:
+    async def _take_all(self, upstream: UpstreamClient) -> None:
         from gateway.cache.fetcher import attributed
         from gateway.cache.scans import order
 
-        fetched = await service.fetch_all(self._codes, status=self._status)
+        fetched = await upstream.fetch_all(self._codes, status=self._status)
         if len(self._codes) == 1:
             fetched = attributed(self._codes[0], fetched)
         calls = sorted((call for found in fetched.calls.values() for call in found), key=order)

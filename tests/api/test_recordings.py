@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.callbutton.recordings import MOST, locate
+from gateway.callbutton.recordings import MAX_RECORDINGS, locate
 from gateway.simulator.recordings import wav
 from tests.support.consumers import Member, keys_file
 from tests.support.processes import wait_for
@@ -51,7 +51,7 @@ def test_a_part_is_a_part_and_head_has_no_body(gateway: Stand):
     assert part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
     beyond = gateway.client.get(call["recordingUrl"], headers={"Range": "bytes=9999999-"})
     assert (beyond.status_code, beyond.content) == (200, whole)
-    for _ in range(MOST + 2):  # none stays open
+    for _ in range(MAX_RECORDINGS + 2):  # none stays open
         head = gateway.client.head(call["recordingUrl"])
         assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(whole)), b"")
     assert gateway.client.get(call["recordingUrl"]).content == whole

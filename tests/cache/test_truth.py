@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
-from gateway.callbutton.central import align_to_fold
-from gateway.callbutton.service import Fetched
+from gateway.callbutton.central_time import align_to_fold
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.metrics import Metrics

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.callbutton import central
+from gateway.callbutton import central_time
 from gateway.model import Certainty, Window
 
 CHICAGO = ZoneInfo("America/Chicago")
@@ -28,10 +28,10 @@ GAPS = {2000: "2000-04-02T08:00", 2006: "2006-04-02T08:00", 2007: "2007-03-11T08
 
 @pytest.mark.parametrize("year", FOLDS)
 def test_every_hour_of_a_year_comes_back_from_the_wall_or_is_marked(year: int):
-    fold = central.fold_near(at(FOLDS[year]))
+    fold = central_time.fold_near(at(FOLDS[year]))
     assert fold == (at(FOLDS[year]), at(FOLDS[year]) + 2 * HOUR)
     for second in range(at(f"{year}-01-01T06:00") + 61, at(f"{year + 1}-01-01T06:00"), HOUR):
-        read, certainty = central.read_wall(central.write_wall(second))
+        read, certainty = central_time.parse_wall(central_time.render_wall(second))
         inside = fold.start <= second < fold.end
         assert certainty is (Certainty.ASSUMED if inside else Certainty.EXACT)
         later = inside and second >= fold.start + HOUR
@@ -40,11 +40,11 @@ def test_every_hour_of_a_year_comes_back_from_the_wall_or_is_marked(year: int):
 
 @pytest.mark.parametrize("year", GAPS)
 def test_a_wall_time_in_the_gap_is_read_with_the_offset_before_it(year: int):
-    gap = central.gap_near(at(GAPS[year]))
+    gap = central_time.gap_near(at(GAPS[year]))
     assert gap == at(GAPS[year])
     day = datetime.fromtimestamp(gap, UTC).strftime("%m/%d/%Y")
     expected = datetime.fromtimestamp(gap + 30 * 60, UTC)
-    assert central.read_wall(f"{day} 02:30:00") == (expected, Certainty.ASSUMED)
+    assert central_time.parse_wall(f"{day} 02:30:00") == (expected, Certainty.ASSUMED)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_a_wall_time_in_the_gap_is_read_with_the_offset_before_it(year: int):
 )
 def test_an_impossible_wall_time_is_refused(text: str):
     with pytest.raises(ValueError, match=r"."):
-        central.read_wall(text)
+        central_time.parse_wall(text)
 
 
 @pytest.mark.parametrize("text", ["1/5/2026 3:04:05", " 01/05/2026  03:04:05 ", "01/05/2026 03:04:05"])
 def test_a_wall_time_is_read_liberally(text: str):
-    assert central.read_wall(text) == (instant("2026-01-05T09:04:05"), Certainty.EXACT)
+    assert central_time.parse_wall(text) == (instant("2026-01-05T09:04:05"), Certainty.EXACT)
 
 
 # Wall times of 2026-11-01, and which reading each fold call gets: 1 earlier, 2 later; None: not decided.
@@ -78,12 +78,12 @@ ORDERS = {
 
 @pytest.mark.parametrize(("walls", "readings"), ORDERS.values(), ids=ORDERS)
 def test_the_order_of_the_reply_decides_the_fold(walls: list[str], readings: list[int] | None):
-    times = [central.read_wall(f"11/01/2026 {wall}:00")[0] for wall in walls]
+    times = [central_time.parse_wall(f"11/01/2026 {wall}:00")[0] for wall in walls]
     inside = [index for index, wall in enumerate(walls) if wall.startswith("01")]
     expected = {}
     if readings:
         expected = {index: times[index] + timedelta(hours=n - 1) for index, n in zip(inside, readings, strict=True)}
-    assert central.infer_folds(times) == expected
+    assert central_time.infer_folds(times) == expected
 
 
 NEAR = st.sampled_from([at(text) for text in (*FOLDS.values(), *GAPS.values())]).flatmap(
@@ -94,17 +94,17 @@ NEAR = st.sampled_from([at(text) for text in (*FOLDS.values(), *GAPS.values())])
 @given(NEAR, st.integers(-10 * HOUR, 50 * HOUR))
 def test_no_edge_is_ambiguous_or_missing_and_edges_cover_the_window(near: tuple[int, int], later: int):
     start, length = near
-    window = central.align_to_fold(Window(start, start + length))
-    sent = central.edges(window, now=start + later)
+    window = central_time.align_to_fold(Window(start, start + length))
+    sent = central_time.wall_range(window, now=start + later)
     for edge in sent:
         if edge is not None:
             wall = datetime.strptime(edge, "%m/%d/%Y %H:%M:%S")  # noqa: DTZ007
             readings = {wall.replace(tzinfo=CHICAGO, fold=fold).astimezone(UTC) for fold in (0, 1)}
             assert len(readings) == 1
-    first, _ = central.read_wall(sent.start)
+    first, _ = central_time.parse_wall(sent.start)
     assert first.timestamp() <= window.start - 1
     if sent.end is not None:
-        assert central.read_wall(sent.end)[0].timestamp() >= window.end + 1
+        assert central_time.parse_wall(sent.end)[0].timestamp() >= window.end + 1
     else:
         assert window.end >= start + later
 
@@ -112,9 +112,9 @@ def test_no_edge_is_ambiguous_or_missing_and_edges_cover_the_window(near: tuple[
 @given(NEAR)
 def test_no_window_is_split_inside_a_fold(near: tuple[int, int]):
     start, length = near
-    window = central.align_to_fold(Window(start, start + length))
+    window = central_time.align_to_fold(Window(start, start + length))
     for edge in (window.start, window.end):
-        fold = central.fold_near(edge)
+        fold = central_time.fold_near(edge)
         assert fold is not None
         assert not fold.start < edge < fold.end
     assert window.start <= start
@@ -132,22 +132,22 @@ EDGES = {
 
 @pytest.mark.parametrize(("start", "end", "expected"), EDGES.values(), ids=EDGES)
 def test_edges_to_send(start: str, end: str, expected: tuple[str, str | None]):
-    assert tuple(central.edges(Window(at(start), at(end)), at("2026-12-24T00:00"))) == expected
+    assert tuple(central_time.wall_range(Window(at(start), at(end)), at("2026-12-24T00:00"))) == expected
 
 
 def test_in_the_fold_an_end_ahead_is_sent_rather_than_null():
     now = at("2026-11-01T07:10")
-    window = central.align_to_fold(Window(at("2026-11-01T03:00"), now + 1))
-    assert central.edges(window, now).end == "11/01/2026 04:00:01"
-    assert central.edges_null_end(window, now).end is None
+    window = central_time.align_to_fold(Window(at("2026-11-01T03:00"), now + 1))
+    assert central_time.wall_range(window, now).end == "11/01/2026 04:00:01"
+    assert central_time.wall_range_to_now(window, now).end is None
 
 
 @pytest.mark.parametrize("year", [1999, 2006, 2021, 2026])
 def test_a_window_from_one_fold_to_the_next_has_the_anchors_of_both(year: int):
-    before, after = (central.fold_near(int(datetime(y, 7, 1, tzinfo=UTC).timestamp())) for y in (year, year + 1))
+    before, after = (central_time.fold_near(int(datetime(y, 7, 1, tzinfo=UTC).timestamp())) for y in (year, year + 1))
     assert before
     assert after
-    found = central.edges(Window(before.start, after.start), 4e9)
+    found = central_time.wall_range(Window(before.start, after.start), 4e9)
     assert found.start.endswith("23:59:59")
     assert found.end is not None
     assert found.end.endswith("04:00:01")

@@ -8,7 +8,7 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.callbutton.service import Service, ServiceSettings
+from gateway.callbutton.client import UpstreamClient, UpstreamSettings
 from gateway.callbutton.transport import Limits
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.metrics import Metrics
@@ -49,10 +49,10 @@ def test_a_retry_that_gets_no_slot_in_time_is_not_sent_and_does_not_count_agains
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/xml.jsp"
             limits = Limits(first_byte=2, deadline=2, concurrency=1)
-            service = Service(ServiceSettings(url, limits), Metrics(registry), time.time)
+            upstream = UpstreamClient(UpstreamSettings(url, limits), Metrics(registry), time.time)
 
             async def fetch() -> None:
-                await service.fetch(["8005550100"], WINDOW, status=False, now=time.time())
+                await upstream.fetch(["8005550100"], WINDOW, status=False, now=time.time())
 
             for _ in range(answered):
                 await fetch()
@@ -65,6 +65,6 @@ def test_a_retry_that_gets_no_slot_in_time_is_not_sent_and_does_not_count_agains
                 await second
             assert sent == answered + 2
             assert registry.get_sample_value("callbutton_gateway_upstream_retries_total") == 0
-            await service.close()
+            await upstream.close()
 
     asyncio.run(work())

@@ -372,7 +372,7 @@ NUMBERS = {"Duration": "durationSeconds", "TalkTime": "talkTimeSeconds"}
 
 
 def expected(known: dict[str, str | None], extra: dict[str, str], *, status: bool) -> dict[str, Any]:
-    """What a call says whose record has these texts."""
+    """The fields of a call whose record has these texts."""
     call: dict[str, Any] = {field: known.get(name) for name, field in TEXTS.items()}
     address = {field: known.get(name) for name, field in PLACES.items()}
     call["address"] = address if any(address.values()) else None

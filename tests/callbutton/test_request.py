@@ -3,7 +3,7 @@
 import pytest
 import xmltodict
 
-from gateway.callbutton.central import Edges
+from gateway.callbutton.central_time import WallRange
 from gateway.callbutton.request import render_request
 from tests.support.paths import DATA
 
@@ -11,8 +11,8 @@ SAMPLE = DATA / "samples" / "request.xml"
 
 
 def test_a_request_lists_codes_and_flags_in_turn():
-    edges = Edges("06/01/2026 06:59:59", None)
-    text = render_request(["a", "b"], edges, status=True).decode()
+    wall_range = WallRange("06/01/2026 06:59:59", None)
+    text = render_request(["a", "b"], wall_range, status=True).decode()
     listed = "<ClientCode>a</ClientCode><StatusFlag>true</StatusFlag><ClientCode>b</ClientCode>"
     assert listed in text
     read = xmltodict.parse(text)["Callbutton"]["CallbuttonService"]["GetCallDetailsRequest"]
@@ -25,8 +25,8 @@ def test_a_request_lists_codes_and_flags_in_turn():
 
 
 def test_the_sample_request_is_what_is_rendered():
-    edges = Edges("06/01/2026 06:59:59", "06/01/2026 08:00:01")
-    rendered = xmltodict.parse(render_request(["8005550100", "8005550101"], edges))
+    wall_range = WallRange("06/01/2026 06:59:59", "06/01/2026 08:00:01")
+    rendered = xmltodict.parse(render_request(["8005550100", "8005550101"], wall_range))
     assert rendered == xmltodict.parse(SAMPLE.read_bytes())
 
 
@@ -42,4 +42,4 @@ def test_a_request_for_all_calls_has_null_dates_and_the_flag_element_that_is_set
 @pytest.mark.parametrize("code", ["", "a b", "<", "a" * 65, "**", "é", "a\n"])
 def test_a_bad_client_code_is_never_sent(code: str):
     with pytest.raises(ValueError, match="client code"):
-        render_request([code], Edges("06/01/2026 06:59:59", None))
+        render_request([code], WallRange("06/01/2026 06:59:59", None))

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
-from gateway.callbutton.service import Fetched
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError
 from gateway.metrics import Metrics

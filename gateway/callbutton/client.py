@@ -16,7 +16,7 @@ from contextlib import suppress
 from msgspec import Struct
 
 from gateway import tracing
-from gateway.callbutton import central
+from gateway.callbutton import central_time
 from gateway.callbutton.admission import Admission, RetryBudget, backoff, is_retryable
 from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.callbutton.request import render_request
@@ -47,7 +47,7 @@ OUTCOMES = {
 }
 
 
-class ServiceSettings(Struct, frozen=True):
+class UpstreamSettings(Struct, frozen=True):
     """Where the upstream is and how it is treated."""
 
     url: str
@@ -65,10 +65,10 @@ class Fetched(Struct, frozen=True):
     status_ignored: bool
 
 
-class Service:
+class UpstreamClient:
     """The Callbutton server behind us."""
 
-    def __init__(self, settings: ServiceSettings, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: UpstreamSettings, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -83,18 +83,18 @@ class Service:
     async def fetch(
         self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Waiters | None = None
     ) -> Fetched:
-        """Ask for the calls of `codes` in a window (that `central.whole` left as it is), planned at `now`.
+        """Ask for the calls of `codes` in a window (that `central_time.whole` left as it is), planned at `now`.
 
         The reply may hold calls outside of it. Without a `demand` it waits for its turn as long as that takes. Raises
         UpstreamError.
         """
-        edges = central.edges(window, now)
+        wall_range = central_time.wall_range(window, now)
         demand = demand or Waiters(background=Priority.MISS)
         try:
-            return await self._ask(codes, edges, demand, status=status)
+            return await self._ask(codes, wall_range, demand, status=status)
         except UpstreamRejected:
-            without_end = central.edges_null_end(window, now)
-            if window.end < now or edges.end is None:
+            without_end = central_time.wall_range_to_now(window, now)
+            if window.end < now or wall_range.end is None:
                 raise
             return await self._ask(codes, without_end, demand, status=status)
 
@@ -103,10 +103,10 @@ class Service:
         return await self._ask(codes, None, Waiters(background=Priority.MISS), status=status)
 
     async def _ask(
-        self, codes: Sequence[str], edges: central.Edges | None, waiters: Waiters, *, status: bool
+        self, codes: Sequence[str], wall_range: central_time.WallRange | None, waiters: Waiters, *, status: bool
     ) -> Fetched:
         """POST, and once more where that can help, all within one deadline."""
-        body = render_request(codes, edges, status=status, flag_element=self._settings.flag_element)
+        body = render_request(codes, wall_range, status=status, flag_element=self._settings.flag_element)
         loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
         until = NO_DEADLINE
         self._retries.earn()

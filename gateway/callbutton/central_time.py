@@ -1,13 +1,15 @@
 """Wall time (naive US Central Time, as on the wire) to UTC and back. Pure.
 
 Rules (T4):
-- A wall time in the autumn fold has two readings. The order of a reply decides (`infer_folds`), else the earlier one
-  stands and is `assumed`. One in the spring gap is read with the offset before the gap: `assumed`.
+- A wall time in the autumn fold (01:00 to 02:00, which comes twice) has two readings. The order of the reply decides
+  (`infer_folds`); otherwise the earlier reading is taken, as `assumed`. A wall time in the spring gap, which clocks
+  skip, is read with the offset before the gap, as `assumed`.
 - The fold is atomic: no window is split inside it (`align_to_fold`).
-- No edge that is sent is ambiguous or non-existent. A request asks for a second more on each side, since the document
-  does not say whether edges are inclusive; near the fold for wall 23:59:59 of the day before to 04:00:01, so that the
-  order has anchors; in the hour after the gap from wall 01:59:59.
-- The rules of daylight saving come from the zone data, never from here: those before 2007 differ.
+- No edge that is sent is ambiguous or non-existent. A request asks for one second more on each side, because the
+  document does not say whether edges are inclusive. Near the fold it asks for wall 23:59:59 of the day before to
+  04:00:01, so that calls with exact times show the direction of the reply. In the hour after the gap it asks from
+  01:59:59.
+- The dates of clock changes come from the zone data: the rules before 2007 differ from today's.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ try:
 except ZoneInfoNotFoundError as error:
     raise RuntimeError("the zone America/Chicago is missing: install the package tzdata") from error
 
-HOUR = 3600
-LAST_YEAR = 9000  # some servers write 12/31/9999 where they have no date
-DAY = 86400
+HOUR = 3600  # seconds
+DAY = 86400  # seconds
+MAX_YEAR = 9000  # some servers write 12/31/9999 in place of a missing date
 WALL = re.compile(r"\s*(\d{1,2})/(\d{1,2})/(\d{4})\s+(\d{1,2}):(\d{1,2}):(\d{1,2})\s*", re.ASCII)
 WITHIN_HOUR = {
     f":{minute:02}:{second:02}": timedelta(minutes=minute, seconds=second)
     for minute in range(60)
     for second in range(60)
 }
-MOST_HOURS = 100_000  # kept in the cache below: eleven years
+MAX_HOURS = 100_000  # entries of `_hours`, eleven years
 _hours: dict[str, tuple[datetime, Certainty]] = {}
 
 
@@ -47,8 +49,8 @@ class Fold(NamedTuple):
     end: int
 
 
-class Edges(NamedTuple):
-    """The wall times to send; an end of None is the upstream's own now."""
+class WallRange(NamedTuple):
+    """The wall times of a request. An `end` of None means up to now by the upstream's clock."""
 
     start: str
     end: str | None
@@ -61,7 +63,7 @@ def _offset(seconds: int) -> int:
 
 @lru_cache(maxsize=512)
 def _changes(year: int) -> tuple[Fold | None, int | None]:
-    """Find the fold and the gap of a year from the zone's offsets."""
+    """The fold of a year, and the instant of its gap in seconds since 1970, found from the zone's offsets."""
     fold, gap = None, None
     start = int(datetime(year, 1, 1, 6, tzinfo=UTC).timestamp())
     for day in range(start, start + 366 * DAY, DAY):
@@ -80,17 +82,17 @@ def _year(seconds: int) -> int:
 
 
 def fold_near(instant: int) -> Fold | None:
-    """Find the fold of the wall year that holds an instant."""
+    """The fold in the wall year of an instant; None if clocks did not go back in that year."""
     return _changes(_year(instant))[0]
 
 
 def gap_near(instant: int) -> int | None:
-    """Find the instant of the spring change in the wall year that holds an instant."""
+    """The instant of the gap in the wall year of an instant; None if clocks did not go forward in that year."""
     return _changes(_year(instant))[1]
 
 
-def read_wall(text: str) -> tuple[datetime, Certainty]:
-    """Read `MM/DD/YYYY HH:MM:SS`. A fold gives its earlier reading. Raises ValueError."""
+def parse_wall(text: str) -> tuple[datetime, Certainty]:
+    """Parse `MM/DD/YYYY HH:MM:SS` to UTC. A time in the fold gets its earlier reading. Raises ValueError."""
     try:
         hour, certainty = _hours[text[:13]]
         return hour + WITHIN_HOUR[text[13:]], certainty
@@ -100,8 +102,8 @@ def read_wall(text: str) -> tuple[datetime, Certainty]:
     if match is None:
         raise ValueError("not a time in the form MM/DD/YYYY HH:MM:SS")
     month, day, year, clock, minute, second = map(int, match.groups())
-    if not 1900 <= year <= LAST_YEAR:
-        raise ValueError("a year that no call is of")
+    if not 1900 <= year <= MAX_YEAR:
+        raise ValueError(f"the year is not between 1900 and {MAX_YEAR}")
     within = timedelta(minutes=minute, seconds=second)
     if minute > 59 or second > 59:
         raise ValueError("a minute or second above 59")
@@ -109,28 +111,30 @@ def read_wall(text: str) -> tuple[datetime, Certainty]:
     exact = wall.utcoffset() == wall.replace(fold=1).utcoffset()
     certainty = Certainty.EXACT if exact else Certainty.ASSUMED
     hour = wall.astimezone(UTC)
-    if len(_hours) >= MOST_HOURS:
+    if len(_hours) >= MAX_HOURS:
         _hours.clear()
     _hours[f"{month:02}/{day:02}/{year} {clock:02}"] = hour, certainty
     return hour + within, certainty
 
 
-def write_wall(instant: int) -> str:
-    """Write an instant, in seconds since 1970, as the wall shows it."""
+def render_wall(instant: int) -> str:
+    """Render an instant, in seconds since 1970, as wall time."""
     return datetime.fromtimestamp(instant, ZONE).strftime("%m/%d/%Y %H:%M:%S")
 
 
 def in_fold(instant: datetime) -> bool:
-    """Tell whether the wall time of an instant is ambiguous."""
+    """Whether the wall time of an instant is ambiguous."""
     seconds = int(instant.timestamp())
     fold = fold_near(seconds)
     return fold is not None and fold.start <= seconds < fold.end
 
 
 def infer_folds(times: Sequence[datetime]) -> dict[int, datetime]:
-    """Decide folds by the order of a reply: the index and the instant of each call that is decided.
+    """Find the instants of calls in a fold by the order of the reply, by the index of the call.
 
-    `times` are those of one client code in the order of the reply, fold calls by their earlier reading.
+    `times` are the starts of one client's calls in the order of the reply, those in the fold by their earlier reading.
+    A fold is decided if the exact calls around it run in one direction and its own calls turn back against that
+    direction exactly once: that turn is the clock's.
     """
     seconds = [int(time.timestamp()) for time in times]
     decided: dict[int, datetime] = {}
@@ -166,8 +170,8 @@ def align_to_fold(window: Window) -> Window:
     return Window(start, end)
 
 
-def edges(window: Window, now: float) -> Edges:
-    """Find the wall times to send for a whole window, at `now`."""
+def wall_range(window: Window, now: float) -> WallRange:
+    """The wall times to send for an aligned window, at `now` in seconds since 1970."""
     start, end = window.start - 1, window.end + 1
     first, last = _touched(start, window), _touched(end, window)
     closed = window.end < now
@@ -178,11 +182,11 @@ def edges(window: Window, now: float) -> Edges:
     if last is not None:
         end = last.end + 2 * HOUR + 1
         closed = closed or now <= end
-    return Edges(write_wall(start), write_wall(end) if closed else None)
+    return WallRange(render_wall(start), render_wall(end) if closed else None)
 
 
 def _touched(edge: int, window: Window) -> Fold | None:
-    """Find the fold near an edge, if the edge is near enough for its anchors and something of it is asked for."""
+    """The fold near an edge of a window that touches it, if the edge lies within the exact calls around the fold."""
     fold = fold_near(edge)
     if fold is None or not (window.start - 1 < fold.end and window.end + 1 >= fold.start):
         return None
@@ -191,6 +195,6 @@ def _touched(edge: int, window: Window) -> Fold | None:
     return fold if edge <= fold.end + 2 * HOUR + 1 else None
 
 
-def edges_null_end(window: Window, now: float) -> Edges:
-    """Find the wall times for an upstream that refuses an EndDate ahead of it."""
-    return edges(window, now)._replace(end=None)
+def wall_range_to_now(window: Window, now: float) -> WallRange:
+    """The wall times for an upstream that refuses an EndDate in the future."""
+    return wall_range(window, now)._replace(end=None)
