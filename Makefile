@@ -30,7 +30,7 @@ bench: $(READY)
 
 soak: $(READY)  ## 200,000 steps and more of the cache's truth test; then load and faults for DURATION seconds
 	@echo "== 3,500 sequences of 60 steps"
-	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/test_truth.py
+	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/cache/test_truth.py
 	@echo "== load and faults"
 	@$(BIN)/python -m benchmarks.soak $(or $(DURATION),60)
 
@@ -47,21 +47,21 @@ openapi: $(READY)
 docs: $(READY)  ## the pages of docs/ that are made from the code
 	@$(BIN)/python -m docs.generate
 
-clients-tools: $(READY)  ## what tests/test_clients.py needs besides Java, Go and npm
+clients-tools: $(READY)  ## what tests/api/test_clients.py needs besides Java, Go and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
 
 schemathesis: $(READY)  ## the contract against a running gateway: 20,000 cases and more
-	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/test_schemathesis.py
+	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/api/test_schemathesis.py
 
 image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
-	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/test_image.py
+	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/deploy/test_image.py
 
 chart: $(READY) .venv-chart/.ready  ## the chart by both Helms, the schemas of two Kubernetes, checkov, and our own asserts
 	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix tests/node
-	@$(BIN)/python -m pytest -v tests/test_deploy.py tests/test_chart.py
+	@$(BIN)/python -m pytest -v tests/deploy/test_deploy.py tests/deploy/test_chart.py
 
 alerts: $(READY)  ## alerts played by promtool, dashboard, a Prometheus that scrapes; Debian's package prometheus
-	@$(BIN)/python -m pytest -v tests/test_alerts.py
+	@$(BIN)/python -m pytest -v tests/deploy/test_alerts.py
 
 LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 

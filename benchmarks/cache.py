@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
+from benchmarks.support import free_port, reachable, running, valkey, wait_for
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
@@ -35,7 +37,6 @@ from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.redis_client import RedisClient
 from gateway.simulator.server import PATH, Options, Simulator, create
-from tests.servers import running, valkey
 
 NOW = 1_795_000_000
 DAY = 86400
@@ -112,6 +113,15 @@ async def dashboard(*, status: bool, hours: int = 24) -> str:
     return f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%} of what a cache keyed by URL fetches"
 
 
+@contextmanager
+def level2() -> Iterator[str]:
+    """Run a Valkey server; gives its address."""
+    port = free_port()
+    with running([valkey(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""], Path(os.devnull)):
+        wait_for(lambda: reachable(port), "the server answers")
+        yield f"redis://127.0.0.1:{port}"
+
+
 async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
     """What a herd costs, the same one on each replica, and how soon after the last POST landed each was answered."""
     upstream = Upstream(Options(clients=50, calls_per_day=24), latency=0.2)
@@ -122,7 +132,7 @@ async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
         waits.append(time.perf_counter() - upstream.landed)
 
     with ExitStack() as stack:
-        url = stack.enter_context(running(valkey())).url if replicas > 1 else ""
+        url = stack.enter_context(level2()) if replicas > 1 else ""
 
         def connect() -> RedisClient | None:
             return RedisClient(url, Metrics(CollectorRegistry()), lambda: upstream.now, skew=math.inf) if url else None

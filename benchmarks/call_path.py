@@ -24,12 +24,12 @@ from types import FrameType
 import httpx
 
 import gateway
+from benchmarks.support import serving
 from gateway import app
 from gateway.auth.access_keys import fingerprint, new_key
 from gateway.cli.keys import with_key
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
-from tests.conftest import serving
 
 ROOT = str(Path(gateway.__file__).parent) + "/"
 CALLS = "/clients/8005550100/calls?start=2026-09-01T05:00:00Z&end=2026-09-01T17:00:00Z"

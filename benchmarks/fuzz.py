@@ -1,7 +1,7 @@
 """Fuzzing of the reader of replies: nothing crashes, nothing lasts, nothing is accepted that is not well-formed.
 
 `make fuzz` makes an environment of its own with the extra `fuzz` (atheris), and runs RUNS inputs, 2,000,000 unless
-said. An input is a reply, or the inside of a record of one; the judge is `tests.wellformed`.
+said. An input is a reply, or the inside of a record of one; the judge is `benchmarks.wellformed`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["gateway"]):
-    from tests.wellformed import MODES, judge
+    from benchmarks.wellformed import MODES, judge
 
-SAMPLES = Path(__file__).parent.parent / "tests" / "samples"
+SAMPLES = Path(__file__).parent.parent / "tests" / "data" / "samples"
 WORDS = (
     "<Call ID=\"1\">", "</Call>", "<StartTime>", "</StartTime>", "<Client>", "</Client>", "<CallDetails>", "<!--",
     "-->", "<![CDATA[", "]]>", "<?xml version=\"1.0\"?>", "<!DOCTYPE a>", "&#0;", "&amp;", "\\xef\\xbb\\xbf",

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.peers import POST
 from benchmarks.serving import SIMULATOR, running
+from benchmarks.support import free_port
 from gateway import app
 from gateway.auth.access_keys import fingerprint, new_key
 from gateway.cache.reader import Query
@@ -32,7 +33,6 @@ from gateway.cli.keys import with_key
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.settings import Settings
-from tests.processes import free_port
 
 CODE = "8005550100"
 FIRST = datetime(2025, 1, 1, 6, tzinfo=UTC)  # midnight in Central Time

@@ -33,7 +33,7 @@ import httpx
 
 from benchmarks import plots
 from benchmarks.peers import POST
-from tests.processes import free_port, reachable
+from benchmarks.support import free_port, reachable
 
 FLOOR = "a raw ASGI application, on uvicorn"
 PEERS = (

@@ -24,10 +24,10 @@ import uvicorn
 import xmltodict
 
 from benchmarks.replies import HEAD, LAYOUTS, TAIL, client, document_call, field_call, reply
+from benchmarks.support import free_port, reachable, running, wait_for
 from gateway import app
 from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.settings import Settings
-from tests.processes import free_port, reachable, running, wait_for
 
 PIECE = 65536  # bytes
 ROUNDS = 5

@@ -18,9 +18,9 @@ from gateway.cli import COMMANDS
 from gateway.cli.demo import demo_paths
 from gateway.metrics import Metrics
 from gateway.settings import OPTIONS, Settings, variable
-from tests.conftest import Make
+from tests.support.paths import ROOT
+from tests.support.stand import Make
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 API, PERFORMANCE = ((ROOT / "docs" / name).read_text("utf-8") for name in ("api.md", "performance.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "gateway"
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "gateway"
 MAX_LINES = 400
 # Higher numbers may import lower ones. `simulator` stands beside them all.
 LAYERS = {
@@ -35,8 +37,8 @@ LAYERS = {
     "errors": 0,
     "": 0,  # gateway/__init__.py: the version
 }
-FILES = sorted(ROOT.rglob("*.py"))
-IDS = [str(path.relative_to(ROOT)) for path in FILES]
+FILES = sorted(PACKAGE.rglob("*.py"))
+IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 OWNERS = {
     "litestar": {"api", "app"},
     "opentelemetry": {"tracing"},
@@ -51,7 +53,7 @@ OWNERS = {
 
 def part_of(path: Path) -> str:
     """Name the part of the package that a file belongs to."""
-    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
 
@@ -71,7 +73,7 @@ def parts_imported(path: Path) -> set[str]:
     """Name the parts of the package that a file imports."""
     ours = [name.split(".") for name in imports_of(path) if name.split(".")[0] == "gateway"]
     names = {words[1] if len(words) > 1 else "" for words in ours}
-    return {name if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file() else "" for name in names}
+    return {name if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file() else "" for name in names}
 
 
 def test_every_part_has_its_place():

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from gateway.logs import AccessLog, ConsoleFormatter, JsonFormatter, event_of
-from tests.processes import wait_in_loop_for
+from tests.support.processes import wait_in_loop_for
 
 
 @pytest.mark.parametrize(

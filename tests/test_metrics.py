@@ -14,7 +14,7 @@ from gateway.callbutton import client
 from gateway.callbutton.wait_queue import DropReason
 from gateway.metrics import PREFIX, Metrics, RequestMetrics
 from gateway.model import Certainty
-from tests.tools import tool
+from tests.support.tools import tool
 
 GATEWAY = Path(metrics.__file__).parent
 

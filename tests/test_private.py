@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 FILES = sorted(path for part in ("gateway", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
 PRIVATE = re.compile(r"_(?!_)\w+|__\w*(?<!__)")

@@ -18,10 +18,10 @@ from gateway.rate_sync import RateSync
 from gateway.rates import MAX_BUCKETS, Bucket, Exports, Rates, policy, remaining
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
-from tests.conftest import NOW, Clock, serving
-from tests.consumers import Member, keys_file
-from tests.processes import wait_for
-from tests.servers import Server, valkey
+from tests.support.consumers import Member, keys_file
+from tests.support.processes import wait_for
+from tests.support.servers import Server, valkey
+from tests.support.stand import NOW, Clock, serving
 
 
 def consumer(name: str = "a", rate: Rate | None = Rate(10, 10)) -> Consumer:  # noqa: B008 - it is frozen

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
 
 from gateway.access import Rate
 from gateway.settings import OPTIONS, PAGE, TEXT, Settings, SettingsError, parse_settings, removed_settings, variable
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 URL = "https://callbutton.example/xml.jsp"
 DURATIONS = [("250ms", 0.25), ("15s", 15), ("1.5m", 90), ("2h", 7200), ("7d", 604800)]
 POSITIVE = ["upstream_timeout", "upstream_idle_timeout", "upstream_deadline", "request_deadline", "upstream_max_span"]

@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from gateway import tracing
 from gateway.simulator.server import PATH
-from tests.processes import answers, free_port, gateway, reachable, running, wait_for
+from tests.support.processes import answers, free_port, gateway, reachable, running, wait_for
 
 ROUTE = "GET /clients/{code}/calls"
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736"

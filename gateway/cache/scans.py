@@ -159,7 +159,7 @@ class Spans:
     ) -> None:
         self._cache = cache
         self._question = query
-        self._patience = timeout
+        self._timeout = timeout
         self._newest_first = newest_first
         self._rest = _up_to(query.window, now)
         self._pace = pace
@@ -170,7 +170,7 @@ class Spans:
         """Begin to read the next span, if there is one."""
         if self._rest.start < self._rest.end:
             part, self._rest = _next_span(self._rest, self._span, newest_first=self._newest_first)
-            deadline = asyncio.get_running_loop().time() + self._patience
+            deadline = asyncio.get_running_loop().time() + self._timeout
             query = msgspec.structs.replace(self._question, window=part, deadline=deadline)
             self._ahead = asyncio.create_task(self._cache.read(query, self._span))
 

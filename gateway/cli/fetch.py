@@ -188,11 +188,11 @@ class Export:
 
         rest = Window(self._checkpoint.upto, self._checkpoint.window[1])
         query = Query(codes=self._codes, window=rest, status=self._status)
-        patience = self._settings.upstream_deadline * READ_DEADLINES
+        timeout = self._settings.upstream_deadline * READ_DEADLINES
         before = {tuple(key) for key in self._checkpoint.recent}
         written: list[Call] = []  # of the span that is going out
         first = True
-        async for part in stream(cache, query, now, patience, newest_first=False):
+        async for part in stream(cache, query, now, timeout, newest_first=False):
             calls = [call for call in part.calls if (call.client_code, call.id) not in before]
             self._write(self._format.rows(calls))
             written += calls

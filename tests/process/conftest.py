@@ -1,6 +1,6 @@
 """Gateways in front of a simulator, as processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.simulator.server import PATH, Options, create
-from tests.conftest import serving
-from tests.process.served import Served, served
-
-Serve = Callable[..., Served]
+from tests.process.served import Serve, Served, served
+from tests.support.stand import serving
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tests.processes import running, wait_for
+from tests.support.processes import running, wait_for
 
 CODE = "8005550100"
+ANSWERED = b"HTTP/1.1 200 OK\r\n"
+PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
+EXPORT = f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson"  # thirty megabytes
 LISTENING = "0A"  # a state of /proc/net/tcp
 LATER = 30  # seconds beyond a bound: how long a test waits on a machine that is busy with something else
 
@@ -163,3 +166,6 @@ def served(
         command, log, cwd=checkout or None, **{f"GATEWAY_{name}": text for name, text in variables.items()}
     ) as process:
         yield Served(process, log, bounds)
+
+
+Serve = Callable[..., Served]

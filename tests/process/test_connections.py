@@ -12,14 +12,21 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.process.conftest import Serve
-from tests.process.served import CODE, LATER, Served, answer, closed_after, everything, request
-from tests.processes import wait_for
-from tests.tools import tool
-
-ANSWERED = b"HTTP/1.1 200 OK\r\n"
-PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
-EXPORT = f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson"  # thirty megabytes
+from tests.process.served import (
+    ANSWERED,
+    CODE,
+    EXPORT,
+    LATER,
+    PAGE,
+    Serve,
+    Served,
+    answer,
+    closed_after,
+    everything,
+    request,
+)
+from tests.support.processes import wait_for
+from tests.support.tools import tool
 
 
 def problem_of(received: bytes) -> tuple[int, str]:

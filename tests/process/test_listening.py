@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.process.conftest import Serve
-from tests.process.served import REAL, Served, request
-from tests.processes import free_port, wait_for
-from tests.test_command_line import run
+from tests.process.served import REAL, Serve, Served, request
+from tests.support.commands import run
+from tests.support.processes import free_port, wait_for
 
 SETTINGS = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/", "GATEWAY_AUTH": "none", "GATEWAY_SIGNING_KEY": "k" * 32}
 

@@ -11,8 +11,8 @@ from threading import Barrier
 
 import httpx
 
-from tests.consumers import Member, keys_file
-from tests.processes import answers, free_port, gateway, running, wait_for
+from tests.support.consumers import Member, keys_file
+from tests.support.processes import answers, free_port, gateway, running, wait_for
 
 REQUESTS = 16  # at the same time, on a process that has not built the document
 

@@ -12,10 +12,8 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from tests.process.conftest import Serve
-from tests.process.served import CODE, LATER, REAL, Served, answer, request
-from tests.process.test_connections import ANSWERED, EXPORT, PAGE
-from tests.processes import wait_for
+from tests.process.served import ANSWERED, CODE, EXPORT, LATER, PAGE, REAL, Serve, Served, answer, request
+from tests.support.processes import wait_for
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 SLOW = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-01T01:00"

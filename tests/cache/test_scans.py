@@ -1,0 +1,217 @@
+"""A window as a stream, and filtered pages: everything once, in order, bounded, and no clean end after a failure."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
+from gateway.errors import UpstreamError, UpstreamFailed
+from gateway.model import Call, Window
+from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids
+
+MONTH = Window(NOW - 30 * DAY, NOW)
+
+
+def scattered(count: int, seconds: int = 30 * DAY) -> list[tuple[float, Call]]:
+    return [(0, call(f"{number:05}", NOW - 1 - number * (seconds // count))) for number in range(count)]
+
+
+async def streamed(upstream: Upstream, window: Window = MONTH, *, newest_first: bool = True) -> list[Call]:
+    parts = stream(cache_of(upstream), ask(["a"], window), upstream.now, 60, newest_first=newest_first)
+    return [one async for part in parts for one in part.calls]
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 1000, 9000])
+def test_a_stream_holds_every_call_once_in_order(count: int, newest_first: bool):
+    upstream = Upstream()
+    upstream.published = scattered(max(1, count))[:count]
+    calls = asyncio.run(streamed(upstream, newest_first=newest_first))
+    assert ids(calls) == ids([one for _, one in upstream.published])
+    starts = [one.start_time for one in calls]
+    assert starts == sorted(starts, reverse=newest_first)
+    assert all(window.end - window.start <= ROWS.first for _, window in upstream.posts[:1])
+
+
+def test_spans_follow_the_density():
+    upstream = Upstream()
+    upstream.published = scattered(40_000, 40_000)
+    asyncio.run(streamed(upstream, Window(NOW - 40_000, NOW)))
+    # The first span cannot know; from then on each holds what memory is meant for.
+    spans = [window.end - window.start for _, window in upstream.posts[1:]]
+    assert max(spans) <= ROWS.calls * 1.1
+
+
+def test_one_span_is_read_ahead_and_no_more():
+    upstream = Upstream()
+    upstream.published = scattered(9000)
+
+    async def run() -> list[int]:
+        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        posts = []
+        for _ in range(3):
+            await anext(parts)
+            await asyncio.sleep(0.01)  # the span ahead lands
+            posts.append(len(upstream.posts))
+        await asyncio.sleep(0.05)
+        assert len(upstream.posts) == posts[-1]
+        return posts
+
+    assert asyncio.run(run()) == [2, 3, 4]
+
+
+def test_who_leaves_a_stream_cancels_no_flight():
+    upstream = Upstream()
+    upstream.published = scattered(9000)
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        parts = stream(cache, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        for _ in range(2):
+            await anext(parts)
+        upstream.gate = asyncio.Event()
+        await asyncio.sleep(0.01)  # the third span is under way
+        await parts.aclose()  # type: ignore[attr-defined]
+        upstream.gate.set()
+        await cache.close()
+        _, last = upstream.posts[-1]
+        assert (await cache.read(ask(["a"], last))).lookup == "hit"
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 3
+
+
+def test_of_an_id_that_two_spans_have_the_later_is_sent():
+    """A call is moved from the second span into nothing that was read, or out of the first: it comes once."""
+    border = NOW - ROWS.first
+    upstream = Upstream()
+    upstream.published = [*scattered(300, ROWS.first), (0, call("moved", border + 10, campaign="before"))]
+
+    async def run() -> list[Call]:
+        cache = cache_of(upstream)
+        parts = stream(cache, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        calls = (await anext(parts)).calls
+        upstream.now += 1
+        upstream.published = [(0, one) for _, one in upstream.published if one.id != "moved"]
+        upstream.published.append((0, call("moved", border - 10, campaign="after")))
+        return calls + [one async for part in parts for one in part.calls]
+
+    calls = asyncio.run(run())
+    assert [one.campaign for one in calls if one.id == "moved"] == ["after"]
+    assert len(calls) == 301
+
+
+def test_what_has_gone_out_is_not_sent_again():
+    border = NOW - ROWS.first
+    upstream = Upstream()
+    upstream.published = [(0, call("moved", border + 10))]
+
+    async def run() -> list[Call]:
+        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        calls = (await anext(parts)).calls
+        upstream.now += 1
+        upstream.published = [(0, call("moved", border - 10))]
+        return calls + [one async for part in parts for one in part.calls]
+
+    assert len(asyncio.run(run())) == 1
+
+
+def test_a_failure_in_the_middle_ends_the_stream_with_its_error():
+    upstream = Upstream()
+    upstream.published = scattered(9000)
+
+    async def run() -> int:
+        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        seen = len((await anext(parts)).calls)
+        upstream.failure = UpstreamFailed("gone")
+        try:
+            async for part in parts:
+                seen += len(part.calls)
+        except UpstreamError:
+            return seen
+        raise AssertionError("a clean end")
+
+    assert 0 < asyncio.run(run()) < 9000
+
+
+def test_an_export_pushes_out_what_it_stored_itself_and_not_what_is_used():
+    upstream = Upstream()
+    upstream.published = scattered(9000)
+    dashboard = ask(["a"], Window(NOW - 2 * DAY, NOW - DAY))
+
+    async def run() -> None:
+        cache = cache_of(upstream, cache_bytes=2**20)
+        for _ in range(2):
+            await cache.read(dashboard)
+        parts = stream(cache, ask(["a"], MONTH, one_shot=True), upstream.now, 60, newest_first=True)
+        assert sum([len(part.calls) async for part in parts]) == 9000
+        posts = len(upstream.posts)
+        assert (await cache.read(dashboard)).lookup == "hit"
+        assert len(upstream.posts) == posts
+        assert (await cache.read(ask(["a"], Window(NOW - 5 * DAY, NOW - 4 * DAY)))).lookup != "hit"
+
+    asyncio.run(run())
+
+
+def odd(calls: Sequence[Call]) -> list[Call]:
+    return [one for one in calls if int(one.id) % 2]
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_filtered_pages_come_to_an_end_with_every_call_that_fits(newest_first: bool):
+    upstream = Upstream()
+    upstream.published = scattered(2000, 800 * DAY)
+    question = ask(["a"], Window(NOW - 800 * DAY, NOW))
+
+    async def run() -> list[Page]:
+        cache, after = cache_of(upstream), None
+        pages: list[Page] = []
+        while not pages or after is not None:
+            before = len(upstream.posts)
+            page = await read_page(cache, question, NOW, newest_first=newest_first, limit=70, after=after, keep=odd)
+            assert len(upstream.posts) - before <= MAX_PAGE_POSTS
+            assert page.after != after
+            after = page.after
+            pages.append(page)
+        return pages
+
+    pages = asyncio.run(run())
+    calls = [one for page in pages for one in page.calls]
+    assert ids(calls) == ids(odd([one for _, one in upstream.published]))
+    assert [one.start_time for one in calls] == sorted((one.start_time for one in calls), reverse=newest_first)
+
+
+def test_a_page_on_which_nothing_fits_costs_no_more_than_8_posts():
+    upstream = Upstream()
+    upstream.published = scattered(9000, 3000 * DAY)
+    question = ask(["a"], Window(NOW - 3000 * DAY, NOW))
+    page = asyncio.run(
+        read_page(cache_of(upstream), question, NOW, newest_first=True, limit=100, after=None, keep=lambda _: [])
+    )
+    assert (page.calls, len(upstream.posts)) == ([], MAX_PAGE_POSTS)
+    assert page.after is not None
+
+
+def test_a_filter_judges_the_later_version():
+    """An older version that fits does not come for a newer one that does not."""
+    upstream = Upstream()
+    upstream.published = [(0, call("7", NOW - 100_000, campaign="fits"))]
+    question = ask(["a"], Window(NOW - 3 * DAY, NOW))
+
+    async def run() -> Page:
+        cache = cache_of(upstream)
+        await cache.read(ask(["a"], Window(NOW - 2 * DAY, NOW - DAY)))
+        upstream.now += 60
+        upstream.published = [(0, call("7", NOW - 100, campaign="other"))]
+        return await read_page(
+            cache,
+            question,
+            upstream.now,
+            newest_first=True,
+            limit=10,
+            after=None,
+            keep=lambda calls: [one for one in calls if one.campaign == "fits"],
+        )
+
+    assert asyncio.run(run()).calls == []

@@ -1,0 +1,501 @@
+"""The fault matrix: every way in which the upstream can fail, over real sockets, and what the gateway makes of it.
+
+A row says what the consumer is answered, whether anything was kept, how many POSTs it cost and which metric moved; the
+test behind it proves that, and that the upstream, once healed, is read truly. `tests/faults.md` is this table
+(`WRITE_FAULTS=1 pytest tests/callbutton/test_faults.py` writes it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import re
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+from msgspec import Struct
+
+from tests.support.paths import TESTS
+from tests.support.processes import wait_for
+from tests.support.stand import Make, Stand
+
+DOCUMENT = TESTS / "faults.md"
+CODE = "8005550100"
+OTHER = "8005550101"
+ONE = f"/clients/{CODE}/calls"
+BOTH = f"/calls?client={CODE}&client={OTHER}"
+WINDOW = {"start": "2026-06-01T12:00:00Z", "end": "2026-06-01T13:00:00Z"}  # wall 07:00 to 08:00
+SHORT = {"upstream_timeout": 0.5, "upstream_idle_timeout": 0.5, "upstream_deadline": 1.0}  # seconds
+SLACK = 10.0  # seconds of a busy machine; what is not short in the settings is longer
+BUDGET = 1024**2  # bytes of a reply
+OK = "200"
+MALFORMED, FAILED, UNAUTHORIZED = "502 upstream-malformed", "502 upstream-error", "502 upstream-unauthorized"
+UNREACHABLE, TIMEOUT, REJECTED = "502 upstream-unreachable", "504 upstream-timeout", "422 upstream-rejected"
+OUTCOMES = {
+    OK: "ok",
+    MALFORMED: "malformed",
+    FAILED: "error",
+    UNAUTHORIZED: "unauthorized",
+    UNREACHABLE: "unreachable",
+    TIMEOUT: "timeout",
+    REJECTED: "rejected",
+}
+Behaviour = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Fault(Struct):
+    """A row. `calls` are the ids answered, `kept` those that a repeat is answered without a POST.
+
+    `after` is the time-out that ends it, if one does.
+    """
+
+    behave: Behaviour | str  # or an address where nothing of ours listens
+    answer: str
+    calls: tuple[str, ...] = ()
+    kept: bool = False
+    metric: str = ""  # that of the outcome, unless said
+    posts: int = 1
+    path: str = ONE
+    changes: dict[str, Any] = {}
+    after: str = ""
+
+    @property
+    def moved(self) -> str:
+        return self.metric or f'upstream_posts_total{{outcome="{OUTCOMES[self.answer]}"}}'
+
+
+def call(identity: str = "1", minute: int = 30, more: str = "", start: str = "") -> str:
+    when = start or f"06/01/2026 07:{minute:02}:00"
+    return f'<Call ID="{identity}"><StartTime>{when}</StartTime><Duration>5</Duration>{more}</Call>'
+
+
+def client(calls: str, code: str = CODE) -> str:
+    return f"<Client><ClientCode>{code}</ClientCode><CallDetails>{calls}</CallDetails></Client>"
+
+
+def envelope(inside: str) -> str:
+    return (
+        '<?xml version="1.0"?><Callbutton version="B"><Username>u</Username><Authentication>192.0.2.1'
+        f"</Authentication><CallbuttonService>{inside}</CallbuttonService></Callbutton>"
+    )
+
+
+def document(clients: str) -> str:
+    return envelope(f'<GetCallDetailsResponse status="OK">{clients}</GetCallDetailsResponse>')
+
+
+def failure(status: str, message: str = "Connection time out", element: str = "GetCallDetailResponse") -> str:
+    return envelope(f'<{element} status="{status}">{message}</{element}>')
+
+
+def http(body: bytes | str, *, status: str = "200 OK", headers: str = "", length: int | None = None) -> bytes:
+    sent = body.encode() if isinstance(body, str) else body
+    size = len(sent) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Type: text/xml\r\n{headers}Content-Length: {size}\r\n\r\n".encode() + sent
+
+
+def sends(*pieces: Any, close: bool = False) -> Behaviour:
+    """Send bytes, and pause for so many seconds."""
+
+    async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                writer.write(piece)
+                await writer.drain()
+            else:
+                await asyncio.sleep(piece)
+        if close:
+            writer.close()
+
+    return behave
+
+
+def answers(text: str, **how: Any) -> Behaviour:
+    return sends(http(text, **how))
+
+
+def resets(*pieces: bytes) -> Behaviour:
+    async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        await asyncio.sleep(0.05)  # that what was sent is read first
+        opened = writer.get_extra_info("socket")
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    return behave
+
+
+def endless(piece: bytes, times: int, *, packed: bool = False) -> Behaviour:
+    """Send a head and a piece many times over, made as it goes."""
+
+    async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
+        squeeze = zlib.compressobj(9, zlib.DEFLATED, 31) if packed else None
+        encoding = "Content-Encoding: gzip\r\n" if packed else ""
+        writer.write(f"HTTP/1.1 200 OK\r\n{encoding}Connection: close\r\n\r\n".encode())
+        head = document(client(call(more="<OtherData>"))).partition("</OtherData>")[0].partition("</Call>")[0].encode()
+        for index in range(times):
+            sent = head + piece if not index else piece
+            writer.write(squeeze.compress(sent) if squeeze else sent)
+            await writer.drain()
+        writer.close()
+
+    return behave
+
+
+async def by_code(request: bytes, writer: asyncio.StreamWriter) -> None:
+    """Answer with a call of each code asked; of both together with the first alone."""
+    codes = re.findall(rb"<ClientCode>(\d+)</ClientCode>", request)[:1]
+    writer.write(http(document("".join(client(call(code.decode()), code.decode()) for code in codes))))
+
+
+def drip(body: bytes, seconds: float) -> Behaviour:
+    pieces: list[bytes | float] = []
+    for byte in body:
+        pieces += [bytes([byte]), seconds]
+    return sends(*pieces)
+
+
+GOOD = document(client(call("healed")) + client(call("healed"), OTHER))
+SOUND = document(client(call()))
+HEAD = http(SOUND)
+XML_AT = HEAD.index(b"<?xml")
+BILLION = "<!DOCTYPE a [<!ENTITY a 'ha'>" + "".join(
+    f"<!ENTITY {name} '{10 * f'&{inner};'}'>" for inner, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+DEEP = 100_000
+FAULTS = {
+    "connection refused": Fault("refused", UNREACHABLE),
+    "no route": Fault("http://255.255.255.255:9/", UNREACHABLE),
+    "name not found": Fault("http://callbutton.invalid/", UNREACHABLE),
+    "connection hangs": Fault("full", TIMEOUT, changes=SHORT, after="upstream_timeout"),
+    "TLS fails": Fault("https", UNREACHABLE),
+    "hangs before the headers": Fault(sends(30.0), TIMEOUT, changes=SHORT, after="upstream_timeout"),
+    "headers dripped": Fault(drip(HEAD, 0.1), TIMEOUT, changes=SHORT, after="upstream_deadline"),
+    "hangs in the middle": Fault(sends(HEAD[:-40], 30.0), TIMEOUT, changes=SHORT, after="upstream_idle_timeout"),
+    "a byte every moment": Fault(
+        sends(HEAD[:XML_AT], *[b" ", 0.2] * 100), TIMEOUT, changes=SHORT, after="upstream_deadline"
+    ),
+    "reset before the first byte": Fault(resets(), UNREACHABLE),
+    "closed before the first byte": Fault(sends(close=True), UNREACHABLE),
+    "reset in the middle": Fault(resets(HEAD[:-40]), MALFORMED),
+    "Content-Length too long": Fault(sends(http(SOUND, length=9999), close=True), MALFORMED),
+    "Content-Length too short": Fault(answers(SOUND, length=100), MALFORMED),
+    "not HTTP": Fault(sends(b"220 mail.example ready\r\n", close=True), MALFORMED),
+    "200 with HTML": Fault(answers("<!DOCTYPE html><html><body>Login</body></html>"), MALFORMED),
+    "200 without a body": Fault(answers(""), MALFORMED),
+    "204": Fault(sends(b"HTTP/1.1 204 No Content\r\n\r\n"), FAILED),
+    "301": Fault(answers("", status="301 Moved", headers="Location: /elsewhere\r\n"), FAILED),
+    "400": Fault(answers(SOUND, status="400 Bad"), FAILED),
+    "401": Fault(answers("", status="401 No"), UNAUTHORIZED),
+    "403": Fault(answers("", status="403 No"), UNAUTHORIZED),
+    "500": Fault(answers(SOUND, status="500 Error"), FAILED),
+    "502": Fault(answers("", status="502 Bad"), FAILED),
+    "503 with Retry-After": Fault(answers("", status="503 Busy", headers="Retry-After: 60\r\n"), FAILED),
+    "ERROR": Fault(answers(failure("ERROR")), FAILED),
+    "ERROR, the other spelling": Fault(answers(failure("ERROR", element="GetCallDetailsResponse")), FAILED),
+    "ERROR about the dates": Fault(answers(failure("ERROR", "Date range not valid")), REJECTED),
+    "UNAUTHORIZED": Fault(answers(failure("UNAUTHORIZED")), UNAUTHORIZED),
+    "UNAUTHORIZED, the other spelling": Fault(
+        answers(failure("UNAUTHORIZED", element="GetCallDetailsResponse")), UNAUTHORIZED
+    ),
+    "a status that is unknown": Fault(answers(failure("MAYBE")), MALFORMED),
+    "truncated": Fault(answers(SOUND[:-40]), MALFORMED),
+    "junk after the document": Fault(answers(SOUND + "<!-- --><p>1</p>"), MALFORMED),
+    "DOCTYPE, internal": Fault(answers(SOUND.replace("?>", "?><!DOCTYPE a [<!ENTITY b 'c'>]>")), MALFORMED),
+    "DOCTYPE, external": Fault(answers(SOUND.replace("?>", "?><!DOCTYPE a SYSTEM 'http://127.0.0.1:9/a'>")), MALFORMED),
+    "entity bomb": Fault(answers(SOUND.replace("?>", f"?>{BILLION}]>").replace(">5<", ">&i;<")), MALFORMED),
+    "depth bomb, left open": Fault(answers(document(client(call(more="<a>" * DEEP)))), MALFORMED),
+    "depth bomb, closed": Fault(answers(document(client(call(more="<a>" * DEEP + "</a>" * DEEP)))), MALFORMED),
+    "depth bomb within a piece": Fault(answers(document(client(call(more="<a>" * 5000 + "</a>" * 5000)))), MALFORMED),
+    "a million elements in a call": Fault(
+        answers(document(client(call(more="<a/>" * 1_000_000)))), MALFORMED, changes={"upstream_max_bytes": 16 * BUDGET}
+    ),
+    "2 GB": Fault(endless(b"x" * 65536, 32768), MALFORMED),
+    "gzip bomb of 2 GB": Fault(endless(b"x" * 1024**2, 2048, packed=True), MALFORMED),
+    "gzip that nobody announced": Fault(sends(http(gzip.compress(SOUND.encode()))), MALFORMED),
+    "wrong charset": Fault(
+        sends(http(document(client(call(more="<OtherData>Ren\xe9</OtherData>"))).encode("cp1252"))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="windows_1252"}',
+    ),
+    "illegal characters": Fault(
+        answers(document(client(call(more="<OtherData>a\x01b&#2;</OtherData>")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="illegal_character"}',
+    ),
+    "NUL padding after the document": Fault(
+        answers(SOUND + "\0" * 100),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="illegal_character"}',
+    ),
+    "a blank line before the declaration": Fault(answers(f"\r\n{SOUND}"), OK, calls=("1",), kept=True),
+    "a byte order mark": Fault(answers(f"\ufeff{SOUND}"), OK, calls=("1",), kept=True),
+    "a namespace prefix": Fault(
+        answers(re.sub(r"<(/?)(?=\w)", r"<\1c:", SOUND).replace("<c:Callbutton ", "<c:Callbutton xmlns:c='urn:c' ")),
+        OK,
+        calls=("1",),
+        kept=True,
+    ),
+    "tags in lower case": Fault(
+        answers(re.sub(r"<[^?>]*>", lambda tag: tag[0].lower(), SOUND)), OK, calls=("1",), kept=True
+    ),
+    "a call without id": Fault(
+        answers(document(client(call() + call().replace(' ID="1"', "")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric="calls_unreadable_total",
+    ),
+    "a call without StartTime": Fault(
+        answers(document(client(call() + '<Call ID="2"><Duration>1</Duration></Call>'))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric="calls_unreadable_total",
+    ),
+    "a call with an impossible StartTime": Fault(
+        answers(document(client(call() + call("2", start="02/30/2026 25:00:00")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric="calls_unreadable_total",
+    ),
+    "a negative duration": Fault(answers(document(client(call().replace(">5<", ">-5<")))), OK, calls=("1",), kept=True),
+    "an id twice, with different content": Fault(
+        answers(document(client(call("1", 10) + call("1", 20)))), OK, calls=("1",), kept=True
+    ),
+    "calls outside the window": Fault(
+        answers(document(client(call() + call("2", start="06/01/2026 09:00:00")))), OK, calls=("1",), kept=True
+    ),
+    "calls out of order": Fault(
+        answers(document(client(call("1", 20) + call("2", 40) + call("3", 10)))), OK, calls=("2", "1", "3"), kept=True
+    ),
+    "a client that was not asked for": Fault(
+        answers(document(client(call()) + client(call("2"), OTHER) + client(call("3"), "8005559999"))),
+        OK,
+        calls=("2", "1"),
+        kept=True,
+        path=BOTH,
+    ),
+    "a client missing": Fault(by_code, OK, calls=(OTHER, CODE), kept=True, posts=2, path=BOTH),
+}
+
+
+class Upstream:
+    """A server that reads each request whole, and then behaves as it is told."""
+
+    def __init__(self) -> None:
+        self.behave: Behaviour = sends()
+        self.posts = 0
+        self.port = 0
+        self._started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Upstream:
+        self._thread.start()
+        assert self._started.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+        self._loop.close()
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._started.set()
+        await self._stop.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while not writer.is_closing():
+                first = await reader.readexactly(1)
+                if first == b"\x16":  # a client that begins TLS
+                    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    break
+                head = first + await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head.lower())
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                self.posts += 1
+                await self.behave(body, writer)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture
+def nowhere() -> Iterator[dict[str, str]]:
+    """Addresses at which no answer is to be had: a port that refuses, and one whose line is full."""
+    with socket.socket() as bound, socket.socket() as full, socket.socket() as one, socket.socket() as two:
+        bound.bind(("127.0.0.1", 0))
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for filling in (one, two):
+            filling.setblocking(False)
+            filling.connect_ex(full.getsockname())
+        ports = {"refused": bound.getsockname()[1], "full": full.getsockname()[1]}
+        yield {name: f"http://127.0.0.1:{port}/" for name, port in ports.items()}
+
+
+def url_of(fault: Fault, upstream: Upstream, nowhere: dict[str, str]) -> str:
+    if fault.behave == "https":
+        return f"https://127.0.0.1:{upstream.port}/"
+    if isinstance(fault.behave, str):
+        return nowhere.get(fault.behave, fault.behave)
+    return f"http://127.0.0.1:{upstream.port}/xml.jsp"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_fault_is_answered_kept_and_counted_as_the_table_says(
+    name: str, stand: Make, upstream: Upstream, nowhere: dict[str, str]
+):
+    fault = FAULTS[name]
+    settings = {"upstream_url": url_of(fault, upstream, nowhere), "upstream_max_bytes": BUDGET} | fault.changes
+    gateway = stand(**settings)
+    if not isinstance(fault.behave, str):
+        upstream.behave = fault.behave
+    upstream.posts = 0
+    before = gateway.metric(fault.moved)
+    path = f"{fault.path}{'&' if '?' in fault.path else '?'}" + "&".join(f"{k}={v}" for k, v in WINDOW.items())
+    began = time.monotonic()
+    answer = gateway.client.get(path)
+    took = time.monotonic() - began
+    body = answer.json()
+    least = SHORT.get(fault.after, 0.0)
+    assert least <= took < least + SLACK
+    said = OK if answer.status_code == 200 else f"{answer.status_code} {body['type'].removeprefix('/problems/')}"
+    assert said == fault.answer, body
+    assert gateway.metric(fault.moved) > before, fault.moved
+    assert tuple(one["id"] for one in body.get("data", ())) == fault.calls
+    assert body.get("meta", {}).get("stale", False) is False
+    if isinstance(fault.behave, str):
+        return
+    assert upstream.posts == fault.posts
+    upstream.behave = answers(GOOD)
+
+    def heal() -> httpx.Response | None:
+        gateway.pass_time(2)  # an error is remembered for a second
+        answer = gateway.client.get(path)
+        return answer if answer.status_code == 200 else None
+
+    again = wait_for(heal, "an answer")
+    assert again is not None
+    expected = "callbutton-gateway; hit" if fault.kept else "callbutton-gateway; fwd=miss"
+    assert again.headers["cache-status"].startswith(expected)
+    ids = [one["id"] for one in again.json()["data"]]
+    assert ids == (list(fault.calls) if fault.kept else ["healed"])
+
+
+def ask(gateway: Stand, number: int, hours: int = 1) -> httpx.Response:
+    """Ask about a client of its own, each for an hour of its own."""
+    return gateway.get(f"/clients/80055502{number:02}/calls", start=f"2026-06-01T{hours:02}:00:00Z", end="2026-06-02")
+
+
+def test_a_post_whose_connection_is_lost_before_the_first_byte_is_sent_once_more(stand: Make, upstream: Upstream):
+    gateway = stand(upstream_url=f"http://127.0.0.1:{upstream.port}/xml.jsp")
+    upstream.behave = answers(document(""))
+    for number in range(9):
+        assert ask(gateway, number).status_code == 200
+    upstream.posts = 0
+
+    async def once(body: bytes, writer: asyncio.StreamWriter) -> None:
+        await (resets() if upstream.posts == 1 else answers(document("")))(body, writer)
+
+    upstream.behave = once
+    assert ask(gateway, 10).status_code == 200
+    assert (upstream.posts, gateway.metric("upstream_retries_total")) == (2, 1)
+    upstream.behave = resets()
+    assert ask(gateway, 11).json()["type"] == "/problems/upstream-unreachable"
+    assert (upstream.posts, gateway.metric("upstream_retries_total")) == (3, 1)  # a tenth, no more
+
+
+def test_after_failures_in_a_row_nothing_is_sent_until_a_probe_is_answered(stand: Make, upstream: Upstream):
+    gateway = stand(upstream_url=f"http://127.0.0.1:{upstream.port}/xml.jsp", stale_if_error=3600.0)
+    upstream.behave = answers(document(""))
+    known = ask(gateway, 0)
+    gateway.pass_time(40 * 86400)
+    upstream.posts = 0
+    upstream.behave = answers("", status="500 Error")
+    for hours in range(8):  # one client does not open it
+        gateway.pass_time(2)
+        assert ask(gateway, 1, hours).status_code == 502
+    assert upstream.posts >= 8
+    assert gateway.metric("upstream_circuit_state") == 0
+    assert ask(gateway, 2).status_code == 502
+    posts = upstream.posts
+    refused = ask(gateway, 3)
+    assert upstream.posts == posts
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/upstream-circuit-open")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (gateway.metric("upstream_circuit_state"), gateway.metric("upstream_healthy")) == (2, 0)
+    assert gateway.get("/readyz").status_code == 200
+    gateway.clock.now -= 33 * 86400 - 600  # a little past freshness, which is seven days
+    stale = ask(gateway, 0)
+    assert (stale.status_code, stale.json()["meta"]["stale"]) == (200, True)
+    assert stale.json()["data"] == known.json()["data"]
+    upstream.behave = answers(document(""))
+    wait_for(lambda: ask(gateway, 4).status_code == 200, "the circuit closes")
+    assert (gateway.metric("upstream_circuit_state"), gateway.metric("upstream_healthy")) == (0, 1)
+
+
+def table() -> str:
+    rows = [
+        "# What the gateway makes of each fault of the upstream",
+        "",
+        "Printed by `tests/callbutton/test_faults.py`, which proves every row over real sockets: the answer where",
+        "nothing is in the cache yet, when it comes, whether anything was kept, the POSTs it cost, and the metric that",
+        "moved.",
+        "Once the upstream is healed the next read is whole.",
+        "",
+        "| fault | answer | after | kept | POSTs | metric that moves |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, fault in FAULTS.items():
+        metric = fault.moved.replace("{", "` `").replace("}", "")
+        kept, posts = "yes" if fault.kept else "nothing", 0 if isinstance(fault.behave, str) else fault.posts
+        shown = f"{fault.answer}, {len(fault.calls)} calls" if fault.answer == OK else fault.answer
+        after = f"`GATEWAY_{fault.after.upper()}`" if fault.after else "at once"
+        rows.append(f"| {name} | {shown} | {after} | {kept} | {posts} | `{metric}` |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_in_the_documents_is_this_one():
+    if os.environ.get("WRITE_FAULTS"):
+        DOCUMENT.write_text(table(), "utf-8")
+    assert DOCUMENT.read_text("utf-8") == table()

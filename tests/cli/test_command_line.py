@@ -1,0 +1,257 @@
+"""The command line as a script sees it: what is printed where, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import pytest
+import yaml
+
+from gateway import errors
+from gateway.__main__ import main
+from gateway.cli import COMMANDS, load
+from gateway.cli.check import ADVICE, OBSTACLES, advice_on, print_failure
+from gateway.cli.demo import demo_paths
+from gateway.errors import Obstacle
+from gateway.server import address_of, listen, make_server
+from gateway.simulator.server import PATH, Options, create
+from tests.support.commands import COMMAND, ENVIRONMENT, run
+
+
+@contextmanager
+def started(*words: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def lines_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """Read standard output up to and with the line that matches; fails at its end."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if re.search(pattern, line):
+            return text
+    raise AssertionError(f"no line matches {pattern!r} in {text!r}")
+
+
+@contextmanager
+def simulated(*faults: str) -> Iterator[str]:
+    """Run the simulator on a port of its own, in a thread."""
+    options = Options(calls_per_day=2000, faults=faults)
+    opened = listen("127.0.0.1", 0)
+    server = make_server(create(options), lifespan="off")
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+    thread.start()
+    try:
+        yield f"{address_of(opened)}{PATH}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def refused_port() -> Iterator[int]:
+    """A port that is bound, so that nobody else takes it, but does not listen."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"example:\n  {load(command).EXAMPLE}" in capsys.readouterr().out
+
+
+def test_help_lists_every_command_and_loads_no_server():
+    script = """\
+import sys
+from gateway.__main__ import main
+try:
+    main(["--help"])
+finally:
+    assert not {"uvicorn", "litestar"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(COMMANDS) == re.findall(r"^    (\w+) ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("variables", "loaded"),
+    [
+        ({}, set()),
+        ({"GATEWAY_CACHE_URL": "redis://127.0.0.1"}, {"redis", "cryptography"}),  # the driver loads it
+        ({"GATEWAY_AUTH": "oidc", "GATEWAY_OIDC_ISSUER": "https://issuer.example", "GATEWAY_OIDC_AUDIENCE": "a"},
+         {"cryptography", "jwt"}),
+    ],
+    ids=["nothing", "a shared cache", "tokens"],
+)  # fmt: skip
+def test_serve_loads_no_library_that_its_settings_do_not_ask_for(variables: dict[str, str], loaded: set[str]):
+    script = """\
+import os, sys
+from gateway.__main__ import parser
+from gateway import app, server
+from gateway.settings import parse_settings
+parser(["serve"])
+server.make_server(app.create(parse_settings(os.environ)))
+for name in ("redis", "jwt", "cryptography", "faker", "gateway.simulator"):
+    if name in sys.modules:
+        print(name)
+"""
+    settings = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:9/xml.jsp", "GATEWAY_AUTH": "none"} | variables
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=plain | settings, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set(done.stdout.split()) == loaded
+
+
+NO_HOST = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/", "GATEWAY_UPSTREAM_PROXY": "http://a..é/"}
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "named"),
+    [
+        ("serve", {}, "GATEWAY_UPSTREAM_URL is not set"),
+        ("serve", {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/"}, "GATEWAY_KEYS_FILE is not set"),
+        (
+            "serve",
+            {"GATEWAY_PORT": "tcp://10.0.0.1:80"},
+            "is not a whole number from 0 to 65535; see docs/settings.md#gateway_port",
+        ),
+        ("check", {}, "GATEWAY_UPSTREAM_URL is not set"),
+        ("check", {"GATEWAY_UPSTREAM_URL": "callbutton"}, "GATEWAY_UPSTREAM_URL: 'callbutton' is not"),
+        ("check", {"GATEWAY_UPSTREAM_URL": "http://a..é/"}, "the address of the upstream cannot be used"),
+        ("serve", NO_HOST | {"GATEWAY_AUTH": "none"}, "the address of the proxy cannot be used"),
+    ],
+    ids=[
+        "serve without address",
+        "serve without auth",
+        "serve in Kubernetes",
+        "check without address",
+        "check bad",
+        "check no host",
+        "serve no proxy",
+    ],
+)
+def test_bad_settings_end_with_2_and_one_line(command: str, variables: dict[str, str], named: str):
+    done = run(command, **variables)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert named in done.stderr
+
+
+def test_serve_on_a_taken_port_ends_with_1_and_one_line_after_the_log():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        done = run("serve", GATEWAY_UPSTREAM_URL="http://127.0.0.1:1/", GATEWAY_AUTH="none", GATEWAY_PORT=number)
+    *logged, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "ddress already in use" in last
+    assert [json.loads(line)["level"] for line in logged] == ["warning", "warning"]
+    assert "whoever reaches this address sees every client" in logged[0]
+    assert "GATEWAY_SIGNING_KEY" in logged[1]
+
+
+def test_check_of_a_refused_port_ends_with_1_and_plain_words(refused_port: int):
+    done = run("check", GATEWAY_UPSTREAM_URL=f"http://127.0.0.1:{refused_port}/xml.jsp")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "does not work: calls without status: no connection" in done.stdout
+    assert f"what to do: {OBSTACLES[Obstacle.REFUSED]}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("http://callbutton.invalid/", OBSTACLES[Obstacle.NAME]),
+        ("http://255.255.255.255:9/", ADVICE[errors.UpstreamUnreachable]),
+        ("https", OBSTACLES[Obstacle.TLS]),
+    ],
+    ids=["name", "route", "TLS"],
+)
+def test_check_tells_what_is_in_the_way(address: str, advice: str):
+    with simulated() as plain:
+        done = run("check", GATEWAY_UPSTREAM_URL=plain.replace("http:", "https:") if address == "https" else address)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"what to do: {advice}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        ([], 0, "works: calls with status"),
+        (["no-status"], 0, "set GATEWAY_STATUS_FLAG_ELEMENT"),
+        (["unauthorized"], 1, "the server saw: username partner, address 127.0.0.1"),
+        (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
+        (["error"], 1, ADVICE[errors.UpstreamFailed]),
+        (["html"], 1, ADVICE[errors.UpstreamMalformed]),
+    ],
+    ids=["none", "no-status", "unauthorized", "date-error", "error", "html"],
+)
+def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: str):
+    with simulated(*fault) as address:
+        done = run("check", GATEWAY_UPSTREAM_URL=address)
+    assert (code, "") == (done.returncode, done.stderr)
+    assert said in done.stdout
+
+
+def test_every_upstream_error_has_its_own_advice(capsys: pytest.CaptureFixture[str]):
+    assert set(errors.UpstreamError.__subclasses__()) == set(ADVICE)
+    assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.Postponed]
+    print_failure(errors.UpstreamTimeout("no answer within 30 s", answering=False), status=True)
+    assert f"no answer within 30 s\nwhat to do: {ADVICE[errors.UpstreamTimeout]}\n" in capsys.readouterr().out
+
+
+def test_the_demo_answers_its_first_command_and_ends_cleanly():
+    with started("demo", "--port", "0", "--simulator-port", "0") as demo:
+        commands = re.findall(r"curl -H 'X-API-Key: (cbg_.*)' '(.*)'", lines_until(demo, "Ctrl-C"))
+        assert len(commands) == 3
+        key, address = commands[0]
+        request = urllib.request.Request(address, headers={"X-API-Key": key})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            page = json.load(answer)
+        demo.send_signal(signal.SIGINT)
+        _, logged = demo.communicate(timeout=20)
+    assert page["data"]
+    assert demo.returncode == 0
+    assert [json.loads(line)["event"] for line in logged.splitlines()] == ["request"]
+    assert key not in logged
+
+
+@pytest.mark.parametrize(
+    ("today", "start"),
+    [
+        (datetime(2026, 11, 23, tzinfo=UTC), "2026-11-01T05:00:00Z"),
+        (datetime(2026, 11, 1, 8, tzinfo=UTC), "2025-11-02T05:00:00Z"),
+        (datetime(2025, 1, 1, tzinfo=UTC), "2024-11-03T05:00:00Z"),
+    ],
+    ids=["after", "in the night itself", "in the next year"],
+)
+def test_the_demo_begins_with_the_last_autumn_night(today: datetime, start: str):
+    assert f"start={start}" in demo_paths(today)[0]
+
+
+def test_openapi_prints_the_same_document_twice():
+    written, as_json = run("openapi"), run("openapi", "--json")
+    assert (written.returncode, as_json.returncode) == (0, 0)
+    assert yaml.safe_load(written.stdout) == json.loads(as_json.stdout)

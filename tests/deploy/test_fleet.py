@@ -1,0 +1,341 @@
+"""Three replicas behind nginx, as compose.yaml has them, as processes: restarted and killed under load.
+
+What the upstream is asked is counted at the upstream, a client and a window at a time, and by the replica that asks:
+
+- While the shared cache answers, each is fetched once by the whole fleet, however often replicas are restarted.
+- What a replica was fetching when it was killed is fetched once more; so may be what it had not yet shared.
+- While the shared cache is lost, each is fetched at most once by each replica. It comes back empty: what it held is
+  fetched once more by those who do not know it, what is new once by the whole fleet again.
+- No process ever fetches the same twice.
+
+To hold on a busy machine, too, replicas here give the shared cache more time than 100 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import yaml
+
+from gateway.guard import Limits
+from gateway.settings import PREFIX, parse_settings
+from gateway.simulator.calls import CENTRAL
+from gateway.simulator.request import parse_request
+from gateway.simulator.server import PATH, Options, Simulator
+from tests.support.paths import ROOT
+from tests.support.processes import answers, free_port, running, wait_for
+from tests.support.servers import running as serving_cache
+from tests.support.servers import valkey
+from tests.support.stand import serving
+from tests.support.tools import tool
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+COMPOSE_PROMETHEUS: dict[str, Any] = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
+NOON = datetime.now(UTC).replace(hour=18, minute=0, second=0, microsecond=0)
+CLIENTS = 20
+ASKED = 4  # times at once
+SHARING = 5.0  # seconds in which a flight lands and is shared, by far
+PATIENT = """
+import functools, sys
+from gateway import redis_client
+redis_client.RedisClient = functools.partial(redis_client.RedisClient, timeout=20, skew=20)
+from gateway.__main__ import main
+sys.exit(main(["serve"]))
+"""
+
+
+class Need(NamedTuple):
+    """Six hours of a client, so far back that they are fresh for hours, and not so near others that they are merged."""
+
+    code: str
+    start: datetime
+
+
+def need(number: int) -> Need:
+    """The needs in order."""
+    return Need(f"80055501{number % CLIENTS:02}", NOON - timedelta(days=10 + number // CLIENTS))
+
+
+class Fetch(NamedTuple):
+    """A client of a POST, as it came: when, and from which life of which replica."""
+
+    at: float
+    replica: int
+    life: int
+    need: Need
+
+
+class Upstream:
+    """A simulator that replicas reach by ways of their own, as proxies, so that it is known who asks."""
+
+    def __init__(self, replicas: int) -> None:
+        self.lives = [0] * replicas
+        self.fetches: list[Fetch] = []
+        self.posts = 0
+        self.held: list[Need] = []
+        self._simulator = Simulator(Options(clients=CLIENTS, calls_per_day=480, latency=0.05))
+        self._stopped = [threading.Event() for _ in range(replicas)]
+
+    def hold(self, replica: int) -> None:
+        """Answer a replica no more; `held` is what it asks for."""
+        self._stopped[replica].set()
+
+    def let_go(self, replica: int) -> None:
+        """Answer again."""
+        self._stopped[replica].clear()
+
+    def way(self, replica: int) -> Any:
+        """The ASGI application that one replica reaches."""
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                return
+            message = await receive()
+            while message.get("more_body"):
+                message["body"] += (more := await receive())["body"]
+                message["more_body"] = more.get("more_body")
+            needs = self._note(replica, message["body"])
+            if self._stopped[replica].is_set():
+                self.held += needs
+            while self._stopped[replica].is_set():  # noqa: ASYNC110 - by another thread
+                await asyncio.sleep(0.01)
+
+            async def again() -> Any:
+                return message
+
+            await self._simulator(scope, again, send)
+
+        return application
+
+    def _note(self, replica: int, body: bytes) -> list[Need]:
+        request = parse_request(body, "StatusFlag")
+        assert request.start is not None
+        start = request.start + timedelta(seconds=1)  # a POST asks for a second more on each side
+        noon = start.replace(tzinfo=CENTRAL).astimezone(UTC)
+        needs = [Need(code, noon) for code in request.codes]
+        self.posts += 1
+        self.fetches += [Fetch(time.monotonic(), replica, self.lives[replica], one) for one in needs]
+        return needs
+
+
+class Replica:
+    """A gateway that can be restarted on its port."""
+
+    def __init__(self, number: int, upstream: Upstream, way: int, shared: str, folder: Path) -> None:
+        self.port = free_port()
+        self._number = number
+        self._upstream = upstream
+        self._log = folder / f"gateway-{self.port}.log"
+        settings = {"UPSTREAM_URL": f"http://callbutton.invalid{PATH}", "UPSTREAM_PROXY": f"http://127.0.0.1:{way}"}
+        settings |= {"AUTH": "none", "PORT": str(self.port), "SIGNING_KEY": "k" * 32}
+        settings |= {"LOG_FORMAT": "json", "CACHE_URL": shared}
+        self._variables = {f"{PREFIX}{name}": text for name, text in settings.items()}
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        self._upstream.lives[self._number] += 1
+        command: list[str | Path] = [sys.executable, "-c", PATIENT]
+        self.process = self._stack.enter_context(running(command, self._log, **self._variables))
+        wait_for(lambda: answers(f"http://127.0.0.1:{self.port}/readyz"), "the replica is ready")
+
+    def restart(self) -> None:
+        """Stop as Kubernetes does, and start anew."""
+        self.process.terminate()
+        assert self.process.wait(60) in (0, -15)
+        self.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+    def shares(self) -> bool:
+        """Tell whether the shared cache is asked."""
+        lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=20).text.splitlines()
+        return "callbutton_gateway_cache_shared_up 1.0" in lines
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Load:
+    """Consumers that never pause: what is new is asked for by several at once, and now and then what is old."""
+
+    def __init__(self, address: str, consumers: int) -> None:
+        self._address = address
+        self._over = threading.Event()
+        self._numbers = itertools.count()
+        self.answers: list[int] = []
+        self.failures: list[str] = []
+        self._threads = [threading.Thread(target=self._ask) for _ in range(consumers)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._address, timeout=60) as client:
+            while not self._over.is_set():
+                number = next(self._numbers)
+                newest = number // (2 * ASKED)
+                code, start = need(newest if number % 2 else newest * 3 // 5)
+                window = {
+                    "start": f"{start:%Y-%m-%dT%H:%M:%SZ}",
+                    "end": f"{start + timedelta(hours=6):%Y-%m-%dT%H:%M:%SZ}",
+                }
+                try:
+                    answer = client.get(f"/clients/{code}/calls", params=window)
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                else:
+                    self.answers.append(answer.status_code)
+                    if answer.status_code != 200:
+                        self.failures.append(answer.text)
+                time.sleep(0.01)
+
+    def ahead(self) -> int:
+        """The number of a need that nobody has asked for."""
+        return next(self._numbers) // (2 * ASKED) + 1
+
+    def goes_on(self, more: int = 50) -> None:
+        """Wait until so many more are answered."""
+        enough = len(self.answers) + more
+        wait_for(lambda: len(self.answers) >= enough, f"{more} more answers")
+
+
+@contextmanager
+def fleet(folder: Path, shared: str, upstream: Upstream) -> Iterator[tuple[str, list[Replica]]]:
+    """Three replicas and nginx with the configuration of compose.yaml; gives nginx's address."""
+    nginx = tool("nginx", "nginx-light")
+    front = free_port()
+    with ExitStack() as stack:
+        ways = [stack.enter_context(serving(upstream.way(number))) for number in range(3)]
+        replicas = [Replica(number, upstream, way, shared, folder) for number, way in enumerate(ways)]
+        for replica in replicas:
+            stack.callback(replica.close)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Replica.start, replicas))
+        configuration = folder / "nginx.conf"
+        configuration.write_text(on_loopback(COMPOSE["configs"]["nginx"]["content"], folder, front, replicas))
+        words: list[str | Path] = [nginx, "-p", folder, "-c", configuration, "-e", "stderr", "-g", "daemon off;"]
+        stack.enter_context(running(words, folder / "nginx.log"))
+        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers")
+        yield f"http://127.0.0.1:{front}", replicas
+
+
+def on_loopback(text: str, folder: Path, front: int, replicas: list[Replica]) -> str:
+    """The configuration of nginx with addresses in the place of names, and files where anyone may write."""
+    servers = "\n".join(f"server 127.0.0.1:{one.port} max_fails=1 fail_timeout=2s;" for one in replicas)
+    text, found = re.subn(r"server gateway:8080 resolve (.*);", servers, text.replace("$$", "$"))
+    assert found == 1
+    text, found = re.subn(r"listen 8080;", f"listen 127.0.0.1:{front};", text)
+    assert found == 1
+    text = re.sub(r"resolver .*;", "", text)
+    paths = "\n".join(
+        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"pid {folder}/nginx.pid;\n" + text.replace("http {", f"http {{\n{paths}", 1)
+
+
+def repeated(fetches: Sequence[Fetch]) -> dict[Need, list[Fetch]]:
+    """What was fetched more than once."""
+    by_need: dict[Need, list[Fetch]] = defaultdict(list)
+    for fetch in fetches:
+        by_need[fetch.need].append(fetch)
+    return {need: found for need, found in by_need.items() if len(found) > 1}
+
+
+def test_no_request_fails_and_the_upstream_is_asked_once_while_replicas_come_and_go_and_their_cache_is_lost(
+    tmp_path: Path,
+):
+    upstream = Upstream(3)
+    with (
+        serving_cache(valkey()) as server,
+        fleet(tmp_path, server.url, upstream) as (address, replicas),
+        Load(address, consumers=8) as load,
+    ):
+        load.goes_on()
+        for replica in replicas:
+            replica.restart()
+            load.goes_on()
+        assert load.failures == []
+        assert repeated(upstream.fetches) == {}
+        print(f"rolling restart: {len(load.answers)} answers, {len(upstream.fetches)} needs, {upstream.posts} POSTs")
+
+        upstream.hold(0)
+        wait_for(lambda: upstream.held, "the replica to be killed has a flight under way")
+        life, killed = upstream.lives[0], time.monotonic()
+        replicas[0].kill()
+        held = set(upstream.held)
+        upstream.let_go(0)
+        wait_for(lambda: held <= repeated(upstream.fetches).keys(), "others fetch what the killed one was fetching")
+        load.goes_on(200)
+        replicas[0].start()
+        load.goes_on()
+        # What an answer was cut off in the middle of cannot be asked for again by nginx.
+        assert len(load.failures) <= 8
+        assert all("RemoteProtocolError" in failure for failure in load.failures)
+        cut_off = len(load.failures)
+        again = repeated(upstream.fetches)
+        for first, *others in again.values():
+            assert (first.replica, first.life) == (0, life)
+            assert first.at > killed - SHARING
+            assert len(others) == 1
+        print(f"kill: {cut_off} answers cut off, {len(held)} flights under way, {len(again)} fetched once more")
+
+        server.kill()
+        load.goes_on(200)
+        server.start()
+        wait_for(lambda: all(replica.shares() for replica in replicas), "the shared cache is asked again", 60)
+        since = load.ahead()
+        load.goes_on(200)
+        print(f"loss of the cache: {len(repeated(upstream.fetches)) - len(again)} fetched by more than one replica")
+        assert len(load.failures) == cut_off
+        assert set(load.answers) == {200}
+    counted = Counter((fetch.replica, fetch.life, fetch.need) for fetch in upstream.fetches)
+    assert set(counted.values()) == {1}
+    fresh = {need(number) for number in range(since, load.ahead())}
+    assert not fresh & repeated(upstream.fetches).keys()
+
+
+def test_compose_sets_what_the_gateway_reads_and_hardens_what_is_ours():
+    services = COMPOSE["services"]
+    given = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for name, text in services["gateway"]["environment"].items()}
+    settings = parse_settings(given)
+    assert urlsplit(settings.upstream_url)[1:3] == ("simulator:8081", PATH)
+    assert settings.cache_url == "valkey://valkey:6379"
+    assert settings.metrics_port == COMPOSE_PROMETHEUS["scrape_configs"][0]["dns_sd_configs"][0]["port"]
+    assert Path("helm/alerts.yaml") == Path(COMPOSE["configs"]["alerts"]["file"])
+    assert services["simulator"]["image"] == services["gateway"]["image"]
+    grace = float(services["gateway"]["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
+    for name in ("simulator", "gateway"):
+        assert services[name]["read_only"]
+        assert services[name]["cap_drop"] == ["ALL"]
+    assert services["gateway"]["deploy"]["replicas"] == 3
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_opens_ports_to_this_machine_alone(name: str):
+    for port in COMPOSE["services"][name].get("ports", []):
+        assert port.startswith("127.0.0.1:")

@@ -1,0 +1,8 @@
+"""Where things are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+TESTS = ROOT / "tests"
+DATA = TESTS / "data"
+NODE = TESTS / "node"

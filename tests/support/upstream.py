@@ -1,0 +1,130 @@
+"""An upstream that is a plain function, and a cache in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from gateway.cache.freshness import Rule
+from gateway.cache.reader import Cache, CacheSettings, Query
+from gateway.callbutton.client import Fetched
+from gateway.callbutton.wait_queue import Waiters
+from gateway.errors import UpstreamError
+from gateway.metrics import Metrics
+from gateway.model import Call, Certainty, PhoneType, Result, Window
+
+NOW = 1_790_000_000
+HOUR = 3600
+DAY = 86400  # seconds
+LAST_HOUR = Window(NOW - HOUR, NOW)
+Fault = Callable[[Sequence[str], Window], UpstreamError | None]
+
+
+def call(identity: str, start: int, code: str = "a", campaign: str | None = None) -> Call:
+    return Call(
+        id=identity,
+        client_code=code,
+        start_time=datetime.fromtimestamp(start, UTC),
+        start_time_certainty=Certainty.EXACT,
+        campaign=campaign,
+        did=None,
+        ani=None,
+        other_data=None,
+        phone_type=PhoneType.NORMAL,
+        target=None,
+        result=Result.CONNECTED,
+        duration_seconds=1,
+        talk_time_seconds=None,
+        index_number=None,
+        dtmf=None,
+        recording_url=None,
+        address=None,
+        status=None,
+        extra={},
+    )
+
+
+class Upstream:
+    """Calls with the instants from which they are published; answers a second more than asked on each side."""
+
+    def __init__(self) -> None:
+        self.now: float = NOW
+        self.published: list[tuple[float, Call]] = []
+        self.posts: list[tuple[tuple[str, ...], Window]] = []
+        self.failure: Exception | None = None
+        self.leave_out: set[str] = set()
+        self.gate: asyncio.Event | None = None
+        self.unreadable: dict[str, int] = {}
+
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,  # noqa: ARG002
+        now: float,
+        demand: Waiters,  # noqa: ARG002
+    ) -> Fetched:
+        self.posts.append((tuple(codes), window))
+        sent = self.now
+        end = self.now if window.end >= now else window.end + 1
+        found: dict[str, list[Call]] = {
+            code: [] for code in codes if code != "*" and (len(codes) == 1 or code not in self.leave_out)
+        }
+        for since, one in self.published:
+            seconds = one.start_time.timestamp()
+            if since <= sent and window.start - 1 <= seconds <= end and ("*" in codes or one.client_code in found):
+                found.setdefault(one.client_code, []).append(one)
+        if self.gate is not None:
+            await self.gate.wait()
+        else:
+            await asyncio.sleep(0)
+        if self.failure is not None:
+            raise self.failure
+        return Fetched(sent, found, dict(self.unreadable), status_ignored=False)
+
+
+def cache_of(upstream: Upstream, **changes: int) -> Cache:
+    values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
+    rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
+    return Cache(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
+
+
+def ask(codes: Sequence[str], window: Window, **changes: Any) -> Query:
+    return Query(codes=tuple(codes), window=window, **changes)
+
+
+def ids(calls: Sequence[Call]) -> list[str]:
+    return sorted(one.id for one in calls)
+
+
+class Faulty(Upstream):
+    """An upstream whose POSTs fail by their codes and window, and that may echo other codes."""
+
+    def __init__(self, fault: Fault | None = None) -> None:
+        super().__init__()
+        self.fault = fault
+        self.echoes: dict[str, str] = {}
+
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,
+        now: float,
+        demand: Waiters,
+    ) -> Fetched:
+        fetched = await super().__call__(codes, window, status=status, now=now, demand=demand)
+        if self.fault is not None and (error := self.fault(codes, window)) is not None:
+            raise error
+        return Fetched(
+            fetched.sent,
+            {self.echoes.get(code, code): calls for code, calls in fetched.calls.items()},
+            fetched.unreadable,
+            status_ignored=False,
+        )
