@@ -67,7 +67,7 @@ class Recordings:
     async def open(self, value: str | None, identity: str, part: str | None) -> Recording:
         """Begin to fetch a recording, or a part of it if the upstream knows how. Raises GatewayError."""
         if len(self._pumps) >= MOST:
-            raise Overloaded("too many recordings are being listened to", 5)
+            raise Overloaded("too many recordings are being streamed", 5)
         address = locate(value, identity, self._template, self._upstream)
         headers = {"Accept": "audio/*", "Accept-Encoding": "identity"}
         if part is not None and RANGE.fullmatch(part):
@@ -105,7 +105,7 @@ class Recordings:
                     async for piece in response.aiter_raw(CHUNK_SIZE):
                         timer.received += len(piece)
                         if timer.received > MOST_BYTES:
-                            raise UpstreamMalformed("the recording is larger than any call")
+                            raise UpstreamMalformed(f"the recording is larger than {MOST_BYTES} bytes")
                         pipe.begin(response)
                         await pipe.queue.put(piece)
                         if pipe.stopped:
@@ -113,11 +113,11 @@ class Recordings:
                     pipe.begin(response)
                     await pipe.queue.put(None)
                     return
-            raise UpstreamFailed("the Callbutton server sends in circles whoever asks for the recording")
+            raise UpstreamFailed("redirect loop while fetching the recording from the Callbutton server")
         except (UpstreamError, NotFound) as error:
             await pipe.fail(error)
         except httpx.InvalidURL:
-            await pipe.fail(UpstreamMalformed("the Callbutton server's address of the recording is none"))
+            await pipe.fail(UpstreamMalformed("the Callbutton server redirects the recording to an invalid address"))
         except Exception as error:
             await pipe.fail(error)  # or else the listener would wait for ever
             raise
@@ -178,7 +178,7 @@ def _redirected(address: str, location: str) -> str:
         target = urljoin(address, location)
         if origin(target) == origin(address):
             return target
-    raise UpstreamFailed("the Callbutton server sends elsewhere whoever asks for the recording")
+    raise UpstreamFailed("the Callbutton server redirects the recording to another server")
 
 
 def _check(response: httpx.Response) -> None:
@@ -191,8 +191,8 @@ def _check(response: httpx.Response) -> None:
     if status not in (200, 206) or (status == 206 and "content-range" not in headers):
         raise UpstreamFailed(f"the Callbutton server answered with HTTP status {status}")
     if not headers.get("content-type", "").lower().startswith("audio/"):
-        raise UpstreamMalformed("what the Callbutton server has for this call is not a recording")
+        raise UpstreamMalformed("the Callbutton server's reply for this recording is not audio")
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UpstreamMalformed("the recording has a content encoding that was not asked for")
+        raise UpstreamMalformed("the recording has a content encoding that the gateway did not accept")
     if (length := headers.get("content-length", "0")).isdigit() and int(length) > MOST_BYTES:
-        raise UpstreamMalformed("the recording is larger than any call")
+        raise UpstreamMalformed(f"the recording is larger than {MOST_BYTES} bytes")

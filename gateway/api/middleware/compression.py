@@ -1,9 +1,10 @@
-"""Compression: zstd, br or gzip, by the weights of `Accept-Encoding`; streams are flushed chunk by chunk.
+"""Compression of responses with zstd, br or gzip, as `Accept-Encoding` prefers.
 
 Rules:
-- Only text is compressed, and nothing that is tiny, partial, without a body, or compressed already.
-- `Vary` tells caches that the response depends on Accept-Encoding. Entity tags are weak, so they hold for every coding.
-- A stream that breaks off is never finished.
+- Only text of at least `MIN_SIZE` is compressed, and no response that is empty or already compressed.
+- Streams are flushed after each chunk, so that consumers get calls as soon as they are read.
+- `Vary` names Accept-Encoding. Entity tags are weak, so they are the same for every coding.
+- The compressed form of an aborted stream has no end either, so that consumers notice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from litestar.types import HTTPResponseStartEvent, HTTPScope, Message, Receive, 
 from gateway.api.middleware.request_context import HTTPApp, context_of
 from gateway.api.negotiation import Headers, negotiate_coding, with_vary
 
-MIN_SIZE = 1024  # bytes of a whole body; below that one packet carries it anyway
+MIN_SIZE = 1024  # bytes of a body; a smaller one fits in one packet anyway
 TEXT_TYPES = (
     b"text/",
     b"application/json",
@@ -33,17 +34,17 @@ BODILESS = (204, 206, 304)
 
 
 class Compressor(Protocol):
-    """Compresses a body chunk by chunk."""
+    """Compresses the chunks of a body."""
 
     def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk, to bytes that can be decompressed at once."""
+        """Compress a chunk to bytes that a client can decompress without further ones."""
 
     def finish(self) -> bytes:
         """The end of the compressed body."""
 
 
 class Zstd:
-    """Zstandard (RFC 8878), in a window that browsers accept."""
+    """Zstandard (RFC 8878). The window of level 3 is 2 MB; browsers accept at most 8 MB."""
 
     def __init__(self) -> None:
         self._stream = zstandard.ZstdCompressor(level=3).compressobj()
@@ -91,13 +92,13 @@ CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": Zstd, "br": Brotli, "gzi
 
 
 class Compression:
-    """An ASGI layer that compresses responses as the request accepts it."""
+    """The ASGI layer."""
 
     def __init__(self, app: HTTPApp) -> None:
         self._app = app
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Compress the response, if the request accepts it and it is worth it."""
+        """Compress the response if the rules allow it."""
         chosen = negotiate_coding(context_of(scope).header(b"accept-encoding"), tuple(CODINGS))
         start: HTTPResponseStartEvent | None = None
         compressor: Compressor | None = None
@@ -112,7 +113,7 @@ class Compression:
                 return
             body, more = message["body"], message["more_body"]
             beginning, start = start, None
-            if beginning is not None and _is_text(beginning):
+            if beginning is not None and _is_compressible(beginning):
                 beginning["headers"] = with_vary(list(beginning["headers"]), "Accept-Encoding")
                 if chosen is not None and (more or len(body) >= MIN_SIZE):
                     compressor = CODINGS[chosen]()
@@ -120,21 +121,21 @@ class Compression:
                 body = (compressor.compress(body) if body else b"") + (b"" if more else compressor.finish())
             if beginning is not None:
                 if compressor is not None and chosen is not None:
-                    beginning["headers"] = _coded(beginning["headers"], chosen, None if more else len(body))
+                    beginning["headers"] = _coded_headers(beginning["headers"], chosen, None if more else len(body))
                 await send(beginning)
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
         return self._app(scope, receive, send_compressed)
 
 
-def _is_text(start: HTTPResponseStartEvent) -> bool:
+def _is_compressible(start: HTTPResponseStartEvent) -> bool:
     headers = {name.lower(): value for name, value in start["headers"]}
     media_type = headers.get(b"content-type", b"")
-    plain = b"content-encoding" not in headers and b"no-transform" not in headers.get(b"cache-control", b"")
-    return plain and start["status"] not in BODILESS and media_type.startswith(TEXT_TYPES)
+    allowed = b"content-encoding" not in headers and b"no-transform" not in headers.get(b"cache-control", b"")
+    return allowed and start["status"] not in BODILESS and media_type.startswith(TEXT_TYPES)
 
 
-def _coded(headers: Iterable[tuple[bytes, bytes]], chosen: str, length: int | None) -> Headers:
+def _coded_headers(headers: Iterable[tuple[bytes, bytes]], chosen: str, length: int | None) -> Headers:
     kept = [(name, value) for name, value in headers if name.lower() != b"content-length"]
     if length is not None:
         kept.append((b"content-length", b"%d" % length))
