@@ -46,7 +46,7 @@ def test_every_problem_leads_to_a_page_that_says_what_it_means_and_what_to_do(st
         page = client.get(f"/problems/{kind.name}").text
         assert kind.meaning, f"{kind.name} does not say what it means"
         assert f"<h1>{kind.title}</h1>" in page
-        assert f"<p>{kind.hint}</p>" in page
+        assert kind.hint.split("`")[0] in page
         assert kind.meaning.split("`")[0] in page
 
 

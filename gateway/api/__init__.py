@@ -2,6 +2,6 @@
 
 Begin with `routes`, which builds the application, then a handler in `calls`: it parses its query (`query`,
 `time_ranges`), reads the cache, and renders the response (`responses`, `exports`). `middleware` has the layers around
-the handlers, `problems` the status code of every error, and `openapi` the description of it all. Not here: the
-decisions who may see which calls (`gateway.access`), the cache (`gateway.cache`) and the formats (`gateway.formats`).
+the handlers, `problems` the status code of every error, and `openapi` the API description. Not here: authorization and
+masking (`gateway.access`), the cache (`gateway.cache`), and the formats of exports (`gateway.formats`).
 """

@@ -52,7 +52,7 @@ NOT_FOUND = ProblemType(
     "not-found",
     "Not found",
     "No resource has this path.",
-    "Check the path, the id and the window of the call. `/openapi.json` lists the paths.",
+    "Check the path. `/openapi.json` lists all paths.",
     "The gateway does not have this path, or the call or recording that it names does not exist.",
 )
 UNAUTHENTICATED = ProblemType(
@@ -141,7 +141,7 @@ FAILED = ProblemType(
     "Callbutton server error",
     "The Callbutton server reported an error.",
     "Try again later.",
-    "The Callbutton server reported an error of its own. The gateway has already retried with shorter windows.",
+    "The Callbutton server reported an internal error. The gateway has already retried with shorter windows.",
 )
 MALFORMED = ProblemType(
     502,
@@ -207,8 +207,9 @@ PROBLEM_TYPES: dict[type[BaseException], ProblemType] = {
 BY_NAME = {kind.name: kind for kind in (*PROBLEM_TYPES.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
 
 
-# By the reason of an error, where the hint of its type does not help.
-HINTS = {
+# By the class or the reason of an error, where the hint of its type does not help.
+HINTS: dict[object, str] = {
+    errors.NotFound: "Check the client code and the id, and send the window of the call as `start` and `end`.",
     "link": "Read the call again for a new `recordingUrl`, with a consumer that has the scope `recordings`.",
     "expired link": "Read the call again for a new `recordingUrl`.",
     "exports": "Wait until an export of this consumer has ended.",
@@ -238,7 +239,7 @@ class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=T
 def type_of(error: BaseException) -> ProblemType:
     """The type of problem for an error."""
     kind = PROBLEM_TYPES.get(type(error), INTERNAL)
-    hint = HINTS.get(getattr(error, "reason", ""))
+    hint = HINTS.get(type(error)) or HINTS.get(getattr(error, "reason", None))
     return kind._replace(hint=hint) if hint else kind
 
 

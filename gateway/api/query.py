@@ -148,23 +148,14 @@ PARAMETERS = (
     Parameter("target", TEXT, FILTERED, "Only calls forwarded to this number.", "7735550158"),
     Parameter("phoneType", _members(PhoneType), FILTERED, PHONE_TEXT, "cell"),
     Parameter(
-        "recorded", _choice("true", "false"), FILTERED, "Only calls with a recording (`true`) or without (`false`)."
+        "recorded", _choice("true", "false"), FILTERED, "Only calls with a recording, or only calls without one."
     ),
-    Parameter(
-        "minDuration", _whole_number(0, 9_999_999), FILTERED, "Only calls of at least this duration in seconds.", 30
-    ),
-    Parameter(
-        "sort",
-        _choice("startTime", "-startTime", default="-startTime"),
-        "list",
-        "The order: oldest first, or newest first.",
-    ),
+    Parameter("minDuration", _whole_number(0, 9_999_999), FILTERED, "Only calls of at least this many seconds.", 30),
+    Parameter("sort", _choice("startTime", "-startTime", default="-startTime"), "list", "Oldest or newest call first."),
     Parameter("limit", _whole_number(1, MAX_LIMIT, default=100), "list", LIMIT_TEXT),
     Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
     Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
-    Parameter(
-        "format", _choice(*FORMATS), "list", "The format; overrides `Accept`. NDJSON and CSV stream the whole window."
-    ),
+    Parameter("format", _choice(*FORMATS), "list", "Overrides `Accept`. NDJSON and CSV stream the whole window."),
     Parameter("interval", _choice(*INTERVALS, default="none"), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice(*GROUPS), "summary", "Separate figures for each value of this field.", "result"),
 )

@@ -1,7 +1,7 @@
 """Recordings of calls: signed links, and the stream behind a link.
 
 Rules:
-- A link is a credential of its own kind, because an `<audio>` element cannot send headers. It names client, call and
+- A link is also the credential, because an `<audio>` element cannot send headers. It names client, call and
   consumer, and expires at the end of the next clock hour, so that responses with links change only once an hour.
 - A link stops working when its consumer loses the scope or the client. A consumer with a bearer token is not in the
   keys file: its links work until they expire.

@@ -193,6 +193,6 @@ def _check(response: httpx.Response) -> None:
     if not headers.get("content-type", "").lower().startswith("audio/"):
         raise UpstreamMalformed("the Callbutton server's reply for this recording is not audio")
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UpstreamMalformed("the recording has a content encoding that the gateway did not accept")
+        raise UpstreamMalformed("the recording has an unsupported content encoding")
     if (length := headers.get("content-length", "0")).isdigit() and int(length) > MOST_BYTES:
         raise UpstreamMalformed(f"the recording is larger than {MOST_BYTES} bytes")

@@ -251,7 +251,7 @@ class Transport:
     async def _chunks(self, response: httpx.Response, timer: Timer) -> AsyncIterator[bytes]:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", ""):
-            raise UpstreamMalformed("the Callbutton server's reply has a content encoding that the gateway did not accept")
+            raise UpstreamMalformed("the Callbutton server's reply has an unsupported content encoding")
         inflate = zlib.decompressobj(31) if "gzip" in encoding else None
         async for raw in response.aiter_raw():
             data = raw
