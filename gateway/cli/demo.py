@@ -1,7 +1,7 @@
 """`demo`: run the gateway in front of a simulated Callbutton server, without any configuration.
 
-Rule: the settings of the environment apply, with these exceptions: the upstream is the simulator, consumers authenticate
-with a generated access key, there is no TLS, and metrics are on the port of the API.
+Rule: the settings of the environment apply, with these exceptions. The upstream is the simulator, a generated access
+key is the only credential, there is no TLS, and metrics are on the port of the API.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compression of responses with zstd, br or gzip, as `Accept-Encoding` prefers.
 
 Rules:
-- Only text of at least `MIN_SIZE` is compressed, and no response that is empty or already compressed.
+- Only text of at least `MIN_SIZE` is compressed, and no response that is empty, partial or already compressed.
 - Streams are flushed after each chunk, so that consumers get calls as soon as they are read.
 - `Vary` names Accept-Encoding. Entity tags are weak, so they are the same for every coding.
 - The compressed form of an aborted stream has no end either, so that consumers notice.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
 
 import brotli  # type: ignore[import-untyped]
 import zstandard
@@ -30,65 +29,32 @@ TEXT_TYPES = (
     b"image/svg+xml",
     b"application/openmetrics-text",
 )
-BODILESS = (204, 206, 304)
+NEVER_COMPRESSED = (204, 206, 304)  # without a body, or a byte range of the original
 
 
-class Compressor(Protocol):
-    """Compresses the chunks of a body."""
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk to bytes that a client can decompress without further ones."""
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
+Compressor = Callable[[bytes, bool], bytes]  # compresses a chunk, given whether it is the last one
 
 
-class Zstd:
+def _zstd() -> Compressor:
     """Zstandard (RFC 8878). The window of level 3 is 2 MB; browsers accept at most 8 MB."""
-
-    def __init__(self) -> None:
-        self._stream = zstandard.ZstdCompressor(level=3).compressobj()
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk."""
-        return self._stream.compress(chunk) + self._stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
-        return self._stream.flush()
+    stream = zstandard.ZstdCompressor(level=3).compressobj()
+    finish, block = zstandard.COMPRESSOBJ_FLUSH_FINISH, zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    return lambda chunk, last: stream.compress(chunk) + stream.flush(finish if last else block)
 
 
-class Brotli:
+def _brotli() -> Compressor:
     """Brotli (RFC 7932)."""
-
-    def __init__(self) -> None:
-        self._stream = brotli.Compressor(mode=brotli.MODE_TEXT, quality=4)
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk."""
-        return bytes(self._stream.process(chunk) + self._stream.flush())
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
-        return bytes(self._stream.finish())
+    stream = brotli.Compressor(mode=brotli.MODE_TEXT, quality=4)
+    return lambda chunk, last: bytes(stream.process(chunk) + (stream.finish() if last else stream.flush()))
 
 
-class Gzip:
+def _gzip() -> Compressor:
     """Gzip (RFC 1952)."""
-
-    def __init__(self) -> None:
-        self._stream = zlib.compressobj(5, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk."""
-        return self._stream.compress(chunk) + self._stream.flush(zlib.Z_SYNC_FLUSH)
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
-        return self._stream.flush()
+    stream = zlib.compressobj(5, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    return lambda chunk, last: stream.compress(chunk) + stream.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
 
 
-CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": Zstd, "br": Brotli, "gzip": Gzip}
+CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": _zstd, "br": _brotli, "gzip": _gzip}  # preferred first
 
 
 class Compression:
@@ -117,8 +83,8 @@ class Compression:
                 beginning["headers"] = with_vary(list(beginning["headers"]), "Accept-Encoding")
                 if chosen is not None and (more or len(body) >= MIN_SIZE):
                     compressor = CODINGS[chosen]()
-            if compressor is not None:
-                body = (compressor.compress(body) if body else b"") + (b"" if more else compressor.finish())
+            if compressor is not None and (body or not more):
+                body = compressor(body, not more)
             if beginning is not None:
                 if compressor is not None and chosen is not None:
                     beginning["headers"] = _coded_headers(beginning["headers"], chosen, None if more else len(body))
@@ -132,7 +98,7 @@ def _is_compressible(start: HTTPResponseStartEvent) -> bool:
     headers = {name.lower(): value for name, value in start["headers"]}
     media_type = headers.get(b"content-type", b"")
     allowed = b"content-encoding" not in headers and b"no-transform" not in headers.get(b"cache-control", b"")
-    return allowed and start["status"] not in BODILESS and media_type.startswith(TEXT_TYPES)
+    return allowed and start["status"] not in NEVER_COMPRESSED and media_type.startswith(TEXT_TYPES)
 
 
 def _coded_headers(headers: Iterable[tuple[bytes, bytes]], chosen: str, length: int | None) -> Headers:
