@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from gateway.access import ANYONE
+from gateway.access import ANONYMOUS
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
@@ -26,7 +26,7 @@ from gateway.callbutton.transport import Limits
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import Exports, Rates
+from gateway.rates import ExportLimiter, RateLimiter
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, variable
 from gateway.shutdown import Shutdown
@@ -136,10 +136,10 @@ def create(
         settings.signing_key.encode(),
         settings.history_start,
         settings.request_deadline,
-        rates := Rates(),
-        Exports(settings.consumer_exports),
+        rates := RateLimiter(),
+        ExportLimiter(settings.consumer_exports),
         recordings := build_recordings(settings),
-        (lambda name, label: ANYONE) if authenticator is None else authenticator.rights_of,  # noqa: ARG005 - anyone may
+        (lambda name, label: ANONYMOUS) if authenticator is None else authenticator.current_rights,  # noqa: ARG005 - anyone may
         settings.extra_public,
         settings.public_url,
     )
@@ -163,7 +163,7 @@ def create(
         litestar.on_startup += [authenticator.start]
         litestar.on_shutdown += [authenticator.close]
     litestar.on_shutdown += [
-        partial(unless_hurried, cache.close, shutdown),
+        partial(wait_unless_hurried, cache.close, shutdown),
         *([shared.close] if shared else []),
         service.close,
         recordings.close,
@@ -172,9 +172,9 @@ def create(
     return app
 
 
-async def unless_hurried(land: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:
+async def wait_unless_hurried(land: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:
     """Wait for flights to land, unless the process is told to stop at once."""
-    landing, hurrying = asyncio.create_task(land()), asyncio.create_task(shutdown.hurried.wait())
+    landing, hurrying = asyncio.create_task(land()), asyncio.create_task(shutdown.forced.wait())
     await asyncio.wait([landing, hurrying], return_when=asyncio.FIRST_COMPLETED)
     hurrying.cancel()
     if landing.done():

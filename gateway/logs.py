@@ -71,7 +71,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 # end in seconds since 1970, request id, method, route, status, duration in seconds, trace id or nothing
-Access = tuple[float, str, str, str, int, float, str]
+AccessEntry = tuple[float, str, str, str, int, float, str]
 
 
 class AccessLog:
@@ -86,9 +86,9 @@ class AccessLog:
 
     def __init__(self, form: str, level: str, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._words = in_words(form)
+        self._words = is_console(form)
         self._off = logging.getLevelName(level.upper()) > logging.INFO
-        self._gathered: list[Access] = []
+        self._gathered: list[AccessEntry] = []
         self._second, self._shown = 0, ""
 
     def write(
@@ -111,7 +111,7 @@ class AccessLog:
             stream.write("".join(map(self._line, gathered)))
             stream.flush()
 
-    def _line(self, access: Access) -> str:
+    def _line(self, access: AccessEntry) -> str:
         now, request_id, method, route, status, seconds, trace = access
         second = int(now)
         if second != self._second:
@@ -128,7 +128,7 @@ class AccessLog:
         return f'{line},"traceId":"{trace}"}}\n' if trace else f"{line}}}\n"
 
 
-def in_words(form: str) -> bool:
+def is_console(form: str) -> bool:
     """Whether lines are words: said so, or not said and read on a terminal."""
     return form == "console" or (not form and sys.stderr.isatty())
 
@@ -136,7 +136,7 @@ def in_words(form: str) -> bool:
 def configure(form: str, level: str) -> None:
     """Send all logs to standard error; `form` is json, console, or empty to choose by the terminal."""
     handler = logging.StreamHandler()
-    handler.setFormatter(ConsoleFormatter() if in_words(form) else JsonFormatter())
+    handler.setFormatter(ConsoleFormatter() if is_console(form) else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -55,7 +55,7 @@ class RequestMetrics(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.under_way = 0
+        self.in_flight = 0
         self.repeats = 0
         self._uncounted: list[tuple[str, str, int, float, str]] = []
         self._by_consumer: dict[tuple[str, int], int] = {}
@@ -106,7 +106,7 @@ class RequestMetrics(Collector):
         for (consumer, status), count in self._by_consumer.items():
             asked.add_metric((consumer, str(status)), count)
         yield asked
-        yield GaugeMetricFamily(f"{PREFIX}_requests_in_flight", "Requests in flight.", self.under_way)
+        yield GaugeMetricFamily(f"{PREFIX}_requests_in_flight", "Requests in flight.", self.in_flight)
         yield CounterMetricFamily(f"{PREFIX}_repeats", "Answers served from the response cache.", self.repeats)
 
 

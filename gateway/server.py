@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
     def stop(self, drain: float = 0) -> None:
         """Stop after `drain` seconds; at once, if it was called before."""
         if self._shutdown.begun.is_set():
-            self._shutdown.hurried.set()
+            self._shutdown.forced.set()
             self._end(0)
             return
         self._shutdown.begun.set()

@@ -10,4 +10,4 @@ class Shutdown:
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()  # the process is about to stop: streams end, readiness fails
-        self.hurried = asyncio.Event()  # it stops at once: nothing is waited for
+        self.forced = asyncio.Event()  # it stops at once: nothing is waited for

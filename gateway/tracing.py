@@ -71,7 +71,7 @@ def trace_id() -> str:
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
-def wanted(environment: Mapping[str, str]) -> bool:
+def is_enabled(environment: Mapping[str, str]) -> bool:
     """Whether the environment names a collector."""
     return any(environment.get(name) for name in ENDPOINTS)
 

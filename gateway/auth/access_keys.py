@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.access import PATTERN, SCOPES, Consumer, parse_rate
+from gateway.access import CLIENT_PATTERN, SCOPES, Consumer, parse_rate
 
 PREFIX = "cbg_"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
@@ -68,7 +68,7 @@ class KeysDocument(Struct, frozen=True, forbid_unknown_fields=True):
     consumer: list[ConsumerEntry] = []
 
 
-class Holder(NamedTuple):
+class StoredKey(NamedTuple):
     """Whose key a hash is, and until when, in seconds since 1970."""
 
     digest: bytes
@@ -76,20 +76,20 @@ class Holder(NamedTuple):
     until: float | None
 
 
-UNKNOWN_HOLDER = Holder(NO_DIGEST, None, None)
+UNKNOWN_KEY = StoredKey(NO_DIGEST, None, None)
 
 
 class Keyring(Struct, frozen=True):
     """The keys of all consumers, by their hashes."""
 
-    holders: Mapping[bytes, Holder]
+    stored_keys: Mapping[bytes, StoredKey]
     consumers: Mapping[str, Consumer]  # by name
     entries: tuple[ConsumerEntry, ...]
 
     def find(self, key: str, now: float) -> tuple[Consumer | None, str]:
         """The consumer whose key this is, or None with the reason."""
         digest = hashlib.sha256(key.encode()).digest()
-        holder = self.holders.get(digest, UNKNOWN_HOLDER)
+        holder = self.stored_keys.get(digest, UNKNOWN_KEY)
         if not hmac.compare_digest(digest, holder.digest) or holder.consumer is None:
             return None, "unknown key"
         if holder.until is not None and now >= holder.until:
@@ -117,7 +117,7 @@ def parse_keys(text: str) -> Keyring:
         document = msgspec.convert(tomllib.loads(text), KeysDocument)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise KeysError(" ".join(str(error).split())) from error
-    holders: dict[bytes, Holder] = {}
+    stored_keys: dict[bytes, StoredKey] = {}
     consumers: dict[str, Consumer] = {}
     for number, entry in enumerate(document.consumer, 1):
         try:
@@ -127,14 +127,14 @@ def parse_keys(text: str) -> Keyring:
             consumers[entry.name] = consumer
             for key in entry.keys:
                 digest = bytes.fromhex(key.sha256)
-                if digest in holders:
+                if digest in stored_keys:
                     raise ValueError("a key of it is there twice")
-                holders[digest] = Holder(digest, consumer, key.until())
+                stored_keys[digest] = StoredKey(digest, consumer, key.until())
         except ValueError as error:
             raise KeysError(f"consumer {number}: {error}") from error
     if not document.consumer:
         raise KeysError("there is no [[consumer]] in it")
-    return Keyring(holders, consumers, tuple(document.consumer))
+    return Keyring(stored_keys, consumers, tuple(document.consumer))
 
 
 def _consumer(entry: ConsumerEntry) -> Consumer:
@@ -142,7 +142,7 @@ def _consumer(entry: ConsumerEntry) -> Consumer:
     if NAME.fullmatch(entry.name) is None:
         raise ValueError("the name is not letters, digits, _ . -, up to 64")
     for number, pattern in enumerate(entry.clients, 1):
-        if PATTERN.fullmatch(pattern) is None:
+        if CLIENT_PATTERN.fullmatch(pattern) is None:
             raise ValueError(f"client {number} is not a code, a prefix such as 800777*, or *")
     for number, scope in enumerate(entry.scopes, 1):
         if scope not in SCOPES:

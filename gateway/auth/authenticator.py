@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.access import ANYONE, OIDC_LABEL, Consumer
+from gateway.access import ANONYMOUS, OIDC_LABEL, Consumer
 from gateway.auth.access_keys import PREFIX
 from gateway.auth.key_file import KeyFile
 from gateway.errors import Unauthenticated
@@ -39,8 +39,8 @@ class Authenticator:
         if self._issuer is not None:
             await self._issuer.close()
 
-    def known(self, credential: str, *, bearer: bool) -> Consumer | None:
-        """The consumer of an access key; None for what `of_token` is to be asked about. Raises Unauthenticated."""
+    def authenticate_key(self, credential: str, *, bearer: bool) -> Consumer | None:
+        """The consumer of an access key; None for what `authenticate_token` is to be asked about. Raises Unauthenticated."""
         reason = "no such kind"
         if len(credential) > MAX_CREDENTIAL_SIZE:
             reason = "too long"
@@ -52,14 +52,14 @@ class Authenticator:
                 return consumer
         raise Unauthenticated(UNKNOWN, reason)
 
-    async def of_token(self, token: str) -> Consumer:
+    async def authenticate_token(self, token: str) -> Consumer:
         """The consumer of a bearer token. Raises Unauthenticated, IssuerUnreachable."""
         if self._issuer is None:
             raise Unauthenticated(UNKNOWN, "no such kind")
         return await self._issuer.consumer(token)
 
-    def rights_of(self, name: str, label: str) -> Consumer | None:
+    def current_rights(self, name: str, label: str) -> Consumer | None:
         """The rights of a consumer as they are now; of a token's, whom nobody knows without it, whatever it had."""
         if label == OIDC_LABEL:
-            return None if self._issuer is None else replace(ANYONE, name=name, label=label)
+            return None if self._issuer is None else replace(ANONYMOUS, name=name, label=label)
         return None if self._keys is None else self._keys.keys.consumer(name)

@@ -21,11 +21,11 @@ import msgspec
 
 from gateway.access import Consumer
 from gateway.auth.tokens import (
-    Bearer,
     TokenError,
     TokenKey,
     TokenRules,
     UnknownKeyError,
+    VerifiedToken,
     parse_key_set,
     verify_token,
 )
@@ -52,7 +52,7 @@ class Issuer:
         self._keys: Mapping[str, TokenKey] = {}
         self._fetched = self._tried = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
-        self._sound: OrderedDict[bytes, Bearer] = OrderedDict()
+        self._sound: OrderedDict[bytes, VerifiedToken] = OrderedDict()
 
     async def close(self) -> None:
         """Let a fetch end."""

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from msgspec import Struct
 
-from gateway.access import OIDC_LABEL, PATTERN, SCOPES, Consumer, Rate
+from gateway.access import CLIENT_PATTERN, OIDC_LABEL, SCOPES, Consumer, Rate
 
 LEEWAY = 60  # seconds by which clocks may differ
 NAME = re.compile(r"[A-Za-z0-9_.@:/|+-]{1,128}", re.ASCII)
@@ -69,7 +69,7 @@ class TokenKey(Struct, frozen=True):
     algorithms: tuple[str, ...]
 
 
-class Bearer(Struct, frozen=True):
+class VerifiedToken(Struct, frozen=True):
     """Whose a token is, and until when, in seconds since 1970."""
 
     consumer: Consumer
@@ -106,7 +106,7 @@ def _key(entry: Mapping[str, Any]) -> TokenKey | None:
     return TokenKey(key, possible if said is None else (said,))
 
 
-def verify_token(token: str, keys: Mapping[str, TokenKey], rules: TokenRules, now: float) -> Bearer:
+def verify_token(token: str, keys: Mapping[str, TokenKey], rules: TokenRules, now: float) -> VerifiedToken:
     """Find out whose a token is. Raises TokenError."""
     try:
         header = jwt.get_unverified_header(token)
@@ -127,7 +127,7 @@ def verify_token(token: str, keys: Mapping[str, TokenKey], rules: TokenRules, no
     return _bearer(claims, rules, now)
 
 
-def _bearer(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Bearer:
+def _bearer(claims: Mapping[str, Any], rules: TokenRules, now: float) -> VerifiedToken:
     audience = claims.get("aud")
     if claims.get("iss") != rules.issuer:
         raise TokenError("token of another issuer")
@@ -142,11 +142,11 @@ def _bearer(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Bearer:
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise TokenError("token without a name")
     clients = _words(claims.get(rules.clients_claim))
-    if len(clients) > MAX_CLIENTS or not all(PATTERN.fullmatch(client) for client in clients):
+    if len(clients) > MAX_CLIENTS or not all(CLIENT_PATTERN.fullmatch(client) for client in clients):
         raise TokenError("token with clients that are none")
     scopes = frozenset(_words(claims.get(rules.scopes_claim))) & set(SCOPES)
     consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, label=OIDC_LABEL)
-    return Bearer(consumer, expires + LEEWAY)
+    return VerifiedToken(consumer, expires + LEEWAY)
 
 
 def _instant(claims: Mapping[str, Any], name: str) -> float | None:
