@@ -1,11 +1,11 @@
-"""The values that the gateway is about.
+"""The values that all parts of the gateway share: calls, and windows of time.
 
 Rules:
 - Every Struct is frozen; a changed value is a new one.
 - Every instant is UTC. Wall time (naive US Central Time) exists only inside `gateway/callbutton/`.
 - Phone numbers, ids, ZIP codes and index numbers are strings, never numbers (T7). An absent value is None.
-- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta` a
-  field.
+- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta`
+  describes a field.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 EVERY_CLIENT = "*"  # in place of a client code
-UNREADABLE = "Null if it cannot be read; the text is then in `extra`."
+UNREADABLE = "Null if the server's text is not a number; the text is then in `extra`."
 Instant = Annotated[datetime, Meta(tz=True)]  # in UTC
 
 
@@ -87,7 +87,7 @@ class Status(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
 class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """One call detail record, identified by `id` within its client.
 
-    Inside the gateway `recording_url` is the upstream's `VoiceDirectory` as it came; `api/` never hands that out.
+    In the cache `recording_url` is the upstream's `VoiceDirectory`; `access.mask_call` replaces it in responses.
     """
 
     id: Annotated[str, Meta(description="Unique within the client; leading zeros count.", examples=["498200007"])]
@@ -142,5 +142,5 @@ class Window(Struct, frozen=True, order=True):
         return self.start <= point < self.end
 
     def overlaps(self, other: Window) -> bool:
-        """Whether the two have a point in common."""
+        """Whether the windows have a point in common."""
         return self.start < other.end and other.start < self.end
