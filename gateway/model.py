@@ -1,11 +1,11 @@
-"""The domain values: calls, their fields, and windows.
+"""The values that all parts of the gateway share: calls, and windows of time.
 
 Rules:
 - Every Struct is frozen; a changed value is a new one.
 - Every instant is UTC. Wall time (naive US Central Time) exists only inside `gateway/callbutton/`.
 - Phone numbers, ids, ZIP codes and index numbers are strings, never numbers (T7). An absent value is None.
-- The OpenAPI document takes its descriptions from here: the first paragraph of a docstring for the schema, `Meta` for
-  a field.
+- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta`
+  describes a field.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Status(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
 class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """One call detail record, identified by `clientCode` and `id`.
 
-    Inside the gateway, `recording_url` is the upstream's `VoiceDirectory`. `api/` replaces it with a signed link.
+    In the cache `recording_url` is the upstream's `VoiceDirectory`; `access.mask_call` replaces it in responses.
     """
 
     id: Annotated[
@@ -156,5 +156,5 @@ class Window(Struct, frozen=True, order=True):
         return self.start <= point < self.end
 
     def overlaps(self, other: Window) -> bool:
-        """Whether the two windows have an instant in common."""
+        """Whether the windows have a point in common."""
         return self.start < other.end and other.start < self.end

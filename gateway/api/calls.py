@@ -140,10 +140,10 @@ def presenter(services: Services, context: RequestContext, *, status: bool) -> e
     """A function that masks calls for the consumer, and adds links to their recordings."""
     consumer, public = responses.consumer_of(context), services.public_extra
     if "recordings" not in consumer.scopes:
-        return lambda calls: [access.present(call, consumer, status=status, public_extra=public) for call in calls]
+        return lambda calls: [access.mask_call(call, consumer, status=status, public_extra=public) for call in calls]
     link = link_renderer(consumer, services.clock(), services.signing_key, services.public_url)
     return lambda calls: [
-        access.present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
+        access.mask_call(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
     ]
 
 

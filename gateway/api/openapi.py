@@ -20,7 +20,7 @@ from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.responses import Meta
 from gateway.api.summaries import CallSummary, ClientList
-from gateway.formats import KEYS, PARTS, Csv, Ndjson
+from gateway.formats import NESTED, REQUIRED_FIELDS, Csv, Ndjson
 from gateway.model import Call
 
 DESCRIPTION = """\
@@ -33,7 +33,7 @@ Authenticate with an access key, in `X-API-Key` or as `Authorization: Bearer`, o
 Connect issuer. The clients and scopes of the credential decide which calls and fields are visible; `client=*` selects
 all of its clients."""
 SCHEMA_REFERENCE = "#/components/schemas/{name}"
-ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(KEYS)} | {part.__name__: [] for part in PARTS.values()}
+ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(REQUIRED_FIELDS)} | {part.__name__: [] for part in NESTED.values()}
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
 RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
 PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]

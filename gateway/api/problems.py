@@ -250,9 +250,9 @@ def headers_of(error: BaseException) -> dict[str, str]:
             wrong = "" if error.reason == NO_CREDENTIAL else ', error="invalid_token"'
             return {"WWW-Authenticate": f'Bearer realm="callbutton-gateway"{wrong}'}
         case errors.RateLimited() | errors.IssuerUnreachable():
-            return {"Retry-After": str(max(1, math.ceil(error.seconds)))}
-        case errors.Postponed():
-            return {"Retry-After": str(error.wait)}
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+        case errors.NotSent():
+            return {"Retry-After": str(error.retry_after)}
         case _:
             return {}
 

@@ -21,7 +21,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
 
-from gateway.access import Consumer, may_see
+from gateway.access import Consumer, can_read
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.responses import services_of
 from gateway.api.signing import Signer
@@ -86,8 +86,8 @@ async def get_recording(request: Request[Any, Any, State], token: FromPath[str])
     services, context = services_of(request), context_of(request.scope)
     now = services.clock()
     link = parse_link(token, now, services.signing_key)
-    consumer = services.rights_of(link.consumer, link.label)
-    if consumer is None or "recordings" not in consumer.scopes or not may_see(consumer, link.code):
+    consumer = services.current_rights(link.consumer, link.label)
+    if consumer is None or "recordings" not in consumer.scopes or not can_read(consumer, link.code):
         raise Forbidden("this recording link was revoked", "link")
     context.consumer = consumer
     window = Window(link.start, link.start + 1)

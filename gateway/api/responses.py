@@ -14,7 +14,7 @@ import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, codes_to_read, keep_seen, require_list
+from gateway.access import Consumer, authorized_codes, client_filter, require_list_scopes
 from gateway.api.middleware.request_context import Lifetime, RequestContext
 from gateway.api.middleware.response_cache import etag_matches
 from gateway.api.negotiation import negotiate_media_type
@@ -25,7 +25,7 @@ from gateway.cache.scans import Page
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.model import Instant, Window
-from gateway.rates import Exports, Rates
+from gateway.rates import ExportLimiter, RateLimiter
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
@@ -70,10 +70,10 @@ class Services(Struct, frozen=True):
     signing_key: bytes
     history_start: int
     deadline: float
-    rates: Rates
-    exports: Exports
+    rates: RateLimiter
+    exports: ExportLimiter
     recordings: Recordings
-    rights_of: Callable[[str, str], Consumer | None]  # the current consumer, by name and label
+    current_rights: Callable[[str, str], Consumer | None]  # the current consumer, by name and label
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""
 
@@ -110,9 +110,9 @@ def cache_query(
 ) -> Query:
     """Authorize a query, and build it for the cache. Raises Forbidden."""
     consumer = consumer_of(context)
-    require_list(consumer, filters, status=status)
+    require_list_scopes(consumer, filters, status=status)
     return Query(
-        codes=codes_to_read(consumer, codes),
+        codes=authorized_codes(consumer, codes),
         window=window,
         status=status,
         no_cache=_no_cache(context) and "refresh" in consumer.scopes,
@@ -122,7 +122,7 @@ def cache_query(
 
 def row_filter(context: RequestContext, cache_query: Query, filters: Filters = NO_FILTERS) -> Keep:
     """A function that keeps the calls that match the filters and that the consumer may see."""
-    seen = keep_seen(consumer_of(context), cache_query.codes)
+    seen = client_filter(consumer_of(context), cache_query.codes)
     return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
 
 

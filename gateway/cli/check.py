@@ -22,7 +22,7 @@ ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
     errors.UpstreamUnreachable: "check GATEWAY_UPSTREAM_URL, routes and firewalls",
     errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
-    errors.Postponed: "the server was not asked: try again in a moment",
+    errors.NotSent: "the server was not asked: try again in a moment",
 }
 OBSTACLES = {
     Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and name resolution where the gateway runs",

@@ -78,10 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         if arguments.output is None:
-            asyncio.run(Export(settings, first, write_out, lambda _: None).run(now))
+            asyncio.run(Exporter(settings, first, write_out, lambda _: None).run(now))
             return 0
         with closing(PartialFile(arguments.output, first, restart=arguments.restart)) as partial:
-            asyncio.run(Export(settings, partial.checkpoint, partial.write, partial.save).run(now))
+            asyncio.run(Exporter(settings, partial.checkpoint, partial.write, partial.save).run(now))
             partial.finish()
     except errors.UpstreamError as error:
         print_error(f"broken off: {error}\nwhat to do: {advice_on(error)}{_going_on(arguments)}")
@@ -141,7 +141,7 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
     return Checkpoint(asked, (query.window.start, query.window.end), query.window.start)
 
 
-class Export:
+class Exporter:
     """An export that begins, or goes on, at a mark. `save` is told each mark that it reaches."""
 
     def __init__(self, settings: Settings, checkpoint: Checkpoint, write: Callable[[bytes], Any], save: Save) -> None:

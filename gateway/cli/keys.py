@@ -132,7 +132,7 @@ def show(path: Path) -> None:
         rate = f", {entry.rate}" if entry.rate else ""
         print(f"{entry.name}: clients {' '.join(entry.clients)}; scopes {' '.join(entry.scopes)}{rate}")
         for key in entry.keys:
-            until = key.until()
+            until = key.expiry()
             last = "" if until is None else f"{datetime.fromtimestamp(until, UTC):%Y-%m-%dT%H:%M:%SZ}"
             state = "does not expire" if until is None else f"{'expired' if now >= until else 'expires'} {last}"
             print(f"  {key.sha256[:12]}…  {state}")

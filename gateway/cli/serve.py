@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # 
         from gateway.guard import Limits
 
         application = app.create(settings)
-    stop_tracing = tracing.start() if tracing.wanted(os.environ) else None
+    stop_tracing = tracing.start() if tracing.is_enabled(os.environ) else None
     tls = load_tls(settings)
     warn(settings)
     listener = server.listen(settings.host, settings.port)

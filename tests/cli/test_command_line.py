@@ -219,7 +219,7 @@ def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: st
 
 def test_every_upstream_error_has_its_own_advice(capsys: pytest.CaptureFixture[str]):
     assert set(errors.UpstreamError.__subclasses__()) == set(ADVICE)
-    assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.Postponed]
+    assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.NotSent]
     print_failure(errors.UpstreamTimeout("no answer within 30 s", answering=False), status=True)
     assert f"no answer within 30 s\nwhat to do: {ADVICE[errors.UpstreamTimeout]}\n" in capsys.readouterr().out
 

@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from litestar.types import HTTPScope, Receive, Send
 
-from gateway.access import ANYONE, Consumer
+from gateway.access import ANONYMOUS, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
 from gateway.auth.authenticator import Authenticator
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Rates, rate_headers
+from gateway.rates import RateLimiter, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN_PATHS = re.compile(
@@ -42,7 +42,7 @@ class Authentication:
         self,
         app: HTTPApp,
         authenticator: Authenticator | None,
-        rates: Rates,
+        rates: RateLimiter,
         clock: Callable[[], float],
         metrics: Metrics,
         route_of: RouteOf,
@@ -61,10 +61,10 @@ class Authentication:
         context, authenticator = context_of(scope), self._authenticator
         try:
             if authenticator is None:
-                self._admit(context, ANYONE)
+                self._admit(context, ANONYMOUS)
             else:
                 credential, bearer = parse_credential(context.headers)
-                consumer = authenticator.known(credential, bearer=bearer)
+                consumer = authenticator.authenticate_key(credential, bearer=bearer)
                 if consumer is None:
                     return self._verify_token(scope, receive, send, authenticator, credential)
                 self._admit(context, consumer)
@@ -81,13 +81,13 @@ class Authentication:
             taken = bucket.take(now)
             context.response_headers += rate_headers(bucket)
             if not taken:
-                raise RateLimited("this consumer has reached its rate limit", bucket.wait())
+                raise RateLimited("this consumer has reached its rate limit", bucket.seconds_until_token())
 
     async def _verify_token(
         self, scope: HTTPScope, receive: Receive, send: Send, authenticator: Authenticator, token: str
     ) -> None:
         try:
-            self._admit(context_of(scope), await authenticator.of_token(token))
+            self._admit(context_of(scope), await authenticator.authenticate_token(token))
         except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
             await self._refuse(scope, send, error)
         else:

@@ -115,7 +115,7 @@ class RequestContextMiddleware:
             return send(message)
 
         requests = self._metrics.requests
-        requests.under_way += 1
+        requests.in_flight += 1
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
@@ -131,7 +131,7 @@ class RequestContextMiddleware:
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
-            requests.under_way -= 1
+            requests.in_flight -= 1
             consumer = context.consumer
             requests.add(method, route, status, seconds, consumer.label if consumer else "")
             self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
