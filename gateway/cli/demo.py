@@ -1,4 +1,4 @@
-"""`demo`: simulator and gateway together, with nothing to set."""
+"""`demo`: a simulated Callbutton server, and a gateway in front of it, without configuration."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from gateway.access import SCOPES
 from gateway.cli.keys import with_key
 from gateway.settings import Settings
 
-HELP = "Run simulator and gateway together, with nothing to set."
+HELP = "Run a simulated Callbutton server and a gateway in front of it, without configuration."
 EXAMPLE = "callbutton-gateway demo --port 9090"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options."""
-    parser.add_argument("--port", type=int, default=8080, help="of the gateway (default: %(default)s)")
-    parser.add_argument("--simulator-port", type=int, default=8081, help="default: %(default)s")
+    """Add the options to the parser."""
+    parser.add_argument("--port", type=int, default=8080, help="port of the gateway (default: %(default)s)")
+    parser.add_argument(
+        "--simulator-port", type=int, default=8081, help="port of the simulated server (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run both until told to stop. Raises OSError."""
+    """Serve until Ctrl-C. Raises OSError."""
     from gateway import app
     from gateway.api import problems
     from gateway.auth.access_keys import fingerprint, new_key
@@ -33,23 +35,27 @@ def run(arguments: argparse.Namespace) -> int:
 
     logs.configure("", "info")
     with (
-        listen("127.0.0.1", arguments.simulator_port) as behind,
-        listen("127.0.0.1", arguments.port) as front,
+        listen("127.0.0.1", arguments.simulator_port) as upstream,
+        listen("127.0.0.1", arguments.port) as listener,
         tempfile.TemporaryDirectory() as folder,
     ):
         key, keys_file = new_key(), Path(folder) / "keys.toml"
         keys_file.write_text(with_key("", "demo", f'{{ sha256 = "{fingerprint(key)}" }}', ["*"], SCOPES, None), "utf-8")
         simulator = make_server(create(Options()), lifespan="off")
-        thread = threading.Thread(target=simulator.run, kwargs={"sockets": [behind]})
+        thread = threading.Thread(target=simulator.run, kwargs={"sockets": [upstream]})
         thread.start()
         try:
-            settings = Settings(upstream_url=f"{address_of(behind)}{PATH}", keys_file=str(keys_file))
-            print(f"A simulated Callbutton server, and on {address_of(front)} the gateway in front of it. Try:\n")
+            settings = Settings(upstream_url=f"{address_of(upstream)}{PATH}", keys_file=str(keys_file))
+            print(
+                f"The gateway listens on {address_of(listener)}. Its upstream is a simulated Callbutton server. Try:\n"
+            )
             for path in demo_paths(datetime.now(UTC)):
-                print(f"  curl -H 'X-API-Key: {key}' '{address_of(front)}{path}'")
+                print(f"  curl -H 'X-API-Key: {key}' '{address_of(listener)}{path}'")
             print("\nStop with Ctrl-C. A log line for each request follows.", flush=True)
             application = app.create(settings)
-            make_server(application, shutdown=application.shutdown, problem=problems.bare_problem).run(sockets=[front])
+            make_server(application, shutdown=application.shutdown, problem=problems.bare_problem).run(
+                sockets=[listener]
+            )
         finally:
             simulator.should_exit = True
             thread.join()
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def demo_paths(now: datetime) -> list[str]:
-    """Find what to try: the last night in which clocks went back, the newest calls of two clients, the metrics."""
+    """Paths to try: calls of the last night with repeated wall times, the newest calls of two clients, the metrics."""
     night = next(
         night
         for year in (now.year, now.year - 1)
