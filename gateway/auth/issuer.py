@@ -2,8 +2,8 @@
 
 Rules:
 - Keys are fetched again after ten minutes; the old keys remain in use meanwhile. A token with an unknown key causes a
-  fetch at most once a minute, so that invalid tokens cannot flood the issuer. If the issuer is unreachable, its keys remain
-  in use for a day.
+  fetch at most once a minute, so that invalid tokens cannot flood the issuer. If the issuer is unreachable, its keys
+  remain in use for a day.
 - A fetch is a separate task, so a consumer that disconnects does not cancel it. It follows no redirects, and reads at
   most 1 MiB.
 - A verified token is cached, by its hash, until it expires or the keys change: verifying a signature takes much longer.

@@ -188,10 +188,10 @@ def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["new", "a"], 2, "which file"),
-        (["new", "a", "--file", "{}/k"], 2, "a is new: give at least one"),
+        (["new", "a"], 2, "no keys file"),
+        (["new", "a", "--file", "{}/k"], 2, "a is new: add at least one"),
         (["new", "a b", "--client", "*", "--scope", "calls", "--file", "{}/k"], 2, "the name is not"),
-        (["new", "a", "--client", 'x"', "--scope", "calls", "--file", "{}/k"], 2, "no quotation marks"),
+        (["new", "a", "--client", 'x"', "--scope", "calls", "--file", "{}/k"], 2, "quotation marks"),
         (["new", "a", "--client", "*", "--scope", "all", "--file", "{}/k"], 2, "scope 1 is not"),
         (["list", "--file", "{}/k"], 1, "No such file"),
     ],

@@ -171,7 +171,7 @@ def test_serve_on_a_taken_port_ends_with_1_and_one_line_after_the_log():
     assert done.returncode == 1
     assert "ddress already in use" in last
     assert [json.loads(line)["level"] for line in logged] == ["warning", "warning"]
-    assert "whoever reaches this address sees every client" in logged[0]
+    assert "every consumer that can reach this address sees every client" in logged[0]
     assert "GATEWAY_SIGNING_KEY" in logged[1]
 
 
@@ -203,7 +203,7 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
     [
         ([], 0, "works: calls with status"),
         (["no-status"], 0, "set GATEWAY_STATUS_FLAG_ELEMENT"),
-        (["unauthorized"], 1, "the server saw: username partner, address 127.0.0.1"),
+        (["unauthorized"], 1, "the server reports: username partner, address 127.0.0.1"),
         (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
         (["error"], 1, ADVICE[errors.UpstreamFailed]),
         (["html"], 1, ADVICE[errors.UpstreamMalformed]),
