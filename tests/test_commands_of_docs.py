@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gateway.simulator.server import PATH, Options, create
-from tests.conftest import serving
+from tests.support.stand import serving
 from tests.support.paths import ROOT
 from tests.support.processes import answers, free_port, wait_for
 from tests.support.tools import tool
