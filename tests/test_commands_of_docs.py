@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from gateway.simulator.server import PATH, Options, create
-from tests.support.stand import serving
 from tests.support.paths import ROOT
 from tests.support.processes import answers, free_port, wait_for
+from tests.support.stand import serving
 from tests.support.tools import tool
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
