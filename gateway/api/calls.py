@@ -26,7 +26,7 @@ from gateway.formats import Projection
 from gateway.model import Call, Window
 
 NEXT = "The `cursor` of the next page; null on the last page only."
-RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache, one POST by default
+RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
 
 
 class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):

@@ -41,7 +41,7 @@ class HeadMiddleware:
             await send(message)
 
         context_of(scope).is_head = True
-        inner = scope.copy()  # a copy: the server reads the method of its scope after the response
+        inner = scope.copy()  # a copy, because the server reads the method of its scope too
         inner["method"] = "GET"
         try:
             await self._app(inner, receive, send_without_body)

@@ -24,7 +24,7 @@ from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
 from gateway.api.negotiation import Headers
 from gateway.metrics import RequestMetrics
 
-MAX_TTL = 60.0  # seconds; dashboards reload about once a minute
+MAX_TTL = 60.0  # seconds; the cache of calls needs no finer knowledge of which extents are in use
 MAX_BODY = 1024**2  # bytes; a page of 1,000 calls has 700 kB uncompressed
 ENTRY_OVERHEAD = 1500  # bytes; the objects of an entry and its slot in the dictionary
 FIELD_OVERHEAD = 150  # bytes; a tuple, two strings and two list slots for a header field
