@@ -130,7 +130,7 @@ class ExportLimiter:
             return lambda: None
         if self._in_progress[key] >= self._max_exports:
             raise RateLimited(
-                f"this consumer has {self._max_exports} exports in progress", EXPORT_RETRY_AFTER, "exports"
+                f"this consumer has {self._max_exports} exports in progress", "exports", EXPORT_RETRY_AFTER
             )
         self._in_progress[key] += 1
         return partial(self._end, key)

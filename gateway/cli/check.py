@@ -18,7 +18,7 @@ EXAMPLE = "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.js
 ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or use a proxy with an allowed address "
     "(GATEWAY_UPSTREAM_PROXY)",
-    errors.UpstreamRejected: "the server refuses a window of one hour: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
+    errors.UpstreamRejected: "the server refuses a window of one hour: check the path in GATEWAY_UPSTREAM_URL",
     errors.UpstreamFailed: "the server responds but fails: try again later, then ask Callbutton",
     errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
     errors.UpstreamUnreachable: "check the host and port in GATEWAY_UPSTREAM_URL, routes and firewalls",
