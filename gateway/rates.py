@@ -87,12 +87,11 @@ class RateLimiter:
         return bucket
 
     def take_spent(self) -> list[tuple[Key, int]]:
-        """The tokens that each bucket spent since the last call, and reset these counts."""
-        found = []
-        for key, bucket in list(self._buckets.items()):
-            found.append((key, bucket.spent))
+        """Return the tokens that each bucket spent since the last call, and reset the counts."""
+        spent = [(key, bucket.spent) for key, bucket in self._buckets.items()]
+        for bucket in self._buckets.values():
             bucket.spent = 0
-        return found
+        return spent
 
     def debit(self, key: Key, own: int, total: int, now: float) -> None:
         """Take the tokens that other replicas spent from a bucket.
