@@ -157,7 +157,7 @@ def mask_number(number: str | None) -> str | None:
 
 
 def _without(extra: dict[str, str], names: Collection[str]) -> dict[str, str]:
-    """Remove some elements and the upstream's recording address. Nested elements have the name of their parent."""
+    """Remove some elements, with their nested elements, and the upstream's recording address."""
     roots = {name: name.partition(".")[0] for name in extra}
     if not any(root in names or root == RECORDING_EXTRA for root in roots.values()):
         return extra

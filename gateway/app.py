@@ -84,7 +84,7 @@ def build_key_file(settings: Settings, metrics: Metrics) -> KeyFile:
 
 
 def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
-    """Build the verification of bearer tokens. Raises SettingsError."""
+    """Build the verifier of bearer tokens. Raises SettingsError."""
     from gateway.auth.issuer import Issuer  # imports cryptography, which takes time and memory
     from gateway.auth.tokens import TokenRules
 

@@ -2,12 +2,13 @@
 
     GatewayError
     ├── InvalidParameters          a parameter is not valid
-    ├── Unauthenticated            no valid credential
-    ├── Forbidden                  the consumer has no access, whether or not the resource exists
-    ├── IssuerUnreachable          a token cannot be verified at present
+    ├── Refusal                    the consumer is not admitted
+    │   ├── Unauthenticated        no valid credential
+    │   ├── IssuerUnreachable      a token cannot be verified at present
+    │   ├── Forbidden              the consumer has no access, whether or not the resource exists
+    │   └── RateLimited            the consumer has reached a limit
     ├── NotFound                   the resource does not exist
     ├── NotAcceptable              the resource has no representation that the consumer accepts
-    ├── RateLimited                the consumer has reached a limit
     └── UpstreamError              the upstream gave no usable reply
         ├── UpstreamUnauthorized   the upstream does not allow our address
         ├── UpstreamRejected       ERROR about the request: the date range, the client code
@@ -50,30 +51,29 @@ class InvalidParameters(GatewayError):  # noqa: N818 - the name of a problem, no
         self.faults = tuple(faults)
 
 
-class Unauthenticated(GatewayError):  # noqa: N818
+class Refusal(GatewayError):  # noqa: N818
+    """The consumer is not admitted. `retry_after` is 0 if a later request would be refused as well."""
+
+    def __init__(self, detail: str, reason: str, retry_after: float = 0) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class Unauthenticated(Refusal):
     """The request has no valid credential."""
 
-    def __init__(self, detail: str, reason: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
-
-class Forbidden(GatewayError):  # noqa: N818
-    """The consumer has no access, whether or not the resource exists."""
-
-    def __init__(self, detail: str, reason: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-class IssuerUnreachable(GatewayError):  # noqa: N818
+class IssuerUnreachable(Refusal):
     """A token cannot be verified at present, because the issuer's keys are not available."""
 
-    reason = "issuer unreachable"
 
-    def __init__(self, detail: str, retry_after: float) -> None:
-        super().__init__(detail)
-        self.retry_after = retry_after
+class Forbidden(Refusal):
+    """The consumer has no access, whether or not the resource exists."""
+
+
+class RateLimited(Refusal):
+    """The consumer has reached its rate or its number of exports."""
 
 
 class NotFound(GatewayError):  # noqa: N818
@@ -82,15 +82,6 @@ class NotFound(GatewayError):  # noqa: N818
 
 class NotAcceptable(GatewayError):  # noqa: N818
     """The resource has no representation that the consumer accepts."""
-
-
-class RateLimited(GatewayError):  # noqa: N818
-    """The consumer has reached its rate or its number of exports."""
-
-    def __init__(self, detail: str, retry_after: float, reason: str = "rate") -> None:
-        super().__init__(detail)
-        self.retry_after = retry_after
-        self.reason = reason
 
 
 class UpstreamError(GatewayError):

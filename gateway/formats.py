@@ -47,13 +47,13 @@ class Projection:
     """Selects some fields of a call, for JSON."""
 
     def __init__(self, fields: Sequence[str]) -> None:
-        wanted: dict[str, list[str] | None] = dict.fromkeys(REQUIRED_FIELDS)
-        for name in (field for field in ATTRIBUTES[""] if any(one.split(".")[0] == field for one in fields)):
-            inner = [one.partition(".")[2] for one in fields if one.startswith(f"{name}.")]
-            wanted[name] = inner if inner and name not in fields else None
+        selected: dict[str, list[str] | None] = dict.fromkeys(REQUIRED_FIELDS)
+        for name in (name for name in ATTRIBUTES[""] if any(field.partition(".")[0] == name for field in fields)):
+            inner = [field.partition(".")[2] for field in fields if field.startswith(f"{name}.")]
+            selected[name] = inner if inner and name not in fields else None
         self._parts = [
-            (name, ATTRIBUTES[""][name], [(one, ATTRIBUTES[name][one]) for one in inner or ()])
-            for name, inner in wanted.items()
+            (name, ATTRIBUTES[""][name], [(field, ATTRIBUTES[name][field]) for field in inner or ()])
+            for name, inner in selected.items()
         ]
 
     def __call__(self, call: Call) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Projection:
         for name, outer, inner in self._parts:
             value = getattr(call, outer)
             if inner and value is not None:
-                value = {one: getattr(value, attribute) for one, attribute in inner}
+                value = {field: getattr(value, attribute) for field, attribute in inner}
             row[name] = value
         return row
 

@@ -87,12 +87,11 @@ class RateLimiter:
         return bucket
 
     def take_spent(self) -> list[tuple[Key, int]]:
-        """The tokens that each bucket spent since the last call, and reset these counts."""
-        found = []
-        for key, bucket in list(self._buckets.items()):
-            found.append((key, bucket.spent))
+        """Return the tokens that each bucket spent since the last call, and reset the counts."""
+        spent = [(key, bucket.spent) for key, bucket in self._buckets.items()]
+        for bucket in self._buckets.values():
             bucket.spent = 0
-        return found
+        return spent
 
     def debit(self, key: Key, own: int, total: int, now: float) -> None:
         """Take the tokens that other replicas spent from a bucket.
@@ -130,7 +129,7 @@ class ExportLimiter:
             return lambda: None
         if self._in_progress[key] >= self._max_exports:
             raise RateLimited(
-                f"this consumer has {self._max_exports} exports in progress", EXPORT_RETRY_AFTER, "exports"
+                f"this consumer has {self._max_exports} exports in progress", "exports", EXPORT_RETRY_AFTER
             )
         self._in_progress[key] += 1
         return partial(self._end, key)

@@ -68,7 +68,9 @@ class Issuer:
         if now - self._fetched_at >= MAX_KEY_AGE:
             await self._wait_for_fetch(now)
             if now - self._fetched_at >= MAX_KEY_AGE:
-                raise IssuerUnreachable("tokens cannot be verified: the issuer is unreachable", MIN_FETCH_INTERVAL)
+                raise IssuerUnreachable(
+                    "tokens cannot be verified: the issuer is unreachable", "issuer unreachable", MIN_FETCH_INTERVAL
+                )
         elif now - self._fetched_at >= REFRESH_INTERVAL:
             self._start_fetch(now)
         digest = hashlib.sha256(token.encode()).digest()

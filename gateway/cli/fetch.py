@@ -135,7 +135,7 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
     try:
         query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, b"")
     except errors.InvalidParameters as error:
-        raise ValueError(str(error).replace("client: is required; client=*", "CODE: is required; '*'")) from error
+        raise ValueError(str(error).replace("client: is required; `client=*`", "CODE: is required; '*'")) from error
     parameters = {
         "clients": ",".join(query.codes),
         "start": arguments.start or "",

@@ -21,7 +21,7 @@ from gateway.access import ANONYMOUS, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
 from gateway.auth.authenticator import Authenticator
-from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
+from gateway.errors import RateLimited, Refusal, Unauthenticated
 from gateway.metrics import Metrics
 from gateway.rates import RateLimiter, rate_headers
 
@@ -31,7 +31,6 @@ OPEN_PATHS = re.compile(
     r"|recordings/[A-Za-z0-9_-]+)",
     re.ASCII,
 )
-Refusal = Unauthenticated | Forbidden | RateLimited | IssuerUnreachable
 RouteOf = Callable[[str], str]
 
 
@@ -68,7 +67,7 @@ class Authentication:
                 if consumer is None:
                     return self._verify_token(scope, receive, send, authenticator, credential)
                 self._admit(context, consumer)
-        except (Unauthenticated, RateLimited) as error:
+        except Refusal as error:
             return self._refuse(scope, send, error)
         return self._app(scope, receive, send)
 
@@ -81,14 +80,14 @@ class Authentication:
             taken = bucket.take(now)
             context.response_headers += rate_headers(bucket)
             if not taken:
-                raise RateLimited("this consumer has reached its rate limit", bucket.seconds_until_token())
+                raise RateLimited("this consumer has reached its rate limit", "rate", bucket.seconds_until_token())
 
     async def _verify_token(
         self, scope: HTTPScope, receive: Receive, send: Send, authenticator: Authenticator, token: str
     ) -> None:
         try:
             self._admit(context_of(scope), await authenticator.authenticate_token(token))
-        except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
+        except Refusal as error:
             await self._refuse(scope, send, error)
         else:
             await self._app(scope, receive, send)
