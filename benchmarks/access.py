@@ -26,7 +26,7 @@ from gateway.access import SCOPES, Rate
 from gateway.auth.access_keys import fingerprint, new_key, parse_keys
 from gateway.auth.tokens import TokenKey, TokenRules, verify_token
 from gateway.cli.keys import with_key
-from gateway.rates import Bucket
+from gateway.rates import TokenBucket
 from gateway.server import address_of, listen, make_server
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
@@ -110,7 +110,7 @@ def pieces() -> None:
     token = jwt.encode(claims, secret, algorithm="RS256", headers={"kid": "one"})
     known = {"one": TokenKey(secret.public_key(), ("RS256",))}
     rules = TokenRules(issuer="i", audience="a")
-    bucket = Bucket(Rate(10**8, 1), 10**8, NOW)
+    bucket = TokenBucket(Rate(10**8, 1), 10**8, NOW)
     print(f"a key among 1,000: {microseconds(lambda: keys.find(key, NOW)):.1f} µs")
     print(f"a token from a rate: {microseconds(lambda: bucket.take(NOW)):.1f} µs")
     cost = microseconds(lambda: verify_token(token, known, rules, NOW), 200)

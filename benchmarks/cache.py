@@ -110,7 +110,7 @@ async def dashboard(*, status: bool, hours: int = 24) -> str:
         reads += 1
         upstream.now += 30 * (0.85 + 0.3 * draw.random())
     share = upstream.asked / (reads * 30 * DAY)
-    return f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%} of what a URL-keyed cache fetches"
+    return f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%} of what a cache keyed by URL fetches"
 
 
 @contextmanager

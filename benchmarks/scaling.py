@@ -80,7 +80,7 @@ def rows() -> list[str]:
     """The table, a line each."""
     call = asyncio.run(bytes_of_a_call())
     lines = [
-        "| clients | dashboards | read | `freshMin` | answers/s | POSTs/s | POSTs an answer | under way "
+        "| clients | dashboards | read | `freshMin` | responses/s | POSTs/s | POSTs per response | in flight "
         "| calls fetched/s | memory |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -1,30 +1,32 @@
 """The Callbutton gateway: a call-tracking server from 2009 as a REST/JSON service.
 
-The package from top to bottom; imports go downwards only, and `tests/test_layout.py` holds it:
+The package from top to bottom. Imports go downwards only; a test, `test_layout`, checks it.
 
-    __main__      the command line
-    cli/          one module a command
-    app           composition root: the one place that knows everything
-    settings      one table of settings, read once from the environment
-    api/          HTTP in, HTTP out: the only place that imports Litestar
-    cache/        windows, extents, freshness, flights: the cache that understands time
-    callbutton/   the upstream: the only place that knows XML or Central Time
-    rate_sync     what consumers have spent at all replicas
-    auth/         from a credential to a consumer: keys of a file, tokens of an issuer
-    redis_client  the Redis or Valkey server that replicas share; every caller can do without
-    metrics       every series, its help and its labels
-    tracing       spans for OpenTelemetry, if it is installed and asked for
-    logs          structured log lines, without personal data
-    server        the HTTP server: stock uvicorn, its listening socket, and how it stops
-    guard         what bounds its connections
-    shutdown      what the application knows of its own end
-    circuit_breaker  whether to send a request to a server that may be down; pure
-    rates         token buckets: how often a consumer may ask; pure
-    access        who may see what: decisions without I/O
-    formats       calls as NDJSON and CSV; pure
-    model         Call, Address, Status, Window: frozen Structs
-    errors        the tree of errors
-    simulator/    a stand-in Callbutton server; imports nothing from the rest
+    __main__         the command line
+    cli/             one module for each command
+    app              the composition root: builds every part from the settings
+    settings         the table of settings, read once from the environment
+    api/             HTTP requests and responses: the only place that imports Litestar
+    cache/           windows, extents, freshness, flights: the calls that the gateway holds
+    rate_sync        rate limits across replicas
+    callbutton/      the upstream: the only place that knows XML or Central Time
+    auth/            authentication: from a credential to a consumer, by access keys or OIDC tokens
+    redis_client     the Redis or Valkey server that replicas share; the gateway also works without it
+    server           the HTTP server: stock uvicorn, its listening socket and its shutdown
+    guard            limits of connections: sizes and timeouts that uvicorn does not have
+    metrics          every metric, with its help text and labels
+    logs             structured log lines without personal data
+    rates            rate limits and limits of exports for each consumer; pure
+    formats          calls as JSON, NDJSON and CSV; pure
+    tracing          spans for OpenTelemetry, if it is installed and configured
+    access           authorization and masking; pure
+    circuit_breaker  stops requests to a server that seems down; pure
+    shutdown         the state of the shutdown, shared by server and application
+    model            Call, Address, Status, Window: frozen Structs
+    errors           the tree of errors
+    simulator/       a stand-in Callbutton server; imports nothing from the other parts
+
+To follow a request begin with `api/routes.py`, then `api/calls.py` and `cache/reader.py`.
 """
 
 __version__ = "0.1.0"

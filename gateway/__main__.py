@@ -1,6 +1,7 @@
-"""The command line: `callbutton-gateway`, the same as `python -m gateway`.
+"""The command line: `callbutton-gateway`, or `python -m gateway`.
 
-Exit codes: 0 done, 1 the upstream does not work or the port is taken, 2 the command or a setting cannot be used.
+Exit codes: 0 success; 1 a failure outside the gateway, such as the upstream, a file or a port in use; 2 a command, an
+option or a setting that is not valid.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from gateway.cli import COMMANDS, load
 
 
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Describe commands."""
+    """The parser of the command line, with these commands only: loading all of them takes time."""
     root = argparse.ArgumentParser(
         prog="callbutton-gateway",
-        description="A REST/JSON gateway in front of a Callbutton XML server. COMMAND --help shows an example of each.",
+        description="A REST/JSON gateway for a Callbutton XML server. COMMAND --help shows the options and an example.",
     )
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in names:
         command = load(name)
-        described = commands.add_parser(
+        subparser = commands.add_parser(
             name,
             help=command.HELP,
             description=command.HELP,
             epilog=f"example:\n  {command.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_arguments(described)
+        command.add_arguments(subparser)
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return its exit code. `arguments` are those of the process by default."""
     words = sys.argv[1:] if arguments is None else arguments
-    chosen = parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)
+    parsed = parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            return load(chosen.command).run(chosen)
+            return load(parsed.command).run(parsed)
     except OSError as error:
         print(f"callbutton-gateway: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Composition root: the one place that knows everything, and the one clock."""
+"""The composition root: builds every part of the gateway from the settings, and gives it the clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from gateway.access import ANYONE
+from gateway.access import ANONYMOUS
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
@@ -26,7 +26,7 @@ from gateway.callbutton.transport import Limits
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import Exports, Rates
+from gateway.rates import ExportLimiter, RateLimiter
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, variable
 from gateway.shutdown import Shutdown
@@ -34,12 +34,12 @@ from gateway.shutdown import Shutdown
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
-RESPONSE_CACHE_SHARE = 8  # the response cache may hold an eighth of GATEWAY_CACHE_BYTES beside the calls
+RESPONSE_CACHE_SHARE = 8  # the response cache has an eighth of GATEWAY_CACHE_BYTES, in addition to the calls
 Clock = Callable[[], float]
 
 
 def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> UpstreamClient:
-    """Build the upstream from the settings. Raises SettingsError for an address that cannot be used."""
+    """Build the client of the upstream. Raises SettingsError for a URL that is not valid."""
     limits = Limits(
         first_byte=settings.upstream_timeout,
         idle=settings.upstream_idle_timeout,
@@ -47,35 +47,35 @@ def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.tim
         concurrency=settings.upstream_concurrency,
         max_bytes=settings.upstream_max_bytes,
     )
-    where = UpstreamSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element)
+    upstream = UpstreamSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element)
     try:
-        return UpstreamClient(where, metrics, clock)
+        return UpstreamClient(upstream, metrics, clock)
     except ValueError as error:
         raise SettingsError(f"GATEWAY_UPSTREAM_URL or GATEWAY_UPSTREAM_PROXY: {error}", "upstream_url") from error
 
 
 def build_recordings(settings: Settings) -> Recordings:
-    """Build what fetches recordings from the upstream."""
+    """Build the client that fetches recordings from the upstream."""
     limits = Limits(first_byte=settings.upstream_timeout, idle=settings.upstream_idle_timeout)
     return Recordings(settings.recording_url, settings.upstream_url, limits, settings.upstream_proxy)
 
 
 def build_authenticator(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Authenticator | None:
-    """Build what tells consumers apart; None if anyone may ask. Raises SettingsError without a way to tell."""
+    """Build the authenticator; None if GATEWAY_AUTH is none. Raises SettingsError."""
     if settings.auth == "none":
         return None
-    ways = settings.auth.split("+")
+    methods = settings.auth.split("+")
     return Authenticator(
         clock,
-        build_keys(settings, metrics) if "keys" in ways else None,
-        build_issuer(settings, metrics, clock) if "oidc" in ways else None,
+        build_key_file(settings, metrics) if "keys" in methods else None,
+        build_issuer(settings, metrics, clock) if "oidc" in methods else None,
     )
 
 
-def build_keys(settings: Settings, metrics: Metrics) -> KeyFile:
-    """Build what knows access keys. Raises SettingsError."""
+def build_key_file(settings: Settings, metrics: Metrics) -> KeyFile:
+    """Load the access keys. Raises SettingsError."""
     if not settings.keys_file:
-        text = "GATEWAY_KEYS_FILE is not set: make a key with `keys new`, or say GATEWAY_AUTH=none"
+        text = "GATEWAY_KEYS_FILE is not set: make a key with `callbutton-gateway keys new`, or set GATEWAY_AUTH=none"
         raise SettingsError(text, "keys_file")
     try:
         return KeyFile(settings.keys_file, metrics)
@@ -84,13 +84,13 @@ def build_keys(settings: Settings, metrics: Metrics) -> KeyFile:
 
 
 def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
-    """Build what knows bearer tokens. Raises SettingsError."""
-    from gateway.auth.issuer import Issuer  # and with it cryptography
+    """Build the verification of bearer tokens. Raises SettingsError."""
+    from gateway.auth.issuer import Issuer  # imports cryptography, which takes time and memory
     from gateway.auth.tokens import TokenRules
 
     for name in ("oidc_issuer", "oidc_audience"):
         if not getattr(settings, name):
-            raise SettingsError(f"{variable(name)} is not set: GATEWAY_AUTH={settings.auth} needs it", name)
+            raise SettingsError(f"{variable(name)} is not set: GATEWAY_AUTH={settings.auth} requires it", name)
     rules = TokenRules(
         issuer=settings.oidc_issuer,
         audience=settings.oidc_audience,
@@ -109,7 +109,7 @@ def build_cache(
     clock: Clock = time.time,
     shared: RedisClient | None = None,
 ) -> Cache:
-    """Build the cache in front of the upstream, shared with other replicas if there is a server for it."""
+    """Build the cache of the upstream's calls. `shared` is the Redis client, if replicas share a cache."""
     rules = CacheSettings(
         plain=Rule(settings.fresh_min, settings.fresh_ratio, settings.fresh_max),
         with_status=Rule(settings.fresh_min, settings.fresh_status_ratio, settings.fresh_max),
@@ -128,7 +128,7 @@ def create(
     registry: CollectorRegistry | None = None,
     clock: Clock = time.time,
 ) -> RequestContextMiddleware:
-    """Build the gateway from the settings."""
+    """Build the gateway. Raises SettingsError."""
     metrics = Metrics(registry or CollectorRegistry())
     upstream = build_upstream(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
@@ -140,10 +140,10 @@ def create(
         settings.signing_key.encode(),
         settings.history_start,
         settings.request_deadline,
-        rates := Rates(),
-        Exports(settings.consumer_exports),
+        rates := RateLimiter(),
+        ExportLimiter(settings.consumer_exports),
         recordings := build_recordings(settings),
-        (lambda name, label: ANYONE) if authenticator is None else authenticator.rights_of,  # noqa: ARG005 - anyone may
+        (lambda name, label: ANONYMOUS) if authenticator is None else authenticator.current_rights,  # noqa: ARG005 - without authentication every consumer has all rights
         settings.extra_public,
         settings.public_url,
     )
@@ -167,7 +167,7 @@ def create(
         litestar.on_startup += [authenticator.start]
         litestar.on_shutdown += [authenticator.close]
     litestar.on_shutdown += [
-        partial(unless_hurried, cache.close, shutdown),
+        partial(close_unless_forced, cache.close, shutdown),
         *([shared.close] if shared else []),
         upstream.close,
         recordings.close,
@@ -176,12 +176,12 @@ def create(
     return app
 
 
-async def unless_hurried(land: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:
-    """Wait for flights to land, unless the process is told to stop at once."""
-    landing, hurrying = asyncio.create_task(land()), asyncio.create_task(shutdown.hurried.wait())
-    await asyncio.wait([landing, hurrying], return_when=asyncio.FIRST_COMPLETED)
-    hurrying.cancel()
-    if landing.done():
-        landing.result()  # raises the error, if there is one
+async def close_unless_forced(close: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:
+    """Close the cache, which waits for flights, unless a second signal forces the shutdown."""
+    closing, forced = asyncio.create_task(close()), asyncio.create_task(shutdown.forced.wait())
+    await asyncio.wait([closing, forced], return_when=asyncio.FIRST_COMPLETED)
+    forced.cancel()
+    if closing.done():
+        closing.result()  # raises the error, if there is one
     else:
-        landing.cancel()
+        closing.cancel()

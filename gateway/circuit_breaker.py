@@ -1,12 +1,12 @@
-"""Whether to send a request to a server that may be down. Pure; instants are arguments, of any one clock.
+"""A circuit breaker: stops requests to a server that seems down, then probes it. Pure; time is an argument, in seconds.
 
-    state       admits                    success    failure
-    closed      every request             closed     the `threshold`-th in a row: open
-    open        none until an instant, then one request, which makes it half-open
-    half-open   none                      closed     open, for twice as long, up to MAX_PAUSE
+    state       admits                                 after a success    after a failure
+    closed      every request                          closed             open, if it is the `threshold`-th in a row
+    open        no request during the pause; then one request, the probe, which makes it half-open
+    half-open   no request                             closed             open, with a pause twice as long
 
 Rules:
-- Half of each pause is random, so that replicas do not probe together.
+- Pauses are from MIN_PAUSE to MAX_PAUSE. Half of each is random, so that replicas do not probe at the same time.
 - The outcome of a request that was admitted before the last change of state is ignored.
 """
 
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
-MIN_PAUSE, MAX_PAUSE = 1.0, 30.0  # seconds; a restart takes one or two, and a server that is back is used within 30
+MIN_PAUSE, MAX_PAUSE = 1.0, 30.0  # seconds; a restart takes one or two; a server is used within 30 of its return
 
 
 class State(IntEnum):
-    """As metrics show it."""
+    """The state, and its value in metrics."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -28,13 +28,13 @@ class State(IntEnum):
 
 
 class Permit(NamedTuple):
-    """Permission to send one request; its outcome counts while the state has not changed since."""
+    """Permission to send one request. `change` is the number of changes of state before it."""
 
     change: int
 
 
 class CircuitBreaker:
-    """A circuit breaker. `chance` gives numbers from 0 to 1."""
+    """A circuit breaker. `chance` returns random numbers from 0 to 1."""
 
     def __init__(self, threshold: int, chance: Callable[[], float]) -> None:
         self._threshold = threshold
@@ -47,7 +47,7 @@ class CircuitBreaker:
 
     @property
     def until(self) -> float:
-        """While it is not closed, the instant at which the pause ends."""
+        """The time at which the pause ends, if the breaker is not closed."""
         return self._until
 
     def admits(self, now: float) -> bool:
@@ -55,15 +55,18 @@ class CircuitBreaker:
         return self.state is State.CLOSED or (self.state is State.OPEN and now >= self._until)
 
     def admit(self, now: float) -> Permit | None:
-        """Let a request go, if it may: the probe when a pause has ended. Its outcome must be reported once."""
+        """Admit a request; None if it must not be sent.
+
+        The caller reports the outcome once: `succeed`, `fail` or `withdraw`.
+        """
         if not self.admits(now):
             return None
         if self.state is State.OPEN:
-            self._turn(State.HALF_OPEN)
+            self._change_to(State.HALF_OPEN)
         return Permit(self._changes)
 
     def counts(self, permit: Permit) -> bool:
-        """Whether the outcome of a request is used: the state has not changed since it was admitted."""
+        """Whether the outcome of a request counts: the state has not changed since it was admitted."""
         return permit.change == self._changes
 
     def succeed(self, permit: Permit) -> None:
@@ -71,10 +74,10 @@ class CircuitBreaker:
         if self.counts(permit):
             self.failures, self._pause = 0, MIN_PAUSE
             if self.state is not State.CLOSED:
-                self._turn(State.CLOSED)
+                self._change_to(State.CLOSED)
 
     def fail(self, permit: Permit, now: float, *, excused: bool = False) -> None:
-        """Report that the server failed; a failure that is `excused` is counted but does not open the breaker."""
+        """Report that the server failed. A failure that is `excused` counts but does not open a closed breaker."""
         if not self.counts(permit):
             return
         if self.state is State.HALF_OPEN:
@@ -86,15 +89,15 @@ class CircuitBreaker:
             self._open(now)
 
     def withdraw(self, permit: Permit, now: float) -> None:
-        """Report that the request had no outcome, a cancellation for example; the next one may be the probe."""
+        """Report that the request has no outcome, for example a cancelled one. The next request may be the probe."""
         if self.counts(permit) and self.state is State.HALF_OPEN:
             self._until = now
-            self._turn(State.OPEN)
+            self._change_to(State.OPEN)
 
     def _open(self, now: float) -> None:
         self._until = now + self._pause * (0.5 + 0.5 * self._chance())
-        self._turn(State.OPEN)
+        self._change_to(State.OPEN)
 
-    def _turn(self, state: State) -> None:
+    def _change_to(self, state: State) -> None:
         self.state = state
         self._changes += 1

@@ -1,26 +1,27 @@
-"""Everything that can go wrong on purpose, as one tree. Status codes are not known here: `api/problems.py` has them.
+"""The errors that the gateway raises deliberately, as one tree. `api/problems.py` maps them to HTTP status codes.
 
     GatewayError
-    ├── InvalidParameters          what the consumer asked cannot be read
-    ├── Unauthenticated            no credentials, or none that count
-    ├── Forbidden                  not for this consumer, whether or not it exists
-    ├── IssuerUnreachable          whether a token counts cannot be told now
-    ├── NotFound                   there is no such thing
-    ├── NotAcceptable              not to be had in any form that the consumer accepts
-    ├── RateLimited                this consumer asks too much; when to come again
-    └── UpstreamError              the upstream did not give an answer that can be used
-        ├── UpstreamUnauthorized   the upstream does not know our address
-        ├── UpstreamRejected       ERROR about the request itself: the date range, the client code
-        ├── UpstreamFailed         any other ERROR, or an HTTP status that is not 200
-        ├── UpstreamMalformed      not the protocol, or broken off
+    ├── InvalidParameters          a parameter is not valid
+    ├── Unauthenticated            no valid credential
+    ├── Forbidden                  the consumer has no access, whether or not the resource exists
+    ├── IssuerUnreachable          a token cannot be verified at present
+    ├── NotFound                   the resource does not exist
+    ├── NotAcceptable              the resource has no representation that the consumer accepts
+    ├── RateLimited                the consumer has reached a limit
+    └── UpstreamError              the upstream gave no usable reply
+        ├── UpstreamUnauthorized   the upstream does not allow our address
+        ├── UpstreamRejected       ERROR about the request: the date range, the client code
+        ├── UpstreamFailed         any other ERROR, or an HTTP status other than 200
+        ├── UpstreamMalformed      the reply does not follow the protocol, or is truncated
         ├── UpstreamUnreachable    no connection
         ├── UpstreamTimeout        a deadline passed
-        └── Postponed              it was not asked; it may be later
-            ├── UpstreamCircuitOpen    it has failed several times in a row
-            └── Overloaded             too much waits already
+        └── NotSent                the request was not sent to the upstream
+            ├── UpstreamCircuitOpen    the circuit breaker is open
+            └── Overloaded             the queue is full
 
-The text of an error is in our words and may be shown to consumers; what the upstream said is never part of it, but
-for `UpstreamRejected.message`.
+Rules:
+- Consumers may see the text of an error. It contains no text of the upstream, except `UpstreamRejected.message`.
+- `reason` is a word for logs and metrics; `retry_after` is in seconds.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class GatewayError(Exception):
 
 
 class ParameterFault(NamedTuple):
-    """One parameter and what is wrong with it."""
+    """A parameter that is not valid, and why."""
 
     parameter: str
     detail: str
 
 
 class InvalidParameters(GatewayError):  # noqa: N818 - the name of a problem, not of a class of bugs
-    """One or several parameters cannot be read."""
+    """One or several parameters are not valid."""
 
     def __init__(self, faults: Sequence[ParameterFault]) -> None:
         super().__init__("; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults))
@@ -50,7 +51,7 @@ class InvalidParameters(GatewayError):  # noqa: N818 - the name of a problem, no
 
 
 class Unauthenticated(GatewayError):  # noqa: N818
-    """No credentials, or none that count; `reason` is a word for logs and metrics."""
+    """The request has no valid credential."""
 
     def __init__(self, detail: str, reason: str) -> None:
         super().__init__(detail)
@@ -58,7 +59,7 @@ class Unauthenticated(GatewayError):  # noqa: N818
 
 
 class Forbidden(GatewayError):  # noqa: N818
-    """Not for this consumer, whether or not it exists; `reason` is a word for logs and metrics."""
+    """The consumer has no access, whether or not the resource exists."""
 
     def __init__(self, detail: str, reason: str) -> None:
         super().__init__(detail)
@@ -66,38 +67,38 @@ class Forbidden(GatewayError):  # noqa: N818
 
 
 class IssuerUnreachable(GatewayError):  # noqa: N818
-    """Whether a token counts cannot be told now; it may be in `seconds`."""
+    """A token cannot be verified at present, because the issuer's keys are not available."""
 
     reason = "issuer unreachable"
 
-    def __init__(self, detail: str, seconds: float) -> None:
+    def __init__(self, detail: str, retry_after: float) -> None:
         super().__init__(detail)
-        self.seconds = seconds
+        self.retry_after = retry_after
 
 
 class NotFound(GatewayError):  # noqa: N818
-    """There is no such thing."""
+    """The resource does not exist."""
 
 
 class NotAcceptable(GatewayError):  # noqa: N818
-    """It is not to be had in any form that the consumer accepts."""
+    """The resource has no representation that the consumer accepts."""
 
 
 class RateLimited(GatewayError):  # noqa: N818
-    """A consumer asks too much; `seconds` until it may again. `reason` is a word for logs and metrics."""
+    """The consumer has reached its rate or its number of exports."""
 
-    def __init__(self, detail: str, seconds: float, reason: str = "rate") -> None:
+    def __init__(self, detail: str, retry_after: float, reason: str = "rate") -> None:
         super().__init__(detail)
-        self.seconds = seconds
+        self.retry_after = retry_after
         self.reason = reason
 
 
 class UpstreamError(GatewayError):
-    """The upstream did not give an answer that can be used."""
+    """The upstream gave no usable reply."""
 
 
 class UpstreamUnauthorized(UpstreamError):  # noqa: N818
-    """The upstream does not know our address; `username` and `address` are what it says it saw."""
+    """The upstream does not allow our address. It reports `username` and `address`."""
 
     def __init__(self, username: str | None, address: str | None) -> None:
         super().__init__("the Callbutton server does not allow the gateway's address")
@@ -106,7 +107,7 @@ class UpstreamUnauthorized(UpstreamError):  # noqa: N818
 
 
 class UpstreamRejected(UpstreamError):  # noqa: N818
-    """The upstream answered ERROR about the request itself; `message` is its own, printable, at most 200 characters."""
+    """The upstream replied ERROR about the request. `message` is its text, printable, at most 200 characters."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"the Callbutton server refused the request: {message}")
@@ -114,7 +115,7 @@ class UpstreamRejected(UpstreamError):  # noqa: N818
 
 
 class UpstreamFailed(UpstreamError):  # noqa: N818
-    """Any other ERROR (`reported`), or an HTTP status that is not 200; it asks for `retry_after` seconds."""
+    """Any other ERROR in a reply (`reported`), or an HTTP status other than 200. `retry_after` is 0 if not given."""
 
     def __init__(self, detail: str, *, reported: bool = False, status: int = 0, retry_after: float = 0) -> None:
         super().__init__(detail)
@@ -124,11 +125,11 @@ class UpstreamFailed(UpstreamError):  # noqa: N818
 
 
 class UpstreamMalformed(UpstreamError):  # noqa: N818
-    """The answer is not the protocol, or broke off; the text says where."""
+    """The reply does not follow the protocol, or is truncated. The text says where."""
 
 
 class Obstacle(StrEnum):
-    """What is in the way of a connection."""
+    """The cause of a failed connection. CLOSED: the server closed it before a reply. ROUTE: any other cause."""
 
     NAME = "name"
     REFUSED = "refused"
@@ -147,7 +148,7 @@ class UpstreamUnreachable(UpstreamError):  # noqa: N818
 
 
 class UpstreamTimeout(UpstreamError):  # noqa: N818
-    """A deadline passed; `answering` tells whether bytes had come, `connecting` that there was no connection yet."""
+    """A deadline passed: before the connection was made (`connecting`), or after the reply began (`answering`)."""
 
     def __init__(self, detail: str, *, answering: bool, connecting: bool = False) -> None:
         super().__init__(detail)
@@ -155,17 +156,17 @@ class UpstreamTimeout(UpstreamError):  # noqa: N818
         self.connecting = connecting
 
 
-class Postponed(UpstreamError):  # noqa: N818
-    """The upstream was not asked; it may be in `wait` seconds."""
+class NotSent(UpstreamError):  # noqa: N818
+    """The request was not sent to the upstream."""
 
-    def __init__(self, detail: str, wait: int) -> None:
+    def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail)
-        self.wait = wait
+        self.retry_after = retry_after
 
 
-class UpstreamCircuitOpen(Postponed):
-    """Not asked: the upstream has failed several times in a row."""
+class UpstreamCircuitOpen(NotSent):
+    """Not sent: the circuit breaker is open, because the upstream failed several times in a row."""
 
 
-class Overloaded(Postponed):
-    """Not asked: too much waits already."""
+class Overloaded(NotSent):
+    """Not sent: the queue is full."""

@@ -1,12 +1,12 @@
-"""Calls as text that streams: NDJSON and CSV. Pure: calls in, bytes out.
+"""Calls as JSON, NDJSON or CSV, rendered piece by piece. Pure: calls in, bytes out.
 
 Rules:
-- JSON is one object, `data` and `meta`, a call a line.
-- NDJSON is a call a line, as the JSON lists show it. The last line is `{"meta": {…}}`: without it the text broke off.
-- CSV is RFC 4180 with a header. Columns are flat and nested names dotted; null is empty; `extra` is JSON in one column.
-- A text that a spreadsheet would take for a formula gets an apostrophe before it.
-- `fields` are columns, or `address` and `status` whole. A call is always known by its `KEYS` in JSON and NDJSON; CSV
-  has the columns asked for and no other, in that order.
+- JSON is one object with `data` and `meta`, one call a line.
+- NDJSON is one call a line. The last line is `{"meta": {…}}`; a text without it is incomplete.
+- CSV is RFC 4180 with a header. Nested fields are columns with dotted names, null is empty, and `extra` is JSON in one
+  column. A text that a spreadsheet would take for a formula is preceded by an apostrophe.
+- `fields` are names of columns, or `address` and `status` for all their fields. JSON and NDJSON add `REQUIRED_FIELDS`;
+  CSV has only the requested columns, in the requested order.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ from msgspec import Struct
 
 from gateway.model import Address, Call, Status
 
-KEYS = ("id", "clientCode", "startTime")
-MARKS = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - of a formula; spreadsheets know the full-width signs too
+REQUIRED_FIELDS = ("id", "clientCode", "startTime")  # they identify a call and order a list
+FORMULA_PREFIXES = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets accept full-width signs as well
 _encoder = msgspec.json.Encoder()
 
 
 def _attributes(struct: type[Struct]) -> dict[str, str]:
+    """The attribute of each JSON name of a Struct."""
     return {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
 
 
-PARTS: dict[str, type[Struct]] = {"address": Address, "status": Status}
-ATTRIBUTES = {name: _attributes(part) for name, part in PARTS.items()} | {"": _attributes(Call)}
+NESTED: dict[str, type[Struct]] = {"address": Address, "status": Status}
+ATTRIBUTES = {name: _attributes(part) for name, part in NESTED.items()} | {"": _attributes(Call)}
 COLUMNS = tuple(
     column
     for name in ATTRIBUTES[""]
-    for column in ([f"{name}.{inner}" for inner in ATTRIBUTES[name]] if name in PARTS else [name])
+    for column in ([f"{name}.{inner}" for inner in ATTRIBUTES[name]] if name in NESTED else [name])
 )
-FIELDS = (*COLUMNS, *PARTS)
+FIELDS = (*COLUMNS, *NESTED)
 
 
 class Projection:
-    """Of each call some fields only, as a mapping that is written as JSON."""
+    """Selects some fields of a call, for JSON."""
 
     def __init__(self, fields: Sequence[str]) -> None:
-        wanted: dict[str, list[str] | None] = dict.fromkeys(KEYS)
+        wanted: dict[str, list[str] | None] = dict.fromkeys(REQUIRED_FIELDS)
         for name in (field for field in ATTRIBUTES[""] if any(one.split(".")[0] == field for one in fields)):
             inner = [one.partition(".")[2] for one in fields if one.startswith(f"{name}.")]
             wanted[name] = inner if inner and name not in fields else None
@@ -56,7 +57,7 @@ class Projection:
         ]
 
     def __call__(self, call: Call) -> dict[str, Any]:
-        """Take the fields of a call."""
+        """The selected fields of a call, by their JSON names."""
         row = {}
         for name, outer, inner in self._parts:
             value = getattr(call, outer)
@@ -67,86 +68,86 @@ class Projection:
 
 
 class Format(Protocol):
-    """A way to write calls."""
+    """Renders calls: the concatenation of `begin`, any number of `rows`, and `end`."""
 
     def begin(self) -> bytes:
-        """Write what comes before the calls."""
+        """Render the text before the calls."""
 
     def rows(self, calls: Iterable[Call]) -> bytes:
-        """Write some calls."""
+        """Render some calls."""
 
     def end(self, meta: object) -> bytes:
-        """Write what comes after the calls."""
+        """Render the text after the calls."""
 
 
 class Json:
-    """One object; `begun` when calls have been written before."""
+    """One object. `begun` says that it already has calls, of an export that is resumed."""
 
     def __init__(self, fields: Sequence[str] = (), *, begun: bool = False) -> None:
         self._lines = Ndjson(fields)
         self._begun = begun
 
     def begin(self) -> bytes:
-        """Open the object."""
+        """Render the start of the object."""
         return b'{"data":[\n'
 
     def rows(self, calls: Iterable[Call]) -> bytes:
-        """Write some calls, a line each."""
+        """Render one call a line."""
         lines = self._lines.rows(calls).rstrip(b"\n").replace(b"\n", b",\n")  # a newline inside a call is escaped
         before = b",\n" if lines and self._begun else b""
         self._begun = self._begun or bool(lines)
         return before + lines
 
     def end(self, meta: object) -> bytes:
-        """Close the object."""
+        """Render `meta` and the end of the object."""
         return b'\n],"meta":' + _encoder.encode(meta) + b"}\n"
 
 
 class Ndjson:
-    """A call a line."""
+    """One call a line, then `meta`."""
 
     def __init__(self, fields: Sequence[str] = ()) -> None:
         self._project = Projection(fields) if fields else None
 
     def begin(self) -> bytes:
-        """What comes before the calls: nothing."""
+        """Return no bytes: NDJSON has no header."""
         return b""
 
     def rows(self, calls: Iterable[Call]) -> bytes:
-        """Write some calls."""
+        """Render one call a line."""
         return _encoder.encode_lines([self._project(call) for call in calls] if self._project else list(calls))
 
     def end(self, meta: object) -> bytes:
-        """Write the last line, which says that nothing is missing."""
+        """Render the last line, which shows that the text is complete."""
         return _encoder.encode({"meta": meta}) + b"\n"
 
 
 class Csv:
-    """A header, then a call a record."""
+    """A header, then one record for each call."""
 
     def __init__(self, fields: Sequence[str] = ()) -> None:
         self._columns = _columns(fields)
         self._read = _reader(self._columns)
 
     def begin(self) -> bytes:
-        """Write the header."""
+        """Render the header."""
         return _records([self._columns])
 
     def rows(self, calls: Iterable[Call]) -> bytes:
-        """Write some calls."""
+        """Render one record for each call."""
         read = self._read
         return _records(
             [
                 value
-                if value is None or type(value) is int or (type(value) is str and value[:1] not in MARKS)
+                if value is None or type(value) is int or (type(value) is str and value[:1] not in FORMULA_PREFIXES)
                 else _cell(value)
                 for value in read(call)
             ]
             for call in calls
         )
 
-    def end(self, meta: object) -> bytes:  # noqa: ARG002 - what NDJSON takes
-        """What comes after the calls: nothing. A text that broke off is known by its connection."""
+    def end(self, meta: object) -> bytes:  # noqa: ARG002 - the interface of Format
+        """Return no bytes. An incomplete text is recognized by its connection, which is closed early."""
         return b""
 
 
@@ -154,7 +155,7 @@ FORMATS = ("json", "ndjson", "csv")
 
 
 def make_format(name: str, fields: Sequence[str] = (), *, begun: bool = False) -> Format:
-    """Make one of `FORMATS`; `begun` when calls have been written before."""
+    """Make the format of one of the names in FORMATS. `begun` says that calls have already been written."""
     if name == "json":
         return Json(fields, begun=begun)
     return Ndjson(fields) if name == "ndjson" else Csv(fields)
@@ -163,12 +164,12 @@ def make_format(name: str, fields: Sequence[str] = (), *, begun: bool = False) -
 def _columns(fields: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for field in fields or COLUMNS:
-        found |= dict.fromkeys([f"{field}.{inner}" for inner in ATTRIBUTES[field]] if field in PARTS else [field])
+        found |= dict.fromkeys([f"{field}.{inner}" for inner in ATTRIBUTES[field]] if field in NESTED else [field])
     return list(found)
 
 
 def _reader(columns: Sequence[str]) -> Callable[[Call], list[Any]]:
-    """Make the function that reads the columns of a call: neighbours of one part are read at once."""
+    """A function that returns the columns of a call. Adjacent columns of one Struct are read together, for speed."""
     runs: list[tuple[str, Callable[[Any], tuple[Any, ...]], tuple[None, ...]]] = []
     for part, run in groupby(columns, key=lambda column: column.rpartition(".")[0]):
         names = [ATTRIBUTES[part][column.rpartition(".")[2]] for column in run]
@@ -185,19 +186,22 @@ def _reader(columns: Sequence[str]) -> Callable[[Call], list[Any]]:
 
 
 def _all(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """A function that returns some attributes as a tuple; attrgetter returns a bare value for a single name."""
     take = attrgetter(*names)
     return take if len(names) > 1 else lambda value: (take(value),)
 
 
-def _cell(value: Any) -> str | None:  # noqa: ANN401 - any value that a call has
+def _cell(value: Any) -> str | None:  # noqa: ANN401 - a field of a call has one of many types
+    """Render a cell that is not None, an integer or a plain text."""
     if not isinstance(value, str):  # an enum is a str
         if not value and isinstance(value, dict):
             return None
         value = _encoder.encode(value).decode().strip('"')
-    return f"'{value}" if value[:1] in MARKS else value
+    return f"'{value}" if value[:1] in FORMULA_PREFIXES else value
 
 
 def _records(records: Iterable[Sequence[object]]) -> bytes:
+    """Render records as RFC 4180."""
     text = io.StringIO()
     csv.writer(text).writerows(records)
     return text.getvalue().encode()

@@ -1,13 +1,14 @@
-"""A guard between uvicorn and its clients, with the bounds that uvicorn does not have.
+"""A guard between uvicorn and its clients, with the limits that uvicorn does not have.
 
 Rules:
-- It uses the methods that uvicorn's protocol has as an `asyncio.Protocol`, and `shutdown()`, which closes a connection
-  as soon as no request is in progress.
-- uvicorn sees whole requests only, head and body: its own timeout of idle connections then holds. A request has
-  `request_timeout` from its first byte (the first one from the opening of its connection) and `request_size`; line
-  ends before it are silence. A body without a length is refused: no resource of this API takes a body.
-- A client that takes nothing of an answer for `write_timeout` is disconnected, also while its connection closes.
-- HTTP/1.0 has no chunks: the end of the connection ends the body.
+- It calls only the methods that uvicorn's protocol inherits from `asyncio.Protocol`, and `shutdown()`, which closes a
+  connection as soon as no request is in progress.
+- uvicorn receives complete requests only, head and body, so that its idle timeout applies to connections without a
+  request. A request must be complete `request_timeout` after its first byte (the first request: after the connection
+  was opened) and is at most `request_size` long. Line ends before a request are ignored. A body without a length is
+  refused: no resource of this API takes a body.
+- A client that reads no part of a response for `write_timeout` is disconnected, also while its connection closes.
+- HTTP/1.0 has no chunked bodies: the end of the connection ends the body.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from typing import Any
 from msgspec import Struct
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_END, ANY_HEAD_END = b"\r\n\r\n", re.compile(rb"\r?\n\r?\n")  # uvicorn refuses all but the first
+HEAD_END, ANY_HEAD_END = b"\r\n\r\n", re.compile(rb"\r?\n\r?\n")  # uvicorn refuses heads with other ends
 BODY = re.compile(rb"\r\n(?:content-length:[ \t]*(\d{1,18})|transfer-encoding:)", re.IGNORECASE)
 CHUNKED = b"transfer-encoding: chunked\r\n"
-GATHERED = 64 * 1024  # bytes that are sent without waiting for the turn's end; asyncio's high-water mark
-RESERVED_DESCRIPTORS = 100  # file descriptors that are left for files, the upstream and the shared cache
+MAX_GATHERED = 64 * 1024  # bytes; more is sent at once; asyncio's high-water mark
+RESERVED_DESCRIPTORS = 100  # file descriptors that connections leave for files, the upstream and Redis
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """Bounds of a server's connections; times are in seconds, sizes in bytes."""
+    """Limits of a server's connections; times are in seconds, sizes in bytes."""
 
     request_size: int = 32 * 1024  # nginx allows heads of 32 kB
-    request_timeout: float = 10.0  # nginx allows 60, which is what slow clients attack with
-    idle_timeout: float = 75.0  # longer than load balancers keep theirs (60), so that none sends on a closing one
+    request_timeout: float = 10.0  # nginx allows 60, which makes attacks with slow requests cheap
+    idle_timeout: float = 75.0  # load balancers close theirs after 60, so they do not reuse one that we are closing
     write_timeout: float = 30.0  # nginx allows 60
     connections: int = max(RESERVED_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS)
     shutdown_timeout: float = 60.0  # the default of GATEWAY_REQUEST_DEADLINE
 
 
 class GatheringTransport:
-    """A transport that sends all writes of one turn of the event loop in one piece."""
+    """A transport that combines all writes of one iteration of the event loop into one."""
 
     def __init__(self, transport: asyncio.Transport, closing: Callable[[], None]) -> None:
         self._transport, self._call_soon, self._closing = transport, asyncio.get_running_loop().call_soon, closing
@@ -51,14 +52,14 @@ class GatheringTransport:
         self._size, self._in_chunks, self.without_chunks = 0, False, False
 
     def write(self, data: bytes) -> None:
-        """Send data at the end of this turn, or as soon as there is much of it."""
+        """Send data at the end of this iteration, or as soon as MAX_GATHERED is exceeded."""
         if self.without_chunks:
             data = self._unchunked(data)
         if not self._gathered:
             self._call_soon(self.flush)
         self._gathered.append(data)
         self._size += len(data)
-        if self._size > GATHERED:
+        if self._size > MAX_GATHERED:
             self.flush()
 
     def flush(self) -> None:
@@ -74,6 +75,7 @@ class GatheringTransport:
         self._closing()
 
     def _unchunked(self, data: bytes) -> bytes:
+        """Remove the chunked encoding from a part of a response; uvicorn writes whole chunks."""
         if not self._in_chunks:
             self._in_chunks = CHUNKED in data
             return data.replace(CHUNKED, b"", 1)
@@ -83,15 +85,15 @@ class GatheringTransport:
 
 
 class Guard(asyncio.Protocol):
-    """One connection. A subclass has the limits, the set of open connections, and a function that renders refusals."""
+    """One connection. A subclass sets the limits, the set of open connections, and the function that renders errors."""
 
     limits: Limits
     open: set[Guard]
     problem: Callable[[int, str], bytes]
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - what uvicorn gives its own protocol
+    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - the arguments of uvicorn's protocol
         self._http = HttpToolsProtocol(*arguments, **named)
-        self._received = bytearray()  # the part of a request that has come
+        self._received = bytearray()  # the beginning of an incomplete request
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -104,7 +106,7 @@ class Guard(asyncio.Protocol):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", "retry-after: 1")
 
     def data_received(self, data: bytes) -> None:
-        """Pass on whole requests, and keep the beginning of the next."""
+        """Pass complete requests to uvicorn, and keep the beginning of the next."""
         one = 0 < data.find(HEAD_END) == len(data) - len(HEAD_END) <= self.limits.request_size - len(HEAD_END)
         if one and not self._received and data[:1].isupper() and not is_unusual(data):
             self._stop("request")
@@ -114,17 +116,17 @@ class Guard(asyncio.Protocol):
             self._pass_on()
 
     def eof_received(self) -> None:
-        """Treat a client that sends no more as disconnected, as uvicorn does: the connection closes."""
+        """Close the connection of a client that closed its sending side, as uvicorn does."""
         self._abort_later()
         self._http.eof_received()
 
     def pause_writing(self) -> None:
-        """Give the client time to take what was sent."""
+        """Start the write timeout: the client does not read as fast as the response is sent."""
         self._abort_later()
         self._http.pause_writing()
 
     def resume_writing(self) -> None:
-        """Give it time for the next part, unless there is none."""
+        """Stop the write timeout, unless the connection is closing and the remaining data must be read in that time."""
         if not self._transport.is_closing():
             self._stop("write")
         self._http.resume_writing()
@@ -176,14 +178,17 @@ class Guard(asyncio.Protocol):
 
 
 def is_unusual(head: bytes) -> bool:
-    """Whether a head says how its body comes, or that the client speaks HTTP/1.0."""
+    """Whether a request has a body or uses HTTP/1.0."""
     low = head.lower()
     return b"\ncontent-length:" in low or b"\ntransfer-encoding:" in low or b" http/1.0\r\n" in low
 
 
 def size_of_request(received: bytearray) -> int:
-    """The size of the request that begins here; 0 until its head is whole. uvicorn refuses data that is not HTTP."""
+    """The size of the first request in bytes; 0 while its head is incomplete.
+
+    For data that is not HTTP it is the size of the data: uvicorn refuses it. A body without a length exceeds any limit.
+    """
     if not (end := ANY_HEAD_END.search(received)):
         return 0 if not received or received[:1].isupper() else len(received)
     body = BODY.search(received, 0, end.end())
-    return end.end() + (int(body[1] or 10**18) if body else 0)  # without a length: longer than any bound
+    return end.end() + (int(body[1] or 10**18) if body else 0)  # 10**18: larger than any limit

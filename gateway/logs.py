@@ -1,11 +1,11 @@
-"""Structured log lines: JSON off a terminal, words on one.
+"""Structured log lines: readable text on a terminal, JSON otherwise.
 
 Rules:
-- No personal data. Our log calls give an event, which is a constant, and `extra={"fields": {…}}`; neither holds phone
-  numbers, names, paths or text of the upstream.
-- Of an exception the type and the places in the code are logged, never its text.
-- Messages of libraries may hold values: asyncio's hold the text of exceptions and the arguments of callbacks. Only the
-  words before the first value are logged.
+- No personal data. Our log calls have a constant message, the event, and `extra={"fields": {…}}`. Neither contains
+  phone numbers, names, paths or text of the upstream.
+- The type of an exception and its places in the code are logged, never its text.
+- Messages of libraries may contain values: those of asyncio contain the text of exceptions and the arguments of
+  callbacks. Only the words before the first value are logged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 
 from gateway import tracing
 
-WORDS = re.compile(r"[A-Za-z ,.;_-]*(?!\w)")  # the beginning of a message, up to a digit, a quote, a bracket, a path
+WORDS = re.compile(r"[A-Za-z ,.;_-]*(?!\w)")  # the start of a message, up to a digit, quote, bracket or path
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def event_of(record: logging.LogRecord) -> str:
-    """The event of a log line: the message of our own loggers, the first words of any other."""
+    """The event of a log line: the message of our own loggers, the first words of other messages."""
     if record.name.partition(".")[0] == "gateway":
         return record.getMessage()
     words = WORDS.match(str(record.msg))
@@ -52,72 +52,72 @@ def event_of(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a line."""
+        """Return the line."""
         return msgspec.json.encode(fields_of(record)).decode()
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Words, for people."""
+    """Formats a record as readable text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a line."""
+        """Return the line."""
         line = fields_of(record)
         time, level, _, event = (line.pop(name) for name in ("time", "level", "logger", "event"))
         rest = " ".join(f"{name}={value}" for name, value in line.items())
         return f"{time:%H:%M:%S} {level:7} {event} {rest}".rstrip()
 
 
-# end in seconds since 1970, request id, method, route, status, duration in seconds, trace id or nothing
-Access = tuple[float, str, str, str, int, float, str]
+# End in seconds since 1970, request id, method, route, status, duration in seconds, trace id or an empty text.
+AccessEntry = tuple[float, str, str, str, int, float, str]
 
 
 class AccessLog:
-    """A line for each request. Everything in it is ours: templates, enums and numbers, nothing that needs escaping.
+    """One line for each request.
 
-    Requests are gathered for a tenth of a second, and their lines made and written together: at full speed, each by
-    itself would cost more than its answer.
+    The fields are route templates, enums and numbers, so nothing needs escaping. Lines are buffered and written
+    together, as at full speed writing each of them would take longer than a cached response.
     """
 
-    FLUSH_INTERVAL = 0.1  # seconds
-    MAX_LINES = 500  # lines
+    FLUSH_INTERVAL = 0.1  # seconds; the delay of a line
+    MAX_LINES = 500  # lines; bounds the buffer
 
     def __init__(self, form: str, level: str, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._words = in_words(form)
+        self._console = is_console(form)
         self._off = logging.getLevelName(level.upper()) > logging.INFO
-        self._gathered: list[Access] = []
+        self._buffer: list[AccessEntry] = []
         self._second, self._shown = 0, ""
 
     def write(
         self, now: float, request_id: str, method: str, route: str, status: int, seconds: float, trace: str = ""
     ) -> None:
-        """Note a request that ended at `now`, seconds since 1970."""
+        """Add a request that ended at `now`, in seconds since 1970."""
         if self._off:
             return
-        if not self._gathered:
+        if not self._buffer:
             asyncio.get_running_loop().call_later(self.FLUSH_INTERVAL, self.flush)
-        self._gathered.append((now, request_id, method, route, status, seconds, trace))
-        if len(self._gathered) >= self.MAX_LINES:
+        self._buffer.append((now, request_id, method, route, status, seconds, trace))
+        if len(self._buffer) >= self.MAX_LINES:
             self.flush()
 
     def flush(self) -> None:
-        """Write the gathered lines."""
-        gathered, self._gathered = self._gathered, []
-        if gathered:
+        """Write the buffered lines."""
+        entries, self._buffer = self._buffer, []
+        if entries:
             stream = self._stream or sys.stderr
-            stream.write("".join(map(self._line, gathered)))
+            stream.write("".join(map(self._line, entries)))
             stream.flush()
 
-    def _line(self, access: Access) -> str:
-        now, request_id, method, route, status, seconds, trace = access
+    def _line(self, entry: AccessEntry) -> str:
+        now, request_id, method, route, status, seconds, trace = entry
         second = int(now)
         if second != self._second:
-            form = "%H:%M:%S" if self._words else "%Y-%m-%dT%H:%M:%S"
+            form = "%H:%M:%S" if self._console else "%Y-%m-%dT%H:%M:%S"
             self._second, self._shown = second, datetime.fromtimestamp(second, UTC).strftime(form)
-        if self._words:
+        if self._console:
             line = f"{self._shown} info    {method} {route} {status} {seconds:.6f} requestId={request_id}"
             return f"{line} traceId={trace}\n" if trace else f"{line}\n"
         line = (
@@ -128,18 +128,18 @@ class AccessLog:
         return f'{line},"traceId":"{trace}"}}\n' if trace else f"{line}}}\n"
 
 
-def in_words(form: str) -> bool:
-    """Whether lines are words: said so, or not said and read on a terminal."""
+def is_console(form: str) -> bool:
+    """Whether log lines are text: GATEWAY_LOG_FORMAT is `console`, or empty and standard error is a terminal."""
     return form == "console" or (not form and sys.stderr.isatty())
 
 
 def configure(form: str, level: str) -> None:
-    """Send all logs to standard error; `form` is json, console, or empty to choose by the terminal."""
+    """Send all logs to standard error. `form` is `json`, `console`, or empty for `console` on a terminal."""
     handler = logging.StreamHandler()
-    handler.setFormatter(ConsoleFormatter() if in_words(form) else JsonFormatter())
+    handler.setFormatter(ConsoleFormatter() if is_console(form) else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore"):  # they log addresses
+    for noisy in ("httpx", "httpcore"):  # they log URLs
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is not HTTP or has an Upgrade
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings: invalid requests, Upgrade

@@ -1,11 +1,11 @@
-"""The values that the gateway is about.
+"""The values that all parts of the gateway share: calls, and windows of time.
 
 Rules:
 - Every Struct is frozen; a changed value is a new one.
 - Every instant is UTC. Wall time (naive US Central Time) exists only inside `gateway/callbutton/`.
 - Phone numbers, ids, ZIP codes and index numbers are strings, never numbers (T7). An absent value is None.
-- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta` a
-  field.
+- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta`
+  describes a field.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 EVERY_CLIENT = "*"  # in place of a client code
-UNREADABLE = "Null if it cannot be read; the text is then in `extra`."
+UNREADABLE = "Null if the server's value is not a number; its text is then in `extra`."
 Instant = Annotated[datetime, Meta(tz=True)]  # in UTC
 
 
 class Certainty(StrEnum):
-    """How exactly the start time of a call is known (T4).
+    """How certain the start time is: `exact`, `inferred` from the server's reply, or `assumed` and maybe an hour off.
 
-    US clocks repeat an hour in autumn and skip one in spring. A time in the repeated hour is `inferred` where the order
-    of the server's reply decides between the two readings, else `assumed`. A time in the skipped hour is `assumed`.
-    Every other time is `exact`.
+    The server sends local times (T4), and US clocks repeat an hour in autumn and skip one in spring. A time in the
+    repeated hour is `inferred` if the order of the reply decides between the two readings, else `assumed`. A time in
+    the skipped hour is `assumed`.
     """
 
     EXACT = "exact"
@@ -35,7 +35,7 @@ class Certainty(StrEnum):
 
 
 class PhoneType(StrEnum):  # `InfoDigits` on the wire
-    """The type of phone that the caller used."""
+    """The type of phone that the caller used. For `other`, the server's text is in `extra`."""
 
     NORMAL = "normal"
     PAYPHONE = "payphone"
@@ -44,7 +44,7 @@ class PhoneType(StrEnum):  # `InfoDigits` on the wire
 
 
 class Result(StrEnum):
-    """The result of a call. The server's text for `other` is in `extra`."""
+    """The result of the call. For `other`, the server's text is in `extra`."""
 
     CONNECTED = "connected"
     BUSY = "busy"
@@ -54,7 +54,7 @@ class Result(StrEnum):
 
 
 class SalesStatus(StrEnum):
-    """The sales status, set by hand. The server's text for `other` is in `extra`."""
+    """The sales status, as set by a user of Callbutton. For `other`, the server's text is in `extra`."""
 
     NONE = "none"
     CALLED_BACK = "called_back"
@@ -63,70 +63,84 @@ class SalesStatus(StrEnum):
 
 
 class Address(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """The address at which the caller's telephone is registered."""
+    """The address at which the caller's phone is registered."""
 
-    first_name: Annotated[str | None, Meta(description="May include a prefix.", examples=["Ada"])]
+    first_name: Annotated[str | None, Meta(description="First name, which may include a prefix.", examples=["Ada"])]
     middle_initial: Annotated[str | None, Meta(description="Middle name or initial.", examples=["K."])]
-    last_name: Annotated[str | None, Meta(description="May include a suffix.", examples=["Lovelace"])]
+    last_name: Annotated[str | None, Meta(description="Last name, which may include a suffix.", examples=["Lovelace"])]
     street: Annotated[str | None, Meta(description="Street and number.", examples=["12 Lake Shore Drive"])]
     secondary: Annotated[str | None, Meta(description="Apartment, suite or floor.", examples=["Apt 4"])]
     city: Annotated[str | None, Meta(description="City.", examples=["Chicago"])]
     state: Annotated[str | None, Meta(description="US state or Canadian province, two letters.", examples=["IL"])]
-    zip: Annotated[str | None, Meta(description="ZIP code, leading zeros kept, or postal code.", examples=["60601"])]
-    zip4: Annotated[str | None, Meta(description="The four digits after a ZIP code.", examples=["1234"])]
+    zip: Annotated[str | None, Meta(description="ZIP code with its leading zeros, or postal code.", examples=["60601"])]
+    zip4: Annotated[str | None, Meta(description="The four additional digits of a ZIP+4 code.", examples=["1234"])]
 
 
 class Status(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """The status that people gave the call afterwards."""
+    """The review and sales status of the call, as set by users of Callbutton."""
 
-    reviewed: Annotated[bool, Meta(description="Whether the recording was listened to.", examples=[True])]
+    reviewed: Annotated[bool, Meta(description="Whether the call was reviewed.", examples=[True])]
     sales: SalesStatus
-    journal: Annotated[str | None, Meta(description="Notes, as they were written.", examples=["Wants a quote."])]
+    journal: Annotated[str | None, Meta(description="Notes about the call.", examples=["Wants a quote."])]
 
 
 class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """One call detail record, identified by `id` within its client.
+    """One call detail record, identified by `clientCode` and `id`.
 
-    Inside the gateway `recording_url` is the upstream's `VoiceDirectory` as it came; `api/` never hands that out.
+    In the cache `recording_url` is the upstream's `VoiceDirectory`; `access.mask_call` replaces it in responses.
     """
 
-    id: Annotated[str, Meta(description="Unique within the client; leading zeros count.", examples=["498200007"])]
-    client_code: Annotated[str, Meta(description="The client that was called.", examples=["8005550100"])]
-    start_time: Annotated[Instant, Meta(description="When the caller dialled.", examples=["2026-11-01T08:49:51Z"])]
+    id: Annotated[
+        str,
+        Meta(
+            description="The id of the call, unique within its client. It is text: leading zeros are significant.",
+            examples=["498200007"],
+        ),
+    ]
+    client_code: Annotated[str, Meta(description="The code of the client that was called.", examples=["8005550100"])]
+    start_time: Annotated[Instant, Meta(description="When the call began.", examples=["2026-11-01T08:49:51Z"])]
     start_time_certainty: Certainty
-    campaign: Annotated[str | None, Meta(description="Campaign id.", examples=["4018"])]
+    campaign: Annotated[str | None, Meta(description="The id of the campaign.", examples=["4018"])]
     did: Annotated[str | None, Meta(description="The tracking number that was called.", examples=["8005550100"])]
-    ani: Annotated[str | None, Meta(description="The caller's number, if known.", examples=["3125550161"])]
+    ani: Annotated[str | None, Meta(description="The number of the caller, if known.", examples=["3125550161"])]
     other_data: Annotated[str | None, Meta(description="Free text set by the client.", examples=["print ad"])]
     phone_type: PhoneType
     target: Annotated[
         str | None, Meta(description="The number that the call was forwarded to.", examples=["7735550158"])
     ]
     result: Result
-    duration_seconds: Annotated[int | None, Meta(description=f"From dialling to the end. {UNREADABLE}", examples=[351])]
-    talk_time_seconds: Annotated[int | None, Meta(description=f"From answer to the end. {UNREADABLE}", examples=[332])]
-    index_number: Annotated[str | None, Meta(description="Announced to the target after the call.", examples=["0042"])]
+    duration_seconds: Annotated[
+        int | None, Meta(description=f"Seconds from the start to the end of the call. {UNREADABLE}", examples=[351])
+    ]
+    talk_time_seconds: Annotated[
+        int | None, Meta(description=f"Seconds from the answer to the end of the call. {UNREADABLE}", examples=[332])
+    ]
+    index_number: Annotated[
+        str | None,
+        Meta(description="The index number that is announced to the target after the call.", examples=["0042"]),
+    ]
     dtmf: Annotated[str | None, Meta(description="The keys that the caller pressed.", examples=["1"])]
     recording_url: Annotated[
         str | None,
         Meta(
-            description="A link to the recording, valid until the end of the next hour; it needs no other credential. "
-            "Null if there is no recording, or without the scope `recordings`.",
+            description="A link to the recording, valid until the end of the next hour without a further credential. "
+            "Null without a recording, or without the scope `recordings`.",
             examples=["/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw"],
         ),
     ]
-    address: Annotated[Address | None, Meta(description="Where the caller's telephone is registered, if known.")]
+    address: Annotated[
+        Address | None, Meta(description="The address at which the caller's phone is registered, if known.")
+    ]
     status: Annotated[
         Status | None,
         Meta(
-            description="The status that people gave the call afterwards. Null without `include=status`, or if the "
-            "server does not send it.",
+            description="The review and sales status. Null without `include=status`, or if the server has none.",
         ),
     ]
     extra: Annotated[
         dict[str, str],
         Meta(
-            description="Elements of the server's reply that the protocol does not define, as strings by dotted name.",
+            description="Elements of the server's reply that the protocol does not define, as text by dotted name.",
             examples=[{"Weather": "rain"}],
         ),
     ]
@@ -142,5 +156,5 @@ class Window(Struct, frozen=True, order=True):
         return self.start <= point < self.end
 
     def overlaps(self, other: Window) -> bool:
-        """Whether the two have a point in common."""
+        """Whether the windows have a point in common."""
         return self.start < other.end and other.start < self.end

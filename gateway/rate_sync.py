@@ -1,9 +1,9 @@
-"""What consumers have spent at all replicas: buckets are local, and told of each other's through the shared server.
+"""Rate limits across replicas: each replica has its own buckets and exchanges the spent tokens through Redis.
 
 Rules:
-- No request waits for it: each second every replica adds what was spent at it, and takes what the others added from its
-  own buckets. A bucket may so come to owe, at most as much as it holds.
-- While the server is not there buckets count for themselves alone, and nothing of that time is made up for later.
+- No request waits for it. Once a second each replica publishes the tokens that it spent, and debits the tokens that the
+  others spent. A debited bucket may owe tokens, at most as many as it can hold.
+- While Redis is unavailable each replica limits consumers by its own count. That time is not corrected afterwards.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from gateway.rates import Key, Rates
+from gateway.rates import Key, RateLimiter
 from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
-SYNC_INTERVAL = 1.0  # seconds
-SUM_TTL = 600  # seconds that the server keeps the sum of a consumer who asks nowhere
-BATCH_SIZE = 500  # consumers
+SYNC_INTERVAL = 1.0  # seconds; bounds the requests that a consumer can send to other replicas above its rate
+SUM_TTL = 600  # seconds that Redis keeps the sum of a consumer that no replica updates
+BATCH_SIZE = 500  # consumers of one command; Redis runs nothing else meanwhile
 PREFIX = "callbutton:spent:"
 SCRIPT = load_script("spend")
 
 
 class RateSync:
-    """Keeps the buckets of replicas in step."""
+    """Synchronizes the buckets of this process with those of the other replicas."""
 
-    def __init__(self, rates: Rates, shared: RedisClient, clock: Callable[[], float]) -> None:
+    def __init__(self, rates: RateLimiter, shared: RedisClient, clock: Callable[[], float]) -> None:
         self._rates = rates
         self._shared = shared
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin."""
+        """Start the exchange every SYNC_INTERVAL."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """End."""
+        """Stop it."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -48,22 +48,23 @@ class RateSync:
             try:
                 await self.exchange()
             except Exception:
-                LOGGER.exception("telling other replicas what was spent failed")
+                LOGGER.exception("rate synchronization failed")
 
     async def exchange(self) -> None:
-        """Tell and be told, once."""
-        spent = self._rates.spent()
-        for place in range(0, len(spent), BATCH_SIZE):
-            part = spent[place : place + BATCH_SIZE]
+        """Publish the spent tokens of this process, and debit those of the other replicas."""
+        spent = self._rates.take_spent()
+        for start in range(0, len(spent), BATCH_SIZE):
+            batch = spent[start : start + BATCH_SIZE]
             try:
-                sums = await self._add(part)
+                totals = await self._add(batch)
             except Unavailable:
-                self._rates.forget(key for key, _ in spent[place:])
+                self._rates.forget_totals(key for key, _ in spent[start:])
                 return
-            for (key, own), total in zip(part, sums, strict=True):
+            for (key, own), total in zip(batch, totals, strict=True):
                 self._rates.debit(key, own, total, self._clock())
 
-    async def _add(self, part: Sequence[tuple[Key, int]]) -> list[int]:
-        keys = [f"{PREFIX}{label}/{name}" for (label, name), _ in part]
-        sums = await self._shared.run("spent", SCRIPT, keys, [*(str(own) for _, own in part), SUM_TTL])
-        return [int(total) for total in sums]
+    async def _add(self, batch: Sequence[tuple[Key, int]]) -> list[int]:
+        """Add the spent tokens to the sums in Redis; returns the new sums. Raises Unavailable."""
+        keys = [f"{PREFIX}{label}/{name}" for (label, name), _ in batch]
+        totals = await self._shared.run("spent", SCRIPT, keys, [*(str(own) for _, own in batch), SUM_TTL])
+        return [int(total) for total in totals]

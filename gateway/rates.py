@@ -1,8 +1,8 @@
-"""How often a consumer may ask, and how many exports it may have under way. Pure; time is an argument.
+"""Rate limits and limits of exports, for each consumer. Pure; time is an argument, in seconds since 1970.
 
-Requests are counted by token buckets. One holds as many tokens as the rate allows requests in its period, is full at
-first, and fills evenly. A request takes one. (`limits` was weighed: its windows, fixed or moving, let twice the rate
-through at a seam or keep an entry a request, and it has no token bucket.)
+Requests are counted with token buckets: a bucket holds as many tokens as the rate allows requests in its period, starts
+full and refills evenly; each request takes one token. (The library `limits` has no token bucket: its fixed windows
+allow twice the rate at a boundary, and its moving windows store an entry for each request.)
 """
 
 from __future__ import annotations
@@ -14,66 +14,70 @@ from functools import lru_cache, partial
 
 from msgspec import Struct
 
-from gateway.access import ANYONE, Consumer, Rate
+from gateway.access import ANONYMOUS, Consumer, Rate
 from gateway.errors import RateLimited
 
-EXPORT_RETRY_AFTER = 10.0  # seconds after which an export may have ended
+EXPORT_RETRY_AFTER = 10.0  # seconds; many exports end within them
 Key = tuple[str, str]  # label and name of a consumer
-MAX_BUCKETS = 10_000  # of OIDC consumers there may be any number; the one not used for longest starts afresh
+MAX_BUCKETS = 10_000  # OIDC consumers are not limited in number; the least recently used bucket is dropped
 
 
-class Bucket(Struct):
-    """What is left of a rate; `at` in seconds since 1970.
+class TokenBucket(Struct):
+    """The tokens of a consumer at the time `updated`. They may be negative, after a debit.
 
-    `spent` counts what was taken since the other replicas were told, `total` is what all had taken then, if known.
+    `spent` counts the tokens taken since the last exchange with the other replicas. `total` is the sum of all replicas
+    at that exchange, None before the first one.
     """
 
     rate: Rate
     tokens: float
-    at: float
+    updated: float
     spent: int = 0
     total: int | None = None
 
-    def fill(self, now: float) -> None:
-        """Add what time has brought."""
-        rate, passed = self.rate, now - self.at
+    def refill(self, now: float) -> None:
+        """Add the tokens of the time since the last update."""
+        rate, passed = self.rate, now - self.updated
         if passed > 0:
             tokens = self.tokens + passed * rate.requests / rate.seconds
             self.tokens = tokens if tokens < rate.requests else float(rate.requests)
-        self.at = now
+        self.updated = now
 
     def take(self, now: float) -> bool:
-        """Take a token if there is one."""
-        self.fill(now)
+        """Take a token. Returns False if there is none."""
+        self.refill(now)
         if self.tokens < 1:
             return False
         self.tokens -= 1
         self.spent += 1
         return True
 
-    def wait(self) -> float:
-        """Seconds until there is a token."""
+    def seconds_until_token(self) -> float:
+        """Seconds until the bucket has a token."""
         return max(0.0, (1 - self.tokens) * self.rate.seconds / self.rate.requests)
 
-    def until_full(self) -> float:
-        """Seconds until nothing is missing."""
+    def seconds_until_full(self) -> float:
+        """Seconds until the bucket is full."""
         return (self.rate.requests - self.tokens) * self.rate.seconds / self.rate.requests
 
 
-class Rates:
+class RateLimiter:
     """The buckets of all consumers that have a rate."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[Key, Bucket] = OrderedDict()
+        self._buckets: OrderedDict[Key, TokenBucket] = OrderedDict()
 
-    def bucket(self, consumer: Consumer, now: float) -> Bucket:
-        """The bucket of a consumer that has a rate; a new rate keeps the share that was left."""
+    def bucket(self, consumer: Consumer, now: float) -> TokenBucket:
+        """The bucket of a consumer. If the rate has changed, the same fraction of tokens remains.
+
+        Raises ValueError for a consumer without a rate.
+        """
         if consumer.rate is None:
             raise ValueError(f"{consumer.name} has no rate")
         key = consumer.label, consumer.name
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = Bucket(consumer.rate, consumer.rate.requests, now)
+            bucket = self._buckets[key] = TokenBucket(consumer.rate, consumer.rate.requests, now)
             if len(self._buckets) > MAX_BUCKETS:
                 self._buckets.popitem(last=False)
         elif bucket.rate != consumer.rate:
@@ -82,8 +86,8 @@ class Rates:
         self._buckets.move_to_end(key)
         return bucket
 
-    def spent(self) -> list[tuple[Key, int]]:
-        """What each bucket has spent since this was asked."""
+    def take_spent(self) -> list[tuple[Key, int]]:
+        """The tokens that each bucket spent since the last call, and reset these counts."""
         found = []
         for key, bucket in list(self._buckets.items()):
             found.append((key, bucket.spent))
@@ -91,34 +95,38 @@ class Rates:
         return found
 
     def debit(self, key: Key, own: int, total: int, now: float) -> None:
-        """Take from a bucket what others spent: `total` is what all have, `own` of it was the bucket's last part."""
+        """Take the tokens that other replicas spent from a bucket.
+
+        `total` is the new sum of all replicas, `own` the part of it that this bucket has just added. A bucket owes at
+        most its own size.
+        """
         bucket = self._buckets.get(key)
         if bucket is None:
             return
-        bucket.fill(now)
+        bucket.refill(now)
         if bucket.total is not None and total > bucket.total + own:
             others = total - bucket.total - own
             bucket.tokens = max(-float(bucket.rate.requests), bucket.tokens - others)
         bucket.total = total
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Begin anew with the others, who could not be told."""
+    def forget_totals(self, keys: Iterable[Key]) -> None:
+        """Forget the sums of these buckets: after a failed exchange the next sum is a new starting point."""
         for key in keys:
             if key in self._buckets:
                 self._buckets[key].total = None
 
 
-class Exports:
-    """How many exports each consumer has in progress, at most `max_exports` of them."""
+class ExportLimiter:
+    """Counts the exports in progress of each consumer, and allows at most `max_exports`."""
 
     def __init__(self, max_exports: int) -> None:
         self._max_exports = max_exports
         self._in_progress: Counter[Key] = Counter()
 
     def begin(self, consumer: Consumer) -> Callable[[], None]:
-        """Count one more; returns the function that ends it, to be called once. Raises RateLimited."""
+        """Count one more export; returns a function to call once, when it ends. Raises RateLimited."""
         key = consumer.label, consumer.name
-        if consumer is ANYONE:  # many consumers
+        if consumer is ANONYMOUS:  # all consumers share it if GATEWAY_AUTH is none
             return lambda: None
         if self._in_progress[key] >= self._max_exports:
             raise RateLimited(
@@ -133,17 +141,17 @@ class Exports:
             del self._in_progress[key]
 
 
-def rate_headers(bucket: Bucket) -> list[tuple[bytes, bytes]]:
-    """The header fields that tell of a bucket."""
-    return [(b"ratelimit-policy", policy(bucket.rate)), (b"ratelimit", remaining(bucket))]
+def rate_headers(bucket: TokenBucket) -> list[tuple[bytes, bytes]]:
+    """The response headers of draft-ietf-httpapi-ratelimit-headers, version 08 and later."""
+    return [(b"ratelimit-policy", policy_header(bucket.rate)), (b"ratelimit", remaining_header(bucket))]
 
 
 @lru_cache(maxsize=1000)
-def policy(rate: Rate) -> bytes:
-    """`RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers writes it since its version 08."""
+def policy_header(rate: Rate) -> bytes:
+    """The value of `RateLimit-Policy`: the rate."""
     return b'"requests";q=%d;w=%d' % (rate.requests, rate.seconds)
 
 
-def remaining(bucket: Bucket) -> bytes:
-    """`RateLimit`, of the same draft: what is left, and the seconds until nothing is missing."""
-    return b'"requests";r=%d;t=%d' % (max(0, int(bucket.tokens)), math.ceil(bucket.until_full()))
+def remaining_header(bucket: TokenBucket) -> bytes:
+    """The value of `RateLimit`: remaining tokens, and seconds until the bucket is full."""
+    return b'"requests";r=%d;t=%d' % (max(0, int(bucket.tokens)), math.ceil(bucket.seconds_until_full()))

@@ -1,11 +1,12 @@
-"""The Redis or Valkey server that replicas share: scripts on it, its timeouts, its circuit breaker.
+"""A client of the Redis or Valkey server that replicas share, with timeouts and a circuit breaker.
 
 Rules:
-- Every failure is `Unavailable`, and every caller can do without the answer.
-- No answer within 100 ms is a failure, and one failure opens the circuit breaker: nothing waits while it is open.
-- A gateway whose clock is more than a second off the server's takes no part: the script does not run.
-- Scripts run whole or not at all, on one server; a cluster is not supported.
-- The driver is imported when there is a server to talk to.
+- Every failure is `Unavailable`. Callers continue without Redis.
+- A command fails after 100 ms. One failure opens the circuit breaker, so that requests do not wait for a server that is
+  down.
+- A script runs only if the clocks of gateway and server differ by at most a second: extents are compared by time.
+- Scripts are atomic. They use several keys, so a Redis Cluster is not supported.
+- The driver is imported only if GATEWAY_CACHE_URL is set.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 LOGGER = logging.getLogger(__name__)
-TIMEOUT = 0.1  # seconds; a POST takes ten times as long
-BLOCK = 1.0  # seconds that `wait` lets the server hold its answer
-SKEW = 1.0  # seconds
-MAX_COMMANDS = 16  # in flight, on as many connections
-MAX_WAITS = 64  # in flight, on as many connections
-CODA = "\nend\nreturn {1, run()}"
+TIMEOUT = 0.1  # seconds; the POST that a lookup may save takes ten times as long
+BLOCK = 1.0  # seconds that the server may hold the reply of `wait`
+MAX_SKEW = 1.0  # seconds between the clocks; the time of an extent has this precision
+MAX_COMMANDS = 16  # in flight, each on a connection; bounds the connections to the server
+MAX_WAITS = 64  # in flight, each on a connection
+SCRIPT_END = "\nend\nreturn {1, run()}"
 
 
 def load_script(*names: str) -> str:
-    """The script of files in `gateway/lua`, one after another."""
+    """The script whose body is the concatenation of files in `gateway/lua`."""
     return make_script("\n".join(map(_read_lua, names)))
 
 
 def make_script(body: str) -> str:
-    """The script that compares the clocks, then runs a body; `prelude.lua` says which names the body may use."""
-    return f"{_read_lua('prelude')}{body}{CODA}"
+    """The script that compares the clocks, then runs a body. `prelude.lua` defines the names that a body may use."""
+    return f"{_read_lua('prelude')}{body}{SCRIPT_END}"
 
 
 def _read_lua(name: str) -> str:
@@ -49,18 +50,18 @@ def _read_lua(name: str) -> str:
 
 
 class Unavailable(Exception):  # noqa: N818 - an outcome that every caller expects
-    """The server did not do it, or was not asked; it may be asked later."""
+    """The command failed or was not sent."""
 
 
 class RedisClient:
-    """A client of the server. Clocks may differ by `skew` seconds; an answer may take `timeout` seconds."""
+    """The client. The clocks may differ by `skew` seconds, and a reply may take `timeout` seconds."""
 
     def __init__(
         self,
         url: str,
         metrics: Metrics,
         clock: Callable[[], float],
-        skew: float = SKEW,
+        skew: float = MAX_SKEW,
         monotonic: Callable[[], float] = time.monotonic,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -84,10 +85,7 @@ class RedisClient:
     async def run(
         self, operation: str, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | float]
     ) -> Any:  # noqa: ANN401 - the script decides
-        """Run a script of `make_script`.
-
-        `operation` is the metrics' label. Raises Unavailable.
-        """
+        """Run a script made by `make_script`. `operation` is a label of metrics. Raises Unavailable."""
         try:
             async with asyncio.timeout(self.timeout):
                 await self._slots.acquire()
@@ -113,7 +111,10 @@ class RedisClient:
         return answer[1] if len(answer) > 1 else None
 
     async def wait(self, stream: str) -> bool:
-        """Wait for an entry in a stream, a second at most: it need not exist yet. Raises Unavailable."""
+        """Wait at most BLOCK seconds for an entry in a stream. Returns whether there is one. Raises Unavailable.
+
+        The stream need not exist yet.
+        """
         if self._waiting >= MAX_WAITS:
             raise Unavailable("too many waits")
         self._waiting += 1
@@ -124,6 +125,7 @@ class RedisClient:
             self._waiting -= 1
 
     async def _try(self, operation: str, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        """Run a command through the circuit breaker, and translate its errors. Raises Unavailable."""
         from redis import exceptions
 
         began = self._monotonic()
@@ -133,12 +135,12 @@ class RedisClient:
         try:
             answer = await command()
             self._breaker.succeed(permit)
-        # uvloop raises RuntimeError for writing to a connection that is closed.
+        # uvloop raises RuntimeError for a write to a closed connection.
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, RuntimeError) as error:
             self._breaker.fail(permit, self._monotonic())
             kind = "timeout" if isinstance(error, exceptions.TimeoutError) else "connection"
             self._metrics.shared_errors.labels(operation, kind).inc()
-            raise Unavailable("no answer") from error
+            raise Unavailable("no reply") from error
         except exceptions.RedisError as error:
             self._breaker.succeed(permit)
             self._metrics.shared_errors.labels(operation, "refused").inc()
@@ -146,7 +148,7 @@ class RedisClient:
         except Exception as error:
             self._breaker.fail(permit, self._monotonic())
             self._metrics.shared_errors.labels(operation, "bug").inc()
-            LOGGER.error("the driver of the shared cache failed", extra={"fields": {"error": type(error).__name__}})
+            LOGGER.error("the Redis driver failed", extra={"fields": {"error": type(error).__name__}})
             raise Unavailable("the driver failed") from error
         except BaseException:
             self._breaker.withdraw(permit, self._monotonic())
@@ -159,6 +161,7 @@ class RedisClient:
 
 
 def _client(url: str, timeout: float, connect_timeout: float) -> Redis:
+    """A client without retries: the circuit breaker decides when to try again."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff

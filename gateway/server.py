@@ -1,11 +1,11 @@
-"""The HTTP server: stock uvicorn behind `gateway.guard`, its listening socket, and how it stops.
+"""The HTTP server: stock uvicorn behind `gateway.guard`, its listening socket, and its shutdown.
 
-Rules for stopping:
-- At SIGTERM or SIGHUP the application learns of it at once (`Shutdown`): readiness fails, and answers carry
-  `Connection: close`. Requests are still answered for the drain delay; then the server accepts nothing, and requests in
-  progress have `Limits.shutdown_timeout` to end. SIGINT has no drain delay: it comes from a terminal.
-- A second signal ends everything at once.
-- The application's shutdown hooks run in each case, and the exit code is 0.
+Rules of the shutdown:
+- SIGTERM and SIGHUP set `Shutdown.begun` at once: readiness fails, and responses have `Connection: close`. The server
+  continues to accept requests during the drain delay. Then requests in progress have `Limits.shutdown_timeout` to end.
+  SIGINT, which comes from a terminal, has no drain delay.
+- A second signal closes all connections at once.
+- The application's shutdown hooks run in both cases, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import uvicorn
 from gateway.guard import Guard, Limits
 from gateway.shutdown import Shutdown
 
-BACKSTOP = 2  # seconds after the guard has closed every connection, for requests to notice
-SIGNALS = {signal.SIGTERM: True, signal.SIGHUP: True, signal.SIGINT: False}  # whether there is a drain delay
+BACKSTOP = 2  # seconds for requests to end after the guard has closed their connections
+SIGNALS = {signal.SIGTERM: True, signal.SIGHUP: True, signal.SIGINT: False}  # the value: with a drain delay
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket. Raises OSError, which names the address."""
+    """Open a listening socket. Raises OSError with the address in its text."""
     host = host.removeprefix("[").removesuffix("]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -40,14 +40,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(error.errno, f"{host} port {port}: {reason}") from error
 
 
-def address_of(opened: socket.socket, scheme: str = "http") -> str:
-    """The address of a listening socket, as consumers write it."""
-    host, port = opened.getsockname()[:2]
+def address_of(listener: socket.socket, scheme: str = "http") -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """The TLS context of two PEM files, for TLS 1.2 and later. Raises OSError, of which ssl.SSLError is one."""
+    """The TLS context of two PEM files, for TLS 1.2 and later. Raises OSError (ssl.SSLError is a subclass)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, key)
@@ -55,7 +55,7 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which stops as this module says. Without `signals` it handles none."""
+    """uvicorn's server with the shutdown of this module. `signals` says whether it handles signals."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while serving. uvicorn would raise them again at its end: the exit code would not be 0."""
+        """Handle signals while serving. uvicorn would raise them again afterwards, which changes the exit code."""
         if self._signals and threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number, drains in SIGNALS.items():
@@ -84,21 +84,21 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then call `on_started`: connections are accepted, and signals handled."""
+        """Start, then call `on_started`: from now on connections are accepted and signals are handled."""
         await super().startup(sockets)
         self._on_started()
 
     def stop(self, drain: float = 0) -> None:
-        """Stop after `drain` seconds; at once, if it was called before."""
+        """Stop after `drain` seconds. A second call stops at once."""
         if self._shutdown.begun.is_set():
-            self._shutdown.hurried.set()
-            self._end(0)
+            self._shutdown.forced.set()
+            self._close(0)
             return
         self._shutdown.begun.set()
-        asyncio.get_running_loop().call_later(drain, self._end, self._guard.limits.shutdown_timeout)
+        asyncio.get_running_loop().call_later(drain, self._close, self._guard.limits.shutdown_timeout)
 
-    def _end(self, timeout: float) -> None:
-        """Accept nothing more, and disconnect the remaining clients after `timeout` seconds."""
+    def _close(self, timeout: float) -> None:
+        """Refuse new connections, and disconnect the remaining clients after `timeout` seconds."""
         self.should_exit = True
         asyncio.get_running_loop().call_later(timeout, self._disconnect)
 
@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    application: Any,  # noqa: ANN401 - either kind of ASGI
+    application: Any,  # noqa: ANN401 - ASGI 2 or 3
     *,
     lifespan: str = "on",
     drain: float = 0,
@@ -119,10 +119,7 @@ def make_server(
     on_started: Callable[[], None] = lambda: None,
     signals: bool = True,
 ) -> Server:
-    """Make an HTTP server that logs errors alone.
-
-    The application learns from `shutdown` that the server stops. `problem` renders the body of a refusal by the guard.
-    """
+    """Make an HTTP server. `shutdown` tells the application that it stops; `problem` renders errors of the guard."""
     limits = limits or Limits()
 
     class Connection(Guard):
@@ -138,7 +135,7 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here depends on the address of a consumer
+        proxy_headers=False,  # the gateway does not use the address of consumers
         timeout_keep_alive=math.ceil(limits.idle_timeout),
         timeout_graceful_shutdown=math.ceil(limits.shutdown_timeout) + BACKSTOP,
         ssl_context_factory=None if tls is None else lambda *_: tls,
@@ -147,11 +144,11 @@ def make_server(
 
 
 async def serve_with(server: Server, listener: socket.socket, others: dict[Server, socket.socket]) -> None:
-    """Serve until told to stop; `others`, such as the server of the metrics port, end after that."""
-    beside = [asyncio.create_task(other.serve([opened])) for other, opened in others.items()]
+    """Serve until a signal. `others`, such as the server of the metrics port, stop last, so that probes still work."""
+    tasks = [asyncio.create_task(other.serve([other_listener])) for other, other_listener in others.items()]
     try:
         await server.serve([listener])
     finally:
         for other in others:
             other.should_exit = True
-        await asyncio.gather(*beside)
+        await asyncio.gather(*tasks)

@@ -6,8 +6,8 @@ import asyncio
 
 
 class Shutdown:
-    """Two events, which are set by signals and never cleared."""
+    """Two events, which the server sets at a signal and never clears."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()  # the process is about to stop: streams end, readiness fails
-        self.hurried = asyncio.Event()  # it stops at once: nothing is waited for
+        self.begun = asyncio.Event()  # the first signal: readiness fails, and streams end
+        self.forced = asyncio.Event()  # the second signal: the process stops without waiting for requests or flights

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.formats import COLUMNS, FIELDS, MARKS, Csv, Ndjson, Projection, make_format
+from gateway.formats import COLUMNS, FIELDS, FORMULA_PREFIXES, Csv, Ndjson, Projection, make_format
 from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
 
 ADDRESS = Address(
@@ -91,8 +91,8 @@ def test_any_text_comes_back_from_csv_and_no_formula_does(text: str):
     call = msgspec.structs.replace(CALL, other_data=text)
     form = Csv(["id", "otherData", "dtmf"])
     (row,) = read_csv(form.begin() + form.rows([call]))
-    assert row["otherData"] == (f"'{text}" if text.startswith(tuple(MARKS)) else text)
-    assert not row["otherData"].startswith(tuple(MARKS))
+    assert row["otherData"] == (f"'{text}" if text.startswith(tuple(FORMULA_PREFIXES)) else text)
+    assert not row["otherData"].startswith(tuple(FORMULA_PREFIXES))
 
 
 FIELD_CASES = {

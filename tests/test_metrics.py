@@ -30,7 +30,7 @@ def test_request_metrics_are_a_counter_a_histogram_and_a_gauge():
     requests = RequestMetrics(registry)
     for seconds in (0.0005, 0.001, 0.02, 400.0):
         requests.add("GET", "/calls", 200, seconds)
-    requests.under_way = 3
+    requests.in_flight = 3
     lines = generate_latest(registry).decode().splitlines()
     for line in (
         'callbutton_gateway_requests_total{method="GET",route="/calls",status="200"} 4.0',

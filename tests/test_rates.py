@@ -11,11 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway import app
-from gateway.access import ANYONE, Consumer, Rate
+from gateway.access import ANONYMOUS, Consumer, Rate
 from gateway.errors import RateLimited
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import MAX_BUCKETS, Bucket, Exports, Rates, policy, remaining
+from gateway.rates import MAX_BUCKETS, ExportLimiter, RateLimiter, TokenBucket, policy_header, remaining_header
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from tests.support.consumers import Member, keys_file
@@ -28,12 +28,12 @@ def consumer(name: str = "a", rate: Rate | None = Rate(10, 10)) -> Consumer:  # 
     return Consumer(name=name, clients=("*",), scopes=frozenset(), rate=rate, label=name)
 
 
-def take(rates: Rates, who: Consumer, now: float, times: int) -> int:
+def take(rates: RateLimiter, who: Consumer, now: float, times: int) -> int:
     return sum(rates.bucket(who, now).take(now) for _ in range(times))
 
 
 def test_a_bucket_is_full_at_first_and_fills_evenly():
-    rates = Rates()
+    rates = RateLimiter()
     assert take(rates, consumer(), NOW, 15) == 10
     assert take(rates, consumer(), NOW + 0.9, 5) == 0
     assert take(rates, consumer(), NOW + 3, 5) == 3
@@ -42,50 +42,50 @@ def test_a_bucket_is_full_at_first_and_fills_evenly():
 
 
 def test_over_any_time_no_more_goes_than_a_full_bucket_and_what_time_brings():
-    rates = Rates()
+    rates = RateLimiter()
     gone = sum(take(rates, consumer(), NOW + step / 7, 1) for step in range(700))
     assert 10 + 99 <= gone <= 10 + 100
 
 
 def test_a_clock_that_goes_back_neither_gives_nor_takes():
-    bucket = Bucket(Rate(10, 10), 5, NOW)
-    bucket.fill(NOW - 3600)
+    bucket = TokenBucket(Rate(10, 10), 5, NOW)
+    bucket.refill(NOW - 3600)
     assert bucket.tokens == 5
-    bucket.fill(NOW - 3599)
+    bucket.refill(NOW - 3599)
     assert bucket.tokens == 6
 
 
 def test_a_changed_rate_keeps_the_share_that_was_left():
-    rates = Rates()
+    rates = RateLimiter()
     assert take(rates, consumer(), NOW, 5) == 5
     assert take(rates, consumer(rate=Rate(100, 10)), NOW, 200) == 50
 
 
 def test_buckets_are_bounded():
-    rates = Rates()
+    rates = RateLimiter()
     for number in range(MAX_BUCKETS + 10):
         rates.bucket(consumer(str(number)), NOW)
-    assert len(rates.spent()) == MAX_BUCKETS
+    assert len(rates.take_spent()) == MAX_BUCKETS
 
 
 def test_the_fields_say_what_is_left_and_when_nothing_is_missing():
-    bucket = Bucket(Rate(10, 60), 10, NOW)
-    assert (policy(bucket.rate), remaining(bucket)) == (b'"requests";q=10;w=60', b'"requests";r=10;t=0')
+    bucket = TokenBucket(Rate(10, 60), 10, NOW)
+    assert (policy_header(bucket.rate), remaining_header(bucket)) == (b'"requests";q=10;w=60', b'"requests";r=10;t=0')
     bucket.take(NOW)
-    assert remaining(bucket) == b'"requests";r=9;t=6'
+    assert remaining_header(bucket) == b'"requests";r=9;t=6'
     bucket.tokens = -3
-    assert remaining(bucket) == b'"requests";r=0;t=78'
-    assert bucket.wait() == 24
+    assert remaining_header(bucket) == b'"requests";r=0;t=78'
+    assert bucket.seconds_until_token() == 24
 
 
 def test_exports_are_counted_for_each_consumer_and_end():
-    exports = Exports(1)
+    exports = ExportLimiter(1)
     end = exports.begin(consumer())
     with pytest.raises(RateLimited):
         exports.begin(consumer())
     exports.begin(consumer("b"))
     for _ in range(3):
-        exports.begin(ANYONE)
+        exports.begin(ANONYMOUS)
     end()
     exports.begin(consumer())
     with pytest.raises(RateLimited):
@@ -111,7 +111,7 @@ def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_g
 
 
 async def in_step(server: Server, clock: Clock, shareds: list[RedisClient]) -> None:
-    rates = [Rates(), Rates()]
+    rates = [RateLimiter(), RateLimiter()]
     tallies = [RateSync(one, shared, clock) for one, shared in zip(rates, shareds, strict=True)]
     who = consumer()
 

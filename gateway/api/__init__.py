@@ -1,7 +1,7 @@
-"""HTTP in, HTTP out: the only place that imports Litestar.
+"""The HTTP interface: from a request to a query, and from calls to a response. The only package that imports Litestar.
 
-`routes` puts the application together: the handlers of `calls`, `summaries`, `recordings` and `reference`, and the
-layers of `middleware` around them. A handler parses its query (`query`, `time_ranges`), reads the cache, and renders
-(`responses`, `exports`). `negotiation` chooses the form, `signing` makes cursors and links, `problems` has the status
-code of every error, and `openapi` describes it all.
+Begin with `routes`, which builds the application, then a handler in `calls`: it parses its query (`query`,
+`time_ranges`), reads the cache, and renders the response (`responses`, `exports`). `middleware` has the layers around
+the handlers, `problems` the status code of every error, and `openapi` the API description. Not here: authorization and
+masking (`gateway.access`), the cache (`gateway.cache`), and the formats of exports (`gateway.formats`).
 """

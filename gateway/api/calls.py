@@ -1,4 +1,4 @@
-"""Lists of calls and single calls: parse the query, read the cache, render."""
+"""The handlers of lists of calls and of single calls: parse the query, read the cache, render the response."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
 from gateway.model import Call, Window
 
-NEXT = "The `cursor` of the next page. Null, and nothing else, is the end of the list."
-RECENT = 31 * DAY  # seconds in which a call is looked for that the cache does not know
+NEXT = "The `cursor` of the next page; null on the last page only."
+RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
 
 
 class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where the list continues."""
+    """The page size, and the cursor of the next page."""
 
-    limit: Annotated[int, msgspec.Meta(description="The most calls of a page.", examples=[1])]
+    limit: Annotated[int, msgspec.Meta(description="The maximum number of calls on a page.", examples=[1])]
     next_cursor: Annotated[str | None, msgspec.Meta(description=NEXT, examples=["uvkL5TFIUylomGu3e5M0UJOF"])]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
-    data: Annotated[list[Call], msgspec.Meta(description="The calls, in order.")]
+    data: Annotated[list[Call], msgspec.Meta(description="The calls, sorted by start time.")]
     page: PageLinks
     meta: Meta
 
@@ -53,36 +53,35 @@ class SingleCall(Struct, frozen=True, kw_only=True):
 
 @get("/clients/{code:str}/calls", operation_id="listClientCalls", summary="List the calls of one client", kind="list")
 async def list_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
-    """Calls of one client in a window, newest first unless `sort` says otherwise."""
+    """The calls of one client in a window, newest first by default."""
     return await list_response(request, code)
 
 
 @get("/calls", operation_id="listCalls", summary="List the calls of several clients", kind="list")
 async def list_calls(request: Request[Any, Any, State]) -> Response[Any]:
-    """Calls of several clients, or of all, in a window."""
+    """The calls of several clients, or of all, in a window."""
     return await list_response(request, None)
 
 
 @get(
     "/clients/{code:str}/calls/{call_id:str}",
     operation_id="getClientCall",
-    summary="Find one call of a client",
+    summary="Get one call of a client",
     kind="call",
 )
 async def get_client_call(
     request: Request[Any, Any, State], code: FromPath[str], call_id: FromPath[str]
 ) -> Response[Any]:
-    """One call, looked for in the window given, else where the gateway last saw it, else in the last 31 days."""
+    """One call. Without a window, the gateway searches where it last saw the call, then the last 31 days."""
     services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
     responses.negotiate(context, JSON)
     query = parse_call_query(request.scope["query_string"], code, now, services.history_start)
     recent = Window(int(now) - RECENT, int(now) + 1)
-    responses.cache_query(
-        services, context, (code,), recent, status=query.status
-    )  # the time of a lookup tells strangers nothing
+    # Authorize before the lookup: its duration would tell a consumer without access whether the call exists.
+    responses.cache_query(services, context, (code,), recent, status=query.status)
     known = services.cache.whereabouts(code, call_id, status=query.status)
-    # The call may have moved from where the cache last saw it.
+    # The upstream may have changed the start time of the call since the cache last saw it.
     windows = [query.window] if query.window else [known, recent] if known else [recent]
     for window in windows:
         page = await _find(services, context, code, call_id, window, status=query.status)
@@ -94,11 +93,11 @@ async def get_client_call(
             if query.fields:
                 body = {"data": Projection(query.fields)(call), "meta": meta}
             return responses.json_response(services, context, body, window, page)
-    raise NotFound("this client has no such call in the window that was looked at")
+    raise NotFound("this client has no call with this id in the searched window")
 
 
 async def list_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
-    """A list of the calls of the client in the path, or of those of `client`. Raises GatewayError."""
+    """List the calls of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
     query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
@@ -138,27 +137,27 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
 
 
 def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:
-    """The function that makes calls as the consumer may see them: masked, with links to recordings."""
+    """A function that masks calls for the consumer, and adds links to their recordings."""
     consumer, public = responses.consumer_of(context), services.public_extra
     if "recordings" not in consumer.scopes:
-        return lambda calls: [access.present(call, consumer, status=status, public_extra=public) for call in calls]
+        return lambda calls: [access.mask_call(call, consumer, status=status, public_extra=public) for call in calls]
     link = link_renderer(consumer, services.clock(), services.signing_key, services.public_url)
     return lambda calls: [
-        access.present(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
+        access.mask_call(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
     ]
 
 
 def _refuse_paging(form: str, query: ListQuery) -> None:
     name = "cursor" if query.after else "limit" if "limit" in query.given else ""
     if name:
-        detail = f"cannot be combined with {form}, which is not paged: it is the whole window"
+        detail = f"cannot be combined with {form}, which is not paged"
         raise InvalidParameters([ParameterFault(name, detail)])
 
 
 async def _find(
     services: Services, context: RequestContext, code: str, call_id: str, window: Window, *, status: bool
 ) -> Page:
-    """Look for a call, the newest days first."""
+    """Search a window for a call, newest first. The page has the call, or is empty."""
     cache_query = responses.cache_query(services, context, (code,), window, status=status)
     after = None
     while True:

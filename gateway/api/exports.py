@@ -1,9 +1,9 @@
-"""Whole windows as NDJSON or CSV, streamed.
+"""Exports: all calls of a window, streamed as NDJSON or CSV.
 
 Rules:
-- The first calls are read before the response begins, so that an error at once is a problem.
-- A later error breaks the connection off: no last line, and no end of the response.
-- CSV cannot say that it is stale, so it never is: if only stale calls can be had, that is an error.
+- The first calls are read before the response starts, so that an early error is a normal problem response.
+- A later error closes the connection: the response has no last line and no final chunk, so the consumer notices.
+- CSV has no field to mark stale calls, so a CSV export with stale calls is an error.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from litestar.response import Stream
 
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.query import ListQuery
-from gateway.api.responses import JSON, combined, empty_reading, meta_of, shared_headers
+from gateway.api.responses import JSON, combine, empty_result, meta_of, shared_headers
 from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Csv, Ndjson
 from gateway.model import Call
 
-Present = Callable[[Sequence[Call]], list[Call]]  # makes calls as the consumer may see them
+Present = Callable[[Sequence[Call]], list[Call]]  # masks calls and adds links, for one consumer
 LOGGER = logging.getLogger(__name__)
-FORMATS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}  # the formats that stream
+FORMATS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}  # by name; these formats are streamed
 MEDIA_TYPES = JSON | {
     "application/x-ndjson": "ndjson",
     "text/csv": "csv",
     "application/ndjson": "ndjson",
     "application/jsonl": "ndjson",
 }
-CHUNK_SIZE = 500  # calls rendered in one turn of the event loop: about 5 ms as NDJSON, 15 ms as CSV
+CHUNK_SIZE = 500  # calls rendered in one turn of the event loop; takes about 5 ms as NDJSON, 15 ms as CSV
 HEADERS = {
     "ndjson": {"Content-Type": "application/x-ndjson"},
     "csv": {
@@ -45,7 +45,7 @@ HEADERS = {
 async def export_response(
     context: RequestContext, query: ListQuery, parts: AsyncIterator[Part], present: Present, form: str, now: float
 ) -> Stream:
-    """Begin to stream the parts of a window. Raises GatewayError for an error before the first calls."""
+    """Start streaming the parts of a window. Raises GatewayError for an error before the first calls."""
     first = await anext(parts, None)
     context.read_finished = time.perf_counter()
     if first is not None:
@@ -72,20 +72,20 @@ async def _render(
         part = first
         while part is not None:
             _refuse_stale(form, part)
-            if part.reading is not last:  # a span has one part or several
-                last, total = part.reading, combined(total, part.reading, newest_first=query.newest_first)
+            if part.reading is not last:  # the parts of one span share a result
+                last, total = part.reading, combine(total, part.reading, newest_first=query.newest_first)
             for place in range(0, len(part.calls), CHUNK_SIZE):
                 yield writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
                 await asyncio.sleep(0)
             part = await anext(parts, None)
     except GatewayError as error:
         context.aborted = True
-        LOGGER.warning("export broken off", extra={"fields": {"error": type(error).__name__, "format": form}})
+        LOGGER.warning("export aborted", extra={"fields": {"error": type(error).__name__, "format": form}})
         raise
-    if ending := writer.end(meta_of(query.window, total or empty_reading(now))):
+    if ending := writer.end(meta_of(query.window, total or empty_result(now))):
         yield ending
 
 
 def _refuse_stale(form: str, part: Part) -> None:
     if form == "csv" and part.reading.stale:
-        raise UpstreamFailed("a part of the window can only be had stale, which CSV cannot say")
+        raise UpstreamFailed("a part of the window is only available as stale data, which CSV cannot mark")

@@ -1,4 +1,4 @@
-"""Content negotiation (RFC 9110, section 12): the best of the forms on offer, by the weights of the request. Pure."""
+"""Content negotiation (RFC 9110, section 12): choose the media type and coding that a request prefers. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def parse_weights(header: str) -> list[tuple[str, float]]:
-    """Parse a list of names with weights; a weight that cannot be parsed is 0."""
+    """Parse a header such as `text/csv, */*;q=0.5` to names and weights. An invalid weight is 0."""
     found = []
     for part in header.split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -23,33 +23,32 @@ def parse_weights(header: str) -> list[tuple[str, float]]:
 
 
 def negotiate_media_type(accept: str, offered: Mapping[str, str]) -> str | None:
-    """Choose among offered media types, best first, by `Accept`; None if none is acceptable."""
-    asked = parse_weights(accept) or [("*/*", 1.0)]
-    best, most = None, 0.0
+    """The value of the media type that `Accept` prefers, the first offered among equals; None if it allows none."""
+    weights = parse_weights(accept) or [("*/*", 1.0)]
+    best, best_weight = None, 0.0
     for offer, choice in offered.items():
         names = ("*/*", f"{offer.partition('/')[0]}/*", offer)
-        fitting = [(names.index(name), weight) for name, weight in asked if name in names]
-        weight = max(fitting)[1] if fitting else 0.0  # the most specific counts
-        if weight > most:
-            best, most = choice, weight
+        matching = [(names.index(name), weight) for name, weight in weights if name in names]
+        weight = max(matching)[1] if matching else 0.0  # the most specific name decides
+        if weight > best_weight:
+            best, best_weight = choice, weight
     return best
 
 
 def negotiate_coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
-    """Choose among offered codings, best first, by `Accept-Encoding`; None is the identity."""
-    asked = dict(parse_weights(accept_encoding))
-    every = asked.get("*", 0.0)
-    identity = asked.get("identity", 0.0)
-    best, most = None, 0.0
+    """The coding that `Accept-Encoding` prefers, the first offered among equals; None for no compression."""
+    weights = dict(parse_weights(accept_encoding))
+    default, identity = weights.get("*", 0.0), weights.get("identity", 0.0)
+    best, best_weight = None, 0.0
     for offer in offered:
-        weight = asked.get(offer, every)
-        if weight > most and weight >= identity:
-            best, most = offer, weight
+        weight = weights.get(offer, default)
+        if weight > best_weight and weight >= identity:
+            best, best_weight = offer, weight
     return best
 
 
 def with_vary(headers: Headers, name: str) -> Headers:
-    """The headers of a response, with the name of a request header once in `Vary`."""
+    """Add the name of a request header to `Vary`, unless it is there."""
     found = b", ".join(value for key, value in headers if key.lower() == b"vary")
     names = {one.strip().lower() for one in found.decode("latin-1").split(",")}
     if name.lower() in names:

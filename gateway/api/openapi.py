@@ -1,8 +1,9 @@
-"""The OpenAPI document, built from the handlers that serve it.
+"""The OpenAPI document, built from the handlers.
 
-Rule: nothing is described twice. Paths, summaries and operation ids come from the handlers, schemas with their texts
-and examples from the response Structs, parameters from `query.PARAMETERS`, problems from `problems.PROBLEM_TYPES`.
-Building the document only reads them: it makes no application and changes nothing.
+Rules:
+- Each fact has one source: paths, summaries and operation ids are those of the handlers, schemas and examples those of
+  the response Structs, parameters those of `query.PARAMETERS`, and problems those of `problems.PROBLEM_TYPES`.
+- Building the document has no side effects. It creates no Litestar application, which would change the logging.
 """
 
 from __future__ import annotations
@@ -19,26 +20,27 @@ from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.responses import Meta
 from gateway.api.summaries import CallSummary, ClientList
-from gateway.formats import KEYS, PARTS, Csv, Ndjson
+from gateway.formats import NESTED, REQUIRED_FIELDS, Csv, Ndjson
 from gateway.model import Call
 
 DESCRIPTION = """\
-Calls of a Callbutton call-tracking server as JSON, in UTC.
+The calls of a Callbutton call-tracking server as JSON, in UTC.
 
-A list is read page by page: send `nextCursor` of one page as `cursor` for the next, until it is null. Instants are RFC
-3339 with `Z`; absent values are null. Every response but a success is a problem (RFC 9457).
+Lists are paged: send the `nextCursor` of a page as `cursor` to get the next page, until it is null. Instants are RFC
+3339 with `Z`, and absent values are null. Every error response is a problem (RFC 9457).
 
-Consumers send an access key, in `X-API-Key` or as `Authorization: Bearer`, or a bearer token of an OpenID Connect
-issuer. Their clients and scopes decide which calls and fields they see; `client=*` means their own clients."""
+Authenticate with an access key, in `X-API-Key` or as `Authorization: Bearer`, or with a bearer token of an OpenID
+Connect issuer. The clients and scopes of the credential decide which calls and fields are visible; `client=*` selects
+all of its clients."""
 SCHEMA_REFERENCE = "#/components/schemas/{name}"
-ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(KEYS)} | {part.__name__: [] for part in PARTS.values()}
+ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(REQUIRED_FIELDS)} | {part.__name__: [] for part in NESTED.values()}
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
 RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
 PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]
 
 
 class Route(NamedTuple):
-    """A kind of route: its tag, the body and the description of its response, and the status codes of its problems."""
+    """A kind of route: its tag, the body and the description of the response 200, and the status codes of problems."""
 
     tag: str
     body: Any
@@ -47,46 +49,46 @@ class Route(NamedTuple):
 
 
 ROUTES = {
-    "list": Route("calls", CallPage, "A page of calls; as NDJSON or CSV all calls of the window."),
+    "list": Route("calls", CallPage, "A page of calls as JSON, or all calls of the window as NDJSON or CSV."),
     "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
-    "summary": Route("summaries", CallSummary, "Figures by bucket and group, and of all calls."),
-    "clients": Route("summaries", ClientList, "The clients, by code."),
+    "summary": Route("summaries", CallSummary, "Figures by time bucket and group, and of all calls."),
+    "clients": Route("summaries", ClientList, "The clients, sorted by code."),
     "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
-    "probe": Route("operations", PROBE, "The probe succeeds.", (405,)),
+    "probe": Route("operations", PROBE, "The check succeeded.", (405,)),
 }
-PROBLEM_TYPES = {kind.status: kind for kind in problems.BY_NAME.values()} | {
+PROBLEM_BY_STATUS = {kind.status: kind for kind in problems.BY_NAME.values()} | {
     404: problems.NOT_FOUND,
     502: problems.UNREACHABLE,
     503: problems.OVERLOADED,
-}  # the example of each status code
+}  # the description and example of each status code
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
     {"name": "operations", "description": "For operators of the gateway."},
-    {"name": "summaries", "description": "Figures of calls."},
+    {"name": "summaries", "description": "Figures about calls."},
 ]
 HEADERS = {
-    "X-Request-Id": "The id of this request, also in the log.",
-    "Age": "Seconds since the window's newest point was fetched.",
-    "Cache-Status": "Whether the cache had the answer (RFC 9211).",
-    "ETag": "Changes with the data, not with the time.",
-    "Server-Timing": "Milliseconds spent on reading the cache and on writing the answer.",
+    "X-Request-Id": "The id of the request, which the log has too.",
+    "Age": "Seconds since the newest point of the window was fetched.",
+    "Cache-Status": "Whether the response is from the cache (RFC 9211).",
+    "ETag": "A weak entity tag of the data; it does not depend on when the data was fetched.",
+    "Server-Timing": "Milliseconds to read the cache, and to write the response.",
 }
 PROBLEM_HEADERS = {
-    401: {"WWW-Authenticate": "How to authenticate, and whether the credential sent was wrong (RFC 6750)."},
-    405: {"Allow": "The methods that are allowed."},
-    429: {"Retry-After": "Seconds after which to ask again."},
-    503: {"Retry-After": "Seconds after which to ask again."},
+    401: {"WWW-Authenticate": "The scheme, and the error `invalid_token` if a credential was sent (RFC 6750)."},
+    405: {"Allow": "The allowed methods."},
+    429: {"Retry-After": "Seconds to wait before the next attempt."},
+    503: {"Retry-After": "Seconds to wait before the next attempt."},
 }
 RATE_HEADERS = {
-    "RateLimit-Policy": "The rate limit of this consumer; absent if it has none.",
-    "RateLimit": "The requests left, and the seconds until all are available again.",
+    "RateLimit-Policy": "The rate limit of this consumer, if it has one.",
+    "RateLimit": "The remaining requests, and the seconds until the full limit is available again.",
 }
 SCHEMES = {
     "key": {
         "type": "apiKey",
         "in": "header",
         "name": "X-API-Key",
-        "description": "An access key; the operator of the gateway makes it with `keys new`.",
+        "description": "An access key. The operator of the gateway creates it with `keys new`.",
     },
     "bearer": {
         "type": "http",
@@ -95,23 +97,23 @@ SCHEMES = {
     },
 }
 FIRST_CALL = {
-    "description": "Each call can be read alone.",
+    "description": "Get one of the calls.",
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
 PATH_PARAMETERS = {
     "code": {
-        "description": "The client's code, often its toll-free number.",
+        "description": "The client code, often its toll-free number.",
         "schema": {"type": "string", "pattern": f"^{query.CODE_PATTERN}$"},
         "example": "8005550100",
     },
     "call_id": {
-        "description": "The call's `id`.",
+        "description": "The `id` of the call.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 200},
         "example": "498200007",
     },
     "token": {
-        "description": "The end of a call's `recordingUrl`.",
+        "description": "The last segment of the `recordingUrl` of a call.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
     },
 }
@@ -119,14 +121,14 @@ RANGE_HEADER = {
     "name": "Range",
     "in": "header",
     "required": False,
-    "description": "A part of the recording, if the server supports ranges (RFC 9110).",
+    "description": "The requested part of the recording (RFC 9110), if the Callbutton server supports ranges.",
     "schema": {"type": "string"},
     "example": "bytes=0-65535",
 }
 
 
 def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
-    """Build the document of the handlers that are in the schema; each has its kind in `opt`."""
+    """Build the document of the handlers in the schema. The option `kind` of a handler names its entry in `ROUTES`."""
     schemas = _components(problems.Problem)
     paths = {}
     for handler in handlers:
@@ -152,7 +154,7 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
 
 
 def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
-    """A value of a schema, put together from the examples of its fields."""
+    """An example value of a schema, built from the examples of its fields. Raises ValueError if a field has none."""
     match schema:
         case {"examples": [example, *_]} | {"enum": [example, *_]}:
             return example
@@ -181,8 +183,8 @@ def _operation(handler: HTTPRouteHandler, path: str, schemas: dict[str, Any]) ->
     if kind == "recording":
         operation["parameters"].append(RANGE_HEADER)
         content = operation["responses"]["200"]["content"]
-        operation["responses"]["206"] = {"description": "The part that was asked for.", "content": content}
-    if kind in ("recording", "probe"):  # a link is a credential; a probe needs none
+        operation["responses"]["206"] = {"description": "The requested part of the recording.", "content": content}
+    if kind in ("recording", "probe"):  # a recording link is a credential; probes are open
         operation["security"] = []
     for status in sorted(route.problems):
         operation["responses"][str(status)] = _problem(status)
@@ -195,8 +197,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 
 def _query_parameters(path: str, kind: str) -> Iterator[dict[str, Any]]:
-    named = kind in query.CLIENT.routes.split() and "{code}" not in path
-    for parameter in (*([query.CLIENT] if named else []), *query.parameters_of(kind)):
+    several_clients = kind in query.CLIENT.routes.split() and "{code}" not in path
+    for parameter in (*([query.CLIENT] if several_clients else []), *query.parameters_of(kind)):
         yield {
             "name": parameter.name,
             "in": "query",
@@ -207,7 +209,7 @@ def _query_parameters(path: str, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _success(route: Route, kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """The response 200; adds its schemas to `schemas`."""
+    """The response 200. Adds its schemas to `schemas`."""
     if route.body is bytes:
         schema = {"type": "string", "format": "binary"}
         return {"description": route.description, "content": {"audio/*": {"schema": schema}}}
@@ -229,7 +231,7 @@ def _success(route: Route, kind: str, schemas: dict[str, Any]) -> dict[str, Any]
 
 
 def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
-    """A page of calls as the other media types of a list."""
+    """Examples of the streamed media types, from the example of a page."""
     calls = msgspec.convert(page["data"], list[Call])
     lines, table = Ndjson(), Csv()
     texts = {
@@ -240,12 +242,12 @@ def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    kind = PROBLEM_TYPES[status]
+    kind = PROBLEM_BY_STATUS[status]
     example = msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d"))
     rate = RATE_HEADERS if kind is problems.RATE_LIMITED else {}
     reference = {"$ref": SCHEMA_REFERENCE.format(name="Problem")}
     return {
-        "description": f"{kind.title}. {kind.advice}",
+        "description": f"{kind.title}. {kind.hint}",
         "headers": _headers({"X-Request-Id": HEADERS["X-Request-Id"]} | PROBLEM_HEADERS.get(status, {}) | rate),
         "content": {problems.MEDIA_TYPE: {"schema": reference, "example": example}},
     }
@@ -256,7 +258,7 @@ def _headers(described: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _components(body: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that has a schema
-    """The schemas of a response body and of all that it refers to, by name."""
+    """The schemas of a response body and of every type that it refers to, by name."""
     _, schemas = msgspec.json.schema_components([body], ref_template=SCHEMA_REFERENCE)
     for name, schema in schemas.items():
         schema["description"] = " ".join(inspect.cleandoc(schema["description"]).partition("\n\n")[0].split())
@@ -266,9 +268,9 @@ def _components(body: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that ha
             if "anyOf" in field:
                 field["oneOf"] = field.pop("anyOf")
             for one in (field, *field.get("oneOf", ())):
-                if one.get("type") == "integer":  # a count, or seconds
+                if one.get("type") == "integer":  # every integer is a count or a number of seconds
                     one |= {"format": "int64", "minimum": 0}
-        required = ALWAYS_PRESENT.get(name, schema.pop("required", []))  # `fields` may leave out the others
+        required = ALWAYS_PRESENT.get(name, schema.pop("required", []))  # the parameter `fields` leaves out the others
         if required:
             schema["required"] = required
     return schemas

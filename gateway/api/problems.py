@@ -1,6 +1,8 @@
-"""Problems: every answer that is not a success, as RFC 9457 `application/problem+json`.
+"""Problems: every response that is not a success, as RFC 9457 `application/problem+json`.
 
-Rule: this is the only place that knows the status code of an error.
+Rules:
+- This is the only module that maps errors to status codes.
+- `title` names the type of problem, `detail` says what happened in this request, and `hint` what to do about it.
 """
 
 from __future__ import annotations
@@ -18,151 +20,172 @@ from gateway import errors
 
 Headers = Sequence[tuple[bytes, bytes]]
 MEDIA_TYPE = "application/problem+json"
-NO_CREDENTIAL = "no credential"  # the reason when none came
+NO_CREDENTIAL = "no credential"  # the `reason` for a request without a credential
 
 
 class ProblemType(NamedTuple):
-    """A kind of problem. Its body has title and advice, its page the meaning too."""
+    """A type of problem: what its body says, and the `meaning` that its page at `/problems/{name}` adds.
+
+    `detail` is for errors without a text of their own.
+    """
 
     status: int
     name: str
     title: str
-    advice: str
-    meaning: str = ""
+    detail: str
+    hint: str
+    meaning: str
 
 
 INVALID = ProblemType(
     400,
     "invalid-parameter",
-    "A parameter cannot be read",
-    "Correct the parameters named in errors.",
-    "A parameter is unknown, given twice, or has a value that cannot be read: a date, a time zone, a client code, a "
-    "cursor of another list. Parameters are read strictly, so that a slip of the pen is not an answer to another "
-    "question. The list `errors` names every one of them and says what is wrong with it.",
+    "Invalid parameter",
+    "One or more parameters are invalid.",
+    "Correct the request as `detail` and `errors` say.",
+    "A parameter is unknown, repeated, or has an invalid value, such as a date that does not exist or a cursor of "
+    "another list. Parsing is strict: a misspelt parameter is an error, not a different query. The list `errors` names "
+    "every invalid parameter and its fault.",
 )
 NOT_FOUND = ProblemType(
     404,
     "not-found",
-    "There is nothing here",
-    "The paths are listed in /openapi.json.",
-    "The gateway has no such path, or what the path names does not exist.",
+    "Not found",
+    "No resource has this path.",
+    "Check the path. `/openapi.json` lists all paths.",
+    "The gateway does not have this path, or the call or recording that it names does not exist.",
 )
 UNAUTHENTICATED = ProblemType(
     401,
     "unauthenticated",
-    "Who asks is not known",
-    "Send an access key in X-API-Key or Authorization: Bearer.",
-    "The request came without credentials, or with some that are not known, have expired, or cannot be read. Whoever "
-    "runs the gateway hands out access keys.",
+    "Authentication required",
+    "The request has no valid credential.",
+    "Send an access key in `X-API-Key` or `Authorization: Bearer`.",
+    "The request has no credential, or its credential is unknown, expired or malformed. The operator of the gateway "
+    "issues access keys.",
 )
 FORBIDDEN = ProblemType(
     403,
     "forbidden",
-    "Not for this consumer",
-    "Ask whoever runs this gateway for the right to see it.",
-    "The credentials are good, but they do not allow this client, or this kind of data. The answer is the same whether "
-    "or not the client exists.",
+    "Forbidden",
+    "This consumer does not have access.",
+    "Ask the operator of the gateway for access.",
+    "The credential is valid, but it does not give access to this client or to this kind of data. The response is the "
+    "same whether or not the client exists.",
 )
 RATE_LIMITED = ProblemType(
     429,
     "rate-limited",
     "Too many requests",
-    "Ask again after the seconds of Retry-After.",
-    "This consumer has asked more often than it may. The headers `RateLimit` and `RateLimit-Policy` say how often that "
-    "is, and what is left of it.",
+    "This consumer has reached its rate limit.",
+    "Wait for the seconds in `Retry-After`, then try again.",
+    "This consumer has sent more requests than its rate limit allows. The headers `RateLimit-Policy` and `RateLimit` "
+    "show the limit and the remaining requests.",
 )
 ISSUER_UNREACHABLE = ProblemType(
     503,
     "issuer-unreachable",
-    "Tokens cannot be judged now",
-    "Ask again after the seconds of Retry-After, or use an access key.",
-    "The gateway has no keys of the issuer of bearer tokens, or has had them for too long, and cannot fetch them now. "
-    "The token may be good.",
+    "Token issuer unreachable",
+    "The gateway cannot verify the token at present.",
+    "Wait for the seconds in `Retry-After`, then try again, or use an access key.",
+    "The gateway cannot fetch the keys of the token issuer, and has no recent copy of them. The token may be valid.",
 )
 NOT_ACCEPTABLE = ProblemType(
     406,
     "not-acceptable",
-    "There is no such form of this",
-    "Ask for a media type that there is, or send no Accept.",
-    "The header `Accept` allows no form in which this can be had. Lists of calls come as `application/json`, "
-    "`application/x-ndjson` and `text/csv`, all else about calls as `application/json`.",
+    "Not acceptable",
+    "The header `Accept` allows no available media type.",
+    "Accept an available media type, or leave the header `Accept` out.",
+    "The header `Accept` allows no media type in which this resource is available. Lists of calls are available as "
+    "`application/json`, `application/x-ndjson` and `text/csv`; other resources about calls only as "
+    "`application/json`.",
 )
 NOT_ALLOWED = ProblemType(
     405,
     "method-not-allowed",
-    "This method is not allowed here",
-    "The header Allow lists those that are.",
-    "The path exists, but not with this method. The gateway only reads: nothing can be changed through it.",
+    "Method not allowed",
+    "The path does not support this method.",
+    "Use a method that the header `Allow` lists.",
+    "The path exists, but not with this method. The gateway is read-only.",
 )
 INTERNAL = ProblemType(
     500,
     "internal-error",
-    "The gateway failed",
-    "Report the requestId to whoever runs this gateway.",
-    "A bug of the gateway: something happened that nobody foresaw. The log has the place in the code.",
+    "Internal server error",
+    "An unexpected error occurred in the gateway.",
+    "Report the `requestId` to the operator of the gateway.",
+    "This is a bug in the gateway. The log has a stack trace with the same `requestId`.",
 )
 REJECTED = ProblemType(
     422,
     "upstream-rejected",
-    "The Callbutton server refused the request",
-    "Check dates and client code.",
-    "The request was well formed, but the Callbutton server refuses its dates or its client code. Its own words are in "
-    "`detail`. Asking again brings the same answer.",
+    "Request rejected by the Callbutton server",
+    "The Callbutton server rejected the request.",
+    "Check the dates and the client code.",
+    "The request is well formed, but the Callbutton server rejects its dates or its client code. `detail` is the "
+    "server's message. The same request will fail again.",
 )
 UNAUTHORIZED = ProblemType(
     502,
     "upstream-unauthorized",
-    "The Callbutton server does not know the gateway",
-    "Have its address allowed there.",
-    "The Callbutton server knows its partners by their IP addresses, and the gateway's is not among them. It is not "
-    "about the credentials of your request. Whoever runs the gateway finds the address that the server saw in the log, "
-    "and with the command `callbutton-gateway check`.",
+    "Gateway not authorized by the Callbutton server",
+    "The Callbutton server does not allow the gateway's IP address.",
+    "Ask the operator of the gateway to have its IP address allowed.",
+    "The Callbutton server authenticates by IP address, and does not allow the address of the gateway. The credential "
+    "of the request is not the cause. The operator finds the address in the log, and with the command "
+    "`callbutton-gateway check`.",
 )
 FAILED = ProblemType(
     502,
     "upstream-error",
-    "The Callbutton server reports an error",
+    "Callbutton server error",
+    "The Callbutton server reported an error.",
     "Try again later.",
-    "The Callbutton server was reached and says that it failed. The gateway has already tried smaller windows.",
+    "The Callbutton server reported an internal error. The gateway has already retried with shorter windows.",
 )
 MALFORMED = ProblemType(
     502,
     "upstream-malformed",
-    "The Callbutton server's answer is unreadable",
+    "Malformed reply from the Callbutton server",
+    "The gateway cannot parse the reply of the Callbutton server.",
     "Try again later.",
-    "The answer was not what the protocol says, or it broke off. The gateway throws such an answer away whole, and "
-    "never hands out the half that it could read.",
+    "The reply does not follow the protocol, or is incomplete. The gateway discards such a reply as a whole, and "
+    "never returns a part of it.",
 )
 UNREACHABLE = ProblemType(
     502,
     "upstream-unreachable",
-    "The Callbutton server cannot be reached",
+    "Callbutton server unreachable",
+    "The gateway cannot connect to the Callbutton server.",
     "Try again later.",
-    "No connection to the Callbutton server could be made. It is down, or the network between is.",
+    "The gateway cannot connect to the Callbutton server: the server or the network is down.",
 )
 TIMEOUT = ProblemType(
     504,
     "upstream-timeout",
-    "The Callbutton server is too slow",
-    "Ask again in a moment, or for less.",
-    "The answer did not come in time. What is under way goes on, and is kept when it lands: the same request a moment "
-    "later often finds it there.",
+    "Callbutton server timeout",
+    "The Callbutton server did not reply in time.",
+    "Try again in a moment, or choose a shorter window.",
+    "The Callbutton server did not reply in time. The gateway continues to wait for the reply and caches it, so the "
+    "same request often succeeds a moment later.",
 )
 OVERLOADED = ProblemType(
     503,
     "overloaded",
-    "Too much is asked at present",
-    "Ask again after the seconds of Retry-After.",
-    "More is asked than the gateway, or the Callbutton server behind it, can bear at a time. Nothing was sent: asking "
-    "again costs nobody anything.",
+    "Overloaded, try again later",
+    "Too many requests are in progress.",
+    "Wait for the seconds in `Retry-After`, then try again.",
+    "The gateway, or the Callbutton server behind it, has reached its limit of concurrent requests. This request was "
+    "not forwarded, so it is safe to repeat.",
 )
 CIRCUIT_OPEN = ProblemType(
     503,
     "upstream-circuit-open",
-    "The Callbutton server is given time to recover",
-    "Ask again after the seconds of Retry-After.",
-    "The Callbutton server has failed several times in a row, so it is left alone for some seconds, then tried with a "
-    "single request. Nothing was sent for yours.",
+    "Callbutton server unavailable",
+    "The Callbutton server has failed several times in a row.",
+    "Wait for the seconds in `Retry-After`, then try again.",
+    "The Callbutton server has failed several times in a row, so the circuit breaker is open: the gateway sends it "
+    "no requests for some seconds, then a single one as a probe.",
 )
 PROBLEM_TYPES: dict[type[BaseException], ProblemType] = {
     errors.InvalidParameters: INVALID,
@@ -184,53 +207,65 @@ PROBLEM_TYPES: dict[type[BaseException], ProblemType] = {
 BY_NAME = {kind.name: kind for kind in (*PROBLEM_TYPES.values(), NOT_FOUND, NOT_ALLOWED, INTERNAL)}
 
 
-class Fault(Struct, frozen=True, kw_only=True):
-    """A parameter at fault."""
+# By the class or the reason of an error, where the hint of its type does not help.
+HINTS: dict[object, str] = {
+    errors.NotFound: "Check the client code and the id, and send the window of the call as `start` and `end`.",
+    "link": "Read the call again for a new `recordingUrl`, with a consumer that has the scope `recordings`.",
+    "expired link": "Read the call again for a new `recordingUrl`.",
+    "exports": "Wait until an export of this consumer has ended.",
+}
 
-    parameter: Annotated[str, Meta(description="Its name.")]
-    detail: Annotated[str, Meta(description="The fault.")]
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """An invalid parameter."""
+
+    parameter: Annotated[str, Meta(description="The name of the parameter.")]
+    detail: Annotated[str, Meta(description="Why it is invalid.")]
 
 
 class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Why the request failed (RFC 9457)."""
+    """The reason why a request failed (RFC 9457)."""
 
-    type: Annotated[str, Meta(description="The kind of problem, and the path of a page that explains it.")]
-    title: Annotated[str, Meta(description="The kind in words.")]
+    type: Annotated[str, Meta(description="The type of problem: the path of a page that explains it.")]
+    title: Annotated[str, Meta(description="The type of problem in words.")]
     status: Annotated[int, Meta(description="The HTTP status code.")]
-    detail: Annotated[str, Meta(description="The problem with this request, and how to solve it.")]
+    detail: Annotated[str, Meta(description="The cause of the problem in this request.")]
+    hint: Annotated[str, Meta(description="How to solve the problem.")]
     instance: Annotated[str, Meta(description="The path of the request.")]
-    request_id: Annotated[str, Meta(description="The id of the request, also in the log.")]
-    errors: Annotated[list[Fault] | UnsetType, Meta(description="Every parameter at fault.")] = UNSET
+    request_id: Annotated[str, Meta(description="The id of the request, which the log has too.")]
+    errors: Annotated[list[Fault] | UnsetType, Meta(description="Every invalid parameter.")] = UNSET
 
 
 def type_of(error: BaseException) -> ProblemType:
-    """The kind of problem that an error is."""
-    return PROBLEM_TYPES.get(type(error), INTERNAL)
+    """The type of problem for an error."""
+    kind = PROBLEM_TYPES.get(type(error), INTERNAL)
+    hint = HINTS.get(type(error)) or HINTS.get(getattr(error, "reason", None))
+    return kind._replace(hint=hint) if hint else kind
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
-    """The headers that go with an error."""
+    """The response headers for an error."""
     match error:
         case errors.Unauthenticated():
             wrong = "" if error.reason == NO_CREDENTIAL else ', error="invalid_token"'
             return {"WWW-Authenticate": f'Bearer realm="callbutton-gateway"{wrong}'}
         case errors.RateLimited() | errors.IssuerUnreachable():
-            return {"Retry-After": str(max(1, math.ceil(error.seconds)))}
-        case errors.Postponed():
-            return {"Retry-After": str(error.wait)}
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+        case errors.NotSent():
+            return {"Retry-After": str(error.retry_after)}
         case _:
             return {}
 
 
 def bare_problem(status: int, detail: str) -> bytes:
-    """The body of a problem for a request that the server refuses: unreadable (400), or one too many (503)."""
+    """The problem for a request that the server refuses before the application: malformed (400) or excess (503)."""
     return render_problem(INVALID if status == INVALID.status else OVERLOADED, "", secrets.token_hex(8), detail)
 
 
 async def send_problem(
     send: Send, kind: ProblemType, instance: str, request_id: str, detail: str = "", headers: Headers = ()
 ) -> None:
-    """Answer with a problem."""
+    """Send a problem as the response."""
     body = render_problem(kind, instance, request_id, detail)
     always = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": kind.status, "headers": [*always, *headers]})
@@ -240,14 +275,16 @@ async def send_problem(
 def render_problem(
     kind: ProblemType, instance: str, request_id: str, detail: str = "", faults: tuple[errors.ParameterFault, ...] = ()
 ) -> bytes:
-    """The body of a problem."""
-    sentence = f"{detail[:1].upper()}{detail[1:]}. {kind.advice}" if detail else kind.advice
+    """Render the body of a problem. `detail` is a clause without a full stop; by default the detail of its type."""
+    if len(faults) == 1:
+        detail = f"`{faults[0].parameter}` {faults[0].detail}"
     return msgspec.json.encode(
         Problem(
             type=f"/problems/{kind.name}",
             title=kind.title,
             status=kind.status,
-            detail=sentence,
+            detail=f"{detail[:1].upper()}{detail[1:]}." if detail else kind.detail,
+            hint=kind.hint,
             instance=instance,
             request_id=request_id,
             errors=[Fault(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,

@@ -1,13 +1,11 @@
-"""Recordings of calls: the signed links to them, and the responses to these links.
+"""Recordings of calls: signed links, and the stream behind a link.
 
 Rules:
-- A link is the only credential that its request needs, since an `<audio>` element sends no header. It is therefore
-  bound to client, call and consumer, and expires at the end of the next hour of the clock: responses that hold links
-  change once an hour.
-- The consumer of a key must still have its rights. A consumer known by a token keeps those it had when the link was
-  made.
-- The address of the recording is derived from the call as the cache has it, on each request. Paths are never logged, so
-  no link is.
+- A link is also the credential, because an `<audio>` element cannot send headers. It names client, call and
+  consumer, and expires at the end of the next clock hour, so that responses with links change only once an hour.
+- A link stops working when its consumer loses the scope or the client. A consumer with a bearer token is not in the
+  keys file: its links work until they expire.
+- Each request derives the address of the recording from the cached call. Paths, and with them links, are not logged.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
 
-from gateway.access import Consumer, may_see
+from gateway.access import Consumer, can_read
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.responses import services_of
 from gateway.api.signing import Signer
@@ -37,7 +35,7 @@ HOUR = 3600  # seconds
 
 
 class RecordingLink(Struct, frozen=True, array_like=True):
-    """The right of a consumer to hear one call; `start` and `expires` in seconds since 1970."""
+    """The right of a consumer to hear one call. `start` (of the call) and `expires` are in seconds since 1970."""
 
     code: str
     call_id: str
@@ -51,7 +49,7 @@ LINKS = Signer("recording", RecordingLink)
 
 
 def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
-    """The function that renders the link to a call's recording for a consumer, None without a recording."""
+    """A function that renders the link to the recording of a call; None if the call has no recording."""
     expires = (int(now) // HOUR + 2) * HOUR
     path, name, label, sign = f"{base}/recordings/", consumer.name, consumer.label, LINKS.sign
 
@@ -65,13 +63,13 @@ def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Call
 
 
 def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
-    """Parse the token of a link. Raises Forbidden."""
+    """Verify and parse the token of a link. Raises Forbidden."""
     try:
         link = LINKS.verify(token, key)
     except ValueError:
-        raise Forbidden("this is not a link of this gateway", "link") from None
+        raise Forbidden("this recording link is invalid", "link") from None
     if now >= link.expires:
-        raise Forbidden("this link has expired; the call has a new one", "expired link")
+        raise Forbidden("this recording link has expired", "expired link")
     return link
 
 
@@ -82,22 +80,22 @@ def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
     kind="recording",
 )
 async def get_recording(request: Request[Any, Any, State], token: FromPath[str]) -> Stream:
-    """The recording to which `recordingUrl` of a call leads, until the end of the next hour; `Range` gives a part."""
+    """Stream the recording at the `recordingUrl` of a call. `Range` requests a part of it."""
     if request.scope["query_string"]:
-        raise InvalidParameters([ParameterFault("query", "a link to a recording takes no parameters")])
+        raise InvalidParameters([ParameterFault("query", "is not allowed: a recording link has no parameters")])
     services, context = services_of(request), context_of(request.scope)
     now = services.clock()
     link = parse_link(token, now, services.signing_key)
-    consumer = services.rights_of(link.consumer, link.label)
-    if consumer is None or "recordings" not in consumer.scopes or not may_see(consumer, link.code):
-        raise Forbidden("the consumer of this link lost the right to hear the recording", "link")
+    consumer = services.current_rights(link.consumer, link.label)
+    if consumer is None or "recordings" not in consumer.scopes or not can_read(consumer, link.code):
+        raise Forbidden("this recording link was revoked", "link")
     context.consumer = consumer
     window = Window(link.start, link.start + 1)
     deadline = asyncio.get_running_loop().time() + services.deadline
     reading = await services.cache.read(Query(codes=(link.code,), window=window, deadline=deadline))
     call = next((one for one in reading.calls if one.id == link.call_id), None)
     if call is None or call.recording_url is None:
-        raise NotFound("there is no recording of this call, or no longer")
+        raise NotFound("this call has no recording, or no longer exists")
     recording = await services.recordings.open(call.recording_url, call.id, context.header(b"range") or None)
     headers = {**recording.headers, "Cache-Control": f"private, max-age={link.expires - int(now)}"}
     body = iter([b""]) if context.is_head else _stream(recording, context)
@@ -110,7 +108,7 @@ async def _stream(recording: Recording, context: RequestContext) -> AsyncIterato
             yield chunk
     except GatewayError as error:
         context.aborted = True
-        LOGGER.warning("recording broken off", extra={"fields": {"error": type(error).__name__}})
+        LOGGER.warning("recording aborted", extra={"fields": {"error": type(error).__name__}})
         raise
 
 

@@ -1,7 +1,9 @@
-"""The pages for people: the contract to read and try at `/docs`, and what each problem means at `/problems/{type}`.
+"""The HTML pages: the interactive API reference at `/docs`, and a page for each type of problem.
 
-Rules: no other host, no inline script or style, and a Content-Security-Policy that says so. Links are relative, so that
-the pages work behind an ingress path. The page is written by hand: 23 kB rather than the 1.5 MB of a bundle.
+Rules:
+- The pages load nothing from other hosts and have no inline script or style. A Content-Security-Policy enforces this.
+- Links are relative, so that the pages work behind an ingress path.
+- `/docs` is written by hand: 23 kB, where a bundle such as Swagger UI has 1.5 MB.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ HEADERS = {
 
 @get("/docs", include_in_schema=False)
 async def docs() -> Response[str]:
-    """The page to try the API on."""
+    """The interactive API reference."""
     return _page((ASSETS / "docs.html").read_text("utf-8"), "text/html")
 
 
 @get("/docs/{name:str}", include_in_schema=False)
 async def docs_asset(name: FromPath[str]) -> Response[str]:
-    """What the pages are made of."""
+    """A style sheet, script or icon of the pages."""
     if name not in MEDIA_TYPES:
         raise NotFoundException
     return _page((ASSETS / name).read_text("utf-8"), MEDIA_TYPES[name])
@@ -44,7 +46,7 @@ async def docs_asset(name: FromPath[str]) -> Response[str]:
 
 @get("/problems/{name:str}", include_in_schema=False)
 async def problem_page(name: FromPath[str]) -> Response[str]:
-    """What a kind of problem means, and what to do about it."""
+    """The page of a type of problem: its meaning and its hint."""
     kind = problems.BY_NAME.get(name)
     if kind is None:
         raise NotFoundException
@@ -57,7 +59,7 @@ def _page(text: str, media_type: str) -> Response[str]:
 
 
 def _prose(text: str) -> str:
-    """Write a text as HTML, with `code` marked."""
+    """Render text as HTML, with `code` as an element."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 

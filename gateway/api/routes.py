@@ -1,4 +1,4 @@
-"""The application: every route, the layers around them, and the problems that errors become."""
+"""The application: all routes, the middleware around them, and the conversion of errors to problems."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ from gateway.shutdown import Shutdown
 _T = TypeVar("_T")
 
 
-@get("/healthz", operation_id="getHealth", summary="Tell whether the process lives", kind="probe")
+@get("/healthz", operation_id="getHealth", summary="Check liveness", kind="probe")
 async def health() -> dict[str, str]:
-    """Alive."""
+    """The process is alive."""
     return {"status": "ok"}
 
 
-@get("/readyz", operation_id="getReadiness", summary="Tell whether requests may come", kind="probe")
+@get("/readyz", operation_id="getReadiness", summary="Check readiness", kind="probe")
 async def readiness() -> dict[str, str]:
-    """Ready; it does not depend on the upstream."""
+    """The process accepts requests. 503 while it shuts down. Readiness does not depend on the Callbutton server."""
     return {"status": "ok"}
 
 
 @get("/metrics", include_in_schema=False)
 async def metrics_text(request: Request[Any, Any, State]) -> Response[bytes]:
-    """Every series, for Prometheus."""
+    """All metrics in the format of Prometheus."""
     text = request.app.state.metrics.scrape()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @get("/openapi.json", include_in_schema=False)
 async def openapi_json() -> Response[bytes]:
-    """The contract."""
+    """The OpenAPI document as JSON."""
     return Response(await asyncio.to_thread(document_json), media_type="application/json")
 
 
 @get("/openapi.yaml", include_in_schema=False, media_type=MediaType.TEXT)
 async def openapi_yaml() -> Response[str]:
-    """The contract, for people."""
+    """The OpenAPI document as YAML."""
     return Response(await asyncio.to_thread(document_yaml), media_type="application/yaml")
 
 
@@ -80,7 +80,7 @@ HANDLERS = [
 
 
 def _once(build: Callable[[], _T]) -> Callable[[], _T]:
-    """Call a function the first time only; other threads wait for its result."""
+    """Cache the result of a function. Concurrent first calls from several threads run it once."""
     lock, cached = threading.Lock(), cache(build)
 
     def locked() -> _T:
@@ -112,8 +112,8 @@ def document_yaml() -> str:
     return yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def answer_problem(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
-    """Render an error as a problem. An error that is not ours is raised again, for the outermost layer."""
+def problem_response(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
+    """Render an error as a problem. An unexpected error is raised again, for `RequestContextMiddleware`."""
     detail, headers = "", {}
     if isinstance(error, (errors.Unauthenticated, errors.Forbidden, errors.RateLimited)):
         audit(request.app.state.metrics, request.scope, error)
@@ -128,6 +128,7 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
         kind = problems.NOT_FOUND
     elif isinstance(error, MethodNotAllowedException):
         kind, headers = problems.NOT_ALLOWED, dict(error.headers or {})
+        detail = f"the path does not support {request.method}"
     elif isinstance(error, HTTPException) and error.status_code < 500:
         kind, faults = problems.INVALID, (errors.ParameterFault("request", "cannot be read"),)
     else:
@@ -138,12 +139,12 @@ def answer_problem(request: Request[Any, Any, State], error: Exception) -> Respo
 
 
 def route_finder(app: Litestar) -> Callable[[str], str]:
-    """The function that finds the route template of a path, for refusals, which come before the router."""
-    found = [
+    """A function that finds the route template of a path, for requests refused before the router."""
+    templates = [
         (re.compile(re.sub(r"\\{[^}]+\\}", "[^/]+", re.escape(route.path_format))), route.path_format)
         for route in app.routes
     ]
-    return lambda path: next((template for pattern, template in found if pattern.fullmatch(path)), "unmatched")
+    return lambda path: next((template for pattern, template in templates if pattern.fullmatch(path)), "unmatched")
 
 
 def create_api(
@@ -158,10 +159,10 @@ def create_api(
     max_requests: int,
     cors_origins: frozenset[str],
 ) -> tuple[RequestContextMiddleware, Litestar]:
-    """Put the API together: the application, and Litestar inside it.
+    """Build the API: the ASGI application, and the Litestar application inside it.
 
-    Without `authenticator` every request sees everything. With `metrics_port` only the application's `operator` has the
-    metrics.
+    Without `authenticator`, every consumer sees every client. With `metrics_port`, only the application at `operator`
+    serves the metrics.
     """
 
     def router(handlers: Sequence[HTTPRouteHandler]) -> Litestar:
@@ -169,7 +170,7 @@ def create_api(
             handlers,
             openapi_config=None,
             logging_config=None,
-            exception_handlers={Exception: answer_problem},
+            exception_handlers={Exception: problem_response},
             state=State({"services": services, "metrics": metrics}),
             debug=False,
             pdb_on_exception=False,

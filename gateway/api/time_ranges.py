@@ -1,8 +1,8 @@
-"""Windows and buckets of time, as consumers write them, in the time zone that they name. Pure.
+"""Windows and time buckets of a query, in its time zone. Pure.
 
 Rules:
-- A day begins at the first instant of its date, a week on Monday. Days have 23, 24 or 25 hours, as the zone says.
-- Arithmetic is on dates and on seconds since 1970, never on local date-times.
+- A day begins at the first instant of its date, and a week on Monday. A day has 23, 24 or 25 hours where clocks change.
+- Arithmetic uses dates and seconds since 1970, never local date-times, which are ambiguous where clocks change.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ INSTANT = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2})?)(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
 )
 MIN_INSTANT, MAX_INSTANT = datetime(1900, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-MAX_BUCKETS = 10_000  # about 14 months of hours: 5 MB of JSON
+MAX_BUCKETS = 10_000  # of a summary; about 14 months of hours, 5 MB of JSON
 HOUR = 3600  # seconds
-QUARTER = 900  # seconds; since 1972 the UTC offset of every zone is a multiple of it
+QUARTER = 900  # seconds; UTC offsets have been multiples of a quarter of an hour since 1972
 DAY = timedelta(days=1)
 
 RANGES: dict[str, Callable[[date], tuple[date, date | None]]] = {
@@ -33,11 +33,11 @@ RANGES: dict[str, Callable[[date], tuple[date, date | None]]] = {
     "this_month": lambda day: (day.replace(day=1), None),
     "last_month": lambda day: ((day.replace(day=1) - DAY).replace(day=1), day.replace(day=1)),
     "this_year": lambda day: (day.replace(month=1, day=1), None),
-}  # by name: first day, and the day after the last (None: until now)
+}  # by name: the first day, and the day after the last, None for a range until now
 
 
 def parse_zone(text: str) -> ZoneInfo:
-    """Parse the name of a time zone. Raises ValueError."""
+    """Parse the IANA name of a time zone. Raises ValueError."""
     try:
         return ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -47,11 +47,11 @@ def parse_zone(text: str) -> ZoneInfo:
 def parse_window(
     values: Mapping[str, str], zone: ZoneInfo, now: float, history_start: int, faults: list[ParameterFault]
 ) -> Window:
-    """Parse `start` and `end`, or `range`, as whole seconds; a fraction rounds outwards. Adds to `faults`."""
+    """Parse `start` and `end`, or `range`. Fractions of a second extend the window. Adds errors to `faults`."""
     current = math.ceil(now)
     if (name := values.get("range")) is not None:
         faults += [
-            ParameterFault(other, "cannot be combined with range") for other in ("start", "end") if other in values
+            ParameterFault(other, "cannot be combined with `range`") for other in ("start", "end") if other in values
         ]
         first, after = RANGES[name](datetime.fromtimestamp(now, zone).date())
         start = max(history_start, midnight(first, zone))
@@ -69,12 +69,12 @@ def parse_window(
     except ValueError as error:
         faults.append(ParameterFault("end", str(error)))
     if len(faults) == before and start >= end:
-        faults.append(ParameterFault("start", "is not before end"))
+        faults.append(ParameterFault("start", "is not before `end`"))
     return Window(start, end)
 
 
 def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
-    """Parse a date, date-time or instant as whole seconds since 1970, and whether it has a fraction of a second more.
+    """Parse a date, a date-time or an instant to whole seconds since 1970, and whether it has a fraction.
 
     Raises ValueError.
     """
@@ -83,7 +83,7 @@ def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
         if match is None:
             raise ValueError
         day, clock, fraction, offset = match.groups()
-        # A plus sign that was not URL-encoded arrives as a space.
+        # In a query string, a plus sign that is not URL-encoded is a space.
         suffix = "+00:00" if offset in ("Z", "z") else (offset or "").replace(" ", "+")
         instant = datetime.fromisoformat(f"{day}T{clock or '00:00'}{suffix}")
         instant = instant if suffix else instant.replace(tzinfo=zone)
@@ -96,20 +96,18 @@ def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
 
 
 def midnight(day: date, zone: ZoneInfo) -> int:
-    """The instant at which a date begins; where clocks skip midnight, the instant at which they do."""
+    """The first instant of a date in seconds since 1970, also where clocks skip midnight."""
     return int(datetime.combine(day, time.min, zone).timestamp())
 
 
 def bucket_starts(window: Window, interval: str, zone: ZoneInfo) -> list[int]:
-    """The instants at which the buckets of a window begin, the first at or before it. Raises InvalidParameters."""
+    """The starts of the buckets of a window, the first at or before its start. Raises InvalidParameters."""
     if interval == "none":
         return [window.start]
     first, last = (datetime.fromtimestamp(edge, zone).date() for edge in (window.start, window.end - 1))
     shortest = {"hour": HOUR, "day": 82800, "week": 7 * 82800, "month": 28 * 82800}[interval]
     if (window.end - window.start) / shortest > MAX_BUCKETS:
-        detail = (
-            f"divides this window into more than {MAX_BUCKETS} buckets; choose a longer interval or a shorter window"
-        )
+        detail = f"gives more than {MAX_BUCKETS} buckets for this window; choose a longer interval or a shorter window"
         raise InvalidParameters([ParameterFault("interval", detail)])
     if interval == "hour":
         return _hours(window, zone)
@@ -121,32 +119,32 @@ def bucket_starts(window: Window, interval: str, zone: ZoneInfo) -> list[int]:
         step = 7 if interval == "week" else 1
         begin = first - first.weekday() * DAY if interval == "week" else first
         days = [begin + number * step * DAY for number in range((last - begin).days // step + 1)]
-    # A date that a zone left out begins where the next one does.
+    # A date that the zone skipped has the same start as the next date.
     return sorted({midnight(day, zone) for day in days})
 
 
 def _hours(window: Window, zone: ZoneInfo) -> list[int]:
-    """The beginnings of clock hours. A repeated hour has two, a skipped hour none."""
+    """The starts of the clock hours of a window. A repeated hour has two starts, a skipped hour none."""
 
     def offset(instant: int) -> int:
-        moved = datetime.fromtimestamp(instant, zone).utcoffset()
-        return 0 if moved is None else int(moved.total_seconds())
+        difference = datetime.fromtimestamp(instant, zone).utcoffset()
+        return 0 if difference is None else int(difference.total_seconds())
 
-    def beginning(instant: int) -> int:
-        """The last quarter at which the hour of the clock, or the offset, changed."""
-        here = instant - instant % QUARTER
-        label = (here + offset(here)) // HOUR, offset(here)
-        while ((before := here - QUARTER) + offset(before)) // HOUR == label[0] and offset(before) == label[1]:
-            here = before
-        return here
+    def hour_start(instant: int) -> int:
+        """The latest instant, at or before `instant`, at which the clock hour or the UTC offset changed."""
+        start = instant - instant % QUARTER
+        hour, current = (start + offset(start)) // HOUR, offset(start)
+        while ((before := start - QUARTER) + offset(before)) // HOUR == hour and offset(before) == current:
+            start = before
+        return start
 
-    starts = [beginning(window.start)]
+    starts = [hour_start(window.start)]
     while True:
-        here = starts[-1]
-        following = here + HOUR - (here + offset(here)) % HOUR
-        if offset(following) != offset(here):
-            quarters = range(here + QUARTER, following + QUARTER, QUARTER)
-            following = next((at for at in quarters if beginning(at) == at), following)
+        start = starts[-1]
+        following = start + HOUR - (start + offset(start)) % HOUR
+        if offset(following) != offset(start):
+            quarters = range(start + QUARTER, following + QUARTER, QUARTER)
+            following = next((quarter for quarter in quarters if hour_start(quarter) == quarter), following)
         if following >= window.end:
             return starts
         starts.append(following)

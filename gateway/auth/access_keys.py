@@ -1,12 +1,12 @@
-"""Access keys: what the keys file says, and whose key a key is. Pure.
+"""Access keys: the keys file, and the verification of a key. Pure.
 
 Rules:
-- The file holds SHA-256 of keys, never keys. A key has 256 random bits, so its hash needs no salt and no slowness.
-- Whether a key is accepted depends on its hash alone: how long a look-up takes tells of hashes, which nobody can choose
-  keys by.
+- The file contains SHA-256 hashes of keys, not keys. A key has 256 random bits, so a fast hash without salt is safe.
+- A key is looked up by its hash. The duration of the lookup can reveal hashes only, from which a key cannot be derived.
 - A date of expiry is the last day on which the key works, in UTC.
-- What is wrong with a file is said by numbers: neither client codes nor a key put in the wrong place reach the log.
-- The file is read as a whole or not at all: whatever is unknown, doubled or misspelt in it refuses all of it.
+- Errors name consumers, clients and scopes by number: the log must not contain a client code, or a key that was pasted
+  in the wrong place.
+- A file with an unknown, duplicate or misspelt entry is rejected completely.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.access import PATTERN, SCOPES, Consumer, parse_rate
+from gateway.access import CLIENT_PATTERN, SCOPES, Consumer, parse_rate
 
 PREFIX = "cbg_"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-NO_DIGEST = bytes(32)  # compared with when a hash is not known
+NO_DIGEST = bytes(32)  # takes part in the comparison for an unknown key
 
 
 class KeysError(ValueError):
-    """The keys file cannot be used; the text is one line that says where and why."""
+    """The keys file is not valid. The text is one line that says where and why."""
 
 
 class KeyEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """One key in the file."""
+    """A key in the file."""
 
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    expires: Any = None  # a date or a date-time: msgspec knows no union of the two
+    expires: Any = None  # a date or a date-time; msgspec does not support a union of both
 
-    def until(self) -> float | None:
-        """The instant from which the key no longer works; None for never. Raises ValueError."""
+    def expiry(self) -> float | None:
+        """The time at which the key expires, in seconds since 1970; None for never. Raises ValueError."""
         if self.expires is None:
             return None
         if isinstance(self.expires, datetime) and self.expires.tzinfo is not None:
             return self.expires.timestamp()
         if not isinstance(self.expires, date) or isinstance(self.expires, datetime):
-            raise ValueError("expires is neither a date such as 2027-06-30 nor a time with an offset")
+            raise ValueError("expires is not a date such as 2027-06-30, nor a time with an offset")
         midnight = datetime(self.expires.year, self.expires.month, self.expires.day, tzinfo=UTC)
         return (midnight + timedelta(days=1)).timestamp()
 
 
 class ConsumerEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """One consumer in the file."""
+    """A consumer in the file."""
 
     name: str
     clients: list[str]
@@ -68,81 +68,80 @@ class KeysDocument(Struct, frozen=True, forbid_unknown_fields=True):
     consumer: list[ConsumerEntry] = []
 
 
-class Holder(NamedTuple):
-    """Whose key a hash is, and until when, in seconds since 1970."""
+class StoredKey(NamedTuple):
+    """The hash of a key, its consumer, and the time at which it expires, in seconds since 1970."""
 
     digest: bytes
     consumer: Consumer | None
-    until: float | None
+    expiry: float | None
 
 
-UNKNOWN_HOLDER = Holder(NO_DIGEST, None, None)
+UNKNOWN_KEY = StoredKey(NO_DIGEST, None, None)
 
 
 class Keyring(Struct, frozen=True):
-    """The keys of all consumers, by their hashes."""
+    """The keys by their hashes, and the consumers by name. `entries` are the consumers as they are in the file."""
 
-    holders: Mapping[bytes, Holder]
-    consumers: Mapping[str, Consumer]  # by name
+    stored_keys: Mapping[bytes, StoredKey]
+    consumers: Mapping[str, Consumer]
     entries: tuple[ConsumerEntry, ...]
 
     def find(self, key: str, now: float) -> tuple[Consumer | None, str]:
-        """The consumer whose key this is, or None with the reason."""
+        """The consumer of a key, or None and the reason."""
         digest = hashlib.sha256(key.encode()).digest()
-        holder = self.holders.get(digest, UNKNOWN_HOLDER)
-        if not hmac.compare_digest(digest, holder.digest) or holder.consumer is None:
+        stored = self.stored_keys.get(digest, UNKNOWN_KEY)
+        if not hmac.compare_digest(digest, stored.digest) or stored.consumer is None:
             return None, "unknown key"
-        if holder.until is not None and now >= holder.until:
+        if stored.expiry is not None and now >= stored.expiry:
             return None, "expired key"
-        return holder.consumer, ""
-
-    def consumer(self, name: str) -> Consumer | None:
-        """The consumer of this name."""
-        return self.consumers.get(name)
+        return stored.consumer, ""
 
 
 def new_key() -> str:
-    """Make a key."""
+    """Make a random key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def fingerprint(key: str) -> str:
-    """The hash of a key as the file has it."""
+    """The hash of a key, as in the file."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def parse_keys(text: str) -> Keyring:
-    """Read a keys file. Raises KeysError."""
+def parse_keys(content: str | bytes) -> Keyring:
+    """Parse a keys file. Raises KeysError."""
     try:
+        text = content if isinstance(content, str) else content.decode()
         document = msgspec.convert(tomllib.loads(text), KeysDocument)
+    except UnicodeDecodeError as error:
+        raise KeysError("is not UTF-8") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise KeysError(" ".join(str(error).split())) from error
-    holders: dict[bytes, Holder] = {}
+    stored_keys: dict[bytes, StoredKey] = {}
     consumers: dict[str, Consumer] = {}
     for number, entry in enumerate(document.consumer, 1):
         try:
             consumer = _consumer(entry)
             if entry.name in consumers:
-                raise ValueError("another has the same name")
+                raise ValueError("another consumer has the same name")
             consumers[entry.name] = consumer
             for key in entry.keys:
                 digest = bytes.fromhex(key.sha256)
-                if digest in holders:
-                    raise ValueError("a key of it is there twice")
-                holders[digest] = Holder(digest, consumer, key.until())
+                if digest in stored_keys:
+                    raise ValueError("one of its keys is in the file twice")
+                stored_keys[digest] = StoredKey(digest, consumer, key.expiry())
         except ValueError as error:
             raise KeysError(f"consumer {number}: {error}") from error
     if not document.consumer:
-        raise KeysError("there is no [[consumer]] in it")
-    return Keyring(holders, consumers, tuple(document.consumer))
+        raise KeysError("there is no [[consumer]] in it: `callbutton-gateway keys new` adds one")
+    return Keyring(stored_keys, consumers, tuple(document.consumer))
 
 
 def _consumer(entry: ConsumerEntry) -> Consumer:
-    """Check a consumer of the file. Raises ValueError."""
+    """Validate a consumer of the file. Raises ValueError."""
     if NAME.fullmatch(entry.name) is None:
-        raise ValueError("the name is not letters, digits, _ . -, up to 64")
+        raise ValueError("the name is not 1 to 64 letters, digits, underscores, full stops or hyphens")
     for number, pattern in enumerate(entry.clients, 1):
-        if PATTERN.fullmatch(pattern) is None:
+        if CLIENT_PATTERN.fullmatch(pattern) is None:
             raise ValueError(f"client {number} is not a code, a prefix such as 800777*, or *")
     for number, scope in enumerate(entry.scopes, 1):
         if scope not in SCOPES:

@@ -1,4 +1,4 @@
-"""Whose request it is: the credential that came is handed to whoever can tell."""
+"""Finds the consumer of a credential: an access key or a bearer token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.access import ANYONE, OIDC_LABEL, Consumer
+from gateway.access import ANONYMOUS, OIDC_LABEL, Consumer
+from gateway.auth import INVALID_CREDENTIAL
 from gateway.auth.access_keys import PREFIX
 from gateway.auth.key_file import KeyFile
 from gateway.errors import Unauthenticated
@@ -15,12 +16,11 @@ from gateway.errors import Unauthenticated
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
-UNKNOWN = "the credential is not known, or no longer"
-MAX_CREDENTIAL_SIZE = 8192  # characters of a credential
+MAX_CREDENTIAL_SIZE = 8192  # characters; tokens have a few thousand at most
 
 
 class Authenticator:
-    """Finds the consumer of a credential."""
+    """Authenticates consumers by the keys file, the issuer of tokens, or both. None: that kind is not accepted."""
 
     def __init__(self, clock: Callable[[], float], keys: KeyFile | None, issuer: Issuer | None) -> None:
         self._clock = clock
@@ -28,38 +28,45 @@ class Authenticator:
         self._issuer = issuer
 
     async def start(self) -> None:
-        """Keep what decisions rest on up to date, from now on."""
+        """Start to watch the keys file."""
         if self._keys is not None:
             await self._keys.start()
 
     async def close(self) -> None:
-        """Stop that."""
+        """Stop watching, and wait for a fetch of the issuer's keys."""
         if self._keys is not None:
             await self._keys.close()
         if self._issuer is not None:
             await self._issuer.close()
 
-    def known(self, credential: str, *, bearer: bool) -> Consumer | None:
-        """The consumer of an access key; None for what `of_token` is to be asked about. Raises Unauthenticated."""
+    def authenticate_key(self, credential: str, *, bearer: bool) -> Consumer | None:
+        """The consumer of an access key. Raises Unauthenticated.
+
+        Returns None for a bearer token, which `authenticate_token` verifies.
+        """
         reason = "no such kind"
         if len(credential) > MAX_CREDENTIAL_SIZE:
             reason = "too long"
         elif self._issuer is not None and bearer and not credential.startswith(PREFIX):
             return None
         elif self._keys is not None:
-            consumer, reason = self._keys.keys.find(credential, self._clock())
+            consumer, reason = self._keys.keyring.find(credential, self._clock())
             if consumer is not None:
                 return consumer
-        raise Unauthenticated(UNKNOWN, reason)
+        raise Unauthenticated(INVALID_CREDENTIAL, reason)
 
-    async def of_token(self, token: str) -> Consumer:
+    async def authenticate_token(self, token: str) -> Consumer:
         """The consumer of a bearer token. Raises Unauthenticated, IssuerUnreachable."""
         if self._issuer is None:
-            raise Unauthenticated(UNKNOWN, "no such kind")
-        return await self._issuer.consumer(token)
+            raise Unauthenticated(INVALID_CREDENTIAL, "no such kind")
+        return await self._issuer.authenticate(token)
 
-    def rights_of(self, name: str, label: str) -> Consumer | None:
-        """The rights of a consumer as they are now; of a token's, whom nobody knows without it, whatever it had."""
+    def current_rights(self, name: str, label: str) -> Consumer | None:
+        """The present rights of a consumer; None if the keys file no longer contains it.
+
+        The rights of a consumer with a token are in the token alone. All rights are returned: the caller has a signed
+        link, which was issued to a consumer that had the right.
+        """
         if label == OIDC_LABEL:
-            return None if self._issuer is None else replace(ANYONE, name=name, label=label)
-        return None if self._keys is None else self._keys.keys.consumer(name)
+            return None if self._issuer is None else replace(ANONYMOUS, name=name, label=label)
+        return None if self._keys is None else self._keys.keyring.consumers.get(name)

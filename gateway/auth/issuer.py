@@ -1,10 +1,12 @@
-"""The issuer of bearer tokens: its keys, fetched and kept, and the tokens found sound by them.
+"""The issuer of bearer tokens: fetches and caches its keys, and caches verified tokens.
 
 Rules:
-- Keys are asked for anew after ten minutes, while the old ones still serve; for a token of an unknown key at most once
-  a minute, so that strangers cannot make us ask. They serve for a day at most while the issuer cannot be had.
-- A fetch is a task of its own: no consumer who leaves cancels it. It follows no redirect and reads at most 1 MiB.
-- A token found sound is remembered by its hash until it expires or the keys change: a signature costs more than a hit.
+- Keys are fetched again after ten minutes; the old keys remain in use meanwhile. A token with an unknown key causes a
+  fetch at most once a minute, so that invalid tokens cannot flood the issuer. If the issuer is unreachable, its keys
+  remain in use for a day.
+- A fetch is a separate task, so a consumer that disconnects does not cancel it. It follows no redirects, and reads at
+  most 1 MiB.
+- A verified token is cached, by its hash, until it expires or the keys change: verifying a signature takes much longer.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import httpx
 import msgspec
 
 from gateway.access import Consumer
+from gateway.auth import INVALID_CREDENTIAL
 from gateway.auth.tokens import (
-    Bearer,
     TokenError,
     TokenKey,
     TokenRules,
     UnknownKeyError,
+    VerifiedToken,
     parse_key_set,
     verify_token,
 )
@@ -33,111 +36,112 @@ from gateway.errors import IssuerUnreachable, Unauthenticated
 from gateway.metrics import Metrics
 
 LOGGER = logging.getLogger(__name__)
-DISCOVERY = "/.well-known/openid-configuration"
-REFRESH_INTERVAL = 600  # seconds after which keys are asked for anew
-MIN_FETCH_INTERVAL = 60  # seconds between two attempts
-MAX_KEY_AGE = 86400  # seconds that keys serve
-FETCH_TIMEOUT = 5.0  # seconds for a whole fetch
-MAX_RESPONSE_SIZE = 1024**2
-MAX_TOKENS = 10_000
+DISCOVERY = "/.well-known/openid-configuration"  # OpenID Connect Discovery 1.0
+REFRESH_INTERVAL = 600  # seconds; a key that the issuer withdraws is accepted that much longer
+MIN_FETCH_INTERVAL = 60  # seconds between two fetches
+MAX_KEY_AGE = 86400  # seconds; bridges an outage of the issuer
+FETCH_TIMEOUT = 5.0  # seconds for both requests; a consumer may be waiting
+MAX_RESPONSE_SIZE = 1024**2  # bytes; key sets have a few kB
+MAX_TOKENS = 10_000  # verified tokens in the cache, about 1 kB each
 
 
 class Issuer:
-    """Finds the consumer of a bearer token."""
+    """Authenticates consumers by bearer tokens."""
 
     def __init__(self, rules: TokenRules, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._rules = rules
         self._metrics = metrics
         self._clock = clock
         self._keys: Mapping[str, TokenKey] = {}
-        self._fetched = self._tried = float("-inf")
+        self._fetched_at = self._last_attempt = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
-        self._sound: OrderedDict[bytes, Bearer] = OrderedDict()
+        self._verified: OrderedDict[bytes, VerifiedToken] = OrderedDict()
 
     async def close(self) -> None:
-        """Let a fetch end."""
+        """Wait for a fetch in progress."""
         if self._fetch is not None:
             await asyncio.wait([self._fetch])
 
-    async def consumer(self, token: str) -> Consumer:
+    async def authenticate(self, token: str) -> Consumer:
         """The consumer of a token. Raises Unauthenticated, IssuerUnreachable."""
         now = self._clock()
-        if now - self._fetched >= MAX_KEY_AGE:
-            await self._refreshed(now)
-            if now - self._fetched >= MAX_KEY_AGE:
-                raise IssuerUnreachable("tokens cannot be judged now", MIN_FETCH_INTERVAL)
-        elif now - self._fetched >= REFRESH_INTERVAL:
-            self._begin(now)
+        if now - self._fetched_at >= MAX_KEY_AGE:
+            await self._wait_for_fetch(now)
+            if now - self._fetched_at >= MAX_KEY_AGE:
+                raise IssuerUnreachable("tokens cannot be verified: the issuer is unreachable", MIN_FETCH_INTERVAL)
+        elif now - self._fetched_at >= REFRESH_INTERVAL:
+            self._start_fetch(now)
         digest = hashlib.sha256(token.encode()).digest()
-        bearer = self._sound.get(digest)
-        if bearer is not None and now < bearer.until:
-            self._sound.move_to_end(digest)
-            return bearer.consumer
+        verified = self._verified.get(digest)
+        if verified is not None and now < verified.expiry:
+            self._verified.move_to_end(digest)
+            return verified.consumer
         try:
             try:
-                bearer = verify_token(token, self._keys, self._rules, now)
+                verified = verify_token(token, self._keys, self._rules, now)
             except UnknownKeyError:
-                if not await self._refreshed(now):
+                if not await self._wait_for_fetch(now):
                     raise
-                bearer = verify_token(token, self._keys, self._rules, now)
+                verified = verify_token(token, self._keys, self._rules, now)
         except TokenError as error:
-            raise Unauthenticated("the credential is not known, or no longer", str(error)) from error
-        self._sound[digest] = bearer
-        if len(self._sound) > MAX_TOKENS:
-            self._sound.popitem(last=False)
-        return bearer.consumer
+            raise Unauthenticated(INVALID_CREDENTIAL, str(error)) from error
+        self._verified[digest] = verified
+        if len(self._verified) > MAX_TOKENS:
+            self._verified.popitem(last=False)
+        return verified.consumer
 
-    async def _refreshed(self, now: float) -> bool:
-        """Wait for a fetch, if one is under way or may begin; whether there was one."""
-        task = self._begin(now)
+    async def _wait_for_fetch(self, now: float) -> bool:
+        """Wait for a fetch of the keys. Returns False if MIN_FETCH_INTERVAL does not allow one."""
+        task = self._start_fetch(now)
         if task is not None:
             await asyncio.wait([task])
         return task is not None
 
-    def _begin(self, now: float) -> asyncio.Task[None] | None:
+    def _start_fetch(self, now: float) -> asyncio.Task[None] | None:
+        """The fetch in progress, or a new one; None if MIN_FETCH_INTERVAL does not allow it."""
         if self._fetch is None or self._fetch.done():
-            if abs(now - self._tried) < MIN_FETCH_INTERVAL:
+            if abs(now - self._last_attempt) < MIN_FETCH_INTERVAL:
                 return None
-            self._tried = now
-            self._fetch = asyncio.create_task(self._renew(now))
+            self._last_attempt = now
+            self._fetch = asyncio.create_task(self._fetch_keys(now))
         return self._fetch
 
-    async def _renew(self, now: float) -> None:
+    async def _fetch_keys(self, now: float) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT):
                 keys = await fetch_keys(self._rules.issuer)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # time-outs are OSErrors
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # TimeoutError is an OSError
             self._metrics.issuer_fetches.labels("failed").inc()
-            LOGGER.warning("the issuer's keys cannot be had", extra={"fields": {"error": type(error).__name__}})
+            LOGGER.warning("fetching the issuer's keys failed", extra={"fields": {"error": type(error).__name__}})
             return
         self._metrics.issuer_fetches.labels("ok").inc()
         if keys != self._keys:
-            self._sound.clear()
-        self._keys, self._fetched = keys, now
+            self._verified.clear()
+        self._keys, self._fetched_at = keys, now
 
 
 async def fetch_keys(issuer: str) -> dict[str, TokenKey]:
-    """Fetch the keys of an issuer. Raises httpx.HTTPError, ValueError."""
+    """Fetch the keys of an issuer, by its discovery document. Raises httpx.HTTPError, httpx.InvalidURL, ValueError."""
     async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=FETCH_TIMEOUT) as client:
-        described = msgspec.json.decode(await _get(client, issuer.rstrip("/") + DISCOVERY))
-        if not isinstance(described, dict) or described.get("issuer") != issuer:
-            raise ValueError("it describes another issuer")
-        address = str(described.get("jwks_uri"))
-        if urlsplit(address).scheme not in ("https", urlsplit(issuer).scheme):
-            raise ValueError("its keys are less safe than itself")
-        keys = parse_key_set(await _get(client, address))
+        configuration = msgspec.json.decode(await _get(client, issuer.rstrip("/") + DISCOVERY))
+        if not isinstance(configuration, dict) or configuration.get("issuer") != issuer:
+            raise ValueError("the configuration is of another issuer")
+        url = str(configuration.get("jwks_uri"))
+        if urlsplit(url).scheme not in ("https", urlsplit(issuer).scheme):
+            raise ValueError("jwks_uri is http, but the issuer is https")
+        keys = parse_key_set(await _get(client, url))
     if not keys:
-        raise ValueError("it has no key that can be used")
+        raise ValueError("the issuer has no usable key")
     return keys
 
 
-async def _get(client: httpx.AsyncClient, address: str) -> bytes:
+async def _get(client: httpx.AsyncClient, url: str) -> bytes:
     content = b""
-    async with client.stream("GET", address, headers={"Accept": "application/json"}) as answer:
-        if answer.status_code != httpx.codes.OK:
-            raise ValueError(f"status {answer.status_code}")
-        async for chunk in answer.aiter_bytes():
+    async with client.stream("GET", url, headers={"Accept": "application/json"}) as response:
+        if response.status_code != httpx.codes.OK:
+            raise ValueError(f"HTTP status {response.status_code}")
+        async for chunk in response.aiter_bytes():
             content += chunk
             if len(content) > MAX_RESPONSE_SIZE:
-                raise ValueError("it is too long")
+                raise ValueError(f"the response is larger than {MAX_RESPONSE_SIZE} bytes")
     return content

@@ -1,7 +1,8 @@
-"""The keys file, read again when it changes.
+"""The keys file, reloaded when it changes.
 
-Rules: a file that cannot be read or used leaves the keys as they were, and the log and a metric say so. Requests never
-wait for the file: it is read in a thread, and the new keys are there from one request to the next.
+Rules:
+- If the file cannot be read or is not valid, the earlier keys remain in force; a log line and a metric report it.
+- Requests do not wait for the file: it is read in a thread, and the keys are then replaced in one step.
 """
 
 from __future__ import annotations
@@ -10,32 +11,32 @@ import asyncio
 import logging
 from pathlib import Path
 
-from gateway.auth.access_keys import Keyring, KeysError, parse_keys
+from gateway.auth.access_keys import KeysError, parse_keys
 from gateway.metrics import Metrics
 
 LOGGER = logging.getLogger(__name__)
-POLL_INTERVAL = 1.0  # seconds between looks
-MAX_FILE_SIZE = 16 * 1024**2
+POLL_INTERVAL = 1.0  # seconds; a revoked key works that much longer
+MAX_FILE_SIZE = 16 * 1024**2  # bytes; bounds the memory, for a wrong path
 
 
 class KeyFile:
-    """The keys that are in force."""
+    """The access keys in force, as `keyring`."""
 
     def __init__(self, path: str, metrics: Metrics) -> None:
         """Read the file. Raises KeysError."""
         self._path = Path(path)
         self._metrics = metrics
-        self._complaint = ""
-        self._seen: bytes | None = self._read()
-        self.keys = self._parse(self._seen)
+        self._last_error = ""
+        self._content: bytes | None = self._read()
+        self.keyring = parse_keys(self._content)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look for changes from now on."""
+        """Start to check the file for changes every POLL_INTERVAL."""
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Look no longer."""
+        """Stop it."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -46,41 +47,35 @@ class KeyFile:
             try:
                 await asyncio.to_thread(self.reload)
             except Exception:
-                LOGGER.exception("looking at the keys file failed")
+                LOGGER.exception("keys file check failed")
 
     def reload(self) -> None:
-        """Take over the file if it has changed."""
+        """Replace the keys if the file has changed. An error is logged once."""
         try:
             content = self._read()
-            if content == self._seen:
+            if content == self._content:
                 return
-            self._seen = content
-            self.keys = self._parse(content)
+            self._content = content
+            self.keyring = parse_keys(content)
         except KeysError as error:
-            if str(error) != self._complaint:
+            if str(error) != self._last_error:
                 fields = {"why": str(error)}
-                LOGGER.error("the keys file cannot be used; the keys read before stay", extra={"fields": fields})
-            self._complaint = str(error)
+                LOGGER.error("keys file cannot be used, earlier keys remain in force", extra={"fields": fields})
+            self._last_error = str(error)
             self._metrics.keys_file_broken.set(1)
         else:
-            self._complaint = ""
+            self._last_error = ""
             self._metrics.keys_file_broken.set(0)
-            LOGGER.info("the keys file was read again", extra={"fields": {"consumers": len(self.keys.consumers)}})
+            LOGGER.info("keys file reloaded", extra={"fields": {"consumers": len(self.keyring.consumers)}})
 
     def _read(self) -> bytes:
-        """Read the file's bytes. Raises KeysError."""
+        """Read the file. Raises KeysError."""
         try:
             with self._path.open("rb") as file:
                 content = file.read(MAX_FILE_SIZE + 1)
         except OSError as error:
-            self._seen = None  # the same content counts as read again
+            self._content = None  # so that a file that returns unchanged is reloaded
             raise KeysError(error.strerror or "cannot be read") from error
         if len(content) > MAX_FILE_SIZE:
             raise KeysError(f"is larger than {MAX_FILE_SIZE} bytes")
         return content
-
-    def _parse(self, content: bytes) -> Keyring:
-        try:
-            return parse_keys(content.decode())
-        except UnicodeDecodeError as error:
-            raise KeysError("is not UTF-8") from error

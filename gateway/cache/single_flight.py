@@ -30,7 +30,7 @@ from gateway.cache.extents import Extent, minus
 from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
-from gateway.errors import Postponed, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
+from gateway.errors import NotSent, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
 from gateway.metrics import Metrics
 from gateway.model import Window
 
@@ -304,7 +304,7 @@ class SingleFlight:
         for code, result in flight.task.result().items():
             if result.error is None:
                 self._errors.pop((ANY_POST, flight.status), None)
-            elif not isinstance(result.error, Postponed):
+            elif not isinstance(result.error, NotSent):
                 key = ANY_POST if isinstance(result.error, EVERY_POST) else code
                 self._errors[key, flight.status] = self._clock() + ERROR_TTL, flight.window, result.error
 

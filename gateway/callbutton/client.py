@@ -23,7 +23,7 @@ from gateway.callbutton.request import render_request
 from gateway.callbutton.transport import Limits, Transport
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import (
-    Postponed,
+    NotSent,
     UpstreamError,
     UpstreamFailed,
     UpstreamMalformed,
@@ -121,7 +121,7 @@ class UpstreamClient:
         await asyncio.sleep(backoff(random.random()))  # noqa: S311 - not a secret
         latest = until - (1 - RETRY_WITHIN) * deadline
         if not self._others_fail() and loop.time() < latest:
-            with suppress(Postponed):
+            with suppress(NotSent):
                 async with self._admission.slot(codes, waiters, latest):
                     self._metrics.retries.inc()
                     return await self._post(body, until, status=status)

@@ -105,7 +105,7 @@ class Recordings:
                     async for chunk in response.aiter_raw(CHUNK_SIZE):
                         timer.received += len(chunk)
                         if timer.received > MAX_RECORDING_SIZE:
-                            raise UpstreamMalformed("the recording is too large")
+                            raise UpstreamMalformed(f"the recording is larger than {MAX_RECORDING_SIZE} bytes")
                         pipe.begin(response)
                         await pipe.queue.put(chunk)
                         if pipe.stopped:
@@ -117,9 +117,7 @@ class Recordings:
         except (UpstreamError, NotFound) as error:
             await pipe.fail(error)
         except httpx.InvalidURL:
-            await pipe.fail(
-                UpstreamMalformed("the Callbutton server redirects to an invalid address for the recording")
-            )
+            await pipe.fail(UpstreamMalformed("the Callbutton server redirects the recording to an invalid address"))
         except Exception as error:
             await pipe.fail(error)  # the consumer would wait without end otherwise
             raise
@@ -180,7 +178,7 @@ def _redirected(address: str, location: str) -> str:
         target = urljoin(address, location)
         if origin(target) == origin(address):
             return target
-    raise UpstreamFailed("the Callbutton server redirects to another host for the recording")
+    raise UpstreamFailed("the Callbutton server redirects the recording to another server")
 
 
 def _check(response: httpx.Response) -> None:
@@ -193,8 +191,8 @@ def _check(response: httpx.Response) -> None:
     if status not in (200, 206) or (status == 206 and "content-range" not in headers):
         raise UpstreamFailed(f"the Callbutton server answered with HTTP status {status}")
     if not headers.get("content-type", "").lower().startswith("audio/"):
-        raise UpstreamMalformed("the Callbutton server sent no audio for this call")
+        raise UpstreamMalformed("the Callbutton server's reply for this recording is not audio")
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UpstreamMalformed("the recording has a content encoding that was not asked for")
+        raise UpstreamMalformed("the recording has an unsupported content encoding")
     if (length := headers.get("content-length", "0")).isdigit() and int(length) > MAX_RECORDING_SIZE:
-        raise UpstreamMalformed("the recording is too large")
+        raise UpstreamMalformed(f"the recording is larger than {MAX_RECORDING_SIZE} bytes")

@@ -251,7 +251,7 @@ class Transport:
     async def _chunks(self, response: httpx.Response, timer: Timer) -> AsyncIterator[bytes]:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", ""):
-            raise UpstreamMalformed("the Callbutton server's answer has a content encoding that was not asked for")
+            raise UpstreamMalformed("the Callbutton server's reply has an unsupported content encoding")
         inflate = zlib.decompressobj(31) if "gzip" in encoding else None
         async for raw in response.aiter_raw():
             data = raw
@@ -262,19 +262,19 @@ class Transport:
                     try:
                         chunk = inflate.decompress(data, CHUNK_SIZE)
                     except zlib.error as error:
-                        raise UpstreamMalformed("the Callbutton server's answer is not sound gzip") from error
+                        raise UpstreamMalformed("the Callbutton server's reply is not valid gzip") from error
                     data = inflate.unconsumed_tail
                     if inflate.eof and inflate.unused_data:  # another member (RFC 1952)
                         data, inflate = inflate.unused_data, zlib.decompressobj(31)
                 timer.received += len(chunk)
                 if timer.received > self._limits.max_bytes:
                     raise UpstreamMalformed(
-                        f"the Callbutton server's answer is larger than {self._limits.max_bytes} bytes"
+                        f"the Callbutton server's reply is larger than {self._limits.max_bytes} bytes"
                     )
                 yield chunk
                 await asyncio.sleep(0)
         if inflate is not None and not inflate.eof:
-            raise UpstreamMalformed("the Callbutton server's answer is gzip that breaks off")
+            raise UpstreamMalformed("the Callbutton server's reply is truncated gzip")
 
 
 def _timed_out(error: Exception, timer: Timer) -> UpstreamError:
@@ -291,10 +291,10 @@ def _not_connected(error: Exception, timer: Timer) -> UpstreamError:  # noqa: AR
 
 def _broken_off(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
     if not timer.answering:
-        text = "the Callbutton server closed the connection without an answer"
+        text = "the Callbutton server closed the connection without a reply"
         return UpstreamUnreachable(text, Obstacle.CLOSED)
     return UpstreamMalformed(
-        f"the Callbutton server's answer broke off, or is not HTTP, after {timer.received} bytes of body"
+        f"the Callbutton server's reply is truncated, or is not HTTP, after {timer.received} bytes of body"
     )
 
 

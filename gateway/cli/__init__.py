@@ -1,10 +1,12 @@
-"""The commands, one module each.
+"""The commands of the command line, one module for each. `gateway/__main__.py` parses arguments and calls them.
 
 Rules:
-- A module has `HELP` and `EXAMPLE` for its help, `add_arguments` and `run`, which returns the exit code.
-- What it needs to run it imports in `run`, so that `--help` is quick. The one that is asked for is loaded alone.
-- It raises SettingsError or ValueError for what cannot be used (exit code 2), OSError for what is in the way (1).
-- What is asked for goes to standard output, logs and complaints go to standard error.
+- A module has `HELP`, `EXAMPLE`, `add_arguments`, and `run`, which returns the exit code.
+- `run` imports the modules that it needs, so that `--help` is fast. Only the module of the given command is loaded.
+- `run` raises SettingsError or ValueError for an invalid setting or option (exit code 2), OSError for a failure (1).
+- Results go to standard output; logs and errors go to standard error.
+
+Begin with `serve`. `partial_file` belongs to `fetch`. Commands contain no logic of the API or the cache.
 """
 
 from __future__ import annotations
@@ -15,21 +17,21 @@ from typing import Protocol, cast
 
 
 class Command(Protocol):
-    """What a module of a command has."""
+    """The interface of a module."""
 
     HELP: str
     EXAMPLE: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Describe the options."""
+        """Add the options of the command to a parser."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it; returns the exit code."""
+        """Run the command, and return its exit code."""
 
 
 COMMANDS = ("serve", "demo", "simulate", "check", "fetch", "keys", "openapi")
 
 
 def load(name: str) -> Command:
-    """The module of a command."""
+    """Import the module of a command."""
     return cast(Command, import_module(f"gateway.cli.{name}"))

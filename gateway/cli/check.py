@@ -1,4 +1,4 @@
-"""`check`: ask the upstream for one hour, and say in plain words what is wrong."""
+"""`check`: requests the calls of the last hour from the upstream, and explains failures."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ from gateway import errors, logs
 from gateway.errors import Obstacle
 from gateway.settings import Settings, parse_upstream_settings
 
-HOUR = 3600
-HELP = "Ask the upstream for one hour, and say what is wrong."
+HOUR = 3600  # seconds
+MARGIN = 60  # seconds before now; the upstream's clock may be behind
+HELP = "Request the calls of the last hour from the upstream, and explain failures."
 EXAMPLE = "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp callbutton-gateway check"
 ADVICE: dict[type[errors.UpstreamError], str] = {
-    errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or go out through one that it allows "
+    errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or use a proxy with an allowed address "
     "(GATEWAY_UPSTREAM_PROXY)",
-    errors.UpstreamRejected: "the server refuses a window of one hour: is it an xml.jsp of 2009?",
-    errors.UpstreamFailed: "the server is there but fails: try again later, then ask Callbutton",
+    errors.UpstreamRejected: "the server refuses a window of one hour: check that GATEWAY_UPSTREAM_URL ends in xml.jsp",
+    errors.UpstreamFailed: "the server responds but fails: try again later, then ask Callbutton",
     errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
-    errors.UpstreamUnreachable: "check GATEWAY_UPSTREAM_URL, routes and firewalls",
+    errors.UpstreamUnreachable: "check the host and port in GATEWAY_UPSTREAM_URL, routes and firewalls",
     errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
-    errors.Postponed: "the server was not asked: try again in a moment",
+    errors.NotSent: "no request was sent: try again in a moment",
 }
 OBSTACLES = {
-    Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and name resolution where the gateway runs",
-    Obstacle.REFUSED: "check the port in GATEWAY_UPSTREAM_URL; if it is right, nothing listens there: ask Callbutton",
-    Obstacle.TLS: "servers of 2009 speak http: check the scheme in GATEWAY_UPSTREAM_URL, or the server's certificate",
-    Obstacle.PROXY: "check GATEWAY_UPSTREAM_PROXY, and what the proxy allows",
-    Obstacle.CLOSED: "something listens there, but is it the Callbutton server? If so, try again, then ask Callbutton",
+    Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and DNS on this machine",
+    Obstacle.REFUSED: "check the port in GATEWAY_UPSTREAM_URL; if it is correct the server is down: ask Callbutton",
+    Obstacle.TLS: "check the scheme in GATEWAY_UPSTREAM_URL, as servers of 2009 use http; or the server's certificate",
+    Obstacle.PROXY: "check GATEWAY_UPSTREAM_PROXY, and the rules of the proxy",
+    Obstacle.CLOSED: "check that GATEWAY_UPSTREAM_URL is the Callbutton server; if so try again, then ask Callbutton",
 }
 
 
 def advice_on(error: errors.UpstreamError) -> str:
-    """Say what to do about an error."""
+    """The advice to the operator for an error."""
     if isinstance(error, errors.UpstreamUnreachable) and error.obstacle in OBSTACLES:
         return OBSTACLES[error.obstacle]
     return next(ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are no options."""
+    """Add no options: all settings are environment variables."""
 
 
 def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001
-    """Check. Raises SettingsError."""
+    """Check the upstream, and return the exit code. Raises SettingsError."""
     return asyncio.run(check(parse_upstream_settings(os.environ)))
 
 
 async def check(settings: Settings) -> int:
-    """Ask for the last hour with and without status; explain what fails. Returns the exit code."""
+    """Request the last hour without and with status, and print the results. Returns the exit code."""
     from prometheus_client import CollectorRegistry
 
     from gateway.app import build_upstream
@@ -60,7 +61,7 @@ async def check(settings: Settings) -> int:
     logs.configure(settings.log_format, "error")
     upstream = build_upstream(settings, Metrics(CollectorRegistry()))
     now = time.time()
-    window = Window(int(now) - HOUR, int(now) - 60)
+    window = Window(int(now) - HOUR, int(now) - MARGIN)
     try:
         for status in (False, True):
             kind = "with" if status else "without"
@@ -73,20 +74,22 @@ async def check(settings: Settings) -> int:
             if fetched.status_ignored:
                 print(
                     f"does not work: calls with status: the server ignores <{settings.status_flag_element}>\n"
-                    "what to do: ask Callbutton for the element's name and set GATEWAY_STATUS_FLAG_ELEMENT; without "
-                    "it the gateway serves calls, but no status"
+                    "what to do: ask Callbutton for the name of the element, and set GATEWAY_STATUS_FLAG_ELEMENT; "
+                    "without it the gateway serves calls without status"
                 )
             else:
-                proof = "" if calls or not status else "; no call to tell by whether the flag is understood"
-                print(f"works: calls {kind} status: {calls} of {len(fetched.calls)} clients in the last hour{proof}")
+                unproven = (
+                    "" if calls or not status else "; whether the server sends the status is unknown without a call"
+                )
+                print(f"works: calls {kind} status: {calls} of {len(fetched.calls)} clients in the last hour{unproven}")
     finally:
         await upstream.close()
     return 0
 
 
 def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
-    """Print what does not work, and what to do."""
+    """Print the failed request, and advice."""
     print(f"does not work: calls {'with' if status else 'without'} status: {error}")
     if isinstance(error, errors.UpstreamUnauthorized):
-        print(f"the server saw: username {error.username}, address {error.address}")
+        print(f"the server reports: username {error.username}, address {error.address}")
     print(f"what to do: {advice_on(error)}")

@@ -1,55 +1,73 @@
-"""`demo`: simulator and gateway together, with nothing to set."""
+"""`demo`: run the gateway in front of a simulated Callbutton server, without any configuration.
+
+Rule: the settings of the environment apply, with these exceptions. The upstream is the simulator, a generated access
+key is the only credential, there is no TLS, and metrics are on the port of the API.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gateway import logs
 from gateway.access import SCOPES
 from gateway.cli.keys import with_key
-from gateway.settings import Settings
+from gateway.settings import parse_settings
 
-HELP = "Run simulator and gateway together, with nothing to set."
+HELP = "Run the gateway in front of a simulated Callbutton server, without any configuration."
 EXAMPLE = "callbutton-gateway demo --port 9090"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options."""
-    parser.add_argument("--port", type=int, default=8080, help="of the gateway (default: %(default)s)")
+    """Add the options to the parser."""
+    parser.add_argument("--port", type=int, help="port of the gateway (default: GATEWAY_PORT, or 8080)")
     parser.add_argument("--simulator-port", type=int, default=8081, help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run both until told to stop. Raises OSError."""
+    """Run simulator and gateway until a signal stops them. Raises SettingsError, OSError."""
     from gateway import app
     from gateway.api import problems
     from gateway.auth.access_keys import fingerprint, new_key
     from gateway.server import address_of, listen, make_server
     from gateway.simulator.server import PATH, Options, create
 
-    logs.configure("", "info")
+    settings = parse_settings(os.environ)
+    logs.configure(settings.log_format, settings.log_level)
     with (
-        listen("127.0.0.1", arguments.simulator_port) as behind,
-        listen("127.0.0.1", arguments.port) as front,
+        listen("127.0.0.1", arguments.simulator_port) as simulator_socket,
+        listen(settings.host, settings.port if arguments.port is None else arguments.port) as gateway_socket,
         tempfile.TemporaryDirectory() as folder,
     ):
         key, keys_file = new_key(), Path(folder) / "keys.toml"
         keys_file.write_text(with_key("", "demo", f'{{ sha256 = "{fingerprint(key)}" }}', ["*"], SCOPES, None), "utf-8")
         simulator = make_server(create(Options()), lifespan="off")
-        thread = threading.Thread(target=simulator.run, kwargs={"sockets": [behind]})
+        thread = threading.Thread(target=simulator.run, kwargs={"sockets": [simulator_socket]})
         thread.start()
         try:
-            settings = Settings(upstream_url=f"{address_of(behind)}{PATH}", keys_file=str(keys_file))
-            print(f"A simulated Callbutton server, and on {address_of(front)} the gateway in front of it. Try:\n")
+            application = app.create(
+                replace(
+                    settings,
+                    upstream_url=f"{address_of(simulator_socket)}{PATH}",
+                    upstream_proxy=None,
+                    auth="keys",
+                    keys_file=str(keys_file),
+                    metrics_port=0,
+                )
+            )
+            address = address_of(gateway_socket)
+            print(f"The gateway is at {address}, in front of a simulated Callbutton server.")
+            print(f"API reference: {address}/docs\nAccess key: {key}\n\nTry:\n")
             for path in demo_paths(datetime.now(UTC)):
-                print(f"  curl -H 'X-API-Key: {key}' '{address_of(front)}{path}'")
-            print("\nStop with Ctrl-C. A log line for each request follows.", flush=True)
-            application = app.create(settings)
-            make_server(application, shutdown=application.shutdown, problem=problems.bare_problem).run(sockets=[front])
+                print(f"  curl -H 'X-API-Key: {key}' '{address}{path}'")
+            print("\nPress Ctrl-C to stop. The log follows, with a line for each request.", flush=True)
+            gateway = make_server(application, shutdown=application.shutdown, problem=problems.bare_problem)
+            gateway.run(sockets=[gateway_socket])
         finally:
             simulator.should_exit = True
             thread.join()
@@ -57,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def demo_paths(now: datetime) -> list[str]:
-    """Find what to try: the last night in which clocks went back, the newest calls of two clients, the metrics."""
+    """Paths to try: the night of the last autumn clock change, the newest calls of two clients, the metrics."""
     night = next(
         night
         for year in (now.year, now.year - 1)

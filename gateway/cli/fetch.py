@@ -1,8 +1,11 @@
-"""`fetch`: calls of a window to a file or standard output, oldest first.
+"""`fetch`: exports the calls of a window to a file or standard output, oldest first.
 
-Rules: it asks the upstream itself, through the cache, with the settings of `serve`; nothing stale goes out. A file has
-its name only when it is whole, and an interrupted one goes on where it stopped. `recordingUrl` is the upstream's own.
-Exit codes: 0 done, 1 the upstream or the disk failed, 2 the command or a setting cannot be used, 130 interrupted.
+Rules:
+- It sends requests to the upstream itself, with the settings of `serve`. It needs no running gateway, and its output is
+  never stale.
+- An interrupted export to a file is resumed by the same command; `partial_file` has the rules.
+- `recordingUrl` is the upstream's own address.
+- Exit codes: 0 success, 1 the upstream or the disk failed, 2 the command or a setting is not valid, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import msgspec
@@ -25,7 +28,6 @@ import msgspec
 from gateway import errors, logs
 from gateway.cli.check import advice_on
 from gateway.cli.partial_file import Checkpoint, PartialFile
-from gateway.cli.progress import Progress
 from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings, parse_upstream_settings
 
@@ -34,13 +36,12 @@ if TYPE_CHECKING:
     from gateway.callbutton.client import UpstreamClient
     from gateway.model import Call
 
-Save = Callable[[Checkpoint], object]
-
-INTERRUPTED = 130
-READ_DEADLINES = 10  # deadlines of a POST: a span may be halved that often
-MAX_CACHE_BYTES = 32 * 1024**2  # bytes that the cache may hold: an export reads everything once
-ENDINGS = {".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
-HELP = "Export the calls of a window to a file or standard output; an interrupted export goes on where it stopped."
+INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
+READ_DEADLINES = 10  # deadlines of a POST for reading a span, which may be split that often
+MAX_CACHE_BYTES = 32 * 1024**2  # bytes; an export reads each call once
+BAR_WIDTH = 24  # characters
+SUFFIXES = {".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+HELP = "Export the calls of a window to a file or standard output. An interrupted export to a file can be resumed."
 EXAMPLE = (
     "callbutton-gateway fetch 8005550100 --start 2026-10-01 --end 2026-11-01 --tz America/Chicago -o october.csv\n"
     "  callbutton-gateway fetch '*' --start 2026-11-01 --format ndjson | jq .startTime"
@@ -48,115 +49,154 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options."""
-    parser.add_argument("code", nargs="*", metavar="CODE", help="a client code; '*' is every client")
-    parser.add_argument("--client", action="append", default=[], metavar="CODE", help="the same (repeatable)")
-    parser.add_argument("--start", help="instant, date, or date-time (default: the beginning of history); included")
-    parser.add_argument("--end", help="the same (default: now); excluded")
-    parser.add_argument("--tz", default="UTC", metavar="ZONE", help="zone of dates without offset (default: UTC)")
+    """Add the options to the parser."""
+    parser.add_argument("code", nargs="*", metavar="CODE", help="client code; '*' means all clients")
+    parser.add_argument("--client", action="append", default=[], metavar="CODE", help="same as CODE (repeatable)")
     parser.add_argument(
-        "--all", action="store_true", help="ask for everything in one POST, with null dates; cannot be resumed"
+        "--start", help="date or date-time from which calls are exported (default: GATEWAY_HISTORY_START)"
     )
-    parser.add_argument("--status", action="store_true", help="with what people said of each call")
-    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of the file, else ndjson")
-    parser.add_argument("--fields", default="", help="some fields only, separated by commas")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-    parser.add_argument("--restart", action="store_true", help="drop what an interrupted export left")
+    parser.add_argument("--end", help="date or date-time before which calls are exported (default: now)")
+    parser.add_argument(
+        "--tz", default="UTC", metavar="ZONE", help="time zone of dates without an offset (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="export the complete history in one POST without dates, which cannot be resumed",
+    )
+    parser.add_argument("--status", action="store_true", help="include the status of calls")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of the file, else ndjson")
+    parser.add_argument("--fields", default="", help="fields to export, separated by commas (default: all)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--restart", action="store_true", help="discard an interrupted export to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export. Raises ValueError, OSError."""
+    """Export the calls, and return the exit code. Raises ValueError, OSError."""
     settings = parse_upstream_settings(os.environ)
     now = time.time()
     first = parse_arguments(arguments, settings, now)
     if arguments.output and arguments.output.exists() and not arguments.overwrite:
-        raise ValueError(f"{arguments.output} is there already; --overwrite replaces it")
+        raise ValueError(f"{arguments.output} exists already; use --overwrite to replace it")
     logs.configure(settings.log_format, "error")
     settings = dataclasses.replace(
         settings, stale_if_error=0, stale_while_revalidate=0, cache_bytes=min(settings.cache_bytes, MAX_CACHE_BYTES)
     )
     try:
         if arguments.output is None:
-            asyncio.run(Export(settings, first, write_out, lambda _: None).run(now))
+            asyncio.run(Exporter(settings, first, write_stdout, lambda _: None).run(now))
             return 0
         with closing(PartialFile(arguments.output, first, restart=arguments.restart)) as partial:
-            asyncio.run(Export(settings, partial.checkpoint, partial.write, partial.save).run(now))
+            asyncio.run(Exporter(settings, partial.checkpoint, partial.write, partial.save).run(now))
             partial.finish()
     except errors.UpstreamError as error:
-        print_error(f"broken off: {error}\nwhat to do: {advice_on(error)}{_going_on(arguments)}")
+        print_error(f"export failed: {error}\nwhat to do: {advice_on(error)}; {_resume_hint(arguments)}")
         return 1
     except KeyboardInterrupt:
-        print_error(f"interrupted{_going_on(arguments)}")
+        print_error(f"interrupted; {_resume_hint(arguments)}")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read has enough
+        # The reader of the pipe has closed it. Python would fail again when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
-def write_out(data: bytes) -> None:
-    """Write to standard output, at once."""
+def write_stdout(data: bytes) -> None:
+    """Write to standard output without buffering."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def print_error(text: str) -> None:
-    """Say what is wrong."""
+    """Print an error message."""
     print(f"callbutton-gateway: {text}", file=sys.stderr)
 
 
-def _going_on(arguments: argparse.Namespace) -> str:
+def _resume_hint(arguments: argparse.Namespace) -> str:
     if arguments.output is None or arguments.all:
-        return "; what was written is not whole"
-    return "; the same command goes on where this one stopped"
+        return "the output is incomplete"
+    return "run the same command again to resume"
 
 
 def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: float) -> Checkpoint:
-    """Read what is asked as the mark before the first call. Raises ValueError."""
+    """Parse the arguments to a checkpoint before the first call. Raises ValueError."""
     from gateway.api.query import parse_list_query
 
     suffix = arguments.output.suffix.lower() if arguments.output else ""
-    parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
-    parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
+    query_parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
+    query_parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
     if arguments.all and (arguments.start or arguments.end):
-        raise ValueError("--all asks without dates: leave --start and --end out")
+        raise ValueError("--all exports the complete history: leave --start and --end out")
     fields = [field.strip() for field in arguments.fields.split(",") if field.strip()]
     if unknown := next((field for field in fields if field not in FIELDS), None):
-        raise ValueError(f"{unknown} is not a field; there are {', '.join(FIELDS)}")
+        raise ValueError(f"{unknown} is not a field; choose from {', '.join(FIELDS)}")
     try:
-        query = parse_list_query(urlencode(parameters).encode(), None, now, settings.history_start, b"")
+        query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, b"")
     except errors.InvalidParameters as error:
         raise ValueError(str(error).replace("client: is required; client=*", "CODE: is required; '*'")) from error
-    asked = {
+    parameters = {
         "clients": ",".join(query.codes),
         "start": arguments.start or "",
         "end": arguments.end or "",
         "tz": arguments.tz,
         "all": str(arguments.all).lower(),
         "status": str(arguments.status).lower(),
-        "format": arguments.format or ENDINGS.get(suffix, "ndjson"),
+        "format": arguments.format or SUFFIXES.get(suffix, "ndjson"),
         "fields": ",".join(fields),
     }
-    return Checkpoint(asked, (query.window.start, query.window.end), query.window.start)
+    return Checkpoint(parameters, (query.window.start, query.window.end), query.window.start)
 
 
-class Export:
-    """An export that begins, or goes on, at a mark. `save` is told each mark that it reaches."""
+class Progress:
+    """A line on standard error that shows the progress through a window, in seconds since 1970; only on a terminal."""
 
-    def __init__(self, settings: Settings, checkpoint: Checkpoint, write: Callable[[bytes], Any], save: Save) -> None:
+    def __init__(self, start: int, end: int) -> None:
+        self._start, self._end = start, end
+        self._began = time.monotonic()
+
+    def show(self, reached: int, calls: int) -> None:
+        """Show the time that the export has reached, and its number of calls."""
+        done = min(1.0, max(0.0, (reached - self._start) / max(1, self._end - self._start)))
+        bar = "█" * int(done * BAR_WIDTH) + "░" * (BAR_WIDTH - int(done * BAR_WIDTH))
+        self._draw(f"{bar} {done:4.0%}  up to {datetime.fromtimestamp(reached, UTC):%Y-%m-%d %H:%M}Z  {calls:,} calls")
+
+    def finish(self, calls: int) -> None:
+        """Replace the line by the result."""
+        self._draw(f"{calls:,} calls in {time.monotonic() - self._began:.1f} s\n")
+
+    def clear(self) -> None:
+        """Remove the line."""
+        self._draw("")
+
+    def _draw(self, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+class Exporter:
+    """Exports calls from a checkpoint on. `write` receives the data; `save` receives each checkpoint."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        checkpoint: Checkpoint,
+        write: Callable[[bytes], object],
+        save: Callable[[Checkpoint], object],
+    ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
         self._write = write
         self._save = save
-        fields = [field for field in checkpoint.asked["fields"].split(",") if field]
-        self._format = make_format(checkpoint.asked["format"], fields, begun=checkpoint.calls > 0)
-        self._codes = tuple(checkpoint.asked["clients"].split(","))
-        self._status = checkpoint.asked["status"] == "true"
+        fields = [field for field in checkpoint.parameters["fields"].split(",") if field]
+        self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0)
+        self._codes = tuple(checkpoint.parameters["clients"].split(","))
+        self._status = checkpoint.parameters["status"] == "true"
         self._progress = Progress(*checkpoint.window)
 
     async def run(self, now: float) -> None:
-        """Write what is missing. Raises UpstreamError, OSError."""
+        """Export the remaining calls. Raises UpstreamError, OSError."""
         from prometheus_client import CollectorRegistry
 
         from gateway.app import build_cache, build_upstream
@@ -168,45 +208,48 @@ class Export:
         if not self._checkpoint.size:
             self._write(self._format.begin())
         try:
-            if self._checkpoint.asked["all"] == "true":
-                await self._take_all(upstream)
+            if self._checkpoint.parameters["all"] == "true":
+                await self._export_all(upstream)
             else:
-                await self._read(cache, now)
+                await self._export_window(cache, now)
         finally:
-            self._progress.clear()  # and who fails or presses Ctrl-C does not wait for what is under way
+            self._progress.clear()
+        # After a failure or Ctrl-C these are skipped: closing the cache waits for flights.
         await cache.close()
         await upstream.close()
         self._write(self._format.end(self._meta()))
         if self._checkpoint.unreadable:
-            print_error(f"{self._checkpoint.unreadable} calls could not be read, and are left out")
-        self._progress.end(self._checkpoint.calls)
+            print_error(f"{self._checkpoint.unreadable} calls have no id or no valid StartTime, and were left out")
+        self._progress.finish(self._checkpoint.calls)
 
-    async def _read(self, cache: Cache, now: float) -> None:
+    async def _export_window(self, cache: Cache, now: float) -> None:
+        """Write the calls span by span, with a checkpoint after each span."""
         from gateway.cache.reader import Query
         from gateway.cache.scans import stream
         from gateway.model import Window
 
-        rest = Window(self._checkpoint.upto, self._checkpoint.window[1])
+        rest = Window(self._checkpoint.reached, self._checkpoint.window[1])
         query = Query(codes=self._codes, window=rest, status=self._status)
         timeout = self._settings.upstream_deadline * READ_DEADLINES
-        before = {tuple(key) for key in self._checkpoint.recent}
-        written: list[Call] = []  # of the span that is going out
+        recent = {tuple(key) for key in self._checkpoint.recent}
+        written: list[Call] = []  # the calls of the present span
         first = True
         async for part in stream(cache, query, now, timeout, newest_first=False):
-            calls = [call for call in part.calls if (call.client_code, call.id) not in before]
+            calls = [call for call in part.calls if (call.client_code, call.id) not in recent]
             self._write(self._format.rows(calls))
             written += calls
-            if not first:  # all of its span has gone out
-                self._reach(part.reading, written)
-                before = {(call.client_code, call.id) for call in written}
+            if not first:  # the first part is the beginning of a span, all others complete one
+                self._save_checkpoint(part.reading, written)
+                recent = {(call.client_code, call.id) for call in written}
                 written = []
             first = False
 
-    def _reach(self, reading: ReadResult, written: list[Call]) -> None:
+    def _save_checkpoint(self, reading: ReadResult, written: list[Call]) -> None:
+        """Save a checkpoint after a span, whose calls are `written`."""
         checkpoint = self._checkpoint
         self._checkpoint = msgspec.structs.replace(
             checkpoint,
-            upto=min(checkpoint.window[1], max(extent.window.end for extent in reading.extents)),
+            reached=min(checkpoint.window[1], max(extent.window.end for extent in reading.extents)),
             calls=checkpoint.calls + len(written),
             unreadable=checkpoint.unreadable + reading.unreadable,
             as_of=reading.as_of,
@@ -214,9 +257,10 @@ class Export:
             recent=[(call.client_code, call.id) for call in written],
         )
         self._save(self._checkpoint)
-        self._progress.show(self._checkpoint.upto, self._checkpoint.calls)
+        self._progress.show(self._checkpoint.reached, self._checkpoint.calls)
 
-    async def _take_all(self, upstream: UpstreamClient) -> None:
+    async def _export_all(self, upstream: UpstreamClient) -> None:
+        """Write the complete history, from one POST."""
         from gateway.cache.fetcher import attributed
         from gateway.cache.scans import order
 
@@ -235,9 +279,9 @@ class Export:
         )
 
     def _meta(self) -> dict[str, object]:
-        """What the API's answers have as `meta`; nothing here is stale."""
+        """The `meta` of the API's responses."""
         checkpoint = self._checkpoint
-        dated = checkpoint.asked["all"] == "false"
+        dated = checkpoint.parameters["all"] == "false"
         return {
             "start": _instant(checkpoint.window[0]) if dated else None,
             "end": _instant(checkpoint.window[1]),

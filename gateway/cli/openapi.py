@@ -1,4 +1,4 @@
-"""`openapi`: the contract on standard output."""
+"""`openapi`: prints the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ EXAMPLE = "callbutton-gateway openapi > openapi.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options."""
-    parser.add_argument("--json", action="store_true", help="as JSON rather than YAML")
+    """Add the options to the parser."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of YAML")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the contract."""
+    """Print the OpenAPI document, and return the exit code."""
     from gateway.api.routes import document, document_yaml
 
     sys.stdout.write(json.dumps(document(), indent=2) + "\n" if arguments.json else document_yaml())

@@ -1,10 +1,10 @@
-"""A file that is written in parts, and goes on after an interruption.
+"""A file that is written in parts and can be resumed after an interruption.
 
 Rules:
-- The file has its name only when it is whole. Until then what is there stands beside it, as `NAME.part`, and what is
-  needed to go on, as `NAME.part.json`.
-- What was written after the last mark is dropped when it goes on.
-- One process at a time writes it.
+- The file gets its name when it is complete. Until then its data is in `NAME.part`, and its checkpoint in
+  `NAME.part.json`.
+- Data written after the last checkpoint is discarded when the file is resumed.
+- A lock prevents two processes from writing the same file.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import os
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 
 class Checkpoint(Struct, frozen=True):
-    """How far an export has come: `window` and `upto` in seconds since 1970, `size` in bytes.
+    """The state of an export. `window` and `reached` are in seconds since 1970, `size` is in bytes.
 
-    `recent` are the calls, by client code and id, of the span before `upto`: a call is written once.
+    `recent` are the calls of the span before `reached`, by client code and id: an export writes each call once.
     """
 
-    asked: dict[str, str]
+    parameters: dict[str, str] = field(name="asked")
     window: tuple[int, int]
-    upto: int
+    reached: int = field(name="upto")
     size: int = 0
     calls: int = 0
     unreadable: int = 0
@@ -34,7 +34,10 @@ class Checkpoint(Struct, frozen=True):
 
 
 class PartialFile:
-    """The parts of a file. Raises ValueError for parts of another export, OSError for what is in the way."""
+    """A file in progress. `checkpoint` is the one to continue from; `first` is used if there is none.
+
+    Raises ValueError if the checkpoint is of another export or not valid, OSError if the file cannot be written.
+    """
 
     def __init__(self, target: Path, first: Checkpoint, *, restart: bool) -> None:
         self._target = target
@@ -43,23 +46,18 @@ class PartialFile:
         self._file = self._part.open("ab")
         try:
             _lock(self._file.fileno(), self._part)
-            self.checkpoint = first if restart else self._found(first)
+            self.checkpoint = first if restart else self._load_checkpoint(first)
         except BaseException:
             self._file.close()
             raise
         self._file.truncate(self.checkpoint.size)
 
-    @property
-    def continued(self) -> bool:
-        """Whether something is there already."""
-        return self.checkpoint.size > 0
-
     def write(self, data: bytes) -> None:
-        """Write at the end."""
+        """Append data."""
         self._file.write(data)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Note how far it has come, once what was written is on the disk."""
+        """Save a checkpoint, after the data before it has been written to disk."""
         self._sync()
         self.checkpoint = msgspec.structs.replace(checkpoint, size=self._file.tell())
         new = self._state.with_name(f"{self._state.name}.new")
@@ -67,44 +65,43 @@ class PartialFile:
         new.replace(self._state)
 
     def finish(self) -> None:
-        """Give the file its name."""
+        """Give the complete file its name."""
         self._sync()
         self._file.close()
         self._part.replace(self._target)
         self._state.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave what is there for another time; if that is nothing, leave nothing."""
+        """Close the file, and delete it if it has no checkpoint to continue from."""
         self._file.close()
-        if not self.continued:
+        if not self.checkpoint.size:
             self._part.unlink(missing_ok=True)
 
     def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _found(self, first: Checkpoint) -> Checkpoint:
-        """Find the mark of an interrupted export, or begin with the first."""
+    def _load_checkpoint(self, first: Checkpoint) -> Checkpoint:
+        """The saved checkpoint; `first` if there is none, or if the data is shorter. Raises ValueError."""
         try:
             checkpoint = msgspec.json.decode(self._state.read_bytes(), type=Checkpoint)
         except FileNotFoundError:
             return first
         except msgspec.MsgspecError:
-            raise ValueError(f"{self._state} cannot be read; --restart begins anew") from None
-        if checkpoint.asked != first.asked:
-            asked = " ".join(f"{name}={value}" for name, value in checkpoint.asked.items())
-            raise ValueError(f"{self._part} is of another export ({asked}); --restart begins anew")
-        if self._part.stat().st_size < checkpoint.size:
-            return first
-        return checkpoint
+            raise ValueError(f"{self._state} is not valid; use --restart to discard it") from None
+        if checkpoint.parameters != first.parameters:
+            parameters = " ".join(f"{name}={value}" for name, value in checkpoint.parameters.items())
+            raise ValueError(f"{self._part} is of another export ({parameters}); use --restart to discard it")
+        return first if self._part.stat().st_size < checkpoint.size else checkpoint
 
 
-def _lock(number: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path) -> None:
+    """Lock an open file until it is closed. Raises OSError if another process has locked it."""
     try:
         import fcntl
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows has no fcntl
         return
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise OSError(error.errno, f"{path} is being written by another process") from error

@@ -1,4 +1,4 @@
-"""`serve`: the gateway, from the environment, in one process."""
+"""`serve`: runs the gateway with the settings of the environment, in one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.guard import Limits
 
 LOGGER = logging.getLogger("gateway")
-HELP = "Serve the gateway; settings come from GATEWAY_ variables."
+HELP = "Run the gateway. Its settings are environment variables; see docs/settings.md."
 EXAMPLE = (
     "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp GATEWAY_KEYS_FILE=keys.toml "
     "callbutton-gateway serve"
@@ -27,11 +27,11 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options: there are none."""
+    """Add no options: all settings are environment variables."""
 
 
 def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # noqa: ARG001 - there are no options
-    """Serve until told to stop. Raises SettingsError, OSError."""
+    """Serve until a signal. Raises SettingsError, OSError."""
     settings = parse_upstream_settings(os.environ)
     logs.configure(settings.log_format, settings.log_level)
     with loading():
@@ -40,17 +40,17 @@ def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # 
         from gateway.guard import Limits
 
         application = app.create(settings)
-    stop_tracing = tracing.start() if tracing.wanted(os.environ) else None
+    stop_tracing = tracing.start() if tracing.is_enabled(os.environ) else None
     tls = load_tls(settings)
     warn(settings)
     listener = server.listen(settings.host, settings.port)
     fields = {"address": server.address_of(listener, "https" if tls else "http"), "version": __version__}
     others = {}
     if settings.metrics_port:
-        opened = server.listen(settings.host, settings.metrics_port)
-        small = Limits(connections=100, shutdown_timeout=1)  # a few scrapers and probes, which take milliseconds
-        others[server.make_server(application.operator, lifespan="off", limits=small, signals=False)] = opened
-        fields["metricsAddress"] = server.address_of(opened)
+        metrics_listener = server.listen(settings.host, settings.metrics_port)
+        few = Limits(connections=100, shutdown_timeout=1)  # scrapes and probes are few, and take milliseconds
+        others[server.make_server(application.operator, lifespan="off", limits=few, signals=False)] = metrics_listener
+        fields["metricsAddress"] = server.address_of(metrics_listener)
     main = server.make_server(
         application,
         drain=settings.drain_delay,
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, limits: Limits | None = None) -> int:  # 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Pause the garbage collector while importing (10 % of the start), then freeze the heap."""
+    """Pause the garbage collector while importing (10 % of start-up time), then freeze the heap."""
     gc.disable()
     try:
         yield
@@ -79,7 +79,7 @@ def loading() -> Iterator[None]:
 
 
 def load_tls(settings: Settings) -> ssl.SSLContext | None:
-    """Read certificate and key, if there are any. Raises SettingsError."""
+    """The TLS context of GATEWAY_TLS_CERT and GATEWAY_TLS_KEY; None if they are not set. Raises SettingsError."""
     from gateway.server import tls_context
 
     match settings.tls_cert, settings.tls_key:
@@ -92,16 +92,16 @@ def load_tls(settings: Settings) -> ssl.SSLContext | None:
                 reason = f"GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: {error}"
                 raise SettingsError(reason, "tls_cert") from error
         case _:
-            raise SettingsError("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY go together: set both, or neither", "tls_cert")
+            raise SettingsError(
+                "only one of GATEWAY_TLS_CERT and GATEWAY_TLS_KEY is set: set both, or neither", "tls_cert"
+            )
 
 
 def warn(settings: Settings) -> None:
-    """Log the settings that an operator should know of."""
+    """Log warnings about removed settings and unsafe defaults."""
     for text in removed_settings(os.environ):
         LOGGER.warning(text)
     if settings.auth == "none":
-        LOGGER.warning("GATEWAY_AUTH is none: whoever reaches this address sees every client")
+        LOGGER.warning("GATEWAY_AUTH is none: every consumer that can reach this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
-        LOGGER.warning(
-            "GATEWAY_SIGNING_KEY is not set: cursors end with this process, and replicas refuse each other's"
-        )
+        LOGGER.warning("GATEWAY_SIGNING_KEY is not set: cursors and recording links are valid for this process only")

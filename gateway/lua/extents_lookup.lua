@@ -1,5 +1,6 @@
--- Returns number of the key and value of each extent. Arguments for each key: the least kind, start and end of the
--- window, the time after which the POST was sent; then the largest size of the answer in bytes.
+-- Finds extents that overlap a window. Returns the index of the key and the value of each extent. Arguments for each
+-- key: minimum kind, start and end of the window, time after which the POST was sent; then the maximum size of the
+-- reply in bytes.
 local found, left = {}, number(#KEYS * 4 + 1)
 for i, key in ipairs(KEYS) do
   local at = (i - 1) * 4

@@ -1,5 +1,5 @@
--- Stores extents, and removes those that a later extent covers. Arguments: the life of a key in seconds, then for each
--- key the field and the value.
+-- Stores extents, and removes extents that are older and lie within a new one. A hash has at most about 1000 extents:
+-- the oldest are removed. Arguments: the time to live of a key in seconds, then field and value for each key.
 for i, key in ipairs(KEYS) do
   local life, field, value = number(1), text(i * 2), text(i * 2 + 1)
   local kind, first, last, sent = parse(field)

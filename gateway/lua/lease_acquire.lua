@@ -1,4 +1,6 @@
--- Arguments: token, status, start, end, reach, planned, the earliest that another may be planned, the TTL in seconds.
+-- Acquires a lease for each key, unless another lease covers the window. Returns for each key that other lease: its
+-- token, reach and planned time; or an empty text. Arguments: token, status, start, end, reach, planned, the earliest
+-- planned time of another lease, time to live in seconds.
 local found = {}
 for i, key in ipairs(KEYS) do
   local other = ''

@@ -1,4 +1,6 @@
--- Arguments: token, seconds, then for each key but the last whether its lease was fulfilled. The last key is the stream.
+-- Releases leases and wakes the waiting replicas. A fulfilled lease is kept for some seconds, so that replicas look up
+-- its result. Arguments: token, seconds, then for each key except the last 1 if its lease was fulfilled. The last key
+-- is the stream on which replicas wait.
 for i = 1, #KEYS - 1 do
   local lease = redis.call('HGET', KEYS[i], text(1))
   if lease and text(i + 2) == '1' then

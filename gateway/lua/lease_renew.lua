@@ -1,4 +1,4 @@
--- Arguments: seconds, then the token of each key. A lease that is gone is not taken again.
+-- Extends leases. An expired lease is not acquired again. Arguments: seconds, then the token of each key.
 for i, key in ipairs(KEYS) do
   local lease = redis.call('HGET', key, text(i + 1))
   if lease then

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import zstandard
 
-from gateway.api.middleware.request_context import combine
+from gateway.api.middleware.request_context import combine_fields
 from gateway.api.negotiation import negotiate_coding, negotiate_media_type, with_vary
 from gateway.api.routes import document
 from gateway.simulator.server import Options
@@ -156,7 +156,7 @@ def test_links_begin_with_the_public_address(stand: Make):
 
 
 def test_answers_say_how_long_they_took(stand: Make):
-    assert stand().get(CALLS, **FOLD).headers["server-timing"].startswith("ledger;dur=")
+    assert stand().get(CALLS, **FOLD).headers["server-timing"].startswith("cache;dur=")
 
 
 def test_pages_of_origins_that_are_named_may_read_answers(stand: Make):
@@ -237,7 +237,7 @@ def test_repeated_header_fields_are_one_list_for_every_layer(stand: Make):
 
 def test_repeated_fields_are_joined_in_order():
     fields = [(b"accept", b"a"), (b"host", b"h"), (b"accept", b"b")]
-    assert combine(fields) == {b"accept": b"a, b", b"host": b"h"}
+    assert combine_fields(fields) == {b"accept": b"a, b", b"host": b"h"}
 
 
 def test_every_path_of_the_contract_is_looked_at_here():

@@ -46,7 +46,7 @@ def test_every_problem_leads_to_a_page_that_says_what_it_means_and_what_to_do(st
         page = client.get(f"/problems/{kind.name}").text
         assert kind.meaning, f"{kind.name} does not say what it means"
         assert f"<h1>{kind.title}</h1>" in page
-        assert f"<p>{kind.advice}</p>" in page
+        assert kind.hint.split("`")[0] in page
         assert kind.meaning.split("`")[0] in page
 
 
@@ -54,6 +54,28 @@ def test_the_type_of_a_problem_is_the_path_of_its_page(stand: Make):
     client = stand().client
     problem = client.get("/calls?limit=0").json()
     assert problem["title"] in client.get(problem["type"]).text
+
+
+def test_a_problem_says_what_happened_and_what_to_do_about_it(stand: Make):
+    def texts(path: str) -> tuple[str, str, str]:
+        problem = stand().client.get(path).json()
+        return problem["title"], problem["detail"], problem["hint"]
+
+    assert texts("/clients/8005550100/calls?limit=0") == (
+        "Invalid parameter",
+        "`limit` is not a whole number from 1 to 1000.",
+        "Correct the request as `detail` and `errors` say.",
+    )
+    assert texts("/call") == (
+        "Not found",
+        "No resource has this path.",
+        "Check the path. `/openapi.json` lists all paths.",
+    )
+    assert texts("/clients/8005550100/calls/x?range=today") == (
+        "Not found",
+        "This client has no call with this id in the searched window.",
+        "Check the client code and the id, and send the window of the call as `start` and `end`.",
+    )
 
 
 def test_the_wheel_holds_the_pages(tmp_path: Path):

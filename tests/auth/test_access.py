@@ -8,18 +8,18 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from gateway.access import (
-    ANYONE,
+    ANONYMOUS,
     SCOPES,
     Consumer,
     Rate,
-    codes_to_read,
-    masked,
-    may_filter,
-    may_see,
+    authorized_codes,
+    can_filter_by,
+    can_read,
+    mask_call,
+    mask_number,
     parse_rate,
-    present,
-    require,
-    require_list,
+    require_list_scopes,
+    require_scope,
 )
 from gateway.errors import Forbidden
 from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
@@ -82,15 +82,15 @@ SEEN = [
 
 @pytest.mark.parametrize(("patterns", "code", "seen"), SEEN)
 def test_a_consumer_sees_the_clients_that_its_patterns_name(patterns: tuple[str, ...], code: str, seen: bool):
-    assert may_see(consumer("calls", clients=patterns), code) is seen
+    assert can_read(consumer("calls", clients=patterns), code) is seen
 
 
 def test_codes_asked_by_name_are_read_or_forbidden_together():
     limited = consumer("calls", clients=("a", "b*"))
-    assert codes_to_read(limited, ["a", "b1"]) == ("a", "b1")
+    assert authorized_codes(limited, ["a", "b1"]) == ("a", "b1")
     for codes in (["a", "c"], ["c"]):
         with pytest.raises(Forbidden):
-            codes_to_read(limited, codes)
+            authorized_codes(limited, codes)
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,24 @@ def test_codes_asked_by_name_are_read_or_forbidden_together():
     ids=["exact codes", "a prefix among them", "all"],
 )
 def test_every_client_means_the_consumers_own(patterns: tuple[str, ...], read: tuple[str, ...]):
-    assert codes_to_read(consumer("calls", clients=patterns), ["*"]) == read
+    assert authorized_codes(consumer("calls", clients=patterns), ["*"]) == read
 
 
 def test_a_consumer_without_clients_reads_nothing():
     with pytest.raises(Forbidden):
-        codes_to_read(consumer("calls", clients=()), ["*"])
+        authorized_codes(consumer("calls", clients=()), ["*"])
 
 
 def test_a_consumer_with_every_scope_sees_all_but_the_upstreams_recording_address():
-    shown = present(CALL, ANYONE, status=True)
+    shown = mask_call(CALL, ANONYMOUS, status=True)
     extra = {name: text for name, text in CALL.extra.items() if name != "VoiceDirectory"}
     assert shown == replace(CALL, recording_url=None, extra=extra)
     clean = replace(CALL, recording_url=None, extra={})
-    assert present(clean, ANYONE, status=True) is clean
+    assert mask_call(clean, ANONYMOUS, status=True) is clean
 
 
 def test_without_personal_what_tells_of_the_caller_is_masked_and_the_rest_is_not():
-    shown = present(CALL, consumer("calls", "status"), status=True)
+    shown = mask_call(CALL, consumer("calls", "status"), status=True)
     assert shown == replace(
         CALL,
         ani="********61",
@@ -132,25 +132,25 @@ def test_without_personal_what_tells_of_the_caller_is_masked_and_the_rest_is_not
 @pytest.mark.parametrize("scopes", [("calls", "personal"), ("calls",)], ids=["personal", "neither"])
 def test_without_the_scope_there_is_no_status_raw_or_read(scopes: tuple[str, ...]):
     for asked in (True, False):
-        shown = present(CALL, consumer(*scopes), status=asked)
+        shown = mask_call(CALL, consumer(*scopes), status=asked)
         assert shown.status is None
         assert not {"SalesStatus", "ReviewedStatus", "Journal"} & set(shown.extra)
 
 
 def test_status_that_was_not_asked_for_is_not_shown():
-    shown = present(CALL, ANYONE, status=False)
+    shown = mask_call(CALL, ANONYMOUS, status=False)
     assert shown.status is None
     assert "SalesStatus" not in shown.extra
 
 
 def test_the_operator_may_call_elements_public_but_not_the_journal_nor_the_recording_address():
     public = frozenset({"Campaign.Note", "Journal", "VoiceDirectory"})
-    shown = present(CALL, consumer("calls", "status"), status=True, public_extra=public)
+    shown = mask_call(CALL, consumer("calls", "status"), status=True, public_extra=public)
     assert set(shown.extra) == {"Result", "InfoDigits", "SalesStatus", "Campaign.Note"}
 
 
 def test_nothing_personal_is_anywhere_in_a_masked_call():
-    text = repr(present(CALL, consumer("calls"), status=True))
+    text = repr(mask_call(CALL, consumer("calls"), status=True))
     for secret in ("Ada", "Lovelace", "31255501", "Main St", "print ad", "60601", "secret", "ada@"):
         assert secret not in text
 
@@ -161,28 +161,28 @@ def test_nothing_personal_is_anywhere_in_a_masked_call():
      ("Anonymous", "********"), ("312555٠١", "********"), (None, None)],
 )  # fmt: skip
 def test_a_number_keeps_two_digits(number: str | None, shown: str | None):
-    assert masked(number) == shown
+    assert mask_number(number) == shown
 
 
 def test_what_is_masked_is_not_searched():
-    assert [may_filter(consumer("calls"), name) for name in ("ani", "result")] == [False, True]
-    assert may_filter(consumer("calls", "personal"), "ani")
+    assert [can_filter_by(consumer("calls"), name) for name in ("ani", "result")] == [False, True]
+    assert can_filter_by(consumer("calls", "personal"), "ani")
     with pytest.raises(Forbidden):
-        require_list(consumer("calls"), ["ani"], status=False)
+        require_list_scopes(consumer("calls"), ["ani"], status=False)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_scope_is_required_by_name(scope: str):
-    require(consumer(scope), scope)
+    require_scope(consumer(scope), scope)
     with pytest.raises(Forbidden, match=scope):
-        require(consumer(*(other for other in SCOPES if other != scope)), scope)
+        require_scope(consumer(*(other for other in SCOPES if other != scope)), scope)
 
 
 def test_status_and_calls_need_their_scopes():
-    require_list(consumer("calls"), [], status=False)
+    require_list_scopes(consumer("calls"), [], status=False)
     for scopes, status in ((("calls",), True), (("status",), True), (("status",), False)):
         with pytest.raises(Forbidden):
-            require_list(consumer(*scopes), [], status=status)
+            require_list_scopes(consumer(*scopes), [], status=status)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,9 @@ BAD = {
     "a hash that is none": (GOOD.replace("aaaa", "AAAA", 1), "sha256"),
     "a key in place of its hash": (GOOD.replace("a" * 64, "cbg_secret"), "sha256"),
     "a time without offset": (GOOD.replace(" }", ", expires = 2027-06-30T12:00:00 }"), "offset"),
-    "a date in quotation marks": (GOOD.replace(" }", ', expires = "2027-06-30" }'), "expires is neither"),
+    "a date in quotation marks": (GOOD.replace(" }", ', expires = "2027-06-30" }'), "expires is not a date"),
     "a consumer twice": (GOOD + GOOD.replace("a" * 64, "b" * 64), "consumer 2: another"),
-    "a key twice": (GOOD + GOOD.replace('"a"', '"b"'), "consumer 2: a key"),
+    "a key twice": (GOOD + GOOD.replace('"a"', '"b"'), "consumer 2: one of its keys"),
 }
 
 
@@ -121,18 +121,18 @@ def test_a_change_is_taken_over_and_a_broken_file_is_not(tmp_path: Path, caplog:
     file = KeyFile(str(path), Metrics(registry))
 
     def known() -> list[bool]:
-        return [file.keys.find(member.key, 0)[0] is not None for member in (one, two)]
+        return [file.keyring.find(member.key, 0)[0] is not None for member in (one, two)]
 
     def broken() -> float | None:
         return registry.get_sample_value("callbutton_gateway_keys_file_broken")
 
     assert (known(), broken()) == ([True, False], 0)
     file.reload()
-    before = file.keys
+    before = file.keyring
     path.write_text(written(one, two), "utf-8")
     file.reload()
     assert (known(), broken()) == ([True, True], 0)
-    assert file.keys is not before
+    assert file.keyring is not before
     for content in (b"[[consumer]]\nname = 1", b"\xff\xfe", b""):
         path.write_bytes(content)
         file.reload()
@@ -159,7 +159,7 @@ def test_a_file_swapped_by_a_link_is_a_change(tmp_path: Path):
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").replace(link)
     file.reload()
-    assert file.keys.find(Member("two").key, 0)[0] is not None
+    assert file.keyring.find(Member("two").key, 0)[0] is not None
 
 
 def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: Path):
@@ -188,10 +188,10 @@ def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["new", "a"], 2, "which file"),
-        (["new", "a", "--file", "{}/k"], 2, "a is new: give at least one"),
+        (["new", "a"], 2, "no keys file"),
+        (["new", "a", "--file", "{}/k"], 2, "a is new: add at least one"),
         (["new", "a b", "--client", "*", "--scope", "calls", "--file", "{}/k"], 2, "the name is not"),
-        (["new", "a", "--client", 'x"', "--scope", "calls", "--file", "{}/k"], 2, "no quotation marks"),
+        (["new", "a", "--client", 'x"', "--scope", "calls", "--file", "{}/k"], 2, "quotation marks"),
         (["new", "a", "--client", "*", "--scope", "all", "--file", "{}/k"], 2, "scope 1 is not"),
         (["list", "--file", "{}/k"], 1, "No such file"),
     ],

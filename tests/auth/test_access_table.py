@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.access import SCOPES
-from gateway.api.middleware.authentication import OPEN
+from gateway.api.middleware.authentication import OPEN_PATHS
 from gateway.api.query import PARAMETERS
 from gateway.api.routes import HANDLERS
 from gateway.formats import FORMATS
@@ -97,12 +97,12 @@ def test_every_route_has_a_row_and_every_format_and_personal_filter_is_in_it():
 def test_open_routes_need_nobody_and_all_others_a_consumer(gateway: Stand):
     for template in OPEN_ROWS:
         path = template.replace("{name:str}", "x").replace("{token:str}", "x")
-        assert OPEN.fullmatch(path), path
+        assert OPEN_PATHS.fullmatch(path), path
         # A link to a recording is a credential of its own kind; this one is forged.
         assert gateway.client.get(path).status_code in (200, 404) or "/recordings/" in path, path
     for row in ROWS.values():
         path = row.path.format(code=MINE, id="1")
-        assert not OPEN.fullmatch(httpx.URL(path).path), path
+        assert not OPEN_PATHS.fullmatch(httpx.URL(path).path), path
         for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"):
             assert gateway.client.request(method, path, params=FOLD).status_code == 401, (method, path)
 

@@ -160,7 +160,7 @@ def test_clocks_may_differ_by_a_minute(seconds: int, counts: bool):
     token = Issuer(RULES.issuer).token(NOW)
     if counts:
         bearer = verify_token(token, keys, RULES, NOW + seconds)
-        assert (bearer.consumer.name, bearer.consumer.rate, bearer.until) == ("crm", RULES.rate, int(NOW) + 360)
+        assert (bearer.consumer.name, bearer.consumer.rate, bearer.expiry) == ("crm", RULES.rate, int(NOW) + 360)
         assert bearer.consumer.scopes == {"calls", "personal"}
     else:
         with pytest.raises(TokenError):

@@ -152,7 +152,7 @@ def test_a_broken_answer_is_malformed(pieces: tuple[bytes, ...]):
 
 
 def test_a_connection_closed_without_an_answer_is_unreachable():
-    with pytest.raises(UpstreamUnreachable, match="without an answer"):
+    with pytest.raises(UpstreamUnreachable, match="without a reply"):
         outcome(answering())
 
 

@@ -51,7 +51,7 @@ def test_the_queue_is_ordered_and_bounded_and_notifies_each_entry_once(
         try:
             joined[row.join(demand)] = demand
         except Overloaded as error:
-            assert error.wait >= 1  # noqa: PT017 - both outcomes are allowed
+            assert error.retry_after >= 1  # noqa: PT017 - both outcomes are allowed
         if not stays:
             demand.leave()
         assert len(row.queue) <= most
@@ -89,6 +89,6 @@ def test_an_entry_whose_turn_would_come_too_late_is_rejected():
     row.join(consumer(until=25), slots=1)
     with pytest.raises(Overloaded) as refused:
         row.join(consumer(until=25), slots=1)
-    assert refused.value.wait == 30
+    assert refused.value.retry_after == 30
     row.join(consumer(until=25), slots=2)
     assert row.dropped == {DropReason.LATE: 1}

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,12 +28,13 @@ from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
 from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.processes import free_port
 
 
 @contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[str]]:
+def started(*words: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *words], env=ENVIRONMENT | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
         try:
@@ -169,7 +171,7 @@ def test_serve_on_a_taken_port_ends_with_1_and_one_line_after_the_log():
     assert done.returncode == 1
     assert "ddress already in use" in last
     assert [json.loads(line)["level"] for line in logged] == ["warning", "warning"]
-    assert "whoever reaches this address sees every client" in logged[0]
+    assert "every consumer that can reach this address sees every client" in logged[0]
     assert "GATEWAY_SIGNING_KEY" in logged[1]
 
 
@@ -201,7 +203,7 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
     [
         ([], 0, "works: calls with status"),
         (["no-status"], 0, "set GATEWAY_STATUS_FLAG_ELEMENT"),
-        (["unauthorized"], 1, "the server saw: username partner, address 127.0.0.1"),
+        (["unauthorized"], 1, "the server reports: username partner, address 127.0.0.1"),
         (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
         (["error"], 1, ADVICE[errors.UpstreamFailed]),
         (["html"], 1, ADVICE[errors.UpstreamMalformed]),
@@ -217,15 +219,17 @@ def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: st
 
 def test_every_upstream_error_has_its_own_advice(capsys: pytest.CaptureFixture[str]):
     assert set(errors.UpstreamError.__subclasses__()) == set(ADVICE)
-    assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.Postponed]
+    assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.NotSent]
     print_failure(errors.UpstreamTimeout("no answer within 30 s", answering=False), status=True)
     assert f"no answer within 30 s\nwhat to do: {ADVICE[errors.UpstreamTimeout]}\n" in capsys.readouterr().out
 
 
 def test_the_demo_answers_its_first_command_and_ends_cleanly():
     with started("demo", "--port", "0", "--simulator-port", "0") as demo:
-        commands = re.findall(r"curl -H 'X-API-Key: (cbg_.*)' '(.*)'", lines_until(demo, "Ctrl-C"))
+        text = lines_until(demo, "Ctrl-C")
+        commands = re.findall(r"curl -H 'X-API-Key: (cbg_.*)' '(.*)'", text)
         assert len(commands) == 3
+        assert f"API reference: {commands[0][1].partition('/clients')[0]}/docs" in text
         key, address = commands[0]
         request = urllib.request.Request(address, headers={"X-API-Key": key})
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -236,6 +240,26 @@ def test_the_demo_answers_its_first_command_and_ends_cleanly():
     assert demo.returncode == 0
     assert [json.loads(line)["event"] for line in logged.splitlines()] == ["request"]
     assert key not in logged
+
+
+def test_the_demo_takes_port_and_cors_origins_from_the_environment():
+    port, origin = free_port(), "https://app.example"
+    variables = {"GATEWAY_PORT": str(port), "GATEWAY_CORS_ORIGINS": origin, "GATEWAY_LOG_FORMAT": "console"}
+    with started("demo", "--simulator-port", "0", **variables) as demo:
+        lines_until(demo, "Ctrl-C")
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/healthz", headers={"Origin": origin})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+        demo.send_signal(signal.SIGINT)
+        _, logged = demo.communicate(timeout=20)
+    assert "/healthz" in logged
+    assert not logged.startswith("{")
+
+
+def test_the_port_option_of_the_demo_wins_over_the_environment():
+    taken = str(free_port())
+    with started("demo", "--port", "0", "--simulator-port", "0", GATEWAY_PORT=taken) as demo:
+        assert f":{taken}" not in lines_until(demo, "Ctrl-C")
 
 
 @pytest.mark.parametrize(
@@ -255,3 +279,13 @@ def test_openapi_prints_the_same_document_twice():
     written, as_json = run("openapi"), run("openapi", "--json")
     assert (written.returncode, as_json.returncode) == (0, 0)
     assert yaml.safe_load(written.stdout) == json.loads(as_json.stdout)
+
+
+def test_make_help_lists_every_target_and_is_the_default():
+    folder = Path(__file__).parent.parent
+    done = subprocess.run(
+        ["make", "-C", str(folder), "--no-print-directory"], capture_output=True, text=True, check=True
+    )
+    listed = re.findall(r"^  (\S+)  +\S", done.stdout, re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (folder / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert listed == targets

@@ -126,7 +126,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(upstream: Upstream, tmp_
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert said.endswith("interrupted; the same command goes on where this one stopped\n")
+    assert said.endswith("interrupted; run the same command again to resume\n")
     assert {path.name for path in tmp_path.iterdir()} == {"calls.json.part", "calls.json.part.json"}
     reached = json.loads(state.read_bytes())
     assert 0 < reached["calls"] < len(upstream.ids())
@@ -167,7 +167,7 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         ([CODE, "--tz", "Mars"], "tz: is not an IANA time zone"),
         ([CODE, "--all", "--start", "2026-11-01"], "leave --start and --end out"),
         ([CODE, "--fields", "id,name"], "name is not a field"),
-        ([CODE, "-o", __file__], "is there already; --overwrite replaces it"),
+        ([CODE, "-o", __file__], "exists already; use --overwrite to replace it"),
     ],
     ids=["no code", "bad code", "bad date", "backwards", "bad zone", "all with dates", "bad field", "file is there"],
 )

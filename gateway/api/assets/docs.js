@@ -1,12 +1,12 @@
 // The page at /docs: reads openapi.json, shows every operation and schema, and sends requests to this gateway.
-// Rules: what is shown is built as nodes, never as markup from text; nothing is asked of another host; credentials stay
-// in their fields and are not stored.
+// Rules: content is built as DOM nodes, never as HTML text; no requests to other hosts; credentials stay in their input
+// fields and are not stored.
 
-const MOST_SHOWN = 256 * 1024; // bytes of an answer; an export may be endless
-const BASE = new URL(".", location.href); // behind an ingress path, too
+const MAX_SHOWN = 256 * 1024; // bytes of a body; an export may be larger than the memory of a browser
+const BASE = new URL(".", location.href); // with the ingress path, if there is one
 const METHODS = ["get", "put", "post", "delete", "patch"];
 const { document: page } = globalThis;
-let contract;
+let contract; // the OpenAPI document
 
 function make(tag, attributes = {}, ...children) {
   const node = page.createElement(tag);
@@ -19,7 +19,7 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-// The little of Markdown that the contract uses: paragraphs, lists, `code` and **weight**.
+// Render the parts of Markdown that the descriptions use: paragraphs, lists, `code` and **bold**.
 function prose(text = "") {
   return text.trim().split(/\n{2,}/).filter(Boolean).map((block) => {
     const lines = block.split("\n");
@@ -62,8 +62,8 @@ function table(headings, rows) {
   return make("div", { class: "table", tabindex: 0, role: "region", "aria-label": headings.join(", ") }, make("table", {}, make("thead", {}, head), make("tbody", {}, body)));
 }
 
-// A JSON text as coloured nodes.
-function coloured(text) {
+// Render JSON text with syntax colours.
+function highlight(text) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(/("(?:[^"\\]|\\.)*")(\s*:)?|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null/g)) {
@@ -99,7 +99,7 @@ function field(parameter, id, control, type) {
   return make("div", { class: "field" }, make("div", {}, label, make("span", { class: "type" }, typeOf(type)), required, text), control);
 }
 
-// What a form asks for: the address, relative to the gateway, and the headers.
+// The request of a form: the address, relative to the gateway, and the headers.
 function requestOf(path, parameters, controls) {
   const query = new URLSearchParams();
   const headers = {};
@@ -117,7 +117,7 @@ function requestOf(path, parameters, controls) {
   return { address: filled.slice(1) + (search ? `?${search}` : ""), headers };
 }
 
-// The credentials that were filled in, by header; for the command shown, names of variables stand in for them.
+// The entered credentials by header. The curl command shows the names of variables instead.
 function credentials(shown = false) {
   const headers = {};
   for (const [name, scheme] of Object.entries(contract.components?.securitySchemes ?? {})) {
@@ -136,7 +136,7 @@ function command({ address, headers }, method) {
   return `curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${quoted(new URL(address, BASE).href)}${[...given, ...secret].join("")}`;
 }
 
-// The beginning of a body, and whether it is all.
+// Read a body up to MAX_SHOWN, and whether it is complete.
 async function bodyOf(answer) {
   const reader = answer.body?.getReader();
   const decoder = new TextDecoder();
@@ -146,29 +146,29 @@ async function bodyOf(answer) {
     if (done) break;
     bytes += value.length;
     text += decoder.decode(value, { stream: true });
-    if (bytes > MOST_SHOWN) {
+    if (bytes > MAX_SHOWN) {
       await reader.cancel();
-      return { text, bytes, whole: false };
+      return { text, bytes, complete: false };
     }
   }
-  return { text: text + decoder.decode(), bytes, whole: true };
+  return { text: text + decoder.decode(), bytes, complete: true };
 }
 
 async function send(request, method, output, onNext) {
-  output.replaceChildren(make("p", { class: "note" }, "Asking …"));
+  output.replaceChildren(make("p", { class: "note" }, "Sending …"));
   const began = performance.now();
   let answer, body;
   try {
     answer = await fetch(new URL(request.address, BASE), { method: method.toUpperCase(), headers: { ...request.headers, ...credentials() }, cache: "no-store" });
     body = await bodyOf(answer);
   } catch (error) {
-    output.replaceChildren(make("p", { class: "bad" }, answer ? "The answer broke off." : "No answer: the gateway cannot be reached.", ` (${error.message})`));
+    output.replaceChildren(make("p", { class: "bad" }, answer ? "The response is incomplete." : "The gateway cannot be reached.", ` (${error.message})`));
     return;
   }
   const milliseconds = Math.round(performance.now() - began);
   const type = answer.headers.get("content-type") ?? "";
   let json;
-  if (/[/+]json/.test(type) && body.whole) {
+  if (/[/+]json/.test(type) && body.complete) {
     try { json = JSON.parse(body.text); } catch { json = undefined; }
   }
   const status = make("span", { class: `status ${answer.ok ? "good" : "bad"}` }, `${answer.status} ${answer.statusText}`.trim());
@@ -177,8 +177,8 @@ async function send(request, method, output, onNext) {
   output.replaceChildren(
     make("p", {}, status, make("span", { class: "note" }, facts)),
     make("details", {}, make("summary", {}, "Headers"), make("pre", { tabindex: 0 }, [...answer.headers].map(([name, value]) => `${name}: ${value}\n`))),
-    make("pre", { tabindex: 0, class: "body", "aria-label": "Body" }, json === undefined ? body.text : coloured(JSON.stringify(json, null, 2))),
-    body.whole ? "" : make("p", { class: "note" }, "Shown is the beginning. Use the command for the whole."),
+    make("pre", { tabindex: 0, class: "body", "aria-label": "Body" }, json === undefined ? body.text : highlight(JSON.stringify(json, null, 2))),
+    body.complete ? "" : make("p", { class: "note" }, "Only the beginning is shown. Use the curl command to get all of it."),
     cursor && onNext ? make("button", { type: "button", class: "plain", click: () => onNext(cursor) }, "Next page") : "",
   );
 }
@@ -207,7 +207,7 @@ function operation(path, method, item, described) {
   };
   const fields = parameters.map((parameter, index) => field(parameter, `${name}-${index}`, controls[index], resolve(parameter.schema)));
   const form = make("form", { submit, input: refresh, "aria-label": described.summary }, fields, make("div", { class: "actions" }, button, shown), output);
-  const answers = Object.entries(described.responses ?? {}).map(([status, response]) => {
+  const responses = Object.entries(described.responses ?? {}).map(([status, response]) => {
     const { description, content = {} } = resolve(response);
     const types = Object.entries(content).map(([type, { schema }], index) => [index ? make("br") : "", make("code", {}, type), " ", ...(schema ? typeOf(schema) : [])]);
     return [make("code", {}, status), inline(description ?? ""), types.flat()];
@@ -217,17 +217,17 @@ function operation(path, method, item, described) {
   return make(
     "details", { class: "card", id: name },
     make("summary", {}, make("span", { class: "method" }, method.toUpperCase()), make("span", { class: "path" }, path), make("span", { class: "note" }, described.summary)),
-    make("div", { class: "inside" }, prose(described.description), form, make("h3", {}, "Answers"), table(["status", "when", "body"], answers)),
+    make("div", { class: "inside" }, prose(described.description), form, make("h3", {}, "Responses"), table(["status", "description", "body"], responses)),
   );
 }
 
 function schema(name, described) {
   const required = new Set(described.required);
-  const partly = required.size < Object.keys(described.properties ?? {}).length; // `fields` may leave out the rest
+  const partly = required.size < Object.keys(described.properties ?? {}).length; // the parameter `fields` may leave out the others
   const rows = Object.entries(described.properties ?? {}).map(([key, value]) => [
     [make("code", {}, key), partly && required.has(key) ? make("span", { class: "note" }, " always") : ""], typeOf(value), inline(value.description ?? resolve(value).description ?? ""),
   ]);
-  const inside = rows.length ? table(["field", "type", "means"], rows) : make("p", {}, typeOf(described));
+  const inside = rows.length ? table(["field", "type", "description"], rows) : make("p", {}, typeOf(described));
   return make("details", { class: "card", id: `schema-${name}` }, make("summary", {}, make("span", { class: "path" }, name)), make("div", { class: "inside" }, prose(described.description), inside));
 }
 
@@ -241,11 +241,11 @@ function access() {
     const label = scheme.type === "apiKey" ? scheme.name : `Authorization: ${scheme.scheme ?? "bearer"}`;
     return field({ name: label, description: scheme.description }, id, control, { type: "string" });
   });
-  const note = make("p", { class: "note" }, "Sent with every request from this page, and kept nowhere.");
-  return [make("h2", {}, "Access"), make("form", { class: "card access", submit: (event) => event.preventDefault() }, fields, note)];
+  const note = make("p", { class: "note" }, "Sent with every request from this page, and not stored.");
+  return [make("h2", {}, "Authentication"), make("form", { class: "card access", submit: (event) => event.preventDefault() }, fields, note)];
 }
 
-// Open what a link leads to.
+// Open and show the target of a link.
 function reveal(id) {
   const target = page.getElementById(id);
   if (target?.tagName !== "DETAILS") return;
@@ -300,5 +300,5 @@ try {
   contract = await answer.json();
   show();
 } catch (error) {
-  page.querySelector("main").replaceChildren(make("p", { class: "bad", role: "alert" }, `The contract cannot be shown: ${error.message}`));
+  page.querySelector("main").replaceChildren(make("p", { class: "bad", role: "alert" }, `The API reference cannot be shown: ${error.message}`));
 }

@@ -1,6 +1,7 @@
-"""ASGI layers around Litestar, from the outside in.
+"""The ASGI layers around Litestar.
 
-`request_context`, `cors`, `load_shedder`, `authentication`, `response_cache`, `head`, `compression`. No layer
-knows about calls. A request that does not concern a layer passes without work: the layer returns the awaitable of the
-next one. Layers share the request's `RequestContext`.
+From outermost to innermost: `request_context`, `cors`, `load_shedder`, `authentication`, `response_cache`, `head`,
+`compression`. Begin with `request_context`: its `RequestContext` is the state that all layers and handlers share.
+`routes.create_api` builds the stack. A layer does not know about calls or queries; handlers do. For a request that does
+not concern it, a layer returns the awaitable of the next one, which costs no coroutine.
 """

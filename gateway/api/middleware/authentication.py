@@ -1,12 +1,12 @@
 """Authentication, and the rate limit of each consumer.
 
 Rules:
-- The paths of `OPEN`, spelt exactly so, are open. Every other path needs a credential, whatever the router makes of it.
-- A credential comes once, in `X-API-Key` or as `Authorization: Bearer`. In a URL it would be logged by every proxy on
-  the way: there it is an unknown parameter.
-- A link to a recording is a credential of another kind, which its handler verifies.
-- The consumer is set in the request's context; without it no handler of calls answers.
-- Each refusal is counted by its reason and logged in one line, with the consumer and the route, never the credential.
+- Only paths that match `OPEN_PATHS` exactly are open. Every other path needs a credential, even if it has no route.
+- A credential is sent once, in `X-API-Key` or as `Authorization: Bearer`. It is not accepted in the URL, which proxies
+  log: there it is an unknown parameter.
+- A recording link is its own credential, which the handler verifies. Its path is therefore open.
+- This layer sets the consumer in the request context. Handlers of calls fail without it.
+- Every refusal is counted by reason and logged in one line, with consumer and route but without the credential.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from litestar.types import HTTPScope, Receive, Send
 
-from gateway.access import ANYONE, Consumer
+from gateway.access import ANONYMOUS, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
 from gateway.auth.authenticator import Authenticator
 from gateway.errors import Forbidden, IssuerUnreachable, RateLimited, Unauthenticated
 from gateway.metrics import Metrics
-from gateway.rates import Rates, rate_headers
+from gateway.rates import RateLimiter, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
-OPEN = re.compile(
+OPEN_PATHS = re.compile(
     r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[A-Za-z0-9._-]+)?|problems/[a-z-]+"
     r"|recordings/[A-Za-z0-9_-]+)",
     re.ASCII,
@@ -36,13 +36,13 @@ RouteOf = Callable[[str], str]
 
 
 class Authentication:
-    """An ASGI layer; without `authenticator` every request is let through."""
+    """The ASGI layer. Without `authenticator`, it accepts every request as `ANYONE`."""
 
     def __init__(
         self,
         app: HTTPApp,
         authenticator: Authenticator | None,
-        rates: Rates,
+        rates: RateLimiter,
         clock: Callable[[], float],
         metrics: Metrics,
         route_of: RouteOf,
@@ -55,16 +55,16 @@ class Authentication:
         self._route_of = route_of
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Let a request through with its consumer, or refuse it."""
-        if OPEN.fullmatch(scope["path"]):
+        """Authenticate a request, or refuse it."""
+        if OPEN_PATHS.fullmatch(scope["path"]):
             return self._app(scope, receive, send)
         context, authenticator = context_of(scope), self._authenticator
         try:
             if authenticator is None:
-                self._admit(context, ANYONE)
+                self._admit(context, ANONYMOUS)
             else:
                 credential, bearer = parse_credential(context.headers)
-                consumer = authenticator.known(credential, bearer=bearer)
+                consumer = authenticator.authenticate_key(credential, bearer=bearer)
                 if consumer is None:
                     return self._verify_token(scope, receive, send, authenticator, credential)
                 self._admit(context, consumer)
@@ -73,7 +73,7 @@ class Authentication:
         return self._app(scope, receive, send)
 
     def _admit(self, context: RequestContext, consumer: Consumer) -> None:
-        """Set the consumer, and count the request. Raises RateLimited."""
+        """Set the consumer, and take a token from its bucket. Raises RateLimited."""
         context.consumer = consumer
         if consumer.rate is not None:
             now = self._clock()
@@ -81,13 +81,13 @@ class Authentication:
             taken = bucket.take(now)
             context.response_headers += rate_headers(bucket)
             if not taken:
-                raise RateLimited("this consumer has used up its rate", bucket.wait())
+                raise RateLimited("this consumer has reached its rate limit", bucket.seconds_until_token())
 
     async def _verify_token(
         self, scope: HTTPScope, receive: Receive, send: Send, authenticator: Authenticator, token: str
     ) -> None:
         try:
-            self._admit(context_of(scope), await authenticator.of_token(token))
+            self._admit(context_of(scope), await authenticator.authenticate_token(token))
         except (Unauthenticated, RateLimited, IssuerUnreachable) as error:
             await self._refuse(scope, send, error)
         else:
@@ -102,26 +102,26 @@ class Authentication:
 
 
 def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-    """The credential of a request, and whether it is a bearer token. Raises Unauthenticated."""
+    """The credential of a request, and whether it was sent as a bearer token. Raises Unauthenticated."""
     key, authorization = headers.get(b"x-api-key"), headers.get(b"authorization")
     if key is not None and authorization is not None:
-        raise Unauthenticated("more than one credential came", "several credentials")
+        raise Unauthenticated("the request has more than one credential", "several credentials")
     if key is not None:
         credential, bearer = key.decode("latin-1").strip(), False
     elif authorization is not None:
         scheme, _, rest = authorization.decode("latin-1").strip().partition(" ")
         if scheme.lower() != "bearer":
-            raise Unauthenticated("Authorization is not of the kind Bearer", "other scheme")
+            raise Unauthenticated("the scheme of the header Authorization is not Bearer", "other scheme")
         credential, bearer = rest.strip(), True
     else:
-        raise Unauthenticated("a credential is needed", problems.NO_CREDENTIAL)
-    if "," in credential:  # the header was sent twice: neither keys nor tokens have a comma
-        raise Unauthenticated("more than one credential came", "several credentials")
+        raise Unauthenticated("the request has no credential", problems.NO_CREDENTIAL)
+    if "," in credential:  # a repeated header; neither keys nor tokens contain a comma
+        raise Unauthenticated("the request has more than one credential", "several credentials")
     return credential, bearer
 
 
 def audit(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:
-    """Count a refusal, and log it."""
+    """Count and log a refusal."""
     metrics.refused.labels(error.reason).inc()
     context = context_of(scope)
     fields = {

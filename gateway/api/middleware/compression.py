@@ -1,16 +1,16 @@
-"""Compression: zstd, br or gzip, by the weights of `Accept-Encoding`; streams are flushed chunk by chunk.
+"""Compression of responses with zstd, br or gzip, as `Accept-Encoding` prefers.
 
 Rules:
-- Only text is compressed, and nothing that is tiny, partial, without a body, or compressed already.
-- `Vary` tells caches that the response depends on Accept-Encoding. Entity tags are weak, so they hold for every coding.
-- A stream that breaks off is never finished.
+- Only text of at least `MIN_SIZE` is compressed, and no response that is empty, partial or already compressed.
+- Streams are flushed after each chunk, so that consumers get calls as soon as they are read.
+- `Vary` names Accept-Encoding. Entity tags are weak, so they are the same for every coding.
+- The compressed form of an aborted stream has no end either, so that consumers notice.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
 
 import brotli  # type: ignore[import-untyped]
 import zstandard
@@ -19,7 +19,7 @@ from litestar.types import HTTPResponseStartEvent, HTTPScope, Message, Receive, 
 from gateway.api.middleware.request_context import HTTPApp, context_of
 from gateway.api.negotiation import Headers, negotiate_coding, with_vary
 
-MIN_SIZE = 1024  # bytes of a whole body; below that one packet carries it anyway
+MIN_SIZE = 1024  # bytes of a body; a smaller one fits in one packet anyway
 TEXT_TYPES = (
     b"text/",
     b"application/json",
@@ -29,75 +29,42 @@ TEXT_TYPES = (
     b"image/svg+xml",
     b"application/openmetrics-text",
 )
-BODILESS = (204, 206, 304)
+NEVER_COMPRESSED = (204, 206, 304)  # without a body, or a byte range of the original
 
 
-class Compressor(Protocol):
-    """Compresses a body chunk by chunk."""
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk, to bytes that can be decompressed at once."""
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
+Compressor = Callable[[bytes, bool], bytes]  # compresses a chunk, given whether it is the last one
 
 
-class Zstd:
-    """Zstandard (RFC 8878), in a window that browsers accept."""
-
-    def __init__(self) -> None:
-        self._stream = zstandard.ZstdCompressor(level=3).compressobj()
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk."""
-        return self._stream.compress(chunk) + self._stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
-        return self._stream.flush()
+def _zstd() -> Compressor:
+    """Zstandard (RFC 8878). The window of level 3 is 2 MB; browsers accept at most 8 MB."""
+    stream = zstandard.ZstdCompressor(level=3).compressobj()
+    finish, block = zstandard.COMPRESSOBJ_FLUSH_FINISH, zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    return lambda chunk, last: stream.compress(chunk) + stream.flush(finish if last else block)
 
 
-class Brotli:
+def _brotli() -> Compressor:
     """Brotli (RFC 7932)."""
-
-    def __init__(self) -> None:
-        self._stream = brotli.Compressor(mode=brotli.MODE_TEXT, quality=4)
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk."""
-        return bytes(self._stream.process(chunk) + self._stream.flush())
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
-        return bytes(self._stream.finish())
+    stream = brotli.Compressor(mode=brotli.MODE_TEXT, quality=4)
+    return lambda chunk, last: bytes(stream.process(chunk) + (stream.finish() if last else stream.flush()))
 
 
-class Gzip:
+def _gzip() -> Compressor:
     """Gzip (RFC 1952)."""
-
-    def __init__(self) -> None:
-        self._stream = zlib.compressobj(5, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-
-    def compress(self, chunk: bytes) -> bytes:
-        """Compress a chunk."""
-        return self._stream.compress(chunk) + self._stream.flush(zlib.Z_SYNC_FLUSH)
-
-    def finish(self) -> bytes:
-        """The end of the compressed body."""
-        return self._stream.flush()
+    stream = zlib.compressobj(5, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    return lambda chunk, last: stream.compress(chunk) + stream.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
 
 
-CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": Zstd, "br": Brotli, "gzip": Gzip}
+CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": _zstd, "br": _brotli, "gzip": _gzip}  # preferred first
 
 
 class Compression:
-    """An ASGI layer that compresses responses as the request accepts it."""
+    """The ASGI layer."""
 
     def __init__(self, app: HTTPApp) -> None:
         self._app = app
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Compress the response, if the request accepts it and it is worth it."""
+        """Compress the response if the rules allow it."""
         chosen = negotiate_coding(context_of(scope).header(b"accept-encoding"), tuple(CODINGS))
         start: HTTPResponseStartEvent | None = None
         compressor: Compressor | None = None
@@ -112,29 +79,29 @@ class Compression:
                 return
             body, more = message["body"], message["more_body"]
             beginning, start = start, None
-            if beginning is not None and _is_text(beginning):
+            if beginning is not None and _is_compressible(beginning):
                 beginning["headers"] = with_vary(list(beginning["headers"]), "Accept-Encoding")
                 if chosen is not None and (more or len(body) >= MIN_SIZE):
                     compressor = CODINGS[chosen]()
-            if compressor is not None:
-                body = (compressor.compress(body) if body else b"") + (b"" if more else compressor.finish())
+            if compressor is not None and (body or not more):
+                body = compressor(body, not more)
             if beginning is not None:
                 if compressor is not None and chosen is not None:
-                    beginning["headers"] = _coded(beginning["headers"], chosen, None if more else len(body))
+                    beginning["headers"] = _coded_headers(beginning["headers"], chosen, None if more else len(body))
                 await send(beginning)
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
         return self._app(scope, receive, send_compressed)
 
 
-def _is_text(start: HTTPResponseStartEvent) -> bool:
+def _is_compressible(start: HTTPResponseStartEvent) -> bool:
     headers = {name.lower(): value for name, value in start["headers"]}
     media_type = headers.get(b"content-type", b"")
-    plain = b"content-encoding" not in headers and b"no-transform" not in headers.get(b"cache-control", b"")
-    return plain and start["status"] not in BODILESS and media_type.startswith(TEXT_TYPES)
+    allowed = b"content-encoding" not in headers and b"no-transform" not in headers.get(b"cache-control", b"")
+    return allowed and start["status"] not in NEVER_COMPRESSED and media_type.startswith(TEXT_TYPES)
 
 
-def _coded(headers: Iterable[tuple[bytes, bytes]], chosen: str, length: int | None) -> Headers:
+def _coded_headers(headers: Iterable[tuple[bytes, bytes]], chosen: str, length: int | None) -> Headers:
     kept = [(name, value) for name, value in headers if name.lower() != b"content-length"]
     if length is not None:
         kept.append((b"content-length", b"%d" % length))

@@ -1,10 +1,10 @@
-"""Cross-origin requests: pages of the configured origins may read the responses.
+"""Cross-origin requests (CORS): pages of the configured origins may read responses.
 
 Rules:
-- It stands outside every layer that refuses requests, and its headers are added by the outermost layer: pages can read
-  refusals and crashes, and preflights need no credential.
-- `Access-Control-Allow-Credentials` is never sent: keys travel in headers, not in cookies.
-- A request without `Origin` passes untouched. Responses that shared caches may store say `Vary: Origin` themselves.
+- This layer is outside every layer that refuses requests, and `RequestContextMiddleware` adds its headers. So pages can
+  also read errors, and preflight requests need no credential.
+- `Access-Control-Allow-Credentials` is never sent, because credentials are in headers, not in cookies.
+- Requests without `Origin` are unchanged. Responses that shared caches may store have `Vary: Origin` anyway.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ EXPOSED_HEADERS = (
     b"Age, Cache-Status, Content-Disposition, ETag, Link, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, "
     b"X-Request-Id"
 )
-MAX_AGE = b"3600"  # seconds for which a browser remembers a preflight; Chromium allows 7200
+MAX_AGE = b"3600"  # seconds for which browsers may cache a preflight; Chromium allows at most 7200
 
 
 class Cors:
-    """An ASGI layer that answers preflights and marks responses."""
+    """The ASGI layer."""
 
     def __init__(self, app: HTTPApp, origins: frozenset[str]) -> None:
         self._app = app
         self._origins = origins
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Answer a preflight, or mark the response to a request with `Origin`."""
+        """Answer a preflight request, or add CORS headers to the response."""
         context = context_of(scope)
         origin = context.headers.get(b"origin")
         if origin is None:

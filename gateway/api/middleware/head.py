@@ -1,4 +1,4 @@
-"""HEAD is GET without the body, on every path, and `Allow` lists it."""
+"""HEAD requests: every path that supports GET supports HEAD, as GET without the body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.api.middleware.request_context import HTTPApp, context_of
 
 
 class HeadMiddleware:
-    """An ASGI layer that answers HEAD from GET. Every path has GET, so that no response to GET has `Allow`."""
+    """The ASGI layer. It also adds HEAD and OPTIONS to `Allow`, which Litestar takes from the routes alone."""
 
     def __init__(self, app: HTTPApp) -> None:
         self._app = app
@@ -41,7 +41,7 @@ class HeadMiddleware:
             await send(message)
 
         context_of(scope).is_head = True
-        inner = scope.copy()  # the server looks at the method, too
+        inner = scope.copy()  # a copy, because the server reads the method of its scope too
         inner["method"] = "GET"
         try:
             await self._app(inner, receive, send_without_body)

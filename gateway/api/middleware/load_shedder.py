@@ -1,12 +1,12 @@
-"""Load shedding: requests that are refused before authentication, and the end of those whose client disconnects.
+"""Load shedding: refuse requests above a limit, and cancel requests whose client disconnects.
 
 Rules:
-- At most `max_requests` are in progress; one more is refused at once (503, Retry-After) instead of queued. Health,
-  readiness and metrics are always answered.
-- A query is of bounded length.
-- A request whose client disconnects is cancelled, and releases the flights that it waits for: POSTs that are not sent
-  yet are dropped. A request is watched once it takes longer than `POLL_INTERVAL`; most are answered sooner.
-- Once the process is shutting down, `/readyz` is 503; every other request is answered as before.
+- At most `max_requests` requests are in progress. Further ones are refused with 503 instead of queued. Probes and
+  metrics are always served.
+- A query string has at most `MAX_QUERY` bytes.
+- When a client disconnects, its request is cancelled and releases its flights, so POSTs that are not sent yet are
+  dropped. Only requests that take longer than `POLL_INTERVAL` are watched.
+- While the process shuts down, `/readyz` is 503 and all other requests are served.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, context_of
 from gateway.shutdown import Shutdown
 
-ALWAYS = frozenset(("/healthz", "/readyz", "/metrics"))
-MAX_QUERY = 16 * 1024  # bytes; a cursor is at most a few hundred, 50 client codes are 4,000
-POLL_INTERVAL = 0.05  # seconds; a response from the cache takes 1 ms
-Request = asyncio.Task[object]  # the task that answers a request
+PROBE_PATHS = frozenset(("/healthz", "/readyz", "/metrics"))
+MAX_QUERY = 16 * 1024  # bytes; a cursor has a few hundred, 50 client codes have 4,000
+POLL_INTERVAL = 0.05  # seconds; a response from the cache takes about 1 ms, so it is never watched
+Request = asyncio.Task[object]  # the task that serves a request
 
 
 class LoadShedder:
-    """An ASGI layer that lets `max_requests` through at a time."""
+    """The ASGI layer. It serves at most `max_requests` requests at a time."""
 
     def __init__(self, app: HTTPApp, max_requests: int, shutdown: Shutdown) -> None:
         self._app = app
         self._max_requests = max_requests
         self._shutdown = shutdown
         self._in_progress: dict[Request, Receive] = {}
-        self._polled: set[Request] = set()  # in progress at the last poll
+        self._polled: set[Request] = set()  # the requests in progress at the last poll
         self._watchers: dict[Request, asyncio.Task[None]] = {}
         self._disconnected: set[Request] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Let a request through, or refuse it."""
-        if scope["path"] in ALWAYS:
+        """Serve a request, or refuse it."""
+        if scope["path"] in PROBE_PATHS:
             if scope["path"] == "/readyz" and self._shutdown.begun.is_set():
                 return self._refuse(scope, send, problems.OVERLOADED, "this replica is shutting down")
             return self._app(scope, receive, send)
         if len(self._in_progress) >= self._max_requests:
             return self._refuse(scope, send, problems.OVERLOADED, "too many requests are in progress")
         if len(scope["query_string"]) > MAX_QUERY:
-            return self._refuse(scope, send, problems.INVALID, f"the query is longer than {MAX_QUERY} bytes")
+            return self._refuse(scope, send, problems.INVALID, f"the query string is longer than {MAX_QUERY} bytes")
         return self._serve(scope, receive, send)
 
     def _refuse(self, scope: HTTPScope, send: Send, kind: problems.ProblemType, detail: str) -> Awaitable[None]:
@@ -76,7 +76,7 @@ class LoadShedder:
         self._timer = asyncio.get_running_loop().call_later(POLL_INTERVAL, self._poll)
 
     def _poll(self) -> None:
-        """Watch the requests that were in progress at the last poll, too."""
+        """Start watching the requests that were already in progress at the last poll."""
         self._timer = None
         for request in self._polled & self._in_progress.keys() - self._watchers.keys():
             watcher = asyncio.get_running_loop().create_task(self._watch(request, self._in_progress[request]))

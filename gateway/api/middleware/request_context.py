@@ -1,10 +1,10 @@
-"""The outermost layer: the request's context, metrics, the access log, and a problem for every exception that escapes.
+"""The outermost layer: the request context, metrics, the access log, and a problem for every unexpected error.
 
 Rules:
-- It wraps Litestar, whose 404 and 405 are raised before Litestar's own middleware.
-- Logs and labels hold route templates, never paths or queries: client codes are telephone numbers.
-- Bodies are sent in chunks, so that the part that the client has not read waits here, not in the server's buffer.
-- Once the process is shutting down, every response closes its connection.
+- It is outside Litestar, whose own middleware does not see 404 and 405.
+- Logs and labels contain route templates, never paths or queries, because client codes are telephone numbers.
+- Bodies are sent in chunks, so that a slow client does not fill the buffer of the server.
+- While the process shuts down, every response closes its connection.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from gateway.shutdown import Shutdown
 
 LOGGER = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}  # all others share one label
-SECURITY = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-CLOSE = ((b"connection", b"close"),)
-CHUNK_SIZE = 64 * 1024  # bytes; as large as the server's buffer
-CLIENT_CLOSED = 499  # the client disconnected before the response began; nginx's status for it
-HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # a layer; requests that are not HTTP end here
+METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}  # other methods share the label `other`
+SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+CLOSE_HEADERS = ((b"connection", b"close"),)
+CHUNK_SIZE = 64 * 1024  # bytes; uvicorn's high-water mark for unsent data
+CLIENT_CLOSED = 499  # nginx's status for a client that disconnects before the response
+HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # an inner layer; it gets HTTP requests only
 
 
 class Lifetime(Struct, frozen=True):
-    """How long a response may be repeated: fetched `as_of`, fresh until `fresh_until`, unchanged until `until`."""
+    """For how long a response may be reused. Its newest data is of `as_of`; all in seconds since 1970."""
 
     as_of: float
     fresh_until: float
@@ -48,21 +48,21 @@ class Lifetime(Struct, frozen=True):
 
 
 class RequestContext(Struct):
-    """The state of one request, which layers and handlers share."""
+    """The state of one request, shared by layers and handlers."""
 
     request_id: str
-    headers: dict[bytes, bytes]  # by lower-case name; the values of repeated fields are joined (RFC 9110, section 5.3)
-    started: float  # of `time.perf_counter`, as is `read_finished`
+    headers: dict[bytes, bytes]  # by lower-case name; repeated fields are combined (RFC 9110, section 5.3)
+    started: float  # by `time.perf_counter`, like `read_finished`
     consumer: Consumer | None = None
-    response_headers: Headers = []  # added to the response, whichever layer sends it
-    read_finished: float = 0  # when the cache had answered
-    lifetime: Lifetime | None = None  # set by a handler whose response may be repeated
-    release: Callable[[], None] | None = None  # called at the end of the request; frees its export slot
-    is_head: bool = False  # the body is not sent
-    aborted: bool = False  # the stream was cut short on purpose, and is logged
+    response_headers: Headers = []  # added to every response, whichever layer sends it
+    read_finished: float = 0  # when the cache had been read
+    lifetime: Lifetime | None = None  # set by a handler whose response may be reused
+    release: Callable[[], None] | None = None  # called at the end of the request, to free its export slot
+    is_head: bool = False  # a HEAD request: the body is not sent
+    aborted: bool = False  # the stream ended early because of an error that is already logged
 
     def header(self, name: bytes) -> str:
-        """The value of a request header; empty without it."""
+        """The value of a request header; empty if the request does not have it."""
         return self.headers.get(name, b"").decode("latin-1")
 
 
@@ -73,7 +73,7 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 class RequestContextMiddleware:
-    """The ASGI application. `lifespan` serves events that are not HTTP; `operator`, if any, the metrics port."""
+    """The ASGI application. `lifespan` handles start and stop; `operator` is the application of the metrics port."""
 
     operator: RequestContextMiddleware | None = None
 
@@ -97,7 +97,7 @@ class RequestContextMiddleware:
                 await self._serve(scope, receive, send, span)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span | None) -> None:
-        headers = combine(scope["headers"])
+        headers = combine_fields(scope["headers"])
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
         context = RequestContext(request_id, headers, started)
         scope.setdefault("state", {})["context"] = context
@@ -107,23 +107,23 @@ class RequestContextMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                closing = CLOSE if self.shutdown.begun.is_set() else ()
+                closing = CLOSE_HEADERS if self.shutdown.begun.is_set() else ()
                 own = (b"x-request-id", request_id.encode())
-                message["headers"] = [*message["headers"], *context.response_headers, *SECURITY, *closing, own]
+                message["headers"] = [*message["headers"], *context.response_headers, *SECURITY_HEADERS, *closing, own]
             elif message["type"] == "http.response.body" and len(message["body"]) > CHUNK_SIZE:
                 return send_in_chunks(message, send)
             return send(message)
 
         requests = self._metrics.requests
-        requests.under_way += 1
+        requests.in_flight += 1
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             if context.aborted:
-                return  # without the end of the response: the server closes the connection, so the client notices
+                return  # without a last chunk, so the server closes the connection and the client notices
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
             if status != CLIENT_CLOSED:
-                raise  # the response has begun: breaking it off is all that can be said
+                raise  # the response has begun, so the connection must be closed
             await problems.send_problem(send_with_headers, problems.INTERNAL, scope["path"], request_id)
         finally:
             if context.release is not None:
@@ -131,7 +131,7 @@ class RequestContextMiddleware:
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
-            requests.under_way -= 1
+            requests.in_flight -= 1
             consumer = context.consumer
             requests.add(method, route, status, seconds, consumer.label if consumer else "")
             self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
@@ -146,8 +146,8 @@ class RequestContextMiddleware:
         return f"{self._process}{next(self._numbers):010x}"
 
 
-def combine(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list, of which ASGI promises an iterable only
-    """The header fields of a request by name, the values of repeated ones joined (RFC 9110, section 5.3)."""
+def combine_fields(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list, of which ASGI promises an iterable only
+    """The header fields of a request by name. Repeated fields are combined (RFC 9110, section 5.3)."""
     headers: dict[bytes, bytes] = dict(fields)
     if len(headers) != len(fields):
         headers = {name: b", ".join([value for other, value in fields if other == name]) for name in headers}
@@ -155,7 +155,7 @@ def combine(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list, of whi
 
 
 async def send_in_chunks(message: HTTPResponseBodyEvent, send: Send) -> None:
-    """Send a part of a body in chunks, each once the client has read enough of those before."""
+    """Send a body in chunks, each when the buffer of the server has room for it."""
     body, more = message["body"], message["more_body"]
     for start in range(0, len(body), CHUNK_SIZE):
         more_body = more or start + CHUNK_SIZE < len(body)

@@ -1,15 +1,14 @@
-"""Repeated requests are served from a per-consumer cache of responses, for as long as these are fresh.
+"""Response cache: serves repeated requests of a consumer from memory, for as long as the response is fresh.
 
 Rules:
-- It stands inside authentication, so that every request is authenticated and counted, and outside compression and
-  Litestar, whose work a repeated request saves. A handler whose response may be repeated sets `lifetime` in the
-  request's context; this layer does not know about calls.
-- The key is all that a response depends on: consumer, path, query, and the headers Accept and Accept-Encoding. An entry
-  is for the very consumer value that it was made for: a consumer whose rights were read again is another.
-- `Age`, `Cache-Status` and the status 304 are computed for each request. Requests with `Cache-Control` or `Pragma`, and
-  methods other than GET, pass.
-- An entry lives a minute at most, so that the cache of calls learns which days are in use. Entries, their keys
-  and expired ones included, stay within a bound in bytes, which is enforced when a response is stored (T8).
+- It is inside authentication, so that every request is authenticated and counted, and outside compression and Litestar,
+  whose work it saves. A handler that sets `lifetime` in the request context allows its response to be stored.
+- The key is everything that a response depends on: consumer, path, query, Accept and Accept-Encoding. An entry is only
+  served to an equal consumer, so a change of rights invalidates it.
+- `Age`, `Cache-Status` and 304 are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods
+  other than GET, bypass the cache.
+- An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
+- The size is bounded in bytes, including keys and expired entries, and enforced when a response is stored (T8).
 """
 
 from __future__ import annotations
@@ -25,17 +24,22 @@ from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
 from gateway.api.negotiation import Headers
 from gateway.metrics import RequestMetrics
 
-MAX_TTL = 60.0  # seconds
-MAX_BODY = 1024**2  # bytes; a page of 1,000 calls is 700 kB uncompressed
-ENTRY_OVERHEAD = 1500  # bytes of the objects of an entry, and its place in the dictionary
-FIELD_OVERHEAD = 150  # bytes of a header field: a tuple, two strings, and two places in lists
-COMPUTED = {b"age", b"cache-status", b"server-timing", b"x-request-id"}  # made for each response
-OF_BODY = {b"content-length", b"content-type", b"content-encoding"}  # left out of a 304
+MAX_TTL = 60.0  # seconds; the cache of calls needs no finer knowledge of which extents are in use
+MAX_BODY = 1024**2  # bytes; a page of 1,000 calls has 700 kB uncompressed
+ENTRY_OVERHEAD = 1500  # bytes; the objects of an entry and its slot in the dictionary
+FIELD_OVERHEAD = 150  # bytes; a tuple, two strings and two list slots for a header field
+COMPUTED_HEADERS = {
+    b"age",
+    b"cache-status",
+    b"server-timing",
+    b"x-request-id",
+}  # computed for each response, so not stored
+BODY_HEADERS = {b"content-length", b"content-type", b"content-encoding"}  # not sent with 304
 Key = tuple[str | None, bytes, bytes, bytes, bytes]
 
 
 class Entry(Struct, frozen=True):
-    """A stored response; `size` is its share of the bound, in bytes."""
+    """A stored response. `size` is its memory in bytes, key included."""
 
     consumer: Consumer | None
     route: str
@@ -48,7 +52,7 @@ class Entry(Struct, frozen=True):
 
 
 class ResponseCache:
-    """An ASGI layer that holds at most `max_bytes`."""
+    """The ASGI layer. It stores at most `max_bytes`."""
 
     def __init__(self, app: HTTPApp, clock: Callable[[], float], max_bytes: int, metrics: RequestMetrics) -> None:
         self._app = app
@@ -56,7 +60,7 @@ class ResponseCache:
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
-        self._sweep_at = 0.0  # when to drop expired entries next
+        self._sweep_at = 0.0  # when to drop expired entries next, in seconds since 1970
         self.size = 0  # bytes
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -74,20 +78,22 @@ class ResponseCache:
         )
         entry = self._entries.get(key)
         if entry is None or b"cache-control" in headers or b"pragma" in headers:
-            return self._fetch(scope, receive, send, key)
+            return self._serve_and_store(scope, receive, send, key)
         now = self._clock()
         if now >= entry.lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
             self._drop(key)
-            return self._fetch(scope, receive, send, key)
+            return self._serve_and_store(scope, receive, send, key)
         self._entries.move_to_end(key)
-        return self._repeat(scope, send, entry, now, headers.get(b"if-none-match"))
+        return self._serve_entry(scope, send, entry, now, headers.get(b"if-none-match"))
 
-    async def _repeat(self, scope: HTTPScope, send: Send, entry: Entry, now: float, condition: bytes | None) -> None:
+    async def _serve_entry(
+        self, scope: HTTPScope, send: Send, entry: Entry, now: float, condition: bytes | None
+    ) -> None:
         lifetime = entry.lifetime
         self._metrics.repeats += 1
         scope["path_template"] = entry.route
         status, kept, body = 200, entry.headers, entry.body
-        if condition is not None and matches(condition.decode("latin-1"), entry.etag):
+        if condition is not None and etag_matches(condition.decode("latin-1"), entry.etag):
             status, kept, body = 304, entry.headers_of_304, b""
         age = now - lifetime.as_of
         headers = [
@@ -98,13 +104,13 @@ class ResponseCache:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _fetch(self, scope: HTTPScope, receive: Receive, send: Send, key: Key) -> Awaitable[None]:
+    def _serve_and_store(self, scope: HTTPScope, receive: Receive, send: Send, key: Key) -> Awaitable[None]:
         headers: Headers = []
 
         async def send_and_store(message: Message) -> None:
             nonlocal headers
             if message["type"] == "http.response.start" and message["status"] == 200:
-                headers = list(message["headers"])  # outer layers add theirs to the message
+                headers = list(message["headers"])  # a copy: outer layers change the list of the message
             await send(message)
             if headers and message["type"] == "http.response.body":
                 lifetime = context_of(scope).lifetime
@@ -115,7 +121,7 @@ class ResponseCache:
         return self._app(scope, receive, send_and_store)
 
     def _store(self, scope: HTTPScope, key: Key, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
-        kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED]
+        kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED_HEADERS]
         etag = dict(kept).get(b"etag")
         if etag is None:
             return
@@ -127,7 +133,7 @@ class ResponseCache:
             route=str(scope.get("path_template")),
             etag=etag.decode(),
             headers=kept,
-            headers_of_304=[pair for pair in kept if pair[0] not in OF_BODY],
+            headers_of_304=[pair for pair in kept if pair[0] not in BODY_HEADERS],
             body=body,
             lifetime=Lifetime(
                 lifetime.as_of, lifetime.fresh_until, min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
@@ -147,7 +153,7 @@ class ResponseCache:
             self.size -= entry.size
 
 
-def matches(condition: str, etag: str) -> bool:
-    """Compare the tags of If-None-Match with an entity tag, weakly (RFC 9110, section 8.8.3.2)."""
+def etag_matches(condition: str, etag: str) -> bool:
+    """Whether If-None-Match matches an entity tag, by weak comparison (RFC 9110, section 8.8.3.2)."""
     given = {tag.strip().removeprefix("W/") for tag in condition.split(",")}
     return "*" in given or etag.removeprefix("W/") in given
