@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TESTS
 
 PACKAGE = ROOT / "gateway"
 MAX_LINES = 400
@@ -38,6 +39,9 @@ LAYERS = {
     "": 0,  # gateway/__init__.py: the version
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS_AND_BENCHMARKS = sorted(
+    [*(ROOT / "benchmarks").glob("*.py"), *TESTS.glob("*.py"), *TESTS.glob("[!n]*/*.py")]
+)  # not node/
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 OWNERS = {
     "litestar": {"api", "app"},
@@ -105,3 +109,11 @@ def test_libraries_stay_where_they_belong(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_no_module_is_too_long_to_read(path: Path):
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", TESTS_AND_BENCHMARKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_is_imported_and_no_benchmark_imports_tests(path: Path):
+    names = imports_of(path)
+    assert [name for name in names if re.match(r"tests\.(\w+\.)*test_", name)] == []
+    if path.is_relative_to(ROOT / "benchmarks"):
+        assert [name for name in names if name.split(".")[0] == "tests"] == []

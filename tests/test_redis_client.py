@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import time
+from contextlib import suppress
 
 import pytest
 import uvloop
@@ -13,6 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
 from gateway.redis_client import TIMEOUT, RedisClient, Unavailable, make_script
+from tests.support.loops import settle
+from tests.support.processes import wait_in_loop_for
 from tests.support.replicas import ANY, Replica, run
 from tests.support.servers import Server
 from tests.support.upstream import LAST_HOUR, Upstream
@@ -70,12 +73,17 @@ def test_a_server_that_hangs_is_asked_once_and_then_left_alone():
 def test_a_connection_that_is_reset_is_no_bug_of_the_driver_on_the_loop_of_production():
     metrics = Metrics(registry := CollectorRegistry())
 
+    resets: list[asyncio.StreamWriter] = []
+
     async def deny(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"-DENIED as in protected mode\r\n")
         await writer.drain()
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         asyncio.get_running_loop().call_later(0.02, writer.transport.abort)
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        resets.append(writer)
 
     async def work() -> None:
         listening = await asyncio.start_server(deny, "127.0.0.1")
@@ -83,7 +91,8 @@ def test_a_connection_that_is_reset_is_no_bug_of_the_driver_on_the_loop_of_produ
         for _ in range(2):
             with pytest.raises(Unavailable):
                 await shared.run("claim", make_script("return 1"), [], [])
-            await asyncio.sleep(0.1)  # the reset must have come
+            await wait_in_loop_for(lambda: resets, "the reset is sent")
+            await settle()  # and has come
         await shared.close()
         listening.close()
 

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 
 from gateway.simulator.server import Options
+from tests.support.processes import wait_for
 from tests.support.stand import Make
 
 WINDOW = "start=2026-11-01T05:00:00Z&end=2026-11-01T06:00:00Z"
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true, for at most 20 s."""
-    ends = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def test_more_requests_than_there_is_room_for_are_told_so_at_once(stand: Make):
@@ -32,7 +24,7 @@ def test_more_requests_than_there_is_room_for_are_told_so_at_once(stand: Make):
         waiting = [threading.Thread(target=other.get, args=(path,)) for path in paths]
         for thread in waiting:
             thread.start()
-        until(lambda: gateway.metric("requests_in_flight") == 3)  # and this one
+        wait_for(lambda: gateway.metric("requests_in_flight") == 3, "both are in flight")  # and this one
         refused = gateway.get("/clients/8005550102/calls")
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/overloaded")
         assert refused.headers["retry-after"] == "1"
@@ -57,10 +49,10 @@ def test_who_hangs_up_is_not_waited_for_and_what_is_not_sent_is_dropped(stand: M
         opened.append(socket.create_connection((host, port)))
         query = f"/clients/800555010{number}/calls?start=2026-11-0{number + 1}"
         opened[number].sendall(f"GET {query} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-        until(lambda series=series: gateway.metric(series) == 1)  # type: ignore[misc]
+        wait_for(lambda series=series: gateway.metric(series) == 1, "the request is there")  # type: ignore[misc]
     for one in opened:
         one.close()
-    until(lambda: gateway.metric("requests_in_flight") == 1)  # this one: nobody waits for a flight
+    wait_for(lambda: gateway.metric("requests_in_flight") == 1, "both are gone")  # this one: nobody waits for a flight
     assert 'status="499"' in gateway.client.get("/metrics").text
-    until(lambda: gateway.metric('upstream_dropped_total{reason="unwanted"}') == 1)
+    wait_for(lambda: gateway.metric('upstream_dropped_total{reason="unwanted"}') == 1, "what nobody wants is dropped")
     assert gateway.simulator.posts == 1

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.api.middleware.request_context import CHUNK_SIZE, send_in_chunks
+from tests.support.loops import settle
 
 
 @pytest.mark.parametrize("more_body", [False, True])
@@ -22,7 +23,7 @@ def test_a_large_body_is_sent_in_pieces_one_after_the_other(more_body: bool):
         sending = asyncio.create_task(
             send_in_chunks({"type": "http.response.body", "body": body, "more_body": more_body}, send)
         )
-        await asyncio.sleep(0)
+        await settle()
         assert len(sent) == 1  # the client has not taken the first
         taken.set()
         await sending

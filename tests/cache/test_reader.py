@@ -12,6 +12,8 @@ from gateway.cache.freshness import Rule, gaps, stale_from
 from gateway.cache.scans import Position, read_page
 from gateway.errors import UpstreamTimeout
 from gateway.model import Call, Window
+from tests.support.loops import settle
+from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids
 
 
@@ -98,10 +100,10 @@ def test_a_consumer_who_leaves_does_not_end_the_flight() -> None:
         cache = cache_of(upstream)
         window = Window(NOW - 3600, NOW)
         leaver = asyncio.create_task(cache.read(ask(["a"], window)))
-        await asyncio.sleep(0.01)
+        await wait_in_loop_for(lambda: upstream.posts, "the POST is sent")
         leaver.cancel()
         stayer = asyncio.create_task(cache.read(ask(["a"], window)))
-        await asyncio.sleep(0.01)
+        await settle()
         upstream.gate.set()
         assert (await stayer).calls == []
 

@@ -8,6 +8,8 @@ import pytest
 from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
 from gateway.errors import UpstreamError, UpstreamFailed
 from gateway.model import Call, Window
+from tests.support.loops import settle
+from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids
 
 MONTH = Window(NOW - 30 * DAY, NOW)
@@ -48,13 +50,15 @@ def test_one_span_is_read_ahead_and_no_more():
     upstream.published = scattered(9000)
 
     async def run() -> list[int]:
-        parts = stream(cache_of(upstream), ask(["a"], MONTH), upstream.now, 60, newest_first=True)
-        posts = []
+        cache = cache_of(upstream)
+        parts = stream(cache, ask(["a"], MONTH), upstream.now, 60, newest_first=True)
+        posts: list[int] = []
         for _ in range(3):
             await anext(parts)
-            await asyncio.sleep(0.01)  # the span ahead lands
+            await wait_in_loop_for(lambda: len(upstream.posts) >= len(posts) + 2, "the span ahead is asked for")
+            await settle()
             posts.append(len(upstream.posts))
-        await asyncio.sleep(0.05)
+        await cache.close()  # sends what has collected, if anything has
         assert len(upstream.posts) == posts[-1]
         return posts
 
@@ -71,7 +75,7 @@ def test_who_leaves_a_stream_cancels_no_flight():
         for _ in range(2):
             await anext(parts)
         upstream.gate = asyncio.Event()
-        await asyncio.sleep(0.01)  # the third span is under way
+        await wait_in_loop_for(lambda: len(upstream.posts) == 3, "the third span is under way")
         await parts.aclose()  # type: ignore[attr-defined]
         upstream.gate.set()
         await cache.close()

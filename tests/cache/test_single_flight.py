@@ -36,6 +36,8 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.model import Window
+from tests.support.loops import settle
+from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, HOUR, LAST_HOUR, NOW, Faulty, Upstream, ask, cache_of, call, ids
 
 
@@ -196,9 +198,10 @@ def test_who_joined_a_flight_that_failed_asks_on_its_own_account():
         upstream.gate = asyncio.Event()
         cache = cache_of(upstream)
         large = asyncio.create_task(cache.read(ask(["a"], Window(NOW - 2 * HOUR, NOW))))
-        await asyncio.sleep(0)
+        await settle()
         small = asyncio.create_task(read_all(cache, ["a"], LAST_HOUR))
-        await asyncio.sleep(0.01)
+        await settle()
+        await wait_in_loop_for(lambda: upstream.posts, "the POST is sent")
         upstream.gate.set()
         with pytest.raises(UpstreamTimeout):
             await large
@@ -235,7 +238,7 @@ def test_no_connection_is_remembered_for_all_until_a_post_lands():
         upstream.gate = asyncio.Event()
         landing = asyncio.create_task(read_all(cache, ["c"], LAST_HOUR))
         failing = asyncio.create_task(cache.read(ask(["a"], Window(NOW - DAY, NOW - 60))))
-        await asyncio.sleep(0.1)  # longer than needs collect
+        await wait_in_loop_for(lambda: len(upstream.posts) == 4, "both POSTs are sent")
         upstream.gate.set()
         assert await landing == []
         with pytest.raises(UpstreamUnreachable):
@@ -454,8 +457,7 @@ def test_a_slow_upstream_lengthens_the_least_life():
         window = Window(NOW - HOUR, NOW)
         upstream.gate = asyncio.Event()
         read = asyncio.create_task(cache.read(ask(["a"], window)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await wait_in_loop_for(lambda: upstream.posts, "the POST is sent")
         upstream.now += 20
         upstream.gate.set()
         await read

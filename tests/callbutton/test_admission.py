@@ -37,6 +37,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
+from tests.support.loops import settle
 
 SILENT = UpstreamTimeout("no byte", answering=False)
 
@@ -146,11 +147,6 @@ class Stage:
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"callbutton_gateway_upstream_{name}", labels)
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def staged(most: int) -> Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], Callable[[], None]]:

@@ -13,7 +13,6 @@ To hold on a busy machine, too, replicas here give the shared cache more time th
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 import sys
@@ -38,7 +37,7 @@ from gateway.simulator.calls import CENTRAL
 from gateway.simulator.request import parse_request
 from gateway.simulator.server import PATH, Options, Simulator
 from tests.support.paths import ROOT
-from tests.support.processes import answers, free_port, running, wait_for
+from tests.support.processes import answers, free_port, running, wait_for, wait_in_loop_for
 from tests.support.servers import running as serving_cache
 from tests.support.servers import valkey
 from tests.support.stand import serving
@@ -112,8 +111,7 @@ class Upstream:
             needs = self._note(replica, message["body"])
             if self._stopped[replica].is_set():
                 self.held += needs
-            while self._stopped[replica].is_set():  # noqa: ASYNC110 - by another thread
-                await asyncio.sleep(0.01)
+            await wait_in_loop_for(lambda: not self._stopped[replica].is_set(), "the replica is answered again", 600)
 
             async def again() -> Any:
                 return message
@@ -211,7 +209,7 @@ class Load:
                     self.answers.append(answer.status_code)
                     if answer.status_code != 200:
                         self.failures.append(answer.text)
-                time.sleep(0.01)
+                self._over.wait(0.01)  # seconds: the pace of one consumer
 
     def ahead(self) -> int:
         """The number of a need that nobody has asked for."""

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.process.served import ANSWERED, CODE, EXPORT, LATER, PAGE, REAL, Serve, Served, answer, request
-from tests.support.processes import wait_for
+from tests.support.processes import wait_for, wait_in_loop_for
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 SLOW = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-01T01:00"
@@ -193,8 +193,7 @@ def test_sigterm_under_load_loses_no_request(serve: Serve):
             sending = False
 
         async def killer() -> None:
-            while len(answers) < 50:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            await wait_in_loop_for(lambda: len(answers) >= 50, "fifty answers")
             gateway.process.send_signal(signal.SIGTERM)
 
         await asyncio.gather(balancer(), killer(), *map(consumer, range(8)))
