@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from xml.etree.ElementTree import ParseError, XMLParser
 
-from gateway.callbutton.reply import parse_reply
+from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError
 
@@ -15,6 +15,7 @@ HEAD = (
 TAIL = b"</Client></GetCallDetailsResponse></CallbuttonService></Callbutton>"
 BEFORE = b'<CallDetails><Call ID="1"><StartTime>01/02/2026 03:04:05</StartTime>'
 AFTER = b'</Call><Call ID="2"><StartTime>01/02/2026 03:04:05</StartTime></Call></CallDetails>'
+PIECE = 11  # bytes; cuts most markup
 
 
 class Mode(NamedTuple):
@@ -34,14 +35,26 @@ MODES = (
 
 
 def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
-    """Tell whether a reply is accepted; fails if it should not be, or if anything but UpstreamError is raised."""
+    """Tell whether a reply is accepted.
+
+    Fails if it should not be, if small pieces are read otherwise, or if anything but an UpstreamError is raised.
+    """
     body = mode.before + data + mode.after
+    whole, in_pieces = (read(body, mode.charset, size) for size in (len(body) + 1, PIECE))
+    assert whole == in_pieces, body
+    assert whole is None or is_well_formed(body, mode.charset), body
+    return whole is not None
+
+
+def read(body: bytes, charset: str | None, size: int) -> Reply | None:
+    """Read a reply in pieces of a size; None if it is refused."""
+    parser = ReplyParser(status=True, charset=charset)
     try:
-        parse_reply(body, charset=mode.charset)
+        for at in range(0, len(body), size):
+            parser.feed(body[at : at + size])
+        return parser.close()
     except UpstreamError:
-        return False
-    assert is_well_formed(body, mode.charset), body
-    return True
+        return None
 
 
 def is_well_formed(body: bytes, charset: str | None = None) -> bool:

@@ -65,6 +65,7 @@ class ReplyParser:
         builder = TreeBuilder()
         self._document = builder.start("document", {})  # an element of ours, so that the tree can be seen as it grows
         self._parser = XMLParser(target=builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
+        self._response: Element | None = None  # once it has begun, if its status is OK
         self._line = 1
         self._size = 0  # characters since an element of the response was complete
         self._code: str | None = None  # the code that applies in the Client that is growing
@@ -171,10 +172,12 @@ class ReplyParser:
 
     def _take(self, *, complete: bool) -> None:
         """Read complete elements and remove them. Unless all are, the last element of each level may still grow."""
-        responses = self._responses()
-        if len(responses) != 1 or attribute(responses[0], "status").upper() != "OK":
-            return
-        clients = list(responses[0])
+        if self._response is None:
+            responses = self._responses()
+            if len(responses) != 1 or attribute(responses[0], "status").upper() != "OK":
+                return
+            self._response = responses[0]
+        clients = list(self._response)
         for client in clients:
             growing = not complete and client is clients[-1]
             name = canonical(client.tag)
@@ -184,7 +187,7 @@ class ReplyParser:
                 self._refuse(f"has {name} outside of a Client")
             elif not growing:
                 self._unknown += 1
-        self._remove(responses[0], len(clients) - (not complete))
+        self._remove(self._response, len(clients) - (not complete))
 
     def _take_client(self, client: Element, *, growing: bool) -> None:
         """Read the complete elements of a Client. The code that applies to the rest of it is kept until it ends."""
@@ -198,7 +201,8 @@ class ReplyParser:
                     self._refuse("has CallDetails before a ClientCode")
                 count = len(child) - last
                 self._take_calls(child[:count], code)
-                self._remove(child, count)
+                if last:
+                    self._remove(child, count)
             elif name == "Call":
                 self._refuse("has a Call outside of CallDetails")
             elif last:
@@ -211,8 +215,10 @@ class ReplyParser:
                 self._unknown += 1
             if not last:
                 kept = code
-        self._remove(client, len(children) - growing)
-        self._code = kept if growing else None
+        self._code = None
+        if growing:
+            self._remove(client, len(children) - 1)
+            self._code = kept
 
     def _remove(self, element: Element, count: int) -> None:
         if count > 0:

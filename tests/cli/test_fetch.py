@@ -160,10 +160,10 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "CODE: is required; '*' is every client"),
+        ([], "CODE: is required; '*' selects every client"),
         (["a b"], "is not a client code"),
         ([CODE, "--start", "yesterday"], "start: is not a date"),
-        ([CODE, "--start", "2026-11-02", "--end", "2026-11-01"], "start: is not before end"),
+        ([CODE, "--start", "2026-11-02", "--end", "2026-11-01"], "start: is not before `end`"),
         ([CODE, "--tz", "Mars"], "tz: is not an IANA time zone"),
         ([CODE, "--all", "--start", "2026-11-01"], "leave --start and --end out"),
         ([CODE, "--fields", "id,name"], "name is not a field"),
