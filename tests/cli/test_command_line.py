@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import yaml
@@ -28,6 +27,7 @@ from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
 from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.paths import ROOT
 from tests.support.processes import free_port
 
 
@@ -282,10 +282,7 @@ def test_openapi_prints_the_same_document_twice():
 
 
 def test_make_help_lists_every_target_and_is_the_default():
-    folder = Path(__file__).parent.parent
-    done = subprocess.run(
-        ["make", "-C", str(folder), "--no-print-directory"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True)
     listed = re.findall(r"^  (\S+)  +\S", done.stdout, re.MULTILINE)
-    targets = re.findall(r"^([a-z-]+):", (folder / "Makefile").read_text("utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert listed == targets
