@@ -28,10 +28,10 @@ WORDS = {
     "delta": "gap",
     "job": "flight",
     "ticket": "subscription",
-    "manager": "what it does",
-    "helper": "what it does",
-    "util": "what it does",
-    "utils": "what it does",
+    "manager": "a noun for its purpose",
+    "helper": "a noun for its purpose",
+    "util": "a noun for its purpose",
+    "utils": "a noun for its purpose",
     "desk": "services",
     "asking": "context",
     "door": "load shedder",
@@ -65,7 +65,7 @@ CLASSES = {
     "Shared": "RedisClient",
 }
 PREFIXES = {"MOST": "MAX", "LEAST": "MIN", "LONGEST": "MAX", "PATIENCE": "TIMEOUT"}  # of constants
-# Names of libraries, and ours that say what they are to them.
+# Names of libraries, and names of ours that extend them.
 FOREIGN = {"AbstractContextManager", "AnyIOBackend", "AsyncNetworkBackend", "TimedBackend", "_backend"}
 READS_A_FILE = {"_read_lua"}  # a function that is named so and does not parse
 

@@ -282,10 +282,7 @@ def test_openapi_prints_the_same_document_twice():
 
 
 def test_make_help_lists_every_target_and_is_the_default():
-    folder = ROOT
-    done = subprocess.run(
-        ["make", "-C", str(folder), "--no-print-directory"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True)
     listed = re.findall(r"^  (\S+)  +\S", done.stdout, re.MULTILINE)
-    targets = re.findall(r"^([a-z-]+):", (folder / "Makefile").read_text("utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert listed == targets

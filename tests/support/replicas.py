@@ -1,4 +1,4 @@
-"""Caches as processes of their own would have them, which share a level 2."""
+"""Replicas: caches that share a level 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANY = float("inf")  # the clock of an upstream that is a function is not the ser
 
 
 class Replica:
-    """A cache with a connection of its own, as a process of its own would have."""
+    """A cache with its own connection, like one replica of several."""
 
     def __init__(self, upstream: Upstream, url: str, patience: float = 10, **changes: Any) -> None:
         self.registry = CollectorRegistry()
