@@ -228,14 +228,18 @@ class RecordReader:
 
     def _complete(self, extra: dict[str, str], texts: Texts, earlier: dict[str, list[str]]) -> None:
         """Put all texts of repeated elements, and those of attributes, into `extra`."""
+        texts_of: dict[str, list[str | None]] = {}
         for key, before in earlier.items():
             if key not in NO_TEXTS and "@" not in key:
                 self.unknown += len(before)
             if self._status or key not in STATUS_FIELDS:
                 name = EXTRA_NAMES.get(key, key)
-                told = (*before, texts.get(key)) if name == key else (extra.get(name), *before, texts.get(key))
-                if joined := "\n".join(text for text in told if text):
-                    extra[name] = joined
+                texts_of.setdefault(name, [] if name in earlier else [extra.get(name)]).extend(
+                    (*before, texts.get(key))
+                )
+        for name, all_texts in texts_of.items():
+            if joined := "\n".join(text for text in all_texts if text):
+                extra[name] = joined
 
 
 def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:

@@ -119,6 +119,13 @@ def test_an_unknown_element_is_not_taken_for_a_known_one_of_another_place():
     assert call.extra == {"City": "A", "Address.City": "B", "Address.ANI": "C"}
 
 
+def test_an_unknown_element_and_a_repeated_one_of_the_same_dotted_name_are_both_kept():
+    named = "<Address.City>A</Address.City>"
+    address = "<Address><City>B</City><City>C</City></Address>"
+    assert read(START + named + address).extra == {"Address.City": "A\nB\nC"}
+    assert read(START + address + named + "<Address.City/>").extra == {"Address.City": "B\nC\nA"}
+
+
 def test_a_journal_that_was_not_asked_for_is_dropped_with_all_that_is_in_it():
     call = read(f"{START}<Journal>se<b>cr</b>et</Journal><Journal>more</Journal>")
     assert (call.status, call.extra) == (None, {})
