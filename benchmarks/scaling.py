@@ -69,7 +69,7 @@ def dashboards_of(clients: int, dashboards: int) -> list[int]:
 
 
 async def bytes_of_a_call() -> int:
-    """What a call takes in memory."""
+    """Measure the memory of one cached call, in bytes."""
     upstream = Upstream(Options(clients=1, calls_per_day=CALLS_PER_DAY))
     fetched = await upstream(["8005550100"], Window(NOW - DAY, NOW), status=False, now=NOW, demand=Waiters())
     calls = tuple(call for listed in fetched.calls.values() for call in listed)

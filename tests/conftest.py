@@ -1,4 +1,4 @@
-"""What every test may use: stands, made to measure."""
+"""Fixtures for all tests: gateways in front of simulators, with chosen settings."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,13 +14,13 @@ from gateway.simulator.server import PATH, Options, create
 from tests.support import servers
 from tests.support.stand import Clock, Make, Stand, serving
 
-hypothesis_settings.register_profile("any machine", deadline=None)  # no test depends on speed
+hypothesis_settings.register_profile("any machine", deadline=None)  # no test may fail because of speed
 hypothesis_settings.load_profile("any machine")
 
 
 @pytest.fixture
 def stand() -> Iterator[Make]:
-    """Make stands; settings as keywords."""
+    """Return a function that creates stands; its keywords are settings."""
     with ExitStack() as stack:
 
         def make(options: Options | None = None, **changes: Any) -> Stand:

@@ -12,7 +12,7 @@ THRESHOLD = 5
 
 
 def broken(threshold: int = THRESHOLD, chance: float = 1.0) -> CircuitBreaker:
-    """Make one that has just opened, at 0."""
+    """Return a circuit breaker that opened at time 0."""
     breaker = CircuitBreaker(threshold, lambda: chance)
     for _ in range(threshold):
         breaker.fail(admit(breaker, 0), 0)

@@ -1,6 +1,6 @@
-"""The commands of README.md and docs/ do what the pages say, against a simulated server.
+"""The commands of README.md and docs/ work as documented, against a simulated server.
 
-Every line of a `sh` block is run, or is in `NOT_RUN` with the reason.
+Every line of a `sh` block is run, or listed in `NOT_RUN` with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.tools import tool
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 UPSTREAM = "http://callbutton.example/cb/main/jsp/xml/xml.jsp"
 GATEWAY = "http://127.0.0.1:8080"
-# Commands that are not run here, by their first words, and where they are proven.
+# Commands that are not run here, by their first words, and where they are tested.
 NOT_RUN = {
     "make": "the targets are checked to exist",
     "docker": "tests/deploy/test_image.py builds and runs the image",
@@ -40,7 +40,7 @@ def commands(page: str) -> list[str]:
 
 
 def run_and_stop(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run `serve` until it answers, then stop it."""
+    """Start `serve`, wait until it answers, then stop it."""
     port = free_port()
     with subprocess.Popen(command, cwd=folder, env=environment | {"GATEWAY_PORT": str(port)}) as process:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), "the gateway is ready")

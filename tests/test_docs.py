@@ -1,4 +1,4 @@
-"""README.md and docs/ say what the code does: settings, metrics, parameters, problems, commands, the example."""
+"""README.md and docs/ match the code: settings, metrics, parameters, problems, commands, the example."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_example_is_what_the_demo_answers(stand: Make):
     assert answer["data"] == shown["data"]
     assert list(answer) == list(shown)
     assert list(answer["data"][0]) == list(shown["data"][0])
-    # What depends on the instant or the key of a process.
+    # Values that depend on the time or on the key of a process.
     varying = {"asOf", "oldestFetch", "nextCursor"}
     for part in ("page", "meta"):
         assert list(answer[part]) == list(shown[part])
@@ -150,7 +150,7 @@ def test_the_transcript_of_paging_through_a_live_window_is_what_happens(stand: M
     arrived = gateway.get(path, start=end, limit=1000).json()["data"]
     at = datetime.fromtimestamp(gateway.clock.now, UTC)
     lines.append(f"| {at:%H:%M} | `{path}?start={end}` | {len(arrived)} | arrived meanwhile | |")
-    # A call that was published late may come too; what was there throughout came once.
+    # A call that was published late may be included; every other call is returned exactly once.
     assert len(set(seen)) == len(seen)
     assert {call["id"] for call in there} <= set(seen)
     assert len(arrived) > 5

@@ -1,4 +1,4 @@
-"""NDJSON and CSV: what a program and a spreadsheet make of them."""
+"""NDJSON and CSV as read by programs and spreadsheets."""
 
 import csv
 import io

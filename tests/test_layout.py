@@ -1,4 +1,4 @@
-"""The shape of the package: imports go downwards only, libraries stay where they belong, modules stay readable."""
+"""The structure of the package: import direction, the modules that may use each library, the size of modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.paths import ROOT, TESTS
 
 PACKAGE = ROOT / "gateway"
 MAX_LINES = 400
-# Higher numbers may import lower ones. `simulator` stands beside them all.
+# A part may import parts with lower numbers. `simulator` is outside this order.
 LAYERS = {
     "__main__": 8,
     "cli": 7,
@@ -56,13 +56,13 @@ OWNERS = {
 
 
 def part_of(path: Path) -> str:
-    """Name the part of the package that a file belongs to."""
+    """Return the part of the package that a file belongs to."""
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
 
 def imports_of(path: Path) -> set[str]:
-    """Name every module that a file imports, wherever in it."""
+    """Return every module that a file imports, also within functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -74,7 +74,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def parts_imported(path: Path) -> set[str]:
-    """Name the parts of the package that a file imports."""
+    """Return the parts of the package that a file imports."""
     ours = [name.split(".") for name in imports_of(path) if name.split(".")[0] == "gateway"]
     names = {words[1] if len(words) > 1 else "" for words in ours}
     return {name if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file() else "" for name in names}

@@ -1,4 +1,4 @@
-"""Log lines: one for each request, readable by machines and people."""
+"""Log lines: one for each request, as JSON or as text."""
 
 import asyncio
 import gc

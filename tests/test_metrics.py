@@ -1,4 +1,4 @@
-"""The series: their known label values from the start, the process's own, and promtool's opinion of a scrape."""
+"""Metrics: label values that exist from the start, process metrics, and promtool's check of a scrape."""
 
 from __future__ import annotations
 

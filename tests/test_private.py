@@ -49,7 +49,7 @@ def uses(tree: ast.AST) -> Iterator[str]:
 
 
 def private(names: Iterator[str]) -> set[str]:
-    """Those that are private."""
+    """Return the private names among `names`."""
     return {name for name in names if PRIVATE.fullmatch(name)} - NAMED_TUPLE
 
 

@@ -1,4 +1,4 @@
-"""Token buckets by themselves, and two replicas that keep theirs in step through a real Valkey."""
+"""Token buckets, alone and synchronised between two replicas through a real Valkey server."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def in_step(server: Server, clock: Clock, shareds: list[RedisClient]) -> N
     who = consumer()
 
     async def exchange() -> None:
-        for _ in range(2):  # what the second told reaches the first
+        for _ in range(2):  # the second round passes the second replica's tally to the first
             for tally in tallies:
                 await tally.exchange()
 
@@ -124,7 +124,7 @@ async def in_step(server: Server, clock: Clock, shareds: list[RedisClient]) -> N
     await exchange()
     assert take(rates[0], who, clock.now, 6) == 6
     await exchange()
-    # Of 10 the first spent 1 and 6, and the second 1; what was spent before it came the second does not know.
+    # The first replica counts 1 + 6 + 1 of 10. The second joined after the first 1 was spent, so it counts 6 + 1.
     assert [take(one, who, clock.now, 10) for one in rates] == [2, 3]
     await exchange()
     clock.now += 3  # the first owes 3, the second 2
@@ -160,6 +160,6 @@ def test_what_is_spent_at_one_gateway_is_missing_at_another(tmp_path: Path):
                 assert found is not None
                 return 100_000 - int(found[1]) - asked > 0
 
-            wait_for(missing, "what one gateway spent is missing at the other")
+            wait_for(missing, "requests at one gateway are debited at the other")
     finally:
         server.close()

@@ -1,4 +1,4 @@
-"""The client of Redis against servers that hang, reset connections, or have another time."""
+"""The Redis client against servers that hang, reset connections or have a different clock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_gateway_whose_clock_is_off_takes_no_part(server: Server):
 
 
 def test_a_server_that_hangs_is_asked_once_and_then_left_alone():
-    """A listener that never answers: its time-out is paid once, by those who ask before it is known."""
+    """Only requests sent before the client marks the server as unavailable wait for the time-out."""
     upstream = Upstream()
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Settings are read once, strictly, and every complaint is one line that names the variable."""
+"""Settings are read once and validated strictly; each error is one line that names the variable."""
 
 from __future__ import annotations
 

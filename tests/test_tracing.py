@@ -1,4 +1,4 @@
-"""Traces: a request with its plan, flight, POST and parse, as a collector receives them; nothing where nobody asks."""
+"""Traces: a collector receives the spans of a request, its plan, flight, POST and parse; tracing is off by default."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WINDOW = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z"}
 
 @contextmanager
 def collecting() -> Iterator[tuple[str, list[Span]]]:
-    """Receive OTLP over HTTP; gives the address and the spans that came."""
+    """Receive OTLP over HTTP. Yields the address and the received spans."""
     spans: list[Span] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def collecting() -> Iterator[tuple[str, list[Span]]]:
 
 @contextmanager
 def traced(folder: Path, collector: str) -> Iterator[str]:
-    """Run a slow simulator and a gateway that traces; gives the gateway's address."""
+    """Run a slow simulator and a gateway with tracing. Yields the address of the gateway."""
     port, upstream = free_port(), free_port()
     settings = {
         "GATEWAY_UPSTREAM_URL": f"http://127.0.0.1:{upstream}{PATH}",

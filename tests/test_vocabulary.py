@@ -14,9 +14,9 @@ from tests.support.paths import ROOT
 PACKAGE = ROOT / "gateway"
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
-# A word, and the one to use.
+# Each rejected word, and the word to use instead.
 #
-# Not here, since the field has them in another sense than the one that the vocabulary replaces: chunk (of HTTP), edge
+# Not listed, because they are standard terms in a sense that the vocabulary does not replace: chunk (of HTTP), edge
 # (of a window), event (of a log, of asyncio), expired (a token, an entry of a cache), local (an address of a socket),
 # origin (CORS, URL), past (seconds), period (of a rate limit), range (the header, the parameter), row (of CSV),
 # store (the verb), user (of an URL, of User-Agent).
@@ -41,7 +41,7 @@ WORDS = {
     "landed": "result",
     "patience": "timeout",
 }
-# Class names, whole; as parts of other names their words are the field's.
+# Complete class names; as parts of other names these words are standard terms.
 CLASSES = {
     "Circuit": "CircuitBreaker",
     "Claims": "Leases",
@@ -65,9 +65,9 @@ CLASSES = {
     "Shared": "RedisClient",
 }
 PREFIXES = {"MOST": "MAX", "LEAST": "MIN", "LONGEST": "MAX", "PATIENCE": "TIMEOUT"}  # of constants
-# Names of libraries, and names of ours that extend them.
+# Names defined by libraries, and our names that follow them.
 FOREIGN = {"AbstractContextManager", "AnyIOBackend", "AsyncNetworkBackend", "TimedBackend", "_backend"}
-READS_A_FILE = {"_read_lua"}  # a function that is named so and does not parse
+READS_A_FILE = {"_read_lua"}  # a function with this name that does not parse
 
 
 def identifiers(tree: ast.AST) -> Iterator[str]:
@@ -97,7 +97,7 @@ def words_of(identifier: str) -> list[str]:
 
 
 def better(identifier: str) -> str | None:
-    """What to write instead of an identifier, None if it may stay."""
+    """Return the replacement for an identifier, or None if it is allowed."""
     first = identifier.strip("_").split("_")[0]
     if identifier in FOREIGN:
         return None
@@ -108,7 +108,7 @@ def better(identifier: str) -> str | None:
 
 
 def violations(tree: ast.AST) -> set[str]:
-    """Each identifier that may not stay, with what to write instead."""
+    """Return each rejected identifier with its replacement."""
     found = {f"{name}: {word}" for name in identifiers(tree) if (word := better(name))}
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name in CLASSES:

@@ -18,7 +18,7 @@ from gateway.cache.extents import Extent
 from gateway.model import Window
 
 REFRESH_AHEAD = 0.5  # of the ratio
-COVER = 2.0  # times the seconds that gaps need
+COVER = 2.0  # merged windows are at most this many times as long as their gaps together
 MAX_READ_POSTS = 40  # of one read and client; a year at the default span of 31 days takes 12
 GRID = 0.1  # of a point's age
 REFRESH = 0.8  # of the maximum: from here on points are fetched again in the background, each extent at its own time

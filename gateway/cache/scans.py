@@ -65,7 +65,7 @@ order = attrgetter(*Position._fields)  # a call's position as a bare tuple, four
 
 
 def position(call: Call) -> Position:
-    """The place of a call."""
+    """The position of a call in the order of lists."""
     return Position(call.start_time, call.id, call.client_code)
 
 

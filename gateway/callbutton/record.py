@@ -227,7 +227,7 @@ class RecordReader:
         )
 
     def _complete(self, extra: dict[str, str], texts: Texts, earlier: dict[str, list[str]]) -> None:
-        """Put all texts of repeated elements, and those of attributes, into `extra`."""
+        """Add the texts of repeated elements and of attributes to `extra`."""
         texts_of: dict[str, list[str | None]] = {}
         for key, before in earlier.items():
             if key not in NO_TEXTS and "@" not in key:

@@ -63,7 +63,7 @@ class ReplyParser:
         self._text = TextDecoder(charset)
         self._prolog: str | None = ""  # None once the root has begun
         builder = TreeBuilder()
-        self._document = builder.start("document", {})  # an element of ours, so that the tree can be seen as it grows
+        self._document = builder.start("document", {})  # a wrapper, because the builder returns no root before the end
         self._parser = XMLParser(target=builder)  # noqa: S314 - DOCTYPEs are refused before expat sees them
         self._response: Element | None = None  # once it has begun, if its status is OK
         self._line = 1

@@ -19,11 +19,11 @@ DECLARATION = '<?xml version="1.0"?>\n'  # as printed in the document, without a
 def render_request(
     codes: Sequence[str], wall_range: WallRange | None, *, status: bool = False, flag_element: str = "StatusFlag"
 ) -> bytes:
-    """The body of a POST for the calls of `codes` between two wall times, or all. Raises ValueError for a bad one."""
+    """Render the body of a POST for the calls of `codes` in a range of wall times; None is all. Raises ValueError."""
     elements: list[tuple[str, str | None]] = []
     for code in codes:
         if CLIENT_CODE.fullmatch(code) is None:
-            raise ValueError("a client code has characters that no client code has")
+            raise ValueError("a client code has invalid characters")
         elements.append(("ClientCode", code))
         if status:
             elements.append((flag_element, "true"))

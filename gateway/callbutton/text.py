@@ -26,7 +26,7 @@ KNOWN = {
     *("koi8-r", "koi8-u", "mac-roman", "gbk", "gb2312", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"),
 }
 DECLARED = re.compile(rb"""\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
-DECLARATION_SIZE = 256  # characters; within these a declaration ends
+DECLARATION_SIZE = 256  # characters: the maximum size of an XML declaration
 BEFORE_ROOT = re.compile(r"\A(<\?xml[^>]{0,200}>[ \t\r\n]{0,20})\ufeff+")
 SPACE = " \t\r\n\ufeff"
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")

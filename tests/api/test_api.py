@@ -1,4 +1,4 @@
-"""Filters, fields, ranges, streams, summaries, clients, single calls: end to end, checked against the plain list."""
+"""End-to-end tests of filters, fields, ranges, streams, summaries, clients and single calls against the plain list."""
 
 import csv
 import io
@@ -213,7 +213,7 @@ def figures(calls: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_summary(gateway: Stand, path: str, group: str | None, **parameters: str) -> dict[str, Any]:
-    """Count the list by hand and compare."""
+    """Compare a summary with counts computed from the list of calls."""
     body = gateway.get(path, **parameters).json()
     listed = {name: value for name, value in parameters.items() if name not in ("interval", "groupBy")}
     calls, _ = lines_of(gateway.get(path.removesuffix("/summary"), **listed, sort="startTime", format="ndjson"))

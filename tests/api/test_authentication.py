@@ -1,4 +1,4 @@
-"""The way in: credentials over real sockets, open paths, refusals, rates, and what consumers see of each other."""
+"""Authentication over real sockets: credentials, open paths, refusals, rate limits, isolation of consumers."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_each_refusal_is_counted_and_is_one_line_without_a_secret(gateway: Stand
     reasons = ["unknown key", "no credential", "client", "scope"]
     assert [gateway.metric(f'refused_total{{reason="{reason}"}}') for reason in reasons] == [1, 1, 1, 1]
     lines = [record for record in caplog.records if record.name == "gateway.audit"]
-    said = [getattr(record, "fields") for record in lines]  # noqa: B009 - logging knows no such field
+    said = [getattr(record, "fields") for record in lines]  # noqa: B009 - LogRecord does not declare it
     assert [(line["consumer"], line["reason"], line["route"]) for line in said] == [
         (None, "unknown key", "/clients/{code}/calls"),
         (None, "no credential", "/clients/{code}/calls"),
@@ -253,7 +253,7 @@ def test_the_file_is_read_again_while_requests_go_on(stand: Make, tmp_path: Path
     while get(gateway, ALL, CALLS, **FOLD).status_code == 401 and time.monotonic() < wait:
         assert get(gateway, PLAIN, CALLS, **FOLD).status_code == 200
     assert get(gateway, ALL, CALLS, **FOLD).status_code == 200
-    # Rights that are changed count from then on, for what was answered before, too.
+    # Changed rights apply immediately, also to responses that are already cached.
     Path(path).write_text(written(ALL, PLAIN._replace(clients=("8005550101",))), "utf-8")
     wait = time.monotonic() + 20
     while get(gateway, PLAIN, CALLS, **FOLD).status_code == 200 and time.monotonic() < wait:
@@ -262,7 +262,7 @@ def test_the_file_is_read_again_while_requests_go_on(stand: Make, tmp_path: Path
 
 
 def test_exports_under_way_are_limited_for_each_consumer_and_end_with_who_leaves(stand: Make, tmp_path: Path):
-    """An export whose reader does not read stays under way: the kernel's buffers are soon full."""
+    """An export stays open while its client does not read, because the kernel's buffers fill up."""
     year = {"start": "2025-11-18", "end": "2026-11-18", "format": "ndjson"}
     path = f"{CALLS}?{urlencode(year)}"
     gateway = stand(
@@ -285,7 +285,7 @@ def test_exports_under_way_are_limited_for_each_consumer_and_end_with_who_leaves
     with gateway.client.stream("GET", path, headers=ALL.headers) as other:
         assert other.status_code == 200
     second.close()
-    wait_for(lambda: _status(gateway, path) == 200, "the export that was closed counts no more")
+    wait_for(lambda: _status(gateway, path) == 200, "the closed export is no longer counted")
     first.close()
 
 

@@ -1,4 +1,4 @@
-"""Clients made from the contract: the commands and programs of openapi/README.md, as they stand there.
+"""Clients generated from the OpenAPI document, with the commands and programs of openapi/README.md.
 
 Each program reads all calls of two days page by page, a summary by day, and a problem.
 """
@@ -35,7 +35,7 @@ replace example.com/you/callbutton => ./client
 
 
 class Program:
-    """A program of the README, with the command that makes its client, in a folder."""
+    """A program of the README in a folder, with the command that generates its client."""
 
     def __init__(self, language: str, place: int, folder: Path, address: str) -> None:
         command, program = re.findall(
@@ -46,7 +46,7 @@ class Program:
         self.folder = folder
 
     def run(self, *command: str, **variables: str) -> str:
-        """Run a command in the folder; gives what it prints."""
+        """Run a command in the folder and return its output."""
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | variables
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240, check=False
@@ -55,7 +55,7 @@ class Program:
         return done.stdout
 
     def generate(self) -> None:
-        """Make the client by openapi-generator."""
+        """Generate the client with openapi-generator."""
         self.run(tool("java", "default-jre-headless"), "-jar", generator(), *self.command[1:], "-q")
 
 
@@ -74,7 +74,7 @@ def address(stand: Make, tmp_path: Path) -> str:
 
 
 def expect(printed: str) -> None:
-    """The two days hold 400 calls or so: several pages, as many in the summary, in two buckets."""
+    """Check the output: about 400 calls on several pages, and a summary of two buckets with the same total."""
     calls, total, buckets, problem = printed.split()
     assert (calls, buckets, problem) == (total, "2", "/problems/invalid-parameter")
     assert 300 < int(calls) < 500

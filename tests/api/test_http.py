@@ -1,4 +1,4 @@
-"""HEAD, OPTIONS, compression, links, cross-origin requests: what HTTP asks of every path."""
+"""HTTP features of every path: HEAD, OPTIONS, compression, links and cross-origin requests."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The gateway end to end: a real simulator behind it, real sockets on both sides."""
+"""End-to-end tests of lists of calls, with a simulator as upstream and real sockets on both sides."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Slow clients, crowds and those who hang up, over real sockets; and the end of a process under load."""
+"""Slow clients, overload, disconnecting clients, and shutdown under load, over real sockets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_who_hangs_up_is_not_waited_for_and_what_is_not_sent_is_dropped(stand: M
         wait_for(lambda series=series: gateway.metric(series) == 1, "the request is there")  # type: ignore[misc]
     for one in opened:
         one.close()
-    wait_for(lambda: gateway.metric("requests_in_flight") == 1, "both are gone")  # this one: nobody waits for a flight
+    wait_for(lambda: gateway.metric("requests_in_flight") == 1, "both are gone")  # only this metrics request remains
     assert 'status="499"' in gateway.client.get("/metrics").text
-    wait_for(lambda: gateway.metric('upstream_dropped_total{reason="unwanted"}') == 1, "what nobody wants is dropped")
+    wait_for(lambda: gateway.metric('upstream_dropped_total{reason="unwanted"}') == 1, "the unwanted fetch is dropped")
     assert gateway.simulator.posts == 1

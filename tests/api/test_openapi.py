@@ -1,4 +1,4 @@
-"""The contract: committed as it is served, and sound by two validators."""
+"""The OpenAPI document: the committed file equals the served one, and two validators accept it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_redocly_finds_nothing_at_its_strictest():
 
 
 def test_spectral_finds_nothing_with_all_its_rules():
-    """But two: who runs a gateway is not known here, and the licence has an identifier, which excludes an address."""
+    """Two rules are off: the operator's contact is unknown, and a licence identifier excludes a licence URL."""
     done = node_tool("spectral", "lint", "--ruleset", str(NODE / "spectral.json"), "--fail-severity", "hint", CONTRACT)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -64,7 +64,7 @@ def breaking(old: Path, new: Path) -> str:
 
 
 def test_nothing_breaks_since_the_last_release():
-    """There is none yet; the first one keeps its document as openapi/released.yaml."""
+    """There is no release yet. The first release will store its document as openapi/released.yaml."""
     released = ROOT / "openapi" / "released.yaml"
     assert released.exists() == (__version__ != "0.1.0")
     if released.exists():
@@ -105,7 +105,7 @@ def test_every_answer_has_an_example_that_is_of_its_schema():
 
 
 def test_whoever_needs_a_credential_is_told(stand: Make, tmp_path: Path):
-    """Each path but those in the open answers 401 without one, as the document says."""
+    """Without a credential, every path that is not public answers 401, as documented."""
     client = stand(auth="keys", keys_file=keys_file(tmp_path, Member("dashboard"))).client
     for path, item in document()["paths"].items():
         answer = client.get(path.format(code="8005550100", call_id="1", token="x"))

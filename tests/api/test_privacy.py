@@ -1,4 +1,4 @@
-"""The logs of a full run tell nothing of anybody."""
+"""The logs of a full run contain no personal data."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_full_run_logs_no_number_name_or_address_that_the_server_produced(tmp_
 
 
 def values(part: Any) -> set[str]:
-    """Every text in a piece of JSON that the upstream produced: calls without what the gateway adds."""
+    """Return every string of a JSON value that comes from the upstream, without the fields that the gateway adds."""
     match part:
         case str():
             return {part}
@@ -72,12 +72,12 @@ def values(part: Any) -> set[str]:
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    """What was logged; every line is an object, or the test fails."""
+    """Parse the log. Raises an error if a line is not JSON."""
     return [json.loads(line) for line in log.read_text("utf-8").splitlines()]
 
 
 def telling(line: dict[str, Any]) -> str:
-    """A line without what is random or a measure."""
+    """Return a log line as text, without random values and measurements."""
     return json.dumps(
         {name: value for name, value in line.items() if name not in ("time", "seconds", "requestId", "bytes")},
         ensure_ascii=False,

@@ -1,4 +1,4 @@
-"""Recordings: a link is made for who may listen, leads nowhere else, and ends."""
+"""Links to recordings: they require a scope, lead only to the recording, and expire."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_key_of_another_gateway_opens_nothing(stand: Make):
 
 
 class Elsewhere:
-    """A server that answers requests for recordings with what it is told."""
+    """An ASGI application that answers every request for a recording with a configurable response."""
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 200, [(b"content-type", b"audio/mpeg")], b"sound"

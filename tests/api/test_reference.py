@@ -1,4 +1,4 @@
-"""The pages for people, as their bytes and as a real browser sees them."""
+"""The HTML pages: their bytes, and their rendering in a real browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_problem_leads_to_a_page_that_says_what_it_means_and_what_to_do(st
     assert {kind.name: kind for kind in kinds} == problems.BY_NAME
     for kind in kinds:
         page = client.get(f"/problems/{kind.name}").text
-        assert kind.meaning, f"{kind.name} does not say what it means"
+        assert kind.meaning, f"{kind.name} has no meaning"
         assert f"<h1>{kind.title}</h1>" in page
         assert kind.hint.split("`")[0] in page
         assert kind.meaning.split("`")[0] in page

@@ -1,4 +1,4 @@
-"""What the outermost layer sends: large bodies in pieces, each once the client has taken enough of those before."""
+"""The outermost middleware sends large bodies in pieces, at the pace at which the client reads."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""The response cache: the same bytes within freshness, for the same consumer, never a moment longer, and bounded."""
+"""The response cache: identical bytes for the same consumer while the answer is fresh, within a memory bound."""
 
 import asyncio
 import gc
@@ -129,7 +129,7 @@ CONSUMER = Consumer(name="dashboard", clients=("*",), scopes=frozenset({"calls"}
 
 
 async def application(scope: HTTPScope, _: Receive, send: Send) -> None:
-    """Answer everything with the same response, which may be repeated for an hour."""
+    """Answer every request with the same response, which is fresh for an hour."""
     context_of(scope).lifetime = Lifetime(as_of=NOW, fresh_until=NOW + 3600, until=NOW + 3600)
     headers = [(b"etag", b'W/"1"'), (b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

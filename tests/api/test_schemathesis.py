@@ -1,6 +1,6 @@
-"""The contract against a running gateway: every check of schemathesis, with good and bad data, and in sequences.
+"""The OpenAPI document against a running gateway: all schemathesis checks, with valid and invalid data, and stateful.
 
-`make schemathesis` asks for 20,000 cases and more.
+`make schemathesis` runs at least 20,000 cases.
 """
 
 from __future__ import annotations

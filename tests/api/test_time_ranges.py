@@ -1,4 +1,4 @@
-"""Windows, ranges and buckets in the zone that a consumer names: days of 23 and 25 hours, hours that come twice."""
+"""Windows, ranges and buckets in the time zone of the request: days of 23 and 25 hours, repeated hours."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise

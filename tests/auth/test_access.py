@@ -1,4 +1,4 @@
-"""Who may see what: every rule of gateway/access.py, without a server."""
+"""The access rules of gateway/access.py, without a server."""
 
 from __future__ import annotations
 

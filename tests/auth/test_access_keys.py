@@ -1,4 +1,4 @@
-"""Access keys: the file, whose key a key is, changes under way, and the commands."""
+"""Access keys: the keys file, the look-up of a key's consumer, reloads at run time, and the commands."""
 
 from __future__ import annotations
 
@@ -145,12 +145,12 @@ def test_a_change_is_taken_over_and_a_broken_file_is_not(tmp_path: Path, caplog:
     file.reload()
     assert (known(), broken()) == ([False, True], 0)
     lines = [JsonFormatter().format(record) for record in caplog.records if record.name.startswith("gateway")]
-    assert sum("cannot be used" in line for line in lines) == 4  # once each, not at every look
+    assert sum("cannot be used" in line for line in lines) == 4  # logged once each, not at every check of the file
     assert not any("key-of" in line for line in lines)
 
 
 def test_a_file_swapped_by_a_link_is_a_change(tmp_path: Path):
-    """As Kubernetes does it."""
+    """Kubernetes updates mounted files this way."""
     for name in ("one", "two"):
         (tmp_path / name).write_text(written(Member(name)), "utf-8")
     link = tmp_path / "keys.toml"

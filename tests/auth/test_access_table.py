@@ -1,4 +1,4 @@
-"""Every route, with every set of scopes, in every format: what is refused, and what is in what is answered."""
+"""Every route with every set of scopes, in every format: the refusals, and the data in each answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON = {"json": "application/json"}
 
 
 class Row(NamedTuple):
-    """A route about calls: a path with `{code}` and `{id}`, its kind in the table of parameters, its formats."""
+    """A route that returns calls: a path with `{code}` and `{id}`, its kind in the table of parameters, its formats."""
 
     path: str
     kind: str
@@ -46,7 +46,7 @@ OPEN_ROWS = {
     "/problems/{name:str}", "/recordings/{token:str}",
 }  # fmt: skip
 EVERY_SET = [frozenset(chosen) for size in range(len(SCOPES) + 1) for chosen in combinations(SCOPES, size)]
-# What a request may ask for beyond the plain thing, and the scope that it needs.
+# Optional parameters, each with its value and the scope that it requires.
 ASKED = {"include": ("status", "status"), "ani": ("3125550161", "personal")}
 PERSONAL = {
     *FIRST[:4],
@@ -98,7 +98,7 @@ def test_open_routes_need_nobody_and_all_others_a_consumer(gateway: Stand):
     for template in OPEN_ROWS:
         path = template.replace("{name:str}", "x").replace("{token:str}", "x")
         assert OPEN_PATHS.fullmatch(path), path
-        # A link to a recording is a credential of its own kind; this one is forged.
+        # A link to a recording is itself a credential; this one is forged.
         assert gateway.client.get(path).status_code in (200, 404) or "/recordings/" in path, path
     for row in ROWS.values():
         path = row.path.format(code=MINE, id="1")
@@ -128,7 +128,7 @@ def test_each_set_of_scopes_gets_what_it_names_in_each_format(gateway: Stand, ro
 
 
 def check(row: Row, text: str, scopes: frozenset[str], where: object, asked: tuple[str, ...]) -> None:
-    """What is in an answer is what the scopes allow: no less, and no more."""
+    """Check that an answer contains exactly the data that the scopes allow."""
     shown = {word for word in PERSONAL if word in text}
     if "personal" not in scopes or row.kind not in ("list", "call"):
         assert not shown, where

@@ -1,4 +1,4 @@
-"""Bearer tokens against a real issuer: rotation, clocks, what tokens may say, and every classic attack."""
+"""Bearer tokens with a real issuer: key rotation, clock skew, claims, and the classic attacks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def part(value: object) -> str:
 
 
 def signed(header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> str:
-    """A token with an HMAC, whatever its header says."""
+    """Return a token signed with an HMAC, regardless of the algorithm in its header."""
     text = f"{part(header)}.{part(claims)}"
     mac = hmac.new(secret, text.encode(), hashlib.sha256).digest()
     return f"{text}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
@@ -136,7 +136,7 @@ def _odd(claims: dict[str, Any], expires: object) -> str:
 
 
 def _well_signed(header: dict[str, Any], claims: dict[str, Any]) -> str:
-    """A token with a good signature that PyJWT would not write."""
+    """Return a token with a valid signature that PyJWT refuses to encode."""
     text = f"{part({'alg': 'RS256', 'kid': 'one'} | header)}.{part(claims)}"
     signature = jwt.get_algorithm_by_name("RS256").sign(text.encode(), RSA_KEYS[0])
     return f"{text}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
@@ -150,7 +150,7 @@ def test_no_attack_gets_in_and_all_are_told_the_same(gateway: Stand, issuer: Iss
         assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthenticated"), name
         told.add((answer.json()["detail"], answer.headers["www-authenticate"]))
     assert len(told) == 1
-    assert issuer.asked == 1  # unknown keys have not made the gateway ask again within the minute
+    assert issuer.asked == 1  # unknown keys cause no second fetch within a minute
     assert gateway.metric("requests_in_flight") == 1
 
 
@@ -211,7 +211,7 @@ def test_keys_change_and_strangers_make_nobody_ask(gateway: Stand, issuer: Issue
     new = issuer.token(NOW, RSA_KEYS[1], kid="two", exp=int(NOW) + 9000)
     assert [status(gateway, old), status(gateway, new)] == [200, 401]
     issuer.keys = [jwk(RSA_KEYS[0], "one"), jwk(RSA_KEYS[1], "two")]
-    assert status(gateway, new) == 401  # asked less than a minute ago
+    assert status(gateway, new) == 401  # fetched less than a minute ago
     assert issuer.asked == 1
     gateway.clock.now += 61
     assert [status(gateway, new), status(gateway, old)] == [200, 200]
@@ -219,7 +219,7 @@ def test_keys_change_and_strangers_make_nobody_ask(gateway: Stand, issuer: Issue
     for number in range(5):
         assert status(gateway, issuer.token(NOW, kid=f"stranger-{number}")) == 401
     assert issuer.asked == 2
-    issuer.keys = [jwk(RSA_KEYS[1], "two")]  # the old key is withdrawn: seen when keys are asked for anew
+    issuer.keys = [jwk(RSA_KEYS[1], "two")]  # the old key is withdrawn: noticed at the next fetch of the keys
     gateway.clock.now += 601
     assert until(gateway, old, 401) == 401
     assert status(gateway, new) == 200
@@ -269,6 +269,6 @@ def test_keys_and_tokens_together(stand: Make, issuer: Issuer, tmp_path: Path):
     assert gateway.client.get(CALLS, params=FOLD, headers=member.headers).status_code == 200
     assert issuer.asked == 0
     assert status(gateway, "cbg_stranger") == 401
-    # Each token of a consumer takes from the same rate.
+    # All tokens of a consumer share one rate limit.
     assert [status(gateway, issuer.token(NOW, jti=str(number))) for number in range(3)] == [200, 200, 429]
     assert status(gateway, issuer.token(NOW, azp="other")) == 200

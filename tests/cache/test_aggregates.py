@@ -1,4 +1,4 @@
-"""Figures put together from hours and quarters are those of counting every call; pages pass over nothing that fits."""
+"""Aggregates merged from hours and quarters equal a count of every call; filtered pages skip no matching call."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ TURNS = [int(datetime(2026, month, day, tzinfo=UTC).timestamp()) for month, day 
 
 @st.composite
 def calls_near(draw: st.DrawFn, first: int) -> list[Call]:
-    """Calls of four days, many of them at hours, quarters and seconds beside."""
+    """Generate calls of four days, many of them on hours and quarters or one second away."""
     seconds = st.integers(0, 4 * 96).map(lambda quarter: quarter * 900) | st.integers(0, 4 * DAY - 1)
     starts = draw(
         st.lists(st.builds(lambda at, by: min(max(0, at + by), 4 * DAY - 1), seconds, st.integers(-1, 1)), max_size=30)
@@ -38,12 +38,12 @@ def calls_near(draw: st.DrawFn, first: int) -> list[Call]:
             result=draw(st.sampled_from([Result.CONNECTED, Result.BUSY])),
             talk_time_seconds=draw(st.sampled_from([None, 0, 7])),
         )
-        for number, at in enumerate(dict.fromkeys(starts))  # who called first is plain
+        for number, at in enumerate(dict.fromkeys(starts))  # the first call is unambiguous
     ]
 
 
 def plain(calls: Sequence[Call], starts: Sequence[int], *, grouped: bool) -> dict[tuple[int, Group], tuple[int, ...]]:
-    """Count call by call."""
+    """Compute the aggregate call by call, as the reference."""
     rows: dict[tuple[int, Group], list[Call]] = {}
     new: dict[tuple[int, Group], int] = {}
     seen = set[str]()
@@ -76,7 +76,7 @@ def test_figures_of_every_calendar_are_those_of_counting_each_call(data: st.Data
     cut = data.draw(st.integers(1, 4 * DAY - 1))
     windows = [Window(first, first + cut), Window(first + cut, first + 4 * DAY)]
     held = [part for window in windows for _, part in by_day(make_extent(window, 0, calls), 32 * DAY)]
-    for _ in range(4):  # each time upon what is remembered
+    for _ in range(4):  # later rounds use memoised aggregates
         start = data.draw(st.integers(0, 4 * DAY - 1))
         window = Window(first + start, first + data.draw(st.integers(start + 1, 4 * DAY)))
         if data.draw(st.booleans()):
@@ -103,7 +103,7 @@ def test_figures_of_every_calendar_are_those_of_counting_each_call(data: st.Data
 
 
 def test_an_extent_that_begins_between_hours_begins_its_bucket():
-    """As one does that was fetched from a midnight in India on."""
+    """For example, an extent fetched from midnight in India (UTC+05:30)."""
     midnight = TURNS[0] - 19800
     extent = make_extent(Window(midnight, midnight + 7200), 0, [call("1", midnight + 60), call("2", midnight + 3660)])
     starts = bucket_starts(Window(midnight - 1, midnight + 7200), "day", ZoneInfo("Asia/Kolkata"))
@@ -119,7 +119,7 @@ LOOKS = st.lists(st.tuples(st.integers(0, 69), st.integers(1, 30), MOVES), max_s
 
 
 def edited(one: Call, start: int, number: int) -> Call:
-    """A call that has another start, caller and campaign."""
+    """Return a call with a different start, caller and campaign."""
     moved = call(one.id, start, one.client_code, campaign=str(number % 3))
     return msgspec.structs.replace(moved, ani=str(number % 4), talk_time_seconds=number)
 
@@ -144,11 +144,11 @@ async def summary(
 def test_a_summary_counts_the_calls_of_the_list(
     codes: list[str], made: list[int], looks: list[tuple[int, int, list[tuple[int, int]]]]
 ):
-    """Whatever calls moved between looks at parts of the window; clients use the same ids."""
+    """Calls move between fetches of parts of the window, and clients share ids."""
     upstream, used = Upstream(), set[int]()
 
     def free(start: int) -> int:
-        while start in used:  # which of two calls of one second was first is not told
+        while start in used:  # the order of two calls of the same second is undefined
             start = (start + 1) % (70 * DAY)
         used.add(start)
         return MONTHS.start + start
@@ -173,7 +173,7 @@ def test_a_summary_counts_the_calls_of_the_list(
         assert sorted(page.calls, key=repr) == sorted(listed, key=repr)
         for interval in ("none", "hour", "day"):
             starts = [-(10**11)] if interval == "none" else bucket_starts(MONTHS, interval, ZoneInfo("UTC"))
-            for grouped in (False, True, False):  # the last from what is remembered
+            for grouped in (False, True, False):  # the last round uses memoised aggregates
                 found = await summary(cache, codes, starts, interval, grouped=grouped)
                 assert found == (plain(listed, starts, grouped=grouped), len(listed)), interval
 
@@ -181,7 +181,7 @@ def test_a_summary_counts_the_calls_of_the_list(
 
 
 def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
-    """A call of yesterday is corrected; 20 calls a day, the ids in order."""
+    """One call of yesterday is corrected. Each day has 20 calls with ascending ids."""
     upstream = Upstream()
     window, day = Window(NOW // DAY * DAY - 5 * DAY, NOW // DAY * DAY), NOW // DAY * DAY - DAY
     calls = [call(f"{n:04}", window.start + n * DAY // 20) for n in range(100)]
@@ -223,7 +223,7 @@ def test_many_ids_that_two_extents_share_take_no_more_steps_than_ids():
     began = time.process_time()
     assert [len(one.calls) for one in deduplicated([before, after])] == [0, many]
     assert not_superseded(before.calls, [before], [after], ties=False) == []
-    assert time.process_time() - began < 10  # compared call by call it is minutes
+    assert time.process_time() - began < 10  # a comparison call by call takes minutes
 
 
 NUMBERS = ["3125550100", "5550100", "", "0", 'a"\\\u00e9\n']
@@ -239,7 +239,7 @@ NUMBERS = ["3125550100", "5550100", "", "0", 'a"\\\u00e9\n']
 def test_a_filtered_page_passes_over_nothing_that_fits(
     newest_first: bool, made: list[tuple[int, str | None, bool]], number: str, campaign: str | None
 ):
-    """Also where an id came twice, and what a number was in the older version."""
+    """This holds for an id in two extents, and for a number that only the older version has."""
     upstream = Upstream()
     window = Window(NOW - 9 * DAY, NOW)
     filters = Filters(ani=number, campaign=campaign)
@@ -251,7 +251,7 @@ def test_a_filtered_page_passes_over_nothing_that_fits(
         cache = cache_of(upstream)
         upstream.published = [(0, one(str(n), at, ani, first=n % 3 == 0)) for n, (at, ani, _) in enumerate(made)]
         await cache.read(ask(["a"], Window(window.start, window.start + 5 * DAY)))
-        upstream.now += 60  # some have moved, and have another number
+        upstream.now += 60  # some calls have moved and have another number
         upstream.published = [
             (0, one(str(n), 9 * DAY - 1 - at if moves else at, NUMBERS[n % 5] if moves else ani, first=n % 3 == 0))
             for n, (at, ani, moves) in enumerate(made)

@@ -38,13 +38,13 @@ def test_a_store_that_crashes_leaves_nobody_waiting(server: Server):
 
 
 def busy(replica: Replica) -> bool:
-    """Whether all flights have claimed, and no need waits to go with others."""
+    """Return whether all flights hold a claim and no need waits to be batched."""
     claims = replica.metric("cache_shared_seconds_count", operation="claim")
     return not replica.cache._single_flight._pending and claims >= replica.metric("batch_codes_count") > 0
 
 
 def asked_of(replicas: Sequence[Replica]) -> float:
-    """How many reads have been planned."""
+    """Return the number of planned reads."""
     return sum(
         one.metric("cache_lookups_total", result=kind) for one in replicas for kind in ("hit", "partial", "miss")
     )
@@ -54,9 +54,7 @@ def asked_of(replicas: Sequence[Replica]) -> float:
 def test_the_same_herds_on_two_replicas_cost_at_most_one_post_more(
     program: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        single_flight, "COLLECT_TIME", 0.5
-    )  # on a machine that is busy with other things 50 ms are too short
+    monkeypatch.setattr(single_flight, "COLLECT_TIME", 0.5)  # 50 ms are too short on a busy machine
     draw = random.Random(3)
     starts = [Window(NOW - draw.randrange(2, 30) * HOUR, NOW - draw.randrange(HOUR)) for _ in range(100)]
     herds = {
@@ -104,7 +102,7 @@ def test_a_holder_that_dies_costs_its_lease(server: Server):
         await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
         leases = one.cache._leases
         assert isinstance(leases, Leases)
-        leases._held.clear()  # it renews nothing any more, as if it were dead
+        leases._held.clear()  # it stops renewing leases, as if it were dead
         await until(lambda: len(upstream.posts) == 2)
         gate.set()
         assert [await first, await second] == [["1"], ["1"]]

@@ -28,7 +28,7 @@ from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids
 
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
-ANY = float("inf")  # the clock of an upstream that is a function is not the server's
+ANY = float("inf")  # the clock of an in-process upstream differs from the server's
 
 
 def test_an_extent_is_what_it_was_after_packing():
@@ -271,7 +271,7 @@ def test_keys_expire(server: Server):
 
 @pytest.fixture
 def gateways(server: Server) -> Iterator[tuple[Server, list[httpx.Client]]]:
-    """Two gateways on one Valkey and one simulator, by the clock on the wall."""
+    """Two gateways that share a Valkey server and a simulator, with the real clock."""
     with ExitStack() as stack:
         simulator = create(Options(latency=0.01), time.time)
         upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"

@@ -1,4 +1,4 @@
-"""The cache against an upstream that is a plain function: nothing lost, nothing doubled, never silently partial."""
+"""The cache against an in-process upstream: no call is lost or duplicated, and no partial answer is unmarked."""
 
 import asyncio
 import sys

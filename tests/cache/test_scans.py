@@ -1,4 +1,4 @@
-"""A window as a stream, and filtered pages: everything once, in order, bounded, and no clean end after a failure."""
+"""Streams and filtered pages: each call once, in order, in bounded memory, and no clean end after a failure."""
 
 import asyncio
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def test_spans_follow_the_density():
     upstream = Upstream()
     upstream.published = scattered(40_000, 40_000)
     asyncio.run(streamed(upstream, Window(NOW - 40_000, NOW)))
-    # The first span cannot know; from then on each holds what memory is meant for.
+    # The size of the first span is a guess; every later span fills its share of memory.
     spans = [window.end - window.start for _, window in upstream.posts[1:]]
     assert max(spans) <= ROWS.calls * 1.1
 
@@ -58,7 +58,7 @@ def test_one_span_is_read_ahead_and_no_more():
             await wait_in_loop_for(lambda: len(upstream.posts) >= len(posts) + 2, "the span ahead is asked for")
             await settle()
             posts.append(len(upstream.posts))
-        await cache.close()  # sends what has collected, if anything has
+        await cache.close()  # sends the collected needs, if there are any
         assert len(upstream.posts) == posts[-1]
         return posts
 
@@ -75,7 +75,7 @@ def test_who_leaves_a_stream_cancels_no_flight():
         for _ in range(2):
             await anext(parts)
         upstream.gate = asyncio.Event()
-        await wait_in_loop_for(lambda: len(upstream.posts) == 3, "the third span is under way")
+        await wait_in_loop_for(lambda: len(upstream.posts) == 3, "the third span is being fetched")
         await parts.aclose()  # type: ignore[attr-defined]
         upstream.gate.set()
         await cache.close()
@@ -87,7 +87,7 @@ def test_who_leaves_a_stream_cancels_no_flight():
 
 
 def test_of_an_id_that_two_spans_have_the_later_is_sent():
-    """A call is moved from the second span into nothing that was read, or out of the first: it comes once."""
+    """A call moves out of the first span, or from the second to outside the window: it is sent once."""
     border = NOW - ROWS.first
     upstream = Upstream()
     upstream.published = [*scattered(300, ROWS.first), (0, call("moved", border + 10, campaign="before"))]
@@ -198,7 +198,7 @@ def test_a_page_on_which_nothing_fits_costs_no_more_than_8_posts():
 
 
 def test_a_filter_judges_the_later_version():
-    """An older version that fits does not come for a newer one that does not."""
+    """An older version that matches is not sent in place of a newer version that does not match."""
     upstream = Upstream()
     upstream.published = [(0, call("7", NOW - 100_000, campaign="fits"))]
     question = ask(["a"], Window(NOW - 3 * DAY, NOW))

@@ -1,4 +1,4 @@
-"""Flights, their POSTs and client profiles, against an upstream that is a plain function."""
+"""Flights, their POSTs and client profiles, against an in-process upstream."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ OVERLOAD = UpstreamFailed("HTTP status 503", status=503)
 
 
 def spent(upstream: Upstream, cache: Cache, window: Window) -> Coroutine[Any, Any, int]:
-    """The POSTs that a read costs."""
+    """Return the number of POSTs that a read costs."""
 
     async def read() -> int:
         before = len(upstream.posts)
@@ -385,7 +385,7 @@ def test_a_batch_that_fails_shortens_no_window_and_halves_batches_until_they_are
 
 
 def test_a_content_that_always_fails_leaves_the_span_as_it_was():
-    """An hour with a record that breaks every reply: the flight is split down to it."""
+    """One hour has a record that breaks every reply: the flight is split until it covers only that hour."""
     bad = NOW - 430 * DAY
     broken = UpstreamMalformed("broken")
     upstream = Faulty(lambda _, window: broken if bad in window else None)
@@ -431,7 +431,7 @@ def test_codes_that_a_reply_leaves_out_cost_no_more_than_the_posts_of_a_flight()
         await cache.read(ask([f"d{number:02}" for number in range(50)], LAST_HOUR))
         upstream.leave_out |= {f"e{number:02}" for number in range(50)}
         upstream.posts.clear()
-        await cache.read(ask(sorted(upstream.leave_out - set(codes)), LAST_HOUR))  # in batches that can be afforded
+        await cache.read(ask(sorted(upstream.leave_out - set(codes)), LAST_HOUR))  # in batches that the budget allows
         assert {len(batch) for batch in codes_posted(upstream)} == {31, 19, 1}
 
     asyncio.run(run())
@@ -495,7 +495,7 @@ def test_ten_thousand_extents_are_put_together_in_no_more_steps_than_their_order
     extents = [Extent(Window(n * 7 % 10_007, n * 7 % 10_007 + 5), float(n)) for n in range(10_000)]
     began = time.process_time()
     assert covers(overlay_all(extents), Window(5, 10_000))
-    assert time.process_time() - began < 5  # one by one it is minutes
+    assert time.process_time() - began < 5  # one by one, this takes minutes
 
 
 @given(SPANS, st.integers(1001, 9000))
@@ -524,7 +524,7 @@ CASES = [  # days, seconds between reads, hours, ratio; POSTs a read, share of t
 def test_a_refreshing_dashboard_costs_no_more_than_the_model(
     days: int, refresh: int, hours: int, ratio: float, posts: float, share: float, most: int
 ):
-    """Simulated with the pure functions: extents are stored as the cache does, but not cut by day."""
+    """A simulation with the pure functions. It stores extents as the cache does, but does not cut them by day."""
     rule, draw = Rule(ratio=ratio), random.Random(1)
     extents: list[Extent] = []
     reads = sent = largest = 0

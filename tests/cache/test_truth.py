@@ -1,7 +1,7 @@
 """T1, T2, T3 and T5 against an upstream that publishes late, edits, moves and deletes calls, and fails.
 
-A machine of hypothesis takes any sequence of reads, waits, changes, failures and evictions; an oracle remembers every
-version of every call with the time for which the upstream showed it. `make soak` runs many more steps.
+A hypothesis state machine runs sequences of reads, waits, changes, failures and evictions; an oracle remembers every
+version of every call and the time during which the upstream returned it. `make soak` runs many more steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FAILURES = (
 
 
 class Version(NamedTuple):
-    """A call as the upstream showed it from one instant to another."""
+    """A version of a call, and the period in which the upstream returned it."""
 
     call: Call
     since: float
@@ -60,14 +60,14 @@ class World:
         self.versions: list[Version] = []
         self.echo: dict[str, str] = {}
         self.omits = False
-        self.failing: tuple[UpstreamError, int] | None = None  # and for windows longer than so many seconds
+        self.failing: tuple[UpstreamError, int] | None = None  # the error; windows above this many seconds fail
         self.serial = 0
 
     def shown(self, at: float) -> dict[tuple[str, str], Call]:
         return {(v.call.client_code, v.call.id): v.call for v in self.versions if v.since <= at < v.until}
 
     def end(self, index: int) -> Version:
-        """Let the upstream no longer show a version."""
+        """End the period in which the upstream returns a version."""
         version = self.versions[index]
         self.versions[index] = version._replace(until=min(version.until, self.now))
         return version
@@ -101,7 +101,7 @@ class World:
 
 
 class Truth(RuleBasedStateMachine):
-    """Reads, and everything that may happen between them."""
+    """A state machine of reads and of the events between them."""
 
     @initialize(
         start=st.sampled_from([FOLD, FOLD + 40_000, 1_773_561_600]),  # autumn, the day after, spring
@@ -185,7 +185,7 @@ class Truth(RuleBasedStateMachine):
     def check(
         self, calls: Sequence[Call], codes: tuple[str, ...], window: Window, now: float, seconds_stale: float | None
     ) -> None:
-        """Compare an answer with what the upstream showed, at some instant no older than the rule allows."""
+        """Compare an answer with the upstream's calls at some instant that the staleness rule allows."""
         listed = CODES if codes == ("*",) else codes
         keys = [(one.client_code, one.id) for one in calls]
         assert len(keys) == len(set(keys)), "T2"
@@ -214,13 +214,13 @@ class Truth(RuleBasedStateMachine):
                 assert same, "T5: an answer older than the rule allows"
 
     def _moved(self, key: tuple[str, str], since: float) -> bool:
-        """Whether a call has had another start lately: seams may then hold either version."""
+        """Return whether a call's start changed recently: the boundary of two extents may then hold either version."""
         versions = [v for v in self.world.versions if (v.call.client_code, v.call.id) == key and v.until > since]
         return len({v.call.start_time for v in versions}) > 1
 
 
 class SharedTruth(Truth):
-    """The same with two replicas on one server, which forgets, evicts, dies and comes again."""
+    """The same with two replicas that share a server, which loses data, evicts, fails and restarts."""
 
     server: Server
 

@@ -1,4 +1,4 @@
-"""Limit, suspects and retry budget, without a clock; and admission, which puts them and the queue together."""
+"""The limit, suspects and retry budget, without a clock; and admission, which combines them with the wait queue."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_retry_that_was_called_off_may_be_used_later():
 
 
 class Stage:
-    """Admission, and POSTs that end when the test says so."""
+    """An admission whose POSTs end when the test ends them."""
 
     def __init__(self, most: int) -> None:
         self.registry = CollectorRegistry()
@@ -150,7 +150,7 @@ class Stage:
 
 
 def staged(most: int) -> Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], Callable[[], None]]:
-    """Make a test of a coroutine that plays on a stage."""
+    """Turn a coroutine function that takes a Stage into a test."""
 
     def made(play: Callable[[Stage], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         async def run() -> None:

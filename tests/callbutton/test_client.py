@@ -29,7 +29,7 @@ def head(status: bytes, length: int) -> bytes:
 
 
 def test_a_retry_that_gets_no_slot_in_time_is_not_sent_and_does_not_count_against_the_upstream():
-    """One slot: a POST fails, and while its retry waits another one hangs past the first one's deadline."""
+    """There is one slot. A POST fails; while its retry waits, another POST hangs past the deadline of the first."""
     answered, sent = 10, 0  # ten requests earn one retry
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

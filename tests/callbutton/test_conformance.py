@@ -1,4 +1,4 @@
-"""The W3C's conformance suite: nothing that is not well-formed is accepted, and nothing else than refused."""
+"""The W3C XML conformance suite: documents that are not well-formed are rejected, and cause no other error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def documents() -> list[bytes]:
 
 
 def inside(body: bytes) -> bytes | None:
-    """Take a document without a DOCTYPE as it could stand within a record, in UTF-8."""
+    """Return a document as UTF-8 that can be embedded in a record, or None if it has a DOCTYPE."""
     decoder = TextDecoder(None)
     text = PROLOG.sub("", decoder.decode(body) + decoder.decode(b"", last=True))
     return None if "<!DOCTYPE" in text else text.encode("utf-8", "surrogatepass")
@@ -38,4 +38,4 @@ def test_within_a_record_nothing_is_accepted_that_is_not_well_formed():
     sound = sum(is_well_formed(INSIDE.before + body + INSIDE.after) for body in bodies)
     assert len(bodies) > 300
     assert accepted > 50
-    assert sound - accepted <= 5  # those that close our own elements, or are no protocol
+    assert sound - accepted <= 5  # documents that close the surrounding elements or break the protocol

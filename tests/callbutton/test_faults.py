@@ -1,7 +1,7 @@
-"""The fault matrix: every way in which the upstream can fail, over real sockets, and what the gateway makes of it.
+"""The fault matrix: upstream faults over real sockets, and the gateway's response to each.
 
-A row says what the consumer is answered, whether anything was kept, how many POSTs it cost and which metric moved; the
-test behind it proves that, and that the upstream, once healed, is read truly. `tests/faults.md` is this table
+A row states the answer to the consumer, whether calls were cached, the number of POSTs and the metric that changed. Its
+test verifies this, and that reads are correct once the upstream recovers. `tests/faults.md` is this table
 (`WRITE_FAULTS=1 pytest tests/callbutton/test_faults.py` writes it).
 """
 
@@ -35,7 +35,7 @@ ONE = f"/clients/{CODE}/calls"
 BOTH = f"/calls?client={CODE}&client={OTHER}"
 WINDOW = {"start": "2026-06-01T12:00:00Z", "end": "2026-06-01T13:00:00Z"}  # wall 07:00 to 08:00
 SHORT = {"upstream_timeout": 0.5, "upstream_idle_timeout": 0.5, "upstream_deadline": 1.0}  # seconds
-SLACK = 10.0  # seconds of a busy machine; what is not short in the settings is longer
+SLACK = 10.0  # seconds of delay on a busy machine; every other time-out in the settings is longer
 BUDGET = 1024**2  # bytes of a reply
 OK = "200"
 MALFORMED, FAILED, UNAUTHORIZED = "502 upstream-malformed", "502 upstream-error", "502 upstream-unauthorized"
@@ -53,16 +53,16 @@ Behaviour = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Fault(Struct):
-    """A row. `calls` are the ids answered, `kept` those that a repeat is answered without a POST.
+    """A row. `calls` are the ids in the answer; `kept` means that a repeated request needs no POST.
 
-    `after` is the time-out that ends it, if one does.
+    `after` is the setting of the time-out that ends the request, if any.
     """
 
-    behave: Behaviour | str  # or an address where nothing of ours listens
+    behave: Behaviour | str  # or the URL of an upstream that this module does not serve
     answer: str
     calls: tuple[str, ...] = ()
     kept: bool = False
-    metric: str = ""  # that of the outcome, unless said
+    metric: str = ""  # default: the counter of the outcome
     posts: int = 1
     path: str = ONE
     changes: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def http(body: bytes | str, *, status: str = "200 OK", headers: str = "", length
 
 
 def sends(*pieces: Any, close: bool = False) -> Behaviour:
-    """Send bytes, and pause for so many seconds."""
+    """Send each piece that is bytes; pause for each that is a number of seconds."""
 
     async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -128,7 +128,7 @@ def resets(*pieces: bytes) -> Behaviour:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        await asyncio.sleep(0.05)  # that what was sent is read first
+        await asyncio.sleep(0.05)  # so that the gateway reads the sent bytes first
         opened = writer.get_extra_info("socket")
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
@@ -137,7 +137,7 @@ def resets(*pieces: bytes) -> Behaviour:
 
 
 def endless(piece: bytes, times: int, *, packed: bool = False) -> Behaviour:
-    """Send a head and a piece many times over, made as it goes."""
+    """Send a head, then the same piece many times, generated while sending."""
 
     async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
         squeeze = zlib.compressobj(9, zlib.DEFLATED, 31) if packed else None
@@ -154,7 +154,7 @@ def endless(piece: bytes, times: int, *, packed: bool = False) -> Behaviour:
 
 
 async def by_code(request: bytes, writer: asyncio.StreamWriter) -> None:
-    """Answer with a call of each code asked; of both together with the first alone."""
+    """Answer with one call for each requested code; if both are requested, with the first code only."""
     codes = re.findall(rb"<ClientCode>(\d+)</ClientCode>", request)[:1]
     writer.write(http(document("".join(client(call(code.decode()), code.decode()) for code in codes))))
 
@@ -299,7 +299,7 @@ FAULTS = {
 
 
 class Upstream:
-    """A server that reads each request whole, and then behaves as it is told."""
+    """A server that reads each request completely, then runs a configurable behaviour."""
 
     def __init__(self) -> None:
         self.behave: Behaviour = sends()
@@ -361,7 +361,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def nowhere() -> Iterator[dict[str, str]]:
-    """Addresses at which no answer is to be had: a port that refuses, and one whose line is full."""
+    """Addresses without an answer: a port that refuses connections, and one whose backlog is full."""
     with socket.socket() as bound, socket.socket() as full, socket.socket() as one, socket.socket() as two:
         bound.bind(("127.0.0.1", 0))
         full.bind(("127.0.0.1", 0))
@@ -410,7 +410,7 @@ def test_the_fault_is_answered_kept_and_counted_as_the_table_says(
     upstream.behave = answers(GOOD)
 
     def heal() -> httpx.Response | None:
-        gateway.pass_time(2)  # an error is remembered for a second
+        gateway.pass_time(2)  # errors are cached for a second
         answer = gateway.client.get(path)
         return answer if answer.status_code == 200 else None
 
@@ -423,7 +423,7 @@ def test_the_fault_is_answered_kept_and_counted_as_the_table_says(
 
 
 def ask(gateway: Stand, number: int, hours: int = 1) -> httpx.Response:
-    """Ask about a client of its own, each for an hour of its own."""
+    """Request the calls of one client from a given hour on, so that requests do not share cached hours."""
     return gateway.get(f"/clients/80055502{number:02}/calls", start=f"2026-06-01T{hours:02}:00:00Z", end="2026-06-02")
 
 
@@ -442,7 +442,7 @@ def test_a_post_whose_connection_is_lost_before_the_first_byte_is_sent_once_more
     assert (upstream.posts, gateway.metric("upstream_retries_total")) == (2, 1)
     upstream.behave = resets()
     assert ask(gateway, 11).json()["type"] == "/problems/upstream-unreachable"
-    assert (upstream.posts, gateway.metric("upstream_retries_total")) == (3, 1)  # a tenth, no more
+    assert (upstream.posts, gateway.metric("upstream_retries_total")) == (3, 1)  # retries: a tenth of POSTs at most
 
 
 def test_after_failures_in_a_row_nothing_is_sent_until_a_probe_is_answered(stand: Make, upstream: Upstream):
@@ -476,14 +476,14 @@ def test_after_failures_in_a_row_nothing_is_sent_until_a_probe_is_answered(stand
 
 def table() -> str:
     rows = [
-        "# What the gateway makes of each fault of the upstream",
+        "# Responses of the gateway to upstream faults",
         "",
-        "Printed by `tests/callbutton/test_faults.py`, which proves every row over real sockets: the answer where",
-        "nothing is in the cache yet, when it comes, whether anything was kept, the POSTs it cost, and the metric that",
-        "moved.",
-        "Once the upstream is healed the next read is whole.",
+        "Generated by `tests/callbutton/test_faults.py`, which tests every row over real sockets: the answer if",
+        "the cache is empty, when it is sent, whether calls were cached, the number of POSTs, and the metric that",
+        "changes.",
+        "Once the upstream recovers, the next read is complete.",
         "",
-        "| fault | answer | after | kept | POSTs | metric that moves |",
+        "| fault | answer | after | kept | POSTs | metric that changes |",
         "|---|---|---|---|---|---|",
     ]
     for name, fault in FAULTS.items():

@@ -1,4 +1,4 @@
-"""A hostile review, kept: raw sockets, framing, injection, and what upstream and consumers might slip through."""
+"""Attacks found by a security review: raw sockets, framing, injection, hostile data from upstream and consumers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies, as they stream in."""
+"""Replies parsed as a stream."""
 
 from __future__ import annotations
 
@@ -281,11 +281,11 @@ def test_a_reply_of_many_clients_and_codes_keeps_none_of_them_waiting():
     assert found.unknown_elements == MAX_ELEMENTS // 4
 
 
-# A reading by xmltodict and plain code, to compare with. Names are lower case, texts trimmed, empty is None.
+# A reference parser built on xmltodict. Names are lower case, texts are trimmed, an empty text is None.
 
 
 def texts_of(value: Any) -> list[str | None]:
-    """The own texts of all elements of one name."""
+    """The text of every element with this name, without that of its children."""
     values = value if isinstance(value, list) else [value]
     return [(one or {}).get("#text") if isinstance(one, dict | None) else one for one in values]
 
@@ -310,7 +310,7 @@ SPELLINGS = {name.lower(): name for name in (*FIELDS, *ADDRESS_FIELDS)}
 
 
 def plain_call(element: dict[str, Any], *, status: bool) -> dict[str, Any]:
-    """The texts of a record by the document's names, and what `extra` has of unknown and repeated elements."""
+    """The texts of a record by protocol name, and the unknown and repeated elements in `extra`."""
     known: dict[str, str | None] = {}
     extra: list[tuple[str, str | None]] = []
 
@@ -415,7 +415,7 @@ OTHERS = ["Unknown", "CustomA", "Carrier"]
 
 @st.composite
 def elements(draw: st.DrawFn, names: list[str], depth: int = 0) -> str:
-    """Elements in any order, some repeated, in one spelling for each name, with nested ones now and then."""
+    """Generate elements in any order, some repeated, some nested, with one spelling for each name."""
     written = []
     for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=7)):
         spelled = draw(SPELLED)(name)

@@ -1,4 +1,4 @@
-"""One POST over real sockets against servers that misbehave below HTTP, or slower than a test has patience for."""
+"""One POST over real sockets against servers that violate HTTP or respond very slowly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    """Serve raw TCP; the handler begins after the request's head."""
+    """Serve raw TCP. The handler is called after the head of the request."""
 
     under_way: set[asyncio.Task[None]] = set()
 
@@ -287,7 +287,7 @@ def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, mo
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1 that is its own authority; gives its file and its key's."""
+    """Create a self-signed certificate for 127.0.0.1. Returns the paths of the certificate and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -313,7 +313,7 @@ FOREIGN = [
     kind
     for kind in vars(httpcore).values()
     if isinstance(kind, type) and issubclass(kind, Exception) and kind is not httpcore.ConnectionNotAvailable
-]  # ConnectionNotAvailable is the pool's own business: it tries another connection
+]  # the pool handles ConnectionNotAvailable: it tries another connection
 
 
 @pytest.mark.parametrize("answering", [False, True], ids=["before the answer", "within it"])

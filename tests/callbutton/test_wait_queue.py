@@ -19,7 +19,7 @@ def consumer(until: float = float("inf")) -> Waiters:
 
 
 class Row:
-    """A queue, and its notice to each entry."""
+    """A queue, and the notification of each entry."""
 
     def __init__(self, most: int = 100) -> None:
         self.dropped: Counter[DropReason] = Counter()

@@ -1,4 +1,4 @@
-"""The command line as a script sees it: what is printed where, and the exit code."""
+"""The command line as used by scripts: standard output, standard error and exit code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def started(*words: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def lines_until(process: subprocess.Popen[str], pattern: str) -> str:
-    """Read standard output up to and with the line that matches; fails at its end."""
+    """Read standard output until a line matches, and return all lines read. Fails if the output ends first."""
     assert process.stdout is not None
     text = ""
     for line in process.stdout:
@@ -56,7 +56,7 @@ def lines_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 @contextmanager
 def simulated(*faults: str) -> Iterator[str]:
-    """Run the simulator on a port of its own, in a thread."""
+    """Run the simulator on a free port, in a thread."""
     options = Options(calls_per_day=2000, faults=faults)
     opened = listen("127.0.0.1", 0)
     server = make_server(create(options), lifespan="off")
@@ -71,7 +71,7 @@ def simulated(*faults: str) -> Iterator[str]:
 
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """A port that is bound, so that nobody else takes it, but does not listen."""
+    """A port that is bound but not listening, so that connections are refused."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

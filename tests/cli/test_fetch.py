@@ -1,4 +1,4 @@
-"""`fetch` as a script sees it: what is in the file, what is left of one that is not whole, the exit code."""
+"""`fetch` as used by scripts: the file, the remains of an incomplete one, and the exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.commands import COMMAND, ENVIRONMENT, run
 from tests.support.processes import wait_for
 from tests.support.stand import Clock, serving
 
-# A week with the night in which clocks go back.
+# A week that includes the end of daylight saving time.
 WINDOW = ["--start", "2026-10-29", "--end", "2026-11-05", "--tz", "America/Chicago"]
 HOURS = range(*(int(datetime(2026, *day, tzinfo=UTC).timestamp()) // 3600 for day in ((10, 29, 5), (11, 5, 6))))
 CODE = client_code(0)
@@ -40,7 +40,7 @@ class Upstream:
         return run("fetch", *words, **(self.variables | more))
 
     def ids(self, code: str = CODE) -> list[str]:
-        """The ids of a client's calls of the week, oldest first."""
+        """The ids of a client's calls in the week, oldest first."""
         options = self.simulator.options
         return [
             call.identity for hour in HOURS for call in calls_of_hour(options.seed, code, hour, options.calls_per_day)
@@ -210,7 +210,7 @@ def test_a_terminal_sees_how_far_it_has_come(upstream: Upstream, tmp_path: Path)
 def _read(leader: int) -> bytes:
     try:
         return os.read(leader, 65536)
-    except OSError:  # Linux says so when the other end is closed
+    except OSError:  # Linux raises EIO when the other end is closed
         return b""
 
 

@@ -1,4 +1,4 @@
-"""Alerts, runbook and dashboard: played by promtool, parsed, and about series that exist; a Prometheus that scrapes."""
+"""Alerts, runbook and dashboard: tested by promtool, and only with existing series; a scrape by a real Prometheus."""
 
 import json
 import re
@@ -27,7 +27,7 @@ EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"]
 
 
 def series() -> set[str]:
-    """Name every series that the gateway exposes."""
+    """Return the names of all series that the gateway exposes."""
     registry = CollectorRegistry()
     Metrics(registry)
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}

@@ -1,6 +1,6 @@
-"""The chart by the tools of others: both Helms, the schemas of the oldest and newest Kubernetes, checkov.
+"""The chart checked with Helm 3 and 4, the schemas of the oldest and newest Kubernetes, and checkov.
 
-`make chart` brings the tools; without them these tests skip, or fail in CI.
+`make chart` installs the tools. Without them these tests are skipped, or fail in CI.
 """
 
 import json
@@ -20,16 +20,16 @@ from tests.support.tools import need
 BIN = ROOT / ".venv-chart" / "bin"
 SKIPPED = {
     "CKV_K8S_11": "a CPU limit throttles in the middle of answers; requests share the CPU fairly",
-    "CKV_K8S_15": "a release's tag never moves, and image.digest pins harder than pulling anew",
+    "CKV_K8S_15": "release tags are immutable, and image.digest pins the image more strictly than pullPolicy Always",
     "CKV_K8S_35": "the gateway reads its signing key from the environment, as every setting; keys.toml is a file",
-    "CKV_K8S_43": "a chart cannot know the digest of an image in the registry of whoever installs it: image.digest",
+    "CKV_K8S_43": "the chart cannot know the digest in the operator's registry; image.digest sets it",
 }
 WITHOUT_SCHEMA = {"PrometheusRule", "ServiceMonitor"}  # of the Prometheus operator
 CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
 def outside(name: str) -> Path:
-    """Find a tool that has an environment of its own."""
+    """Return the path of a tool that `make chart` installs in a separate environment."""
     need((BIN / name).exists(), f"{name}, which make chart installs")
     return BIN / name
 
@@ -73,7 +73,7 @@ def test_checkov_finds_nothing_but_what_is_explained(tmp_path: Path):
     tool = outside("checkov")
     files = []
     for name, values in MATRIX.items():
-        if name != "anyone":  # whoever turns the network policy off knows that it is off
+        if name != "anyone":  # these values disable the network policy on purpose
             files.append(tmp_path / f"{name.replace(' ', '-')}.yaml")
             files[-1].write_text(yaml.safe_dump_all(with_helm4(values)), "utf-8")
     command: list[str | Path] = [tool, *(part for file in files for part in ("-f", file))]

@@ -1,4 +1,4 @@
-"""The Dockerfile and the Helm chart: sound, and speaking of settings that exist."""
+"""The Dockerfile and the Helm chart are valid and use only existing settings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def environment(values: dict[str, Any]) -> dict[str, str]:
 
 
 def pods(manifests: list[dict[str, Any]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """Labels and spec of each pod."""
+    """Return the labels and spec of each pod."""
     templates = [made["spec"]["template"] for made in manifests if made["kind"] == "Deployment"]
     templates += [made for made in manifests if made["kind"] == "Pod"]
     return [(template["metadata"]["labels"], template["spec"]) for template in templates]

@@ -1,14 +1,14 @@
-"""Three replicas behind nginx, as compose.yaml has them, as processes: restarted and killed under load.
+"""Three replica processes behind nginx, as in compose.yaml, restarted and killed under load.
 
-What the upstream is asked is counted at the upstream, a client and a window at a time, and by the replica that asks:
+The upstream counts fetches by client, window and requesting replica:
 
-- While the shared cache answers, each is fetched once by the whole fleet, however often replicas are restarted.
-- What a replica was fetching when it was killed is fetched once more; so may be what it had not yet shared.
-- While the shared cache is lost, each is fetched at most once by each replica. It comes back empty: what it held is
-  fetched once more by those who do not know it, what is new once by the whole fleet again.
-- No process ever fetches the same twice.
+- While the shared cache is up, the fleet fetches each window once, however often replicas are restarted.
+- Windows that a killed replica was fetching are fetched once more, and so may be those it had not yet shared.
+- While the shared cache is down, each replica fetches a window at most once. The cache comes back empty: replicas
+  that do not hold an old window fetch it once more, and the fleet fetches each new window once again.
+- No process fetches the same window twice.
 
-To hold on a busy machine, too, replicas here give the shared cache more time than 100 ms.
+The time-out of the shared cache is longer than 100 ms here, so that the tests pass on a busy machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ COMPOSE_PROMETHEUS: dict[str, Any] = yaml.safe_load(COMPOSE["configs"]["promethe
 NOON = datetime.now(UTC).replace(hour=18, minute=0, second=0, microsecond=0)
 CLIENTS = 20
 ASKED = 4  # times at once
-SHARING = 5.0  # seconds in which a flight lands and is shared, by far
+SHARING = 5.0  # seconds; far more than a flight needs to land and be shared
 PATIENT = """
 import functools, sys
 from gateway import redis_client
@@ -59,19 +59,19 @@ sys.exit(main(["serve"]))
 
 
 class Need(NamedTuple):
-    """Six hours of a client, so far back that they are fresh for hours, and not so near others that they are merged."""
+    """Six hours of a client, old enough to stay fresh for hours, and too far from other needs to be merged."""
 
     code: str
     start: datetime
 
 
 def need(number: int) -> Need:
-    """The needs in order."""
+    """Return the need with this number."""
     return Need(f"80055501{number % CLIENTS:02}", NOON - timedelta(days=10 + number // CLIENTS))
 
 
 class Fetch(NamedTuple):
-    """A client of a POST, as it came: when, and from which life of which replica."""
+    """One client of a received POST, with its time, the replica, and the number of that replica's restarts."""
 
     at: float
     replica: int
@@ -80,7 +80,7 @@ class Fetch(NamedTuple):
 
 
 class Upstream:
-    """A simulator that replicas reach by ways of their own, as proxies, so that it is known who asks."""
+    """A simulator with one proxy for each replica, so that every POST is attributed to its replica."""
 
     def __init__(self, replicas: int) -> None:
         self.lives = [0] * replicas
@@ -91,15 +91,15 @@ class Upstream:
         self._stopped = [threading.Event() for _ in range(replicas)]
 
     def hold(self, replica: int) -> None:
-        """Answer a replica no more; `held` is what it asks for."""
+        """Stop answering a replica; `held` lists its unanswered needs."""
         self._stopped[replica].set()
 
     def let_go(self, replica: int) -> None:
-        """Answer again."""
+        """Resume answering a replica."""
         self._stopped[replica].clear()
 
     def way(self, replica: int) -> Any:
-        """The ASGI application that one replica reaches."""
+        """Return the ASGI application that one replica reaches."""
 
         async def application(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
@@ -152,7 +152,7 @@ class Replica:
         wait_for(lambda: answers(f"http://127.0.0.1:{self.port}/readyz"), "the replica is ready")
 
     def restart(self) -> None:
-        """Stop as Kubernetes does, and start anew."""
+        """Stop as Kubernetes does, then start again."""
         self.process.terminate()
         assert self.process.wait(60) in (0, -15)
         self.start()
@@ -162,7 +162,7 @@ class Replica:
         self.process.wait(20)
 
     def shares(self) -> bool:
-        """Tell whether the shared cache is asked."""
+        """Return whether the replica uses the shared cache."""
         lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=20).text.splitlines()
         return "callbutton_gateway_cache_shared_up 1.0" in lines
 
@@ -171,7 +171,7 @@ class Replica:
 
 
 class Load:
-    """Consumers that never pause: what is new is asked for by several at once, and now and then what is old."""
+    """Consumers that send requests continuously: new needs from several at once, and sometimes old ones."""
 
     def __init__(self, address: str, consumers: int) -> None:
         self._address = address
@@ -212,18 +212,18 @@ class Load:
                 self._over.wait(0.01)  # seconds: the pace of one consumer
 
     def ahead(self) -> int:
-        """The number of a need that nobody has asked for."""
+        """Return the number of a need that has not been requested yet."""
         return next(self._numbers) // (2 * ASKED) + 1
 
     def goes_on(self, more: int = 50) -> None:
-        """Wait until so many more are answered."""
+        """Wait until `more` further requests have been answered."""
         enough = len(self.answers) + more
         wait_for(lambda: len(self.answers) >= enough, f"{more} more answers")
 
 
 @contextmanager
 def fleet(folder: Path, shared: str, upstream: Upstream) -> Iterator[tuple[str, list[Replica]]]:
-    """Three replicas and nginx with the configuration of compose.yaml; gives nginx's address."""
+    """Run three replicas and nginx with the configuration of compose.yaml. Yields the address of nginx."""
     nginx = tool("nginx", "nginx-light")
     front = free_port()
     with ExitStack() as stack:
@@ -242,7 +242,7 @@ def fleet(folder: Path, shared: str, upstream: Upstream) -> Iterator[tuple[str, 
 
 
 def on_loopback(text: str, folder: Path, front: int, replicas: list[Replica]) -> str:
-    """The configuration of nginx with addresses in the place of names, and files where anyone may write."""
+    """Return the nginx configuration with addresses instead of host names, and files in a writable folder."""
     servers = "\n".join(f"server 127.0.0.1:{one.port} max_fails=1 fail_timeout=2s;" for one in replicas)
     text, found = re.subn(r"server gateway:8080 resolve (.*);", servers, text.replace("$$", "$"))
     assert found == 1
@@ -256,7 +256,7 @@ def on_loopback(text: str, folder: Path, front: int, replicas: list[Replica]) ->
 
 
 def repeated(fetches: Sequence[Fetch]) -> dict[Need, list[Fetch]]:
-    """What was fetched more than once."""
+    """Return the needs that were fetched more than once."""
     by_need: dict[Need, list[Fetch]] = defaultdict(list)
     for fetch in fetches:
         by_need[fetch.need].append(fetch)
@@ -281,16 +281,16 @@ def test_no_request_fails_and_the_upstream_is_asked_once_while_replicas_come_and
         print(f"rolling restart: {len(load.answers)} answers, {len(upstream.fetches)} needs, {upstream.posts} POSTs")
 
         upstream.hold(0)
-        wait_for(lambda: upstream.held, "the replica to be killed has a flight under way")
+        wait_for(lambda: upstream.held, "the replica to be killed has a flight in progress")
         life, killed = upstream.lives[0], time.monotonic()
         replicas[0].kill()
         held = set(upstream.held)
         upstream.let_go(0)
-        wait_for(lambda: held <= repeated(upstream.fetches).keys(), "others fetch what the killed one was fetching")
+        wait_for(lambda: held <= repeated(upstream.fetches).keys(), "others fetch the needs of the killed replica")
         load.goes_on(200)
         replicas[0].start()
         load.goes_on()
-        # What an answer was cut off in the middle of cannot be asked for again by nginx.
+        # nginx cannot retry a request whose answer was cut off in the middle.
         assert len(load.failures) <= 8
         assert all("RemoteProtocolError" in failure for failure in load.failures)
         cut_off = len(load.failures)
@@ -299,7 +299,7 @@ def test_no_request_fails_and_the_upstream_is_asked_once_while_replicas_come_and
             assert (first.replica, first.life) == (0, life)
             assert first.at > killed - SHARING
             assert len(others) == 1
-        print(f"kill: {cut_off} answers cut off, {len(held)} flights under way, {len(again)} fetched once more")
+        print(f"kill: {cut_off} answers cut off, {len(held)} flights in progress, {len(again)} fetched once more")
 
         server.kill()
         load.goes_on(200)

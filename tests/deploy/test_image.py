@@ -1,7 +1,7 @@
-"""The image, built and run for real without a registry, as an operator would run it. `make image` runs this.
+"""The image, built without a registry and run as in production. `make image` runs these tests.
 
-The base is a stand-in made of Debian packages, tagged as the one that the Dockerfile names. Whatever this machine needs
-to reach its package indexes goes into the stand-in, never into the Dockerfile.
+The base image is a substitute made of Debian packages, with the tag that the Dockerfile names. The settings with which
+this machine reaches its package indexes are in the substitute, never in the Dockerfile.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(*words: str | Path) -> str:
 
 
 def pip_settings() -> tuple[str, set[str]]:
-    """How pip reaches its indexes on this machine: a configuration file, and the folders that it names."""
+    """Return the pip configuration file of this machine, and the folders that it names."""
     listed = run(sys.executable, "-m", "pip", "config", "list").splitlines()
     pairs = [line.removeprefix("global.").partition("=") for line in listed if line.startswith("global.")]
     options = {name: text.strip("'").replace("\\n", " ") for name, _, text in pairs}
@@ -63,7 +63,7 @@ def pip_settings() -> tuple[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Build the image; gives its name."""
+    """Build the image and return its name."""
     if not os.environ.get("BUILD_IMAGE"):
         pytest.skip("building takes a minute and root: make image does it")
     for name in ("buildah", "podman", "runc", "conmon", "mmdebstrap"):
@@ -95,7 +95,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def served(image: str) -> Iterator[tuple[str, str]]:
-    """Run the image as in production; gives the container's name and the gateway's address."""
+    """Run the image as in production. Yields the name of the container and the address of the gateway."""
     port, name = free_port(), f"callbutton-gateway-{os.getpid()}"
     settings = {"UPSTREAM_URL": "http://127.0.0.1:9/xml.jsp", "AUTH": "none", "PORT": str(port)}
     variables = [f"--env=GATEWAY_{name}={text}" for name, text in settings.items()]

@@ -13,7 +13,7 @@ from tests.support.stand import serving
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Run the table of connections against another checkout, with its real bounds: it takes minutes."""
+    """Add an option that tests the connections of another checkout with its real bounds, which takes minutes."""
     parser.addoption("--checkout", default="", help="a checkout of the gateway, with a .venv, to test instead of this")
 
 
@@ -46,7 +46,7 @@ def silent_upstream() -> Iterator[str]:
 
 @pytest.fixture
 def serve(upstream: str, checkout: str, tmp_path: Path) -> Iterator[Serve]:
-    """Start gateways; settings as keywords."""
+    """Return a function that starts gateways; its keywords are settings."""
     with ExitStack() as stack:
 
         def start(where: str = upstream, **settings: Any) -> Served:

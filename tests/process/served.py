@@ -1,4 +1,4 @@
-"""`serve` as a process, and clients of it that behave badly."""
+"""`serve` as a process, and misbehaving clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANSWERED = b"HTTP/1.1 200 OK\r\n"
 PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
 EXPORT = f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson"  # thirty megabytes
 LISTENING = "0A"  # a state of /proc/net/tcp
-LATER = 30  # seconds beyond a bound: how long a test waits on a machine that is busy with something else
+LATER = 30  # seconds that a test waits beyond a bound, for a busy machine
 
 
 class Bounds(NamedTuple):
@@ -39,7 +39,7 @@ REAL = Bounds(request=10, idle=75, write=30, shutdown=60)
 
 
 class Served:
-    """A gateway that runs."""
+    """A running gateway process."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, bounds: Bounds) -> None:
         self.process = process
@@ -72,13 +72,13 @@ class Served:
         return client
 
     def ask(self, *requests: bytes) -> bytes:
-        """Everything that comes back until the server closes."""
+        """Send data and return everything received until the server closes."""
         with self.connect() as client:
             client.sendall(b"".join(requests))
             return everything(client)
 
     def connections(self) -> int:
-        """How many connections of clients the process has open."""
+        """Return the number of open client connections of the process."""
         port = f":{urlsplit(self.address).port:04X}"
         rows = [
             line.split()
@@ -88,7 +88,7 @@ class Served:
         return sum(row[1].endswith(port) and row[3] != LISTENING and row[9] != "0" for row in rows)
 
     def stop(self, signal: int) -> float:
-        """Send a signal, and wait for the end; returns how many seconds it took."""
+        """Send a signal and wait for the process to exit. Returns the seconds this took."""
         began = time.monotonic()
         self.process.send_signal(signal)
         self.process.wait(self.bounds.shutdown + LATER)
@@ -98,13 +98,13 @@ class Served:
 def request(
     path: str = "/healthz", *lines: str, close: bool = False, method: str = "GET", version: str = "1.1"
 ) -> bytes:
-    """A request without a body."""
+    """Return a request without a body."""
     headers = ["Host: gateway", *lines, *(["Connection: close"] if close else [])]
     return "\r\n".join([f"{method} {path} HTTP/{version}", *headers, "", ""]).encode()
 
 
 def everything(client: socket.socket) -> bytes:
-    """Read until the server closes, in whatever way."""
+    """Read until the server closes or resets the connection."""
     parts = []
     with suppress(ConnectionResetError):
         while part := client.recv(65536):
@@ -113,7 +113,7 @@ def everything(client: socket.socket) -> bytes:
 
 
 def answer(client: socket.socket) -> bytes:
-    """Read one answer that has a length."""
+    """Read one answer with a Content-Length."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = client.recv(65536)

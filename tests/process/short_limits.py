@@ -1,4 +1,4 @@
-"""`serve`, with the limits of connections that the command line names as JSON: a test need not wait for 75 s.
+"""Run `serve` with connection limits given as JSON on the command line, so that tests need not wait 75 s.
 
 python -m tests.process.short_limits '{"idle_timeout": 1}'
 """

@@ -1,4 +1,4 @@
-"""Clients that are slow, silent, odd or too many, at a `serve` that runs as a process."""
+"""Slow, silent, malformed and too many clients, against `serve` as a process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.tools import tool
 
 
 def problem_of(received: bytes) -> tuple[int, str]:
-    """Status and type of an answer that is a problem."""
+    """Return the status and type of a problem response."""
     head, _, body = received.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
     return int(head.split()[1]), json.loads(body)["type"]
@@ -59,7 +59,7 @@ def test_half_a_body_is_not_waited_for(gateway: Served):
 
 
 def drip(client: socket.socket, data: bytes, pause: float) -> Callable[[], None]:
-    """Send data byte by byte and endlessly: a function to be called again and again."""
+    """Return a function that sends the next byte of endlessly repeated data at each call."""
     letters = itertools.cycle(data)
     client.settimeout(pause)
     return lambda: client.sendall(bytes([next(letters)]))
@@ -216,7 +216,7 @@ def test_what_follows_a_request_and_is_not_http_ends_the_connection(gateway: Ser
 
 @pytest.fixture
 def full(serve: Serve) -> Iterator[tuple[Served, list[socket.socket]]]:
-    """A gateway that has as many connections as it allows."""
+    """A gateway at its limit of connections."""
     gateway = serve(files=200)  # of which 100 are for connections
     with ExitStack() as stack:
         clients = [stack.enter_context(gateway.connect()) for _ in range(100)]

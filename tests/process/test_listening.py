@@ -1,4 +1,4 @@
-"""Where a `serve` that runs as a process listens: addresses, ports that are taken, TLS, the port of the metrics."""
+"""The listeners of `serve` as a process: addresses, ports in use, TLS, the metrics port."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_port_can_be_had_again_at_once(serve: Serve):
 
 
 class Certificate:
-    """A certificate of 127.0.0.1 that signs itself, and its key, as PEM files."""
+    """A self-signed certificate for 127.0.0.1 and its key, as PEM files."""
 
     def __init__(self, folder: Path) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -117,7 +117,7 @@ def test_tls_is_served_and_the_metrics_stay_plain(serve: Serve, certificate: Cer
         page = client.get("/clients/8005550100/calls?start=2026-09-01&end=2026-09-02&limit=1000")
         assert len(page.json()["data"]) == 1000
     assert httpx.get(f"{metrics}/readyz").json() == {"status": "ok"}
-    assert b"200 OK" not in gateway.ask(request())  # plain HTTP at the port of TLS
+    assert b"200 OK" not in gateway.ask(request())  # plain HTTP to the TLS port
     assert httpx.get(f"{metrics}/readyz").status_code == 200
     gateway.stop(signal.SIGTERM)
     assert gateway.process.returncode == 0
@@ -135,7 +135,7 @@ def test_tls_is_1_2_at_least(serve: Serve, certificate: Certificate):
 
 
 def version_of(gateway: Served, context: ssl.SSLContext) -> str | None:
-    """The version of TLS that is agreed upon; None if there is none."""
+    """Return the negotiated TLS version, or None if the handshake fails."""
     with gateway.connect() as plain:
         try:
             with context.wrap_socket(plain, server_hostname="127.0.0.1") as client:

@@ -1,4 +1,4 @@
-"""The OpenAPI document is built once and leaves the process's log as it is."""
+"""The OpenAPI document is built once, and building it does not change the logging of the process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_building_the_document_leaves_structured_lines_and_the_audit_log(tmp_pat
 
 
 def test_sixteen_threads_that_ask_first_build_the_document_once():
-    """A new process: this one may have built the document."""
+    """This needs a new process: the current one may have built the document already."""
     script = f"""
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier

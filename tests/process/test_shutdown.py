@@ -1,4 +1,4 @@
-"""The end of a `serve` that runs as a process: every signal, with requests, streams and load in progress."""
+"""Shutdown of `serve` as a process: every signal, with requests, streams and load in progress."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_connections_without_a_request_do_not_hold_up_the_end(serve: Serve):
 
 @contextmanager
 def asked(gateway: Served, path: str = SLOW) -> Iterator[list[bytes]]:
-    """Ask in a thread; gives a list that has the answer at the end."""
+    """Send a request in a thread. Yields a list that receives the answer."""
     received: list[bytes] = []
     thread = threading.Thread(target=lambda: received.append(gateway.ask(request(path, close=True))))
     thread.start()
@@ -112,7 +112,7 @@ def test_a_second_signal_ends_at_once_what_is_in_progress(serve: Serve, number: 
 
 
 def hooks_ran(gateway: Served) -> bool:
-    """The last hook writes the lines of the access log that are gathered: every request has one."""
+    """The last shutdown hook flushes the access log, so every request must have a line."""
     return len(gateway.events("request")) > 0
 
 
@@ -160,7 +160,7 @@ def test_streams_and_unread_answers_end_within_the_limit_and_hooks_run(serve: Se
 
 
 def read_slowly(client: socket.socket, ended: threading.Event) -> None:
-    """Take a little ten times a second, so that the connection is alive, and the answer endless."""
+    """Read a little ten times a second, so that the connection stays alive and the answer does not end."""
     try:
         while not ended.wait(0.1) and client.recv(4096):
             pass
@@ -211,7 +211,7 @@ def test_keep_alive_clients_that_go_on_asking_lose_no_request(serve: Serve):
     lost: list[Exception] = []
 
     def ask() -> None:
-        """Ask over connections that are kept, until none can be made."""
+        """Send requests over keep-alive connections until connecting fails."""
         while not ended.is_set():
             try:
                 client = gateway.connect()
@@ -224,7 +224,7 @@ def test_keep_alive_clients_that_go_on_asking_lose_no_request(serve: Serve):
                         client.sendall(request())
                         kept = b"\r\nconnection: close\r\n" not in answer(client)
                     except (OSError, AssertionError) as error:
-                        if number:  # else it was made as the listener closed
+                        if number:  # otherwise it was opened while the listener closed
                             lost.append(error)
                         return
                     number += 1

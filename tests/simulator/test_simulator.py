@@ -1,4 +1,4 @@
-"""The simulator writes as real servers are known to write, or with `plain` as the protocol document says."""
+"""The simulator writes replies like real servers, or with `plain` like the protocol document."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def calls(options: Options, *, status: bool = True) -> list[ET.Element]:
 
 
 def texts(elements: list[ET.Element]) -> list[str]:
-    """Return the text of each element of the calls, of those within Address too."""
+    """Return the text of each element of the calls, including those within Address."""
     return [
         element.text or "" for call in elements for element in call.iter() if element is not call and not len(element)
     ]

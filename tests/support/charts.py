@@ -1,4 +1,4 @@
-"""The chart rendered over a matrix of values, by Helm 4 (its engine as a library) and by Helm 3 (its command)."""
+"""The chart rendered for a matrix of values with Helm 4 (its engine as a library) and Helm 3 (its command)."""
 
 import subprocess
 from pathlib import Path
@@ -78,19 +78,19 @@ Manifest = dict[str, Any]
 
 
 def documents(texts: list[str]) -> list[Manifest]:
-    """Read manifests, by kind and name."""
+    """Parse manifests into a mapping by kind and name."""
     found = [document for text in texts for document in yaml.safe_load_all(text) if document]
     return sorted(found, key=lambda document: (document["kind"], document["metadata"]["name"]))
 
 
 def with_helm4(values: dict[str, Any]) -> list[Manifest]:
-    """Render; raises HelmError where the values are refused."""
+    """Render the chart. Raises HelmError if the values are rejected."""
     rendered = Chart.load(CHART).render(values, name="gateway", namespace="callbutton")
     return documents([text for name, text in rendered.items() if not name.endswith(".txt")])
 
 
 def with_helm3(values: dict[str, Any], directory: Path, *options: str) -> str:
-    """Render with Helm's own command, as text."""
+    """Render the chart as text with the Helm command."""
     file = directory / "values.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
     command: list[str | Path] = [

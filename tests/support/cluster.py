@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API as Helm needs to install and upgrade: objects are kept, and nothing happens to them."""
+"""The subset of the Kubernetes API that Helm needs to install and upgrade. It stores objects and runs nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Cluster:
         self.objects: dict[str, Object] = {}
 
     def named(self, collection: str, name: str) -> Object:
-        """The object of a collection such as `secrets`, in whatever namespace."""
+        """Return an object of a collection such as `secrets`, in any namespace."""
         (found,) = (made for path, made in self.objects.items() if path.endswith(f"/{collection}/{name}"))
         return found
 
@@ -94,7 +94,7 @@ def _merged(before: Object, patch: Object) -> Object:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[tuple[Cluster, Path]]:
-    """Serve a cluster; gives it and a file by which Helm finds it."""
+    """Serve a cluster. Yields it and the path of its kubeconfig file."""
     kept = Cluster()
 
     class Handler(BaseHTTPRequestHandler):

@@ -27,7 +27,7 @@ class Member(NamedTuple):
 
 
 def written(*members: Member) -> str:
-    """The text of a keys file."""
+    """Return the text of a keys file."""
     blocks = []
     for member in members:
         expires = f", expires = {member.expires}" if member.expires else ""
@@ -48,7 +48,7 @@ def written(*members: Member) -> str:
 
 
 def keys_file(folder: Path, *members: Member) -> str:
-    """Write a keys file; gives its path."""
+    """Write a keys file and return its path."""
     path = folder / "keys.toml"
     path.write_text(written(*members), "utf-8")
     return str(path)

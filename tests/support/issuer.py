@@ -1,4 +1,4 @@
-"""A small OpenID Connect issuer: a real HTTP server with keys that can be changed and answers that can be wrong."""
+"""A small OpenID Connect issuer: an HTTP server whose keys can be changed and whose answers can be wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def jwk(key: Any, kid: str, **more: Any) -> dict[str, Any]:
 
 
 class Issuer:
-    """What the server answers, and how often it was asked for keys."""
+    """The configurable answers of the server, and the number of requests for keys."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -44,7 +44,7 @@ class Issuer:
         return json.dumps({"issuer": self.named, "jwks_uri": self.keys_at}).encode()
 
     def token(self, now: float, key: Any = RSA_KEYS[0], alg: str = "RS256", kid: str = "one", **claims: Any) -> str:
-        """A good token but for what is said otherwise; None leaves a claim out."""
+        """Return a token that is valid unless `claims` override it. A claim that is None is omitted."""
         said = {
             "iss": self.address,
             "aud": "callbutton",
@@ -60,7 +60,7 @@ class Issuer:
 
 @contextmanager
 def issuing() -> Iterator[Issuer]:
-    """Run an issuer on a port of its own."""
+    """Run an issuer on a free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -73,7 +73,7 @@ def issuing() -> Iterator[Issuer]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Suppress the log of http.server."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     issuer = Issuer(f"http://127.0.0.1:{server.server_port}")

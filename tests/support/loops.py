@@ -1,8 +1,8 @@
-"""Turns of the event loop."""
+"""Helpers for the event loop."""
 
 import asyncio
 
-TURNS = 20  # more than any task of a test takes from one wait to the next
+TURNS = 20  # more iterations than any task of a test needs between two waits
 
 
 async def settle() -> None:

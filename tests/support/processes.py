@@ -1,4 +1,4 @@
-"""Programs as processes of their own, on ports of 127.0.0.1, stopped at the end."""
+"""Programs run as child processes on ports of 127.0.0.1, and stopped at the end of the test."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ async def wait_in_loop_for(condition: Callable[[], T], what: str, seconds: float
 
 
 def answers(url: str) -> bool:
-    """Tell whether a page can be had."""
+    """Return whether a URL answers with success."""
     try:
         return httpx.get(url, timeout=2).is_success
     except httpx.TransportError:

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Replicas: caches that share a level 2."""
+=======
+"""Caches of separate replicas that share a level 2."""
+>>>>>>> lang3
 
 from __future__ import annotations
 
@@ -16,11 +20,15 @@ from gateway.redis_client import RedisClient
 from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, Upstream, ask, ids
 
-ANY = float("inf")  # the clock of an upstream that is a function is not the server's
+ANY = float("inf")  # the clock of an in-process upstream differs from the server's
 
 
 class Replica:
+<<<<<<< HEAD
     """A cache with its own connection, like one replica of several."""
+=======
+    """A cache with a separate connection to level 2, like that of a separate process."""
+>>>>>>> lang3
 
     def __init__(self, upstream: Upstream, url: str, patience: float = 10, **changes: Any) -> None:
         self.registry = CollectorRegistry()
@@ -42,7 +50,7 @@ class Replica:
 
 
 async def settled(*replicas: Replica) -> None:
-    """Let everything be stored."""
+    """Wait until everything is stored."""
     for replica in replicas:
         await replica.cache.close()
 

@@ -1,6 +1,6 @@
-"""What schemathesis is told of parameters: which of them go together, which the document cannot say.
+"""Schemathesis hooks with the constraints between parameters that the OpenAPI document cannot express.
 
-Cases that are meant to be good are made to fit; those that are meant to be bad, and all their values, are left alone.
+Positive cases are adjusted to satisfy the constraints; negative cases are left unchanged.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ZONES = ("UTC", "America/Chicago", "Asia/Kathmandu", "Pacific/Apia")
 
 
 @schemathesis.hook
-def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001 - what the hook is given
+def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001 - the signature of the hook
     if case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE and case.query is not None:
         case.query = fitting(dict(case.query), case.path)
 
 
 def fitting(query: dict[str, Any], path: str) -> dict[str, Any]:
-    """Put dates and zones where there is other text; of parameters that exclude each other leave one."""
-    if len(str(query.get("cursor", ""))) > 100:  # of a page that was had
+    """Replace other text with valid dates and zones; keep one of several mutually exclusive parameters."""
+    if len(str(query.get("cursor", ""))) > 100:  # of an earlier page
         return {"cursor": query["cursor"]} | {name: query[name] for name in ("client",) if name in query}
     query.pop("cursor", None)
     for name, texts in (("start", STARTS), ("end", ENDS), ("tz", ZONES)):

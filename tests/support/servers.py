@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers on free ports, which tests kill and start again."""
+"""Real Redis and Valkey servers on free ports, which tests can kill and restart."""
 
 import shutil
 import socket
@@ -18,7 +18,7 @@ __all__ = ["Server", "redis", "running", "valkey"]
 
 
 class Server:
-    """A server; it keeps nothing when it ends."""
+    """A server without persistence."""
 
     def __init__(self, program: str, *options: str) -> None:
         with socket.socket() as free:
@@ -64,5 +64,5 @@ def running(program: str, *options: str) -> Iterator[Server]:
 
 
 def redis() -> str:
-    """The program of the Redis server of Debian."""
+    """The path of Debian's Redis server."""
     return tool("redis-server")

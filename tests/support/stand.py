@@ -14,7 +14,7 @@ NOW = 1_795_000_000.0  # 2026-11-18
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -39,12 +39,12 @@ class Stand:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"callbutton_gateway_{name}"))
 
     def pass_time(self, seconds: float) -> None:
-        """Move the clock, once every flight has landed: what lands is remembered from then on."""
+        """Wait until every flight has landed, then advance the clock: cached data ages from its landing."""
         wait_for(
             lambda: self.metric("upstream_posts_in_flight") + self.metric("upstream_queue_length") == 0,
             "every POST is answered",
         )
-        self.metric("build_info")  # its POST may be over just now: a turn of the loop later the flight has landed
+        self.metric("build_info")  # the POST may have ended just now; the flight lands one iteration of the loop later
         self.clock.now += seconds
 
 

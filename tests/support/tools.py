@@ -1,4 +1,4 @@
-"""Programs that tests need and Python cannot bring: absent ones skip a test with the reason, or fail it in CI."""
+"""Programs that are not Python packages. If one is missing, the test is skipped with the reason, or fails in CI."""
 
 import os
 import shutil
@@ -7,14 +7,14 @@ import pytest
 
 
 def need(there: bool, what: str) -> None:
-    """Skip a test for which something is missing; `.ci/run` installs all and sets REQUIRE_TOOLS, which fails it."""
+    """Skip a test if a tool is missing, or fail it if REQUIRE_TOOLS is set. `.ci/run` sets it."""
     if not there:
         assert not os.environ.get("REQUIRE_TOOLS"), f"missing: {what}"
         pytest.skip(f"needs {what}; .ci/run installs it")
 
 
 def tool(name: str, package: str = "") -> str:
-    """The path of a program, from the Debian package of this name or of the same one."""
+    """Return the path of a program. `package` is its Debian package if the name differs."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     need(path is not None, f"{name}, from the Debian package {package or name}")
     return path or ""

@@ -1,4 +1,4 @@
-"""An upstream that is a plain function, and a cache in front of it."""
+"""An in-process upstream, and a cache in front of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def call(identity: str, start: int, code: str = "a", campaign: str | None = None
 
 
 class Upstream:
-    """Calls with the instants from which they are published; answers a second more than asked on each side."""
+    """Calls, each with its time of publication. Replies cover one second more than requested on each side."""
 
     def __init__(self) -> None:
         self.now: float = NOW
@@ -103,7 +103,7 @@ def ids(calls: Sequence[Call]) -> list[str]:
 
 
 class Faulty(Upstream):
-    """An upstream whose POSTs fail by their codes and window, and that may echo other codes."""
+    """An upstream whose POSTs fail for given codes and windows, and that may echo other codes."""
 
     def __init__(self, fault: Fault | None = None) -> None:
         super().__init__()
