@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Replicas: caches that share a level 2."""
-=======
 """Caches of separate replicas that share a level 2."""
->>>>>>> lang3
 
 from __future__ import annotations
 
@@ -24,18 +20,14 @@ ANY = float("inf")  # the clock of an in-process upstream differs from the serve
 
 
 class Replica:
-<<<<<<< HEAD
-    """A cache with its own connection, like one replica of several."""
-=======
     """A cache with a separate connection to level 2, like that of a separate process."""
->>>>>>> lang3
 
-    def __init__(self, upstream: Upstream, url: str, patience: float = 10, **changes: Any) -> None:
+    def __init__(self, upstream: Upstream, url: str, timeout: float = 10, **changes: Any) -> None:
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
         values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
         rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
-        self.shared = RedisClient(url, metrics, lambda: upstream.now, ANY, timeout=patience)
+        self.shared = RedisClient(url, metrics, lambda: upstream.now, ANY, timeout=timeout)
         self.cache = Cache(upstream, rules, metrics, lambda: upstream.now, self.shared)
 
     async def read(self, codes: Sequence[str], window: Window, **changes: Any) -> list[str]:
