@@ -1,8 +1,8 @@
-"""What the cache costs the upstream and itself, against the simulator, counting at the upstream.
+"""Upstream load, latency and memory of the cache, measured against the simulator.
 
-The simulator is called in process and answers by its own clock, which the benchmark moves; POSTs are those that
-reached it. `--write` puts the table into docs/performance.md. A cache keyed by URL would fetch the whole window each
-time.
+The simulator runs in process on a clock that the benchmark advances. POSTs are counted at the simulator. The reference
+is a cache keyed by URL, which would fetch the whole window each time. `--write` updates the table in
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MARKERS = "<!-- cache -->", "<!-- /cache -->"
 
 
 class Case(NamedTuple):
-    """A row of the table: what is measured, and what it may be at most."""
+    """A row of the table: its title, the target (an upper bound) and the measurement."""
 
     name: str
     bar: str
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 class Upstream:
-    """The simulator behind the gateway's own request and reply; counts POSTs and the seconds that they ask for."""
+    """The simulator behind the gateway's own requests and replies. Counts POSTs and the seconds of calls requested."""
 
     def __init__(self, options: Options, latency: float = 0) -> None:
         self.now = float(NOW)
@@ -71,9 +71,9 @@ class Upstream:
         *,
         status: bool,
         now: float,
-        demand: Waiters,  # noqa: ARG002
+        waiters: Waiters,  # noqa: ARG002
     ) -> Fetched:
-        """POST."""
+        """Send one POST to the simulator."""
         self.posts += 1
         self.asked += (min(window.end, int(now)) - window.start) * len(codes)
         body = render_request(codes, central_time.wall_range(window, now), status=status)
@@ -110,12 +110,12 @@ async def dashboard(*, status: bool, hours: int = 24) -> str:
         reads += 1
         upstream.now += 30 * (0.85 + 0.3 * draw.random())
     share = upstream.asked / (reads * 30 * DAY)
-    return f"{upstream.posts / reads:.2f} POSTs a read, {share:.2%} of what a cache keyed by URL fetches"
+    return f"{upstream.posts / reads:.2f} POSTs per read; {share:.2%} of the data that a cache keyed by URL fetches"
 
 
 @contextmanager
 def level2() -> Iterator[str]:
-    """Run a Valkey server; gives its address."""
+    """Run a Valkey server and yield its URL."""
     port = free_port()
     with running([valkey(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""], Path(os.devnull)):
         wait_for(lambda: reachable(port), "the server answers")
@@ -123,7 +123,7 @@ def level2() -> Iterator[str]:
 
 
 async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
-    """What a herd costs, the same one on each replica, and how soon after the last POST landed each was answered."""
+    """Send the same concurrent reads to each replica. Count POSTs and time the answers after the last reply."""
     upstream = Upstream(Options(clients=50, calls_per_day=24), latency=0.2)
     waits: list[float] = []
 
@@ -145,7 +145,7 @@ async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
             if connection is not None:
                 await connection.close()
     count = f"{upstream.posts} POST{'s' * (upstream.posts > 1)}"
-    return f"{count}; answered {statistics.median(waits) * 1e3:.1f} ms after it landed"
+    return f"{count}; answered {statistics.median(waits) * 1e3:.1f} ms after the last reply"
 
 
 async def hit(days: int) -> str:
@@ -165,11 +165,11 @@ async def memory(bound: int = 2**28) -> str:
     script = f"from benchmarks.cache import fill; fill({bound})"
     out = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", script], text=True)
     _, held = map(int, out.split())
-    return f"{held / bound:.2f} times the bound"
+    return f"{held / bound:.2f} times the limit"
 
 
 def fill(bound: int) -> None:
-    """Print how many bytes of calls went through the cache, and how many the process holds more than when idle."""
+    """Print the bytes of calls read through the cache, and the growth of resident memory in bytes."""
 
     async def run() -> int:
         upstream = Upstream(Options(clients=200, calls_per_day=2000))
@@ -188,7 +188,7 @@ def fill(bound: int) -> None:
 
 
 def resident() -> int:
-    """Bytes that the process holds now."""
+    """The process's resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
 
 
@@ -200,22 +200,22 @@ def cases() -> list[Case]:
     overlapping = [Query(codes=(code,), window=window) for window in starts]
     clients = [Query(codes=(f"800555{100 + n:04}",), window=Window(NOW - DAY, NOW)) for n in range(50)]
     return [
-        Case("30 days every 30 s for 24 h", "1.2 POSTs, 0.5 %", lambda: dashboard(status=False)),
-        Case("the same with status", "2 %", lambda: dashboard(status=True)),
-        Case("1,000 identical cold reads at once", "1 POST, 5 ms", lambda: herd(same)),
-        Case("100 overlapping unequal windows of a client at once", "3 POSTs, 5 ms", lambda: herd(overlapping)),
-        Case("50 clients, the same window, at once", "3 POSTs, 5 ms", lambda: herd(clients)),
-        Case("1,000 identical cold reads on each of two replicas", "2 POSTs", lambda: herd(same, 2)),
-        Case("100 overlapping unequal windows on each of two replicas", "4 POSTs", lambda: herd(overlapping, 2)),
-        Case("50 clients, the same window, on each of two replicas", "4 POSTs", lambda: herd(clients, 2)),
-        Case("a page of 100 calls that is fresh, 2 days in the cache", "1 ms", lambda: hit(2)),
-        Case("the same, 700 days in the cache", "1 ms", lambda: hit(700)),
-        Case("memory, 256 MiB allowed, ten times that asked for", "1.5 times", memory),
+        Case("a 30-day dashboard, refreshed every 30 s for 24 h", "1.2 POSTs, 0.5 %", lambda: dashboard(status=False)),
+        Case("the same, with status", "2 %", lambda: dashboard(status=True)),
+        Case("1,000 identical concurrent cold reads", "1 POST, 5 ms", lambda: herd(same)),
+        Case("100 concurrent reads of overlapping windows of one client", "3 POSTs, 5 ms", lambda: herd(overlapping)),
+        Case("concurrent reads of the same window of 50 clients", "3 POSTs, 5 ms", lambda: herd(clients)),
+        Case("1,000 identical concurrent cold reads on each of two replicas", "2 POSTs", lambda: herd(same, 2)),
+        Case("100 reads of overlapping windows on each of two replicas", "4 POSTs", lambda: herd(overlapping, 2)),
+        Case("reads of the same window of 50 clients on each of two replicas", "4 POSTs", lambda: herd(clients, 2)),
+        Case("a fresh page of 100 calls, 2 days cached", "1 ms", lambda: hit(2)),
+        Case("the same, 700 days cached", "1 ms", lambda: hit(700)),
+        Case("memory with a limit of 256 MiB, after reading ten times as much", "1.5 times", memory),
     ]
 
 
 def table(text: str) -> tuple[str, dict[str, str], str]:
-    """The page in three parts: the text before the table, what was measured by case, the text after."""
+    """Split the page into the text before the table, the figures by case, and the text after."""
     before, rest = text.split(MARKERS[0], 1)
     rows, after = rest.split(MARKERS[1], 1)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.strip().splitlines()]
@@ -223,7 +223,7 @@ def table(text: str) -> tuple[str, dict[str, str], str]:
 
 
 def rewritten(text: str, measured: Mapping[str, str]) -> str:
-    """The page with what was measured; cases that were not measured keep what they had."""
+    """Return the page with new figures. Cases that were not measured keep their old figures."""
     before, had, after = table(text)
     rows = {case.name: measured.get(case.name, had.get(case.name, "")) for case in cases()}
     lines = ["| case | measured |", "|---|---|", *(f"| {name} | {cell} |" for name, cell in rows.items())]
@@ -232,11 +232,11 @@ def rewritten(text: str, measured: Mapping[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cache.")
-    parser.add_argument("words", nargs="*", help="only cases whose names hold one of these")
-    parser.add_argument("--write", action="store_true", help="put the figures into docs/performance.md")
+    parser.add_argument("words", nargs="*", help="run only the cases whose name contains one of these words")
+    parser.add_argument("--write", action="store_true", help="write the figures to docs/performance.md")
     options = parser.parse_args()
     measured = {}
-    print("| case | measured | bar |\n|---|---|---|")
+    print("| case | measured | target |\n|---|---|---|")
     for case in cases():
         if not options.words or any(word in case.name for word in options.words):
             measured[case.name] = asyncio.run(case.measure())

@@ -1,12 +1,12 @@
-"""Count the files and functions of `gateway/` that one GET runs through, in the thread of the server.
+"""Count the files and functions of `gateway/` that one GET runs, in the server's thread.
 
 The application is the one that `serve` runs, with an access key and without level 2, behind its HTTP server on a
-socket; the upstream is the simulator. Three requests are traced, from the first byte of the request to a moment after
-the last byte of the answer:
+socket. The upstream is the simulator. Three requests are traced, from the first byte of the request until shortly after
+the last byte of the response:
 
-- cold: a page of a window that was never fetched
-- page from the cache: another page of the same window, which the response cache does not have
-- exact repeat: the same page once more, from the response cache
+- cold: a page of a window that has not been fetched
+- page from the cache: another page of the same window, not in the response cache
+- exact repeat: the same page again, from the response cache
 
     python -m benchmarks.call_path [--list]
 """
@@ -39,19 +39,19 @@ REQUESTS = {
     "exact repeat": f"{CALLS}&limit=5",
 }
 SCOPES = ["calls", "personal", "recordings"]
-SETTLE = 0.05  # seconds after the last byte, in which the server ends its bookkeeping of a request
+SETTLE = 0.05  # seconds; the server finishes its bookkeeping after the last byte
 
 Functions = set[tuple[str, int, str]]  # file, line, name
 
 
 class Tracer:
-    """Collects the functions of the package that the threads started with it run."""
+    """Collect the functions of the package that run in traced threads."""
 
     def __init__(self) -> None:
         self.functions: Functions | None = None
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """Note a call, as the hook of `sys.setprofile`."""
+        """Record a call. The hook of `sys.setprofile`."""
         code = frame.f_code
         if self.functions is not None and event == "call" and code.co_filename.startswith(ROOT):
             name = code.co_filename.removeprefix(ROOT)
@@ -60,7 +60,7 @@ class Tracer:
 
 
 def trace() -> dict[str, Functions]:
-    """Send each request once, on one connection, and return the functions that it ran."""
+    """Send each request once, on one connection, and return the functions it ran."""
     found: dict[str, Functions] = {}
     tracer = Tracer()
     with ExitStack() as stack:
@@ -78,7 +78,7 @@ def trace() -> dict[str, Functions]:
         finally:
             threading.setprofile(None)
         client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}))
-        client.get("/healthz").raise_for_status()  # the connection is there, and modules are loaded
+        client.get("/healthz").raise_for_status()  # opens the connection and loads modules
         client.get(REQUESTS["cold"].replace("2026-09", "2026-08")).raise_for_status()
         for name, request in REQUESTS.items():
             functions = tracer.functions = Functions()

@@ -1,9 +1,8 @@
-"""A million calls as NDJSON from a real `serve`, and filtered pages and summaries of 100,000 calls that it holds.
+"""Export a million calls from a running `serve`, then read filtered pages and summaries of 100,000 cached calls.
 
-The upstream is a process of its own that writes a call every half minute, in the layout `document` of
-`benchmarks.replies`, so that the gateway has a core to itself. Rates are by the clock, and by the seconds that the
-gateway's processor worked. They are compared with translation alone, which is measured just before and after, beside
-an upstream as busy.
+The upstream is a separate process, so that the gateway has a core to itself. It generates a call every 30 seconds in
+the layout `document` of `benchmarks.replies`. Rates are given in wall time and in the gateway's CPU time. They are
+compared with translation alone, which is measured just before and after, beside an equally busy upstream.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def calls_between(start: int, end: int) -> Iterator[str]:
 
 
 async def upstream(_: object, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-    """Answer one POST, and print when its answer has ended."""
+    """Answer one POST, and print when the reply was sent and how many seconds of calls it covers."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -90,7 +89,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[subproc
 
 @contextmanager
 def stand(cache_bytes: int) -> Iterator[tuple[httpx.Client, int, Any]]:
-    """A gateway in front of the upstream; gives a client, the gateway's process, and what the upstream prints."""
+    """Run a gateway and its upstream. Yield a client, the gateway's process id and the upstream's output."""
     with running([sys.executable, "-c", UPSTREAM], {}) as behind:
         assert behind.stdout is not None
         with listen("127.0.0.1", 0) as free:
@@ -135,7 +134,7 @@ def row(name: str, measured: str, bar: str) -> None:
 
 
 def drain(port: int) -> None:
-    """Read what the upstream of a port writes, for ever, and throw it away."""
+    """Read one long reply from the upstream on a port, and discard it."""
     edges = [datetime.fromtimestamp(at, CENTRAL).strftime("%m/%d/%Y %H:%M:%S") for at in (END - 10**7, END)]
     body = f"<StartDate>{edges[0]}</StartDate><EndDate>{edges[1]}</EndDate>"
     with httpx.stream("POST", f"http://127.0.0.1:{port}/", content=body, timeout=60) as answer:
@@ -144,7 +143,7 @@ def drain(port: int) -> None:
 
 
 def translate_rate(count: int = 20_000) -> float:
-    """Calls a second of the processor's time, while another process writes as the upstream of an export does."""
+    """Calls translated per second of CPU time, while another process is as busy as the upstream of an export."""
     body = replies.reply("document", count)
     with running([sys.executable, "-c", UPSTREAM], {}) as busy:
         assert busy.stdout is not None
@@ -158,7 +157,7 @@ def translate_rate(count: int = 20_000) -> float:
 
 
 def export(count: int) -> None:
-    """Export so many calls in either form."""
+    """Export `count` calls as NDJSON and as CSV."""
     for form in ("ndjson", "csv"):
         bars = [translate_rate()]
         with stand(32 * MIB) as (client, pid, printed):
@@ -175,18 +174,18 @@ def export(count: int) -> None:
         bars.append(translate_rate())
         bar = statistics.mean(bars)
         name = f"{count:,} calls as {form}, {size / 1e6:.0f} MB"
-        row(name, f"resident at most {highest:.0f} MiB", "200 MiB")
+        row(name, f"peak resident memory {highest:.0f} MiB", "200 MiB")
         row(
-            f"first row of {form}",
-            f"{first - landed:.2f} s after the first POST, of {span / 3600:.1f} h",
+            f"first row as {form}",
+            f"{first - landed:.2f} s after the reply to the first POST, which covers {span / 3600:.1f} h",
             "1 s, 24 h",
         )
-        rates = f"{count / seconds:,.0f} calls/s, {count / used:,.0f} of processor time"
-        row(f"rate of {form}", f"{rates}: {count / used / bar:.2f} of translate's {bar:,.0f}", "0.70")
+        rates = f"{count / seconds:,.0f} calls/s, {count / used:,.0f} calls per CPU second"
+        row(f"rate as {form}", f"{rates}: {count / used / bar:.2f} of translation alone ({bar:,.0f})", "0.70")
 
 
 def held() -> None:
-    """Time what rests on 100,000 calls that the cache holds; every request differs, so that none is a repeat."""
+    """Time pages and summaries of 100,000 cached calls. Every request differs, so none hits the response cache."""
     with stand(1024 * MIB) as (client, pid, _):
         path, days = f"/clients/{CODE}/calls", 100_000 * SPACING
         window = {"start": shown(END - days), "end": shown(END)}
@@ -199,23 +198,23 @@ def held() -> None:
                 client.get(path, params=window | more).raise_for_status()
                 times.append((time.perf_counter() - began) * 1e3)
             each = (processor_seconds(pid) - used) / len(many) * 1e3
-            took = f"first {times[0]:.1f} ms, median {statistics.median(times):.1f} ms, of processor time {each:.1f} ms"
-            row(f"{name}, 100,000 calls held", took, "20 ms")
+            took = f"first {times[0]:.1f} ms, median {statistics.median(times):.1f} ms, CPU time {each:.1f} ms"
+            row(f"{name}, 100,000 cached calls", took, "20 ms")
 
         limits = [{"limit": str(number)} for number in range(90, 120)]
         timed("page of connected calls", path, [{"result": "connected"} | more for more in limits])
-        timed("page of calls from one number", path, [{"ani": "3120007919"} | more for more in limits])
+        timed("page of calls from one rare number", path, [{"ani": "3120007919"} | more for more in limits])
         zones = ["America/Chicago", "Europe/Berlin", "Asia/Tokyo", "Europe/London", "Asia/Kolkata", "America/Denver"]
         unlike = [{"interval": "day", "tz": zone} for zone in zones]
-        timed("summary by day, each for the first time", f"{path}/summary", unlike)
+        timed("summary by day, each in a new time zone", f"{path}/summary", unlike)
         again = [{"interval": "day", "tz": zones[0], "end": shown(END - number)} for number in range(1, 30)]
-        timed("summary by day, of a window that moves", f"{path}/summary", again)
+        timed("summary by day, moving window", f"{path}/summary", again)
         grouped = [{"interval": "day", "groupBy": "result", "end": shown(END - number)} for number in range(1, 30)]
         timed("the same by result", f"{path}/summary", grouped)
 
 
 def main() -> None:
-    print("| case | measured | bar |\n|---|---|---|")
+    print("| case | measured | target |\n|---|---|---|")
     held()
     export(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
 

@@ -1,7 +1,7 @@
-"""Fuzzing of the reader of replies: no crash, no long run, no accepted reply that is not well-formed.
+"""Fuzz the reply parser: it must not crash or hang, and must not accept a reply that is not well-formed.
 
-`make fuzz` makes an environment of its own with the extra `fuzz` (atheris), and runs RUNS inputs, 2,000,000 unless
-said. An input is a reply, or the inside of a record of one; the judge is `benchmarks.wellformed`.
+`make fuzz` creates a separate environment with the extra `fuzz` (atheris) and runs RUNS inputs (default 2,000,000). An
+input is a whole reply, or the inside of one of its records. `benchmarks.wellformed` judges the result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORDS = (
 
 
 class Count:
-    """Inputs judged, and the longest that one took, in seconds of this process."""
+    """Inputs judged and accepted, and the longest CPU time of one input in seconds."""
 
     inputs = 0
     accepted = 0
@@ -35,7 +35,7 @@ class Count:
 
 
 def one(data: bytes) -> None:
-    """Judge one input: the first byte says how it is read."""
+    """Judge one input. Its first byte selects the mode."""
     if not data:
         return
     began = time.process_time()
@@ -47,7 +47,7 @@ def one(data: bytes) -> None:
 
 
 def main() -> None:
-    """Run; the figures go to standard output at the end."""
+    """Run the fuzzer, and print the figures at the end."""
     runs = os.environ.get("RUNS", "2000000")
     with tempfile.TemporaryDirectory() as place:
         for number, path in enumerate(sorted(SAMPLES.glob("*.xml"))):

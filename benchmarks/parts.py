@@ -1,7 +1,8 @@
-"""Where the microseconds of a hit and of a miss go, in one process and in turn: each part with all that is inside it.
+"""Break down the time of a hit and of a miss by layer, in one process. Each figure includes the layers inside it.
 
-A part less the one below it is what its own layer costs. Hits are timed at the doors of the ASGI layers, without a
-socket; misses against an upstream in a process of its own that has 100 calls each day. Figures are medians.
+The difference between two neighbouring figures is the cost of one layer. Hits are timed at the entry of each ASGI
+layer, without a socket. Misses use an upstream in a separate process that returns 100 calls for each day. Figures are
+medians.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def query(window: Window, limit: int) -> bytes:
 
 
 def scope(asked: bytes, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    """A request as the server hands it over."""
+    """Build the ASGI scope of a request."""
     path = f"/clients/{CODE}/calls"
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
@@ -70,7 +71,7 @@ def day(number: int) -> Window:
 
 
 async def hit(upstream: str, folder: Path) -> None:
-    """Print what an exact repeat of a page of 22 calls costs, from the outermost layer inwards."""
+    """Print the cost of an exact repeat of a page of 22 calls, from the outermost layer inwards."""
     key, path = new_key(), folder / "keys.toml"
     text = with_key("", "all", f'{{ sha256 = "{fingerprint(key)}" }}', ["*"], ["calls", "personal"], "90000000/second")
     path.write_text(text, "utf-8")
@@ -98,7 +99,7 @@ async def hit(upstream: str, folder: Path) -> None:
 
 
 async def miss(upstream: str) -> None:
-    """Print what a miss of 100 calls costs, from the network upwards."""
+    """Print the cost of a miss of 100 calls, from the network upwards."""
     settings = Settings(upstream_url=upstream, auth="none", log_level="error")
     metrics = Metrics(CollectorRegistry())
     service, behind = app.build_upstream(settings, metrics), app.build_upstream(settings, metrics)
@@ -146,11 +147,11 @@ async def miss(upstream: str) -> None:
 
     steps: dict[str, Step] = {
         "bytes over a socket": exchange,
-        "the same by httpx, with a flight's time-outs": post,
-        "translating alone": parse,
-        "a POST, translated, through the queue": fetch,
-        "a read of the cache": read,
-        "an answer": answer,
+        "the same with httpx and a flight's timeouts": post,
+        "translation alone": parse,
+        "a POST through the queue, with translation": fetch,
+        "a read through the cache": read,
+        "a response of the application": answer,
     }
     times: dict[str, list[float]] = {}
     for number in range(DAYS):

@@ -1,9 +1,10 @@
-"""What the gateway is measured against: the floor, and a minimal service.
+"""Reference servers for the benchmarks.
 
-`raw` sends bytes that it holds, headers and all, on uvicorn as it comes.
-`minimal` is FastAPI, httpx, xmltodict and a cache keyed by URL.
-`upstream` is an XML server as quick as can be: 100 calls of the day that is asked for.
-Run by `benchmarks.serving`, each in a process of its own: `python -m benchmarks.peers raw PORT FILE`.
+- `raw` sends a fixed response from memory, on stock uvicorn.
+- `minimal` is FastAPI with httpx, xmltodict and a cache keyed by URL.
+- `upstream` is a fast XML server that returns 100 calls of the requested day.
+
+`benchmarks.serving` runs each in a separate process: `python -m benchmarks.peers raw PORT FILE`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 def raw(held: dict[str, Any]) -> Callable[..., Awaitable[None]]:
-    """An ASGI application that answers everything with the same bytes."""
+    """Make an ASGI application that sends the same response to every request."""
     headers = [(name.encode(), value.encode()) for name, value in held["headers"]]
     start = {"type": "http.response.start", "status": 200, "headers": headers}
     body = {"type": "http.response.body", "body": held["body"].encode()}
@@ -44,7 +45,7 @@ def raw(held: dict[str, Any]) -> Callable[..., Awaitable[None]]:
 
 
 def minimal(upstream: str) -> Any:  # noqa: ANN401 - FastAPI is not typed as ASGI here
-    """A gateway with the least code that does the job."""
+    """Make a gateway with the least code that works."""
     import httpx
     import xmltodict
     from fastapi import FastAPI
@@ -77,7 +78,7 @@ def minimal(upstream: str) -> Any:  # noqa: ANN401 - FastAPI is not typed as ASG
 
 
 def upstream() -> Callable[..., Awaitable[None]]:
-    """An XML server that has 100 calls each day, in the layout `field`."""
+    """Make an XML server that returns 100 calls for each day, in the layout `field`."""
     document = reply("field", 100).decode()
     template = re.sub(r"<StartTime>[^<]*", "<StartTime>DATE 12:34:56", document)
     start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/xml")]}

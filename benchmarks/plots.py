@@ -1,4 +1,4 @@
-"""Plots as SVG, drawn without a library: bars of rates, and a quantity over time."""
+"""SVG plots without a library: a bar chart and a line chart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _drawing(height: int, parts: Sequence[str]) -> str:
 
 
 def bars(values: Mapping[str, float], ours: str = "gateway") -> str:
-    """One bar for each name, its value beside it; names that begin with `ours` stand out."""
+    """Draw a horizontal bar chart with values. Names that begin with `ours` are highlighted."""
     widest = max(values.values())
     parts = []
     for place, (name, value) in enumerate(values.items()):
@@ -31,7 +31,7 @@ def bars(values: Mapping[str, float], ours: str = "gateway") -> str:
 
 
 def line(points: Sequence[tuple[float, float]], title: str, across: str, up: str) -> str:
-    """A quantity from zero over another; both axes are named, and the ends of each are written at it."""
+    """Draw a line chart. Both axes start at zero and have a name and the values at their ends."""
     left, top, width, height = 70, 40, WIDTH - 100, 200
     last, highest = max(x for x, _ in points), max(y for _, y in points)
     path = " ".join(f"{left + width * x / last:.1f},{top + height * (1 - y / highest):.1f}" for x, y in points)

@@ -1,11 +1,11 @@
-"""Replies in the layouts that a gateway meets, for benchmarks. It needs the standard library alone.
+"""Generate replies in the layouts that a gateway receives. Needs only the standard library.
 
     python -m benchmarks.replies document|field|field-split CALLS > reply.xml
 
-- document: the layout of the protocol document: indented, with every element (1.2 kB a call)
-- field: the layout that real servers are known to send: no white space, some elements left out, three elements that
-  the document does not know (one in CDATA), padded values, now and then a ZIP without its leading zero (0.6 kB a call)
-- field-split: the same, with one `Client` element for each call
+- document: the layout of the protocol document: indented, with every element (1.2 kB per call)
+- field: the layout that real servers send: no white space, some elements missing, three undocumented elements (one in
+  CDATA), padded values, and an occasional ZIP without its leading zero (0.6 kB per call)
+- field-split: the same, with one `Client` element per call
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DOCUMENT_CALL = f"""          <Call ID="{{id}}">
 
 
 def facts(index: int) -> dict[str, int | str]:
-    """The facts of the call with an index, the same in every layout."""
+    """The values of the call at an index, the same in every layout."""
     return {
         "id": 100_000 + index,
         "start": f"06/{1 + index % 28:02}/2026 {index % 24:02}:{index % 60:02}:17",
@@ -110,7 +110,7 @@ def client(code: int, calls: str) -> str:
 
 
 def reply(layout: str, calls: int, seed: int = 1) -> bytes:
-    """A reply with a number of calls in a layout. Raises ValueError for an unknown layout."""
+    """Generate a reply with a number of calls in a layout. Raises ValueError for an unknown layout."""
     draw = random.Random(seed)
     if layout == "document":
         body = client(100, "\n" + "".join(map(document_call, range(calls))))

@@ -1,6 +1,6 @@
-"""What an upstream that fails costs, counted there: 200 requests a second, half of them with something stale to go by.
+"""Count the POSTs that a failing upstream receives, at 200 requests per second, half of which a stale answer can serve.
 
-The gateway is a process of its own, the simulator a server of this one. Prints a table.
+The gateway runs in a separate process, the simulator in this one. Prints the figures of each fault.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = {
 
 @contextmanager
 def simulated(simulator: Simulator) -> Iterator[str]:
-    """Serve the simulator; gives its address."""
+    """Serve the simulator and yield its URL."""
     opened = listen("127.0.0.1", 0)
     server = make_server(simulator, lifespan="off")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
@@ -52,7 +52,7 @@ def simulated(simulator: Simulator) -> Iterator[str]:
 
 @contextmanager
 def gateway(upstream: str, *command: str, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a gateway; gives the process and its address."""
+    """Run a gateway and yield the process and its address."""
     clean = {name: text for name, text in os.environ.items() if not name.startswith("GATEWAY_")}
     environment = clean | SETTINGS | {"GATEWAY_UPSTREAM_URL": upstream} | more
     words = [sys.executable, "-m", *(command or ("gateway", "serve"))]
@@ -74,20 +74,20 @@ def gateway(upstream: str, *command: str, **more: str) -> Iterator[tuple[subproc
 
 
 class Answered(Counter[str]):
-    """Answers by kind, and how long each took."""
+    """Responses by kind, with their durations in seconds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds: dict[str, list[float]] = {}
 
     def add(self, kind: str, seconds: float) -> None:
-        """Count one."""
+        """Count one response."""
         self[kind] += 1
         self.seconds.setdefault(kind, []).append(seconds)
 
 
 def paths(number: int, begun: datetime) -> str:
-    """Alternate between what is in the cache and what is not."""
+    """Path number `number`: odd ones are in the cache, even ones are not."""
     code = f"8005550{100 + number % CLIENTS}"
     if number % 2:
         start, end = begun - timedelta(hours=1), begun - timedelta(seconds=5)
@@ -97,7 +97,7 @@ def paths(number: int, begun: datetime) -> str:
 
 
 async def load(client: httpx.AsyncClient, first: int, seconds: float, begun: datetime) -> Answered:
-    """Send requests at the rate."""
+    """Send RATE requests per second, and count the responses."""
     answered = Answered()
 
     async def one(number: int) -> None:
@@ -125,7 +125,7 @@ async def sample(client: httpx.AsyncClient, name: str) -> float:
 
 
 async def state_change(client: httpx.AsyncClient, simulator: Simulator, wanted: float) -> tuple[int, float, float]:
-    """Wait for a state of the breaker; gives POSTs and flights by then, and the seconds it took."""
+    """Wait for a state of the breaker. Return the POSTs and flights so far, and the seconds it took."""
     began = time.perf_counter()
     while await sample(client, "upstream_circuit_state") != wanted:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
@@ -142,7 +142,7 @@ def quantiles(seconds: list[float]) -> str:
 
 
 async def measure(simulator: Simulator, address: str, fault: str) -> None:
-    """Print a row for each phase with a fault."""
+    """Print the figures of each phase of one fault."""
     limits = httpx.Limits(max_connections=400, max_keepalive_connections=400)
     async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
         begun = datetime.now(UTC)
@@ -163,14 +163,14 @@ async def measure(simulator: Simulator, address: str, fault: str) -> None:
         _, _, closed_seconds = await closing
         retries = await sample(client, "upstream_retries_total")
     until = f"{opened_posts - posts} POSTs for {opened_flights - flights:.0f} flights, {opened_seconds:.2f} s"
-    print(f"\n{fault}, {RATE} requests a second for {FAILING:.0f} s")
+    print(f"\n{fault}, {RATE} requests per second for {FAILING:.0f} s")
     print(f"  until the breaker opens   {until}, {retries:.0f} retries in all")
     print(f"  while it is open          {after} POSTs in {FAILING - opened_seconds:.1f} s")
-    print(f"  answers                   {shown(failing)}")
+    print(f"  responses                 {shown(failing)}")
     print(f"  stale, p50 / p99          {quantiles(failing.seconds['stale'])}")
-    print(f"  when well, p50 / p99      {quantiles(well.seconds['fresh'])}")
-    print(f"  closed after healing      {closed_seconds:.2f} s; then {shown(healed)}")
-    print(f"  POSTs after healing       {simulator.posts - healed_posts}")
+    print(f"  healthy, p50 / p99        {quantiles(well.seconds['fresh'])}")
+    print(f"  closed after recovery     {closed_seconds:.2f} s; then {shown(healed)}")
+    print(f"  POSTs after recovery      {simulator.posts - healed_posts}")
 
 
 def main() -> None:

@@ -1,16 +1,19 @@
-"""What clients and dashboards cost: POSTs, data and memory, from the gateway's own freshness rule. For helm/README.md.
+"""Estimate POSTs, data and memory for a number of clients and dashboards, from the gateway's freshness rule.
+
+The table is in helm/README.md.
 
 Assumptions:
-- A dashboard shows one client's last 7 days, its window ends now, and it asks again every minute, a fifth sooner or
-  later at random. It asks all day long: by night less is asked, so this is the worst hour.
-- Dashboards spread over clients as popularity does (Zipf, exponent 1): few clients have very many, many one or none.
-- Every need is a POST of its own. Clients that need the same window travel together, so it is an upper bound.
-- Replicas share a level 2 and their flights. Without, each replica POSTs for itself what it serves.
+- A dashboard shows the last 7 days of one client and refreshes every minute, with 20 % random jitter. It does so all
+  day. Real dashboards refresh less at night, so this is the peak hour.
+- The number of dashboards per client follows a Zipf distribution with exponent 1: a few clients have very many
+  dashboards, most have one or none.
+- Every gap costs a separate POST. In fact, clients that need the same window share POSTs, so this is an upper bound.
+- Replicas share a level 2 and their flights. Without a level 2, each replica sends its own POSTs.
 - The Callbutton server answers a POST within half a second.
-- Every client has 200 calls a day; a call takes what the simulator's calls take in memory.
+- Every client has 200 calls per day. Memory per call is measured on the simulator's calls.
 
-A client's POSTs depend on how often it is read, not by whom: so each of some rates is simulated once, and the clients
-of all dashboards are added up by their rates.
+A client's POSTs depend only on its read rate, so each of a few rates is simulated once. The totals sum over the
+clients, each rounded up to a simulated rate.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from gateway.simulator.server import Options
 
 DAY = 86400
 WINDOW = 7 * DAY
-EVERY = 60.0  # seconds between two reads of a dashboard
+EVERY = 60.0  # seconds between two refreshes of a dashboard
 CALLS_PER_DAY = 200
-RATES = [count / EVERY for count in (1, 2, 3, 5, 10, 30, 100)]  # reads of a client a second
+RATES = [count / EVERY for count in (1, 2, 3, 5, 10, 30, 100)]  # reads per second of a client
 HOURS = 3.0
 SIZES = [(100, 300), (1_000, 5_000), (10_000, 100_000)]
 MINIMA = (15, 60, 300)  # GATEWAY_FRESH_MIN, in seconds
@@ -39,7 +42,7 @@ POST_SECONDS = 0.5
 
 
 def cost_of_client(reads: float, rule: Rule) -> tuple[float, float]:
-    """POSTs a second of a client read so often, and what they ask for, in seconds of calls a second."""
+    """POSTs per second for a client read `reads` times per second, and the seconds of calls fetched per second."""
     chance = random.Random(1)
     extents: list[Extent] = []
     posts = asked = 0.0
@@ -59,7 +62,7 @@ def cost_of_client(reads: float, rule: Rule) -> tuple[float, float]:
 
 
 def dashboards_of(clients: int, dashboards: int) -> list[int]:
-    """How many dashboards each client has that has any."""
+    """The number of dashboards of each client that has any."""
     chance = random.Random(1)
     weights = [1 / rank for rank in range(1, clients + 1)]
     found = [0] * clients
@@ -71,13 +74,13 @@ def dashboards_of(clients: int, dashboards: int) -> list[int]:
 async def bytes_of_a_call() -> int:
     """Measure the memory of one cached call, in bytes."""
     upstream = Upstream(Options(clients=1, calls_per_day=CALLS_PER_DAY))
-    fetched = await upstream(["8005550100"], Window(NOW - DAY, NOW), status=False, now=NOW, demand=Waiters())
+    fetched = await upstream(["8005550100"], Window(NOW - DAY, NOW), status=False, now=NOW, waiters=Waiters())
     calls = tuple(call for listed in fetched.calls.values() for call in listed)
     return bytes_of(calls) // len(calls)
 
 
 def rows() -> list[str]:
-    """The table, a line each."""
+    """The lines of the Markdown table."""
     call = asyncio.run(bytes_of_a_call())
     lines = [
         "| clients | dashboards | read | `freshMin` | responses/s | POSTs/s | POSTs per response | in flight "

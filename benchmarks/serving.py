@@ -1,10 +1,10 @@
-"""How fast answers go out, side by side in one run: the server on one core, the load on another.
+"""Throughput, CPU time and latency of hits, against reference servers: the server on one core, the load on another.
 
-Each case is compared with the floor of its own round: a neighbour of the machine who takes away half of a core for ten
-seconds changes one round, and not the median of the ratios.
+Each case is compared with the raw application in the same round. Noise from other workloads on the machine therefore
+affects single rounds, but hardly the median of the ratios.
 
-Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish); what is missing is left out, and says so.
-`--write` puts the table into docs/performance.md and draws `benchmarks/hits.svg`.
+Needs `wrk`, `nginx` and `varnishd` (Debian: wrk nginx-light varnish). Cases whose program is not installed are skipped.
+`--write` updates the table in docs/performance.md and draws `benchmarks/hits.svg`.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from benchmarks import plots
 from benchmarks.peers import POST
 from benchmarks.support import free_port, reachable
 
-FLOOR = "a raw ASGI application, on uvicorn"
+FLOOR = "a raw ASGI application on uvicorn"
 PEERS = (
     FLOOR,
     "a minimal FastAPI service",
-    "nginx `proxy_cache` before the raw one",
-    "Varnish before the raw one",
+    "nginx `proxy_cache` + raw application",
+    "Varnish + raw application",
 )
 OURS = (
     "gateway, exact repeat",
     "gateway, moving window",
-    "gateway, not modified",
-    "gateway, compressed by zstd",
+    "gateway, 304 Not Modified",
+    "gateway, zstd compression",
 )
-BASELINE = "gateway of the baseline, exact repeat"
+BASELINE = "gateway (baseline), exact repeat"
 PAGE, PLOT = Path(__file__).parent.parent / "docs" / "performance.md", Path(__file__).parent / "hits.svg"
 MARKERS = "<!-- hits -->\n", "\n<!-- /hits -->"
-OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server makes
+OF_CONNECTION = ("date", "server", "transfer-encoding", "connection")  # headers that the server adds
 ROUNDS = 9
 SECONDS = 3
-PAUSE = 0.3  # seconds, for the last case to tidy up after its connections
+PAUSE = 0.3  # seconds; lets the previous server close its connections
 CONNECTIONS = 32
 LIMIT = 22  # calls: a page of about 14 kB
 DAY = "start=2026-11-01T05:00:00Z"
@@ -90,7 +90,7 @@ sub vcl_backend_response {{
 
 
 class Case(NamedTuple):
-    """A server, by its process group, and what is asked of it."""
+    """A server, its process group, and the request to send to it."""
 
     name: str
     group: int
@@ -99,9 +99,9 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one round of load showed: requests a second, milliseconds, and microseconds of the server's processor.
+    """One round of load: requests per second, latency in milliseconds, and microseconds of server CPU time per request.
 
-    The processor's time is what a noisy neighbour changes least.
+    Of these figures, CPU time is the least affected by other workloads on the machine.
     """
 
     rate: float
@@ -111,7 +111,7 @@ class Measured(NamedTuple):
 
 
 def pinned(core: int, *command: str) -> list[str]:
-    """A command that runs on one core."""
+    """Wrap a command so that it runs on one core."""
     cores = sorted(os.sched_getaffinity(0))
     return ["taskset", "-c", str(cores[core % len(cores)]), *command]
 
@@ -120,7 +120,7 @@ def pinned(core: int, *command: str) -> list[str]:
 def running(
     port: int, *command: str, log: Path, cwd: str = ".", **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server on the servers' core until it listens, and end it at last."""
+    """Run a server on the servers' core. Yield once it listens; terminate it on exit."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             pinned(0, *command),
@@ -142,14 +142,14 @@ def running(
 
 
 def get(url: str, headers: tuple[str, ...] = ()) -> tuple[list[tuple[str, str]], bytes]:
-    """GET once."""
+    """Send one GET. Return the headers and the body."""
     asked = urllib.request.Request(url, headers=dict(line.split(": ", 1) for line in headers))
     with urllib.request.urlopen(asked, timeout=60) as answer:
         return [(name.lower(), value) for name, value in answer.getheaders()], answer.read()
 
 
 def load(case: Case, seconds: int = SECONDS) -> Measured:
-    """Put load on a case."""
+    """Load one case with wrk for some seconds."""
     options = [option for header in case.headers for option in ("-H", header)]
     command = pinned(1, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", *options, case.url)
     before = cpu_seconds(case.group)
@@ -165,7 +165,7 @@ def load(case: Case, seconds: int = SECONDS) -> Measured:
 
 
 def cpu_seconds(group: int) -> float:
-    """The processor time of all processes of a group so far."""
+    """The CPU time used so far by a process group, in seconds."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -182,7 +182,7 @@ def _milliseconds(text: str, share: int) -> float:
 
 
 def gateway_environment(upstream: str, folder: Path) -> tuple[dict[str, str], str]:
-    """The settings of a gateway with keys, and the header that opens it."""
+    """The settings of a gateway with access keys, and the header with a valid key."""
     rights = [word for scope in ("calls", "personal", "status") for word in ("--scope", scope)]
     rate, file = ("--rate", "100000000/minute"), ("--file", str(folder / "keys.toml"))
     made = subprocess.run(
@@ -200,7 +200,7 @@ def gateway_environment(upstream: str, folder: Path) -> tuple[dict[str, str], st
 
 
 def measure(cases: list[Case], rounds: int, seconds: int) -> dict[str, list[Measured]]:
-    """Rounds in which the cases take turns."""
+    """Measure all cases in each round."""
     found: dict[str, list[Measured]] = {case.name: [] for case in cases}
     for case in cases:
         load(case, 1)
@@ -213,14 +213,14 @@ def measure(cases: list[Case], rounds: int, seconds: int) -> dict[str, list[Meas
 
 
 def medians(rows: list[Measured], floor: list[Measured] | None = None) -> Measured:
-    """Of each figure the median over the rounds, or that of its ratio to another case's in the same round."""
+    """Medians over the rounds: of each figure, or of its ratio to `floor` in the same round."""
     if floor is not None:
         rows = [Measured(*(a / b for a, b in zip(*pair, strict=True))) for pair in zip(rows, floor, strict=True)]
     return Measured(*map(statistics.median, zip(*rows, strict=True)))
 
 
 def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Case]:
-    """Start what the gateway is measured against."""
+    """Start the reference servers."""
     cases = []
 
     def start(name: str, port: int, command: tuple[str, ...]) -> None:
@@ -247,7 +247,7 @@ def peers(stack: ExitStack, folder: Path, held: Path, upstream: str) -> list[Cas
 
 
 def hits(rounds: int, seconds: int, baseline: Path | None) -> dict[str, list[Measured]]:
-    """The rates of hits, all servers up at once, one asked at a time."""
+    """Measure hits. All servers run at the same time, but only one is under load."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         folder.chmod(0o755)
@@ -296,7 +296,7 @@ def of_baseline(stack: ExitStack, folder: Path, checkout: Path, environment: dic
 
 
 def misses(count: int = 300) -> tuple[float, float]:
-    """Milliseconds, medians: the upstream's own answer of 100 calls, and the same through the gateway, turn by turn."""
+    """Median milliseconds of a reply of 100 calls: directly from the upstream, and through the gateway."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         behind, port = free_port(), free_port()
@@ -329,7 +329,7 @@ def misses(count: int = 300) -> tuple[float, float]:
 
 
 def start_up(rounds: int = 5) -> tuple[float, float]:
-    """Seconds from start to the first answer, and MiB resident then, medians."""
+    """Median seconds from start to the first response, and MiB resident at that time."""
     seconds, resident = [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as name:
@@ -346,14 +346,14 @@ def start_up(rounds: int = 5) -> tuple[float, float]:
 
 
 def table(ratios: dict[str, Measured]) -> str:
-    """The figures as Markdown, against the raw application."""
-    lines = ["| answered by | rate | processor time | p99 |", "|---|---|---|---|"]
+    """Format the ratios to the raw application as a Markdown table."""
+    lines = ["| server | rate | CPU time | p99 |", "|---|---|---|---|"]
     lines += [f"| {name} | {one.rate:.2f} | {one.cpu:.2f} | {one.p99:.1f} |" for name, one in ratios.items()]
     return "\n".join(lines)
 
 
 def rewritten(text: str, figures: str) -> str:
-    """The page with the figures between their markers."""
+    """Replace the figures between the markers of the page."""
     before, _, rest = text.partition(MARKERS[0])
     _, _, after = rest.partition(MARKERS[1])
     return before + MARKERS[0] + figures + MARKERS[1] + after
@@ -363,31 +363,29 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--rounds", type=int, default=ROUNDS)
     reader.add_argument("--seconds", type=int, default=SECONDS)
-    reader.add_argument("--write", action="store_true", help="put the table into docs/performance.md and draw the plot")
+    reader.add_argument("--write", action="store_true", help="update docs/performance.md and draw the plot")
     reader.add_argument(
-        "--baseline", type=Path, metavar="DIR", help="another checkout, whose exact repeats are measured too"
+        "--baseline", type=Path, metavar="DIR", help="another checkout to compare the exact repeat with"
     )
     given = reader.parse_args()
     ratios: dict[str, Measured] = {}
     if not shutil.which("wrk"):
-        print("hits are left out: no wrk here")
+        print("hits skipped: wrk is not installed")
     else:
         found = hits(given.rounds, given.seconds, given.baseline and given.baseline.resolve())
         print(file=sys.stderr)
         for name, one in {name: medians(rows) for name, rows in found.items()}.items():
-            times = f"p50 {one.p50:6.2f} ms  p99 {one.p99:6.2f} ms  {one.cpu:5.0f} us of processor"
+            times = f"p50 {one.p50:6.2f} ms  p99 {one.p99:6.2f} ms  {one.cpu:5.0f} us CPU"
             print(f"{name:40} {one.rate:9.0f}/s  {times}")
         ratios = {name: medians(rows, found[FLOOR]) for name, rows in found.items()}
         print(table(ratios))
         if BASELINE in found:
             ratio = medians(found[OURS[0]], found[BASELINE])
-            print(
-                f"\nan exact repeat against the baseline's: {ratio.rate:.2f} of its rate, {ratio.cpu:.2f} of its time"
-            )
+            print(f"\nexact repeat relative to the baseline: rate {ratio.rate:.2f}, CPU time {ratio.cpu:.2f}")
     (direct, through), (seconds, resident) = misses(), start_up()
     rest = (
-        f"A miss of 100 calls takes {through - direct:.1f} ms longer than the upstream's own {direct:.1f} ms.\n"
-        f"From start to first answer {seconds:.2f} s go by; {resident:.0f} MiB are resident then."
+        f"A miss of 100 calls takes {through - direct:.1f} ms more than the upstream's {direct:.1f} ms.\n"
+        f"The gateway answers its first request {seconds:.2f} s after it starts, with {resident:.0f} MiB resident."
     )
     print(f"\n{rest}")
     if given.write and set(ratios) - {BASELINE} == {*PEERS, *OURS}:

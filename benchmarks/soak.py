@@ -1,8 +1,8 @@
-"""Mixed load and faults for as long as it is told: memory, tasks, descriptors, and whether any answer is wrong.
+"""Soak test with mixed load and faults: memory growth, leaked tasks and descriptors, wrong answers.
 
-`python -m benchmarks.soak 3600` runs an hour; 60 seconds unless said. The faults change every four seconds; answers
-about days past are compared with the simulator's calls, which are a pure function. Prints figures and a plot of the
-memory; a second argument names a file for the same as SVG.
+`python -m benchmarks.soak 3600` runs for an hour (default 60 seconds). The faults change every four seconds. Answers
+for past days are compared with the simulator's calls, which are a pure function of client and time. Prints figures and
+a plot of resident memory. A second argument names an SVG file for the plot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.simulator.server import Options, Simulator, create
 
 CLIENTS, WORKERS = 10, 20
 PERIOD = 4.0  # seconds that a fault lasts
-POOL = 8  # idle connections to the upstream may stay
+POOL = 8  # idle connections to the upstream that may stay open
 FAULTS: tuple[tuple[str, ...], ...] = (
     (),
     ("http-500:0.3", "reset:0.2"),
@@ -53,13 +53,13 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def expected(code: str, day: datetime) -> set[str]:
-    """The ids that the simulator has for six hours of a day."""
+    """The ids of the simulator's calls in the six hours from `day`."""
     first = int(day.timestamp()) // 3600
     return {call.identity for hour in range(first, first + 6) for call in calls_of_hour(1, code, hour, 200)}
 
 
 async def consumer(client: httpx.AsyncClient, ends: float, seed: int, seen: Counter[str]) -> None:
-    """Ask, compare, and now and then hang up."""
+    """Send requests and compare the answers. Occasionally disconnect early."""
     draw = random.Random(seed)
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     while time.monotonic() < ends:
@@ -81,7 +81,7 @@ async def consumer(client: httpx.AsyncClient, ends: float, seed: int, seen: Coun
 
 
 def resident(process: int) -> int:
-    """Bytes in memory."""
+    """The resident memory of a process in bytes."""
     status = Path(f"/proc/{process}/status").read_text("ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
@@ -91,7 +91,7 @@ def descriptors(process: int) -> int:
 
 
 async def watch(simulator: Simulator, process: int, ends: float, samples: list[tuple[float, int]]) -> None:
-    """Change the faults, and note the memory."""
+    """Rotate the faults, and sample the resident memory."""
     began, turn = time.monotonic(), 0
     while (now := time.monotonic()) < ends:
         simulator.misbehave(*FAULTS[turn % len(FAULTS)])
@@ -101,7 +101,7 @@ async def watch(simulator: Simulator, process: int, ends: float, samples: list[t
 
 
 def slope(samples: list[tuple[float, int]]) -> float:
-    """Bytes in ten minutes, of the second half, by least squares."""
+    """Growth in bytes per ten minutes, fitted by least squares to the second half of the samples."""
     half = samples[len(samples) // 2 :]
     mean_x, mean_y = (sum(values) / len(half) for values in zip(*half, strict=True))
     spread = sum((x - mean_x) ** 2 for x, _ in half)
@@ -115,14 +115,14 @@ def plot(samples: list[tuple[float, int]], width: int = 60) -> str:
 
 
 def drawn(samples: list[tuple[float, int]], wrong: int, requests: int) -> str:
-    """The memory over time as SVG, of 300 samples at most."""
+    """Draw the resident memory over time as SVG. Uses about 300 samples."""
     thinned = samples[:: max(1, len(samples) // 300)]
     title = f"Resident memory under mixed load and faults: {requests} requests, {wrong} wrong answers"
     return plots.line([(second / 60, size / 2**20) for second, size in thinned], title, "minutes", "MiB")
 
 
 async def soak(simulator: Simulator, address: str, process: int, seconds: float) -> tuple[bool, str]:
-    """Run and print; gives whether all was well, and the memory as SVG."""
+    """Run the test and print the figures. Return whether it passed, and the plot as SVG."""
     seen: Counter[str] = Counter()
     samples: list[tuple[float, int]] = []
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=50)
@@ -134,7 +134,7 @@ async def soak(simulator: Simulator, address: str, process: int, seconds: float)
         await asyncio.gather(watch(simulator, process, ends, samples), *consumers)
         simulator.misbehave()
     async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-        for _ in range(100):  # flights land, idle connections to the upstream close
+        for _ in range(100):  # until flights finish and idle connections to the upstream close
             await asyncio.sleep(0.2)
             after = descriptors(process), int((await client.get("/tasks")).text)
             if after[0] <= before[0] + POOL and after[1] <= before[1]:
@@ -143,14 +143,14 @@ async def soak(simulator: Simulator, address: str, process: int, seconds: float)
     print(f"{sum(seen.values())} requests in {seconds:.0f} s, {wrong} wrong answers:")
     print(f"  {', '.join(f'{count} {kind}' for kind, count in seen.most_common())}")
     print(f"memory {samples[0][1] / 1e6:.1f} to {samples[-1][1] / 1e6:.1f} MB", end="")
-    print(f", {slope(samples) / 1e6:+.2f} MB in ten minutes by its second half\n  {plot(samples)}")
+    print(f", {slope(samples) / 1e6:+.2f} MB per ten minutes in the second half\n  {plot(samples)}")
     print(f"descriptors {before[0]} before, {after[0]} after; tasks {before[1]} before, {after[1]} after")
     well = not wrong and after[0] <= before[0] + POOL + 1 and after[1] <= before[1] + 1
     return well, drawn(samples, wrong, sum(seen.values()))
 
 
 def serve() -> None:
-    """The gateway, and a path that tells how many tasks there are."""
+    """Run the gateway with an extra path, `/tasks`, that returns the number of asyncio tasks."""
     import os
 
     from gateway import app, logs
@@ -174,13 +174,13 @@ def serve() -> None:
 
 
 def main() -> int:
-    """Run for the seconds given; draw into the file given."""
+    """Run for the given number of seconds, and draw the plot to the given file."""
     if sys.argv[1:] == ["serve"]:
         serve()
         return 0
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     plotted = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a simulator that breaks off is no news
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the simulator aborts responses on purpose
     simulator = create(Options(clients=CLIENTS))
     with simulated(simulator) as upstream, gateway(upstream, "benchmarks.soak", "serve", **SHORT) as (process, address):
         well, drawing = asyncio.run(soak(simulator, address, process.pid, seconds))

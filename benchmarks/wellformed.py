@@ -1,4 +1,4 @@
-"""The judge of accepted replies: their text, with its encoding repaired, is well-formed by a parser of expat alone."""
+"""Check accepted replies: the decoded text must be well-formed XML according to expat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECE = 11  # bytes; cuts most markup
 
 
 class Mode(NamedTuple):
-    """How an input is read: as a body, or within one, with a header's charset."""
+    """How an input is read: the markup around it, and the charset of the Content-Type header."""
 
     before: bytes
     after: bytes
@@ -35,9 +35,10 @@ MODES = (
 
 
 def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
-    """Tell whether a reply is accepted.
+    """Return whether the parser accepts a reply.
 
-    Fails if it should not be, if small pieces are read otherwise, or if anything but an UpstreamError is raised.
+    Fails if it accepts XML that is not well-formed, if the result depends on the size of the pieces, or if it raises
+    anything but an UpstreamError.
     """
     body = mode.before + data + mode.after
     whole, in_pieces = (read(body, mode.charset, size) for size in (len(body) + 1, PIECE))
@@ -47,7 +48,7 @@ def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
 
 
 def read(body: bytes, charset: str | None, size: int) -> Reply | None:
-    """Read a reply in pieces of a size; None if it is refused."""
+    """Parse a reply in pieces of `size` bytes. None if it is rejected."""
     parser = ReplyParser(status=True, charset=charset)
     try:
         for at in range(0, len(body), size):
@@ -58,7 +59,7 @@ def read(body: bytes, charset: str | None, size: int) -> Reply | None:
 
 
 def is_well_formed(body: bytes, charset: str | None = None) -> bool:
-    """Tell whether expat accepts the text without the white space around it."""
+    """Return whether expat accepts the text, stripped of surrounding white space."""
     decoder = TextDecoder(charset)
     text = (decoder.decode(body) + decoder.decode(b"", last=True)).strip(" \t\r\n")
     parser = XMLParser()

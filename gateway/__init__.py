@@ -26,6 +26,8 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     errors           the tree of errors
     simulator/       a stand-in Callbutton server; imports nothing from the other parts
 
+`docs/architecture.md` has diagrams, and the invariants T1 to T9 that docstrings name.
+
 To follow a request begin with `api/routes.py`, then `api/calls.py` and `cache/reader.py`.
 """
 

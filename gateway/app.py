@@ -22,7 +22,7 @@ from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.callbutton.client import UpstreamClient, UpstreamSettings
 from gateway.callbutton.recordings import Recordings
-from gateway.callbutton.transport import Limits
+from gateway.callbutton.transport import UpstreamLimits
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
@@ -40,7 +40,7 @@ Clock = Callable[[], float]
 
 def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> UpstreamClient:
     """Build the client of the upstream. Raises SettingsError for a URL that is not valid."""
-    limits = Limits(
+    limits = UpstreamLimits(
         first_byte=settings.upstream_timeout,
         idle=settings.upstream_idle_timeout,
         deadline=settings.upstream_deadline,
@@ -56,7 +56,7 @@ def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.tim
 
 def build_recordings(settings: Settings) -> Recordings:
     """Build the client that fetches recordings from the upstream."""
-    limits = Limits(first_byte=settings.upstream_timeout, idle=settings.upstream_idle_timeout)
+    limits = UpstreamLimits(first_byte=settings.upstream_timeout, idle=settings.upstream_idle_timeout)
     return Recordings(settings.recording_url, settings.upstream_url, limits, settings.upstream_proxy)
 
 

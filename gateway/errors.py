@@ -12,13 +12,13 @@
     └── UpstreamError              the upstream gave no usable reply
         ├── UpstreamUnauthorized   the upstream does not allow our address
         ├── UpstreamRejected       ERROR about the request: the date range, the client code
-        ├── UpstreamFailed         any other ERROR, or an HTTP status other than 200
+        ├── UpstreamFailed         any other ERROR, or an unexpected HTTP status
         ├── UpstreamMalformed      the reply does not follow the protocol, or is truncated
         ├── UpstreamUnreachable    no connection
         ├── UpstreamTimeout        a deadline passed
         └── NotSent                the request was not sent to the upstream
             ├── UpstreamCircuitOpen    the circuit breaker is open
-            └── Overloaded             the queue is full
+            └── Overloaded             the queue is full, or the time or the POSTs of a flight do not suffice
 
 Rules:
 - Consumers may see the text of an error. It contains no text of the upstream, except `UpstreamRejected.message`.
@@ -106,7 +106,7 @@ class UpstreamRejected(UpstreamError):  # noqa: N818
 
 
 class UpstreamFailed(UpstreamError):  # noqa: N818
-    """Any other ERROR in a reply (`reported`), or an HTTP status other than 200. `retry_after` is 0 if not given."""
+    """Any other ERROR in a reply (`reported`), or an unexpected HTTP status. `retry_after` is 0 if not given."""
 
     def __init__(self, detail: str, *, reported: bool = False, status: int = 0, retry_after: float = 0) -> None:
         super().__init__(detail)
@@ -160,4 +160,4 @@ class UpstreamCircuitOpen(NotSent):
 
 
 class Overloaded(NotSent):
-    """Not sent: the queue is full."""
+    """Not sent: the queue is full, the turn would come too late, or the flight has no POSTs left."""

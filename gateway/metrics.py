@@ -55,7 +55,14 @@ REFUSALS = (
     "scope",
     "rate",
     "exports",
-)  # and those of auth/tokens.py
+    "several credentials",
+    "other scheme",
+    "no such kind",
+    "too long",
+    "link",
+    "expired link",
+    "issuer unreachable",
+)  # auth/tokens.py adds the faults of tokens
 
 
 class RequestMetrics(Collector):

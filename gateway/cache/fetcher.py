@@ -43,7 +43,7 @@ class Fetch(Protocol):
     """The network: the calls of some codes in a window, planned at `now`. Raises UpstreamError."""
 
     async def __call__(
-        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Waiters
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, waiters: Waiters
     ) -> Fetched:
         """Send a POST, unless no reader waits for it when its turn comes."""
 
@@ -59,7 +59,7 @@ class FetchState(Struct):
 
     status: bool
     now: float  # when the flight was planned
-    demand: Waiters
+    waiters: Waiters
     results: dict[str, FlightResult]
     posts_left: int = MAX_POSTS
     longest: dict[str, int] = msgspec.field(default_factory=dict)
@@ -84,7 +84,7 @@ class Fetcher:
 
     async def fetch(self, flight: Flight, codes: Sequence[str]) -> dict[str, FlightResult]:
         """Fetch some of the codes of a flight. Errors are in the result."""
-        state = FetchState(flight.status, flight.planned, flight.demand, {code: FlightResult() for code in codes})
+        state = FetchState(flight.status, flight.planned, flight.waiters, {code: FlightResult() for code in codes})
         await self._fetch(list(codes), flight.window, state)
         for code, seconds in state.longest.items():
             if seconds:
@@ -94,9 +94,9 @@ class Fetcher:
     async def _fetch(self, codes: list[str], window: Window, state: FetchState) -> None:
         state.posts_left -= 1
         try:
-            fetched = await self._post(codes, window, status=state.status, now=state.now, demand=state.demand)
+            fetched = await self._post(codes, window, status=state.status, now=state.now, waiters=state.waiters)
         except UpstreamError as error:
-            await self._split_and_retry(error, codes, window, state)
+            await self._fetch_halves(error, codes, window, state)
             return
         now, seconds = self._clock(), window.end - window.start
         for code in codes:
@@ -122,7 +122,7 @@ class Fetcher:
                 detail = f"the Callbutton server left out over {MAX_POSTS - 1} of {len(codes)} client codes"
                 self._fail(code, Overloaded(detail, RETRY_AFTER), state)
 
-    async def _split_and_retry(self, error: UpstreamError, codes: list[str], window: Window, state: FetchState) -> None:
+    async def _fetch_halves(self, error: UpstreamError, codes: list[str], window: Window, state: FetchState) -> None:
         seconds = window.end - window.start
         if _is_overload(error):
             self._profiles.overloaded(codes, seconds, self._clock())

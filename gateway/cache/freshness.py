@@ -17,11 +17,11 @@ from msgspec import Struct
 from gateway.cache.extents import Extent
 from gateway.model import Window
 
-REFRESH_AHEAD = 0.5  # of the ratio
+EARLY_REFRESH_RATIO = 0.5  # of the ratio
 COVER = 2.0  # merged windows are at most this many times as long as their gaps together
 MAX_READ_POSTS = 40  # of one read and client; a year at the default span of 31 days takes 12
 GRID = 0.1  # of a point's age
-REFRESH = 0.8  # of the maximum: from here on points are fetched again in the background, each extent at its own time
+BACKGROUND_REFRESH = 0.8  # of the maximum age; beyond it, points are fetched again in the background
 
 Align = Callable[[Window], Window]  # widens a window so that no edge lies in the fold of autumn
 
@@ -67,7 +67,7 @@ def coalesce(extents: Sequence[Extent]) -> list[Extent]:
 
 def gaps(extents: Sequence[Extent], window: Window, now: float, rule: Rule, align_to_fold: Align) -> list[Window]:
     """Plan the windows to POST so that all of `window` is fresh; `extents` are sorted and do not overlap."""
-    ahead_rule = Rule(0, rule.ratio * REFRESH_AHEAD, rule.maximum)
+    ahead_rule = Rule(0, rule.ratio * EARLY_REFRESH_RATIO, rule.maximum)
     found: list[Window] = []
     covered = window.start
     for extent in coalesce(extents):
@@ -115,7 +115,7 @@ def due_for_refresh(extents: Sequence[Extent], now: float, rule: Rule) -> list[W
     found = []
     for extent in coalesce(extents):
         jitter = (extent.window.start * 2654435761 + int(extent.sent)) % 1000 / 1000  # Knuth's multiplier
-        if rule.maximum * (REFRESH + (1 - REFRESH) * jitter) <= now - extent.sent < rule.maximum:
+        if rule.maximum * (BACKGROUND_REFRESH + (1 - BACKGROUND_REFRESH) * jitter) <= now - extent.sent < rule.maximum:
             found.append(extent.window)
     return found
 

@@ -69,7 +69,7 @@ class Leases:
         groups: dict[RemoteLease, list[str]] = defaultdict(list)
         for code, lease in remote.items():
             groups[lease].append(code)
-            flight.rest_on(lease.planned, lease.reach)
+            flight.follow(lease.planned, lease.reach)
         parts = [self._follow(flight, group, lease, until) for lease, group in groups.items()]
         if own := [code for code in codes if code not in remote]:
             parts.append(self._post(flight, own, token))

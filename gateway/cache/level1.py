@@ -50,7 +50,9 @@ class Level1:
         self._bound = bound
         self._metrics = metrics
         self._days: dict[Key, tuple[list[Extent], int]] = {}
-        self._probation: OrderedDict[Key, None] = OrderedDict()  # not read since they were stored
+        self._probation: OrderedDict[Key, None] = (
+            OrderedDict()
+        )  # evicted first: not read since stored, or moved back from protected
         self._protected: OrderedDict[Key, None] = OrderedDict()
         self._bytes = 0
         self._bytes_protected = 0

@@ -73,7 +73,7 @@ class Flight:
         window: Window,
         planned: float,
         fresh: float,
-        demand: Waiters,
+        waiters: Waiters,
         *,
         status: bool,
         no_cache: bool = False,
@@ -83,13 +83,13 @@ class Flight:
         self.planned = self.oldest = planned
         self.open = window.end >= planned
         self.reach = int(max(window.end, planned + fresh)) if self.open else window.end
-        self.demand = demand
+        self.waiters = waiters
         self.status = status
         self.no_cache = no_cache
         self.span = tracing.begin("flight")
 
-    def rest_on(self, planned: float, reach: int) -> None:
-        """Rest on a flight of another replica, which counts for no more than its own POSTs."""
+    def follow(self, planned: float, reach: int) -> None:
+        """Follow the flight of another replica: the result is no fresher than its POSTs, and reaches no further."""
         self.oldest, self.reach = min(self.oldest, planned), min(self.reach, reach)
 
     def serves(self, now: float, rule: Rule) -> Window | None:
@@ -120,13 +120,13 @@ class Subscription(Struct, eq=False):
         """Add a flight."""
         self.flights.append(flight)
         if self.background is None:
-            flight.demand.join(self.until)
+            flight.waiters.join(self.until)
 
     def release(self) -> None:
         """Stop waiting. The flights continue."""
         if self.background is None and not self.released:
             for flight in self.flights:
-                flight.demand.leave()
+                flight.waiters.leave()
         self.released = True
 
     async def wait(self) -> list[Extent]:
@@ -257,8 +257,8 @@ class SingleFlight:
         started: dict[str, list[Flight]] = defaultdict(list)
         for window, codes in _group_alike(by_window, self._profiles.max_span):
             for batch in self._profiles.batches(codes, now):
-                demand = Waiters(background)
-                flight = Flight(batch, window, now, self._fresh, demand, status=status, no_cache=no_cache)
+                waiters = Waiters(background)
+                flight = Flight(batch, window, now, self._fresh, waiters, status=status, no_cache=no_cache)
                 self._start(flight, batch)
                 for code in batch:
                     started[code].append(flight)

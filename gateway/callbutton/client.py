@@ -1,7 +1,7 @@
-"""The upstream as a function: calls of some clients in a window.
+"""The upstream as a function from clients and a window to calls.
 
-Rules: one `fetch` is one POST in a slot of `admission`, two where the upstream refuses an EndDate that lies ahead (T4),
-each sent a second time at most, where that can help. Nothing is cached, and no text of the upstream is logged.
+Rules: one `fetch` sends one POST in a slot of `admission`, or two if the upstream rejects a future EndDate (T4).
+Each is retried at most once, if the error is retryable. Nothing is cached, and no upstream text is logged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.callbutton import central_time
 from gateway.callbutton.admission import Admission, RetryBudget, backoff, is_retryable
 from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.callbutton.request import render_request
-from gateway.callbutton.transport import Limits, Transport
+from gateway.callbutton.transport import Transport, UpstreamLimits
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import (
     NotSent,
@@ -36,7 +36,7 @@ from gateway.metrics import Metrics
 from gateway.model import Call, Certainty, Window
 
 LOGGER = logging.getLogger(__name__)
-RETRY_WITHIN = 0.5  # of a POST's deadline; a retry that began later might be cut off and count as an outage
+RETRY_WITHIN = 0.5  # of a POST's deadline; a later retry might time out and count as an outage
 OUTCOMES = {
     UpstreamUnauthorized: "unauthorized",
     UpstreamRejected: "rejected",
@@ -48,16 +48,16 @@ OUTCOMES = {
 
 
 class UpstreamSettings(Struct, frozen=True):
-    """Where the upstream is and how it is treated."""
+    """URL, limits, proxy and status flag element of the upstream."""
 
     url: str
-    limits: Limits
+    limits: UpstreamLimits
     proxy: str | None = None
     flag_element: str = "StatusFlag"
 
 
 class Fetched(Struct, frozen=True):
-    """What one POST brought: calls by client code as the upstream spells it, sent at an instant since 1970."""
+    """The result of one POST, sent at `sent` (Unix time). Keys are client codes as the upstream spells them."""
 
     sent: float
     calls: dict[str, list[Call]]
@@ -66,7 +66,7 @@ class Fetched(Struct, frozen=True):
 
 
 class UpstreamClient:
-    """The Callbutton server behind us."""
+    """Client of the Callbutton server."""
 
     def __init__(self, settings: UpstreamSettings, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -81,31 +81,31 @@ class UpstreamClient:
         await self._transport.close()
 
     async def fetch(
-        self, codes: Sequence[str], window: Window, *, status: bool, now: float, demand: Waiters | None = None
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, waiters: Waiters | None = None
     ) -> Fetched:
-        """Ask for the calls of `codes` in a window (that `central_time.whole` left as it is), planned at `now`.
+        """Fetch the calls of `codes` in a window, planned at `now`. Raises UpstreamError.
 
-        The reply may hold calls outside of it. Without a `demand` it waits for its turn as long as that takes. Raises
-        UpstreamError.
+        The window must be aligned by `central_time.align_to_fold`. The reply may hold calls outside it. Without
+        waiters, the time in the queue is unlimited.
         """
         wall_range = central_time.wall_range(window, now)
-        demand = demand or Waiters(background=Priority.MISS)
+        waiters = waiters or Waiters(background=Priority.MISS)
         try:
-            return await self._ask(codes, wall_range, demand, status=status)
+            return await self._ask(codes, wall_range, waiters, status=status)
         except UpstreamRejected:
             without_end = central_time.wall_range_to_now(window, now)
             if window.end < now or wall_range.end is None:
                 raise
-            return await self._ask(codes, without_end, demand, status=status)
+            return await self._ask(codes, without_end, waiters, status=status)
 
     async def fetch_all(self, codes: Sequence[str], *, status: bool) -> Fetched:
-        """Ask for all calls of `codes` by null dates, in one POST. Raises UpstreamError."""
+        """Fetch all calls of `codes` with null dates, in one POST. Raises UpstreamError."""
         return await self._ask(codes, None, Waiters(background=Priority.MISS), status=status)
 
     async def _ask(
         self, codes: Sequence[str], wall_range: central_time.WallRange | None, waiters: Waiters, *, status: bool
     ) -> Fetched:
-        """POST, and once more where that can help, all within one deadline."""
+        """POST, and retry once if the error is retryable, within one deadline."""
         body = render_request(codes, wall_range, status=status, flag_element=self._settings.flag_element)
         loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
         until = NO_DEADLINE
@@ -129,7 +129,7 @@ class UpstreamClient:
         raise failure
 
     def _others_fail(self) -> bool:
-        """Whether another POST has failed since the last answer: a retry is for a failure that stands alone."""
+        """Whether another POST has failed since the last success. Only isolated failures are retried."""
         return self._admission.breaker.failures > 1
 
     async def _post(self, body: bytes, until: float, *, status: bool) -> Fetched:
@@ -150,7 +150,7 @@ class UpstreamClient:
         return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
 
     async def _receive(self, body: bytes, until: float, *, status: bool) -> Reply:
-        """POST, and parse the answer as it comes. Raises UpstreamError."""
+        """POST, and parse the response as it arrives. Raises UpstreamError."""
         async with self._transport.post(body, until) as answer:
             if answer.status in (401, 403):
                 raise UpstreamUnauthorized(None, None)

@@ -26,7 +26,7 @@ ADDRESS_FIELDS = "FirstName MiddleInitial LastName StreetAddress SecondaryAddres
 STATUS_FIELDS = frozenset(("ReviewedStatus", "SalesStatus", "Journal"))
 ADDRESS_KEYS = {name: f"Address/{name}" for name in ADDRESS_FIELDS}
 EXTRA_NAMES = {key: f"Address.{name}" for name, key in ADDRESS_KEYS.items()}
-# The texts of a record in which no element has come yet. `RecordReader.read` unpacks them in this order.
+# The texts of a record in which no element has come yet. `RecordReader.make` unpacks them in this order.
 NO_TEXTS: dict[str, str | None] = dict.fromkeys((*FIELDS, *ADDRESS_KEYS.values()))
 PHONE_TYPES = {"": PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
 RESULTS = {

@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from msgspec import Struct
 
-from gateway.callbutton.transport import CHUNK_SIZE, Client, Limits, Timer, current_timer
+from gateway.callbutton.transport import CHUNK_SIZE, TimedTransport, Timer, UpstreamLimits, current_timer
 from gateway.errors import NotFound, Overloaded, UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamUnauthorized
 
 MAX_RECORDINGS = 16  # streamed at the same time; each holds a connection to a slow server
@@ -57,11 +57,11 @@ def locate(value: str | None, identity: str, template: str, upstream: str) -> st
 class Recordings:
     """The recordings of one upstream."""
 
-    def __init__(self, template: str, upstream: str, limits: Limits, proxy: str | None = None) -> None:
+    def __init__(self, template: str, upstream: str, limits: UpstreamLimits, proxy: str | None = None) -> None:
         self._template = template
         self._upstream = upstream
         self._limits = limits
-        self._client = Client(MAX_RECORDINGS, proxy)
+        self._client = TimedTransport(MAX_RECORDINGS, proxy)
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def open(self, value: str | None, identity: str, part: str | None) -> Recording:

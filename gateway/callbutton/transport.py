@@ -45,7 +45,7 @@ CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORE
 SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
-class Limits(Struct, frozen=True):
+class UpstreamLimits(Struct, frozen=True):
     """Timeouts in seconds, the most POSTs at a time, and the largest decoded body in bytes."""
 
     first_byte: float = 30
@@ -58,7 +58,7 @@ class Limits(Struct, frozen=True):
 class Timer:
     """The time that one request has left, and how far its answer has come."""
 
-    def __init__(self, limits: Limits, until: float) -> None:
+    def __init__(self, limits: UpstreamLimits, until: float) -> None:
         self._limits = limits
         self._until = until
         self._began = asyncio.get_running_loop().time()
@@ -158,7 +158,7 @@ def parse_url(text: str, owner: str) -> httpx.URL:
         raise ValueError(f"the address of the {owner} cannot be used: {error}") from error
 
 
-class Client(httpx.AsyncBaseTransport):
+class TimedTransport(httpx.AsyncBaseTransport):
     """A transport for httpx over httpcore's pool. Each request keeps the time of `current_timer`.
 
     It is used without `httpx.AsyncClient`, whose cookies and redirects cost a quarter of a request.
@@ -220,10 +220,10 @@ class Answer(Struct):
 class Transport:
     """POSTs to one address. Raises ValueError for one that cannot be used."""
 
-    def __init__(self, url: str, limits: Limits, proxy: str | None = None) -> None:
+    def __init__(self, url: str, limits: UpstreamLimits, proxy: str | None = None) -> None:
         self._url = parse_url(url, "upstream")
         self._limits = limits
-        self.client = Client(limits.concurrency, proxy)
+        self.client = TimedTransport(limits.concurrency, proxy)
 
     async def close(self) -> None:
         """Close the connections."""

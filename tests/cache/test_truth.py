@@ -79,7 +79,7 @@ class World:
         *,
         status: bool,  # noqa: ARG002
         now: float,
-        demand: Waiters,  # noqa: ARG002
+        waiters: Waiters,  # noqa: ARG002
     ) -> Fetched:
         assert align_to_fold(window) == window
         sent = self.now

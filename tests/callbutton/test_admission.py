@@ -43,9 +43,9 @@ SILENT = UpstreamTimeout("no byte", answering=False)
 
 
 def consumer(until: float = float("inf")) -> Waiters:
-    demand = Waiters()
-    demand.join(until + LEAD)
-    return demand
+    waiters = Waiters()
+    waiters.join(until + LEAD)
+    return waiters
 
 
 @given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=60))
@@ -178,10 +178,10 @@ async def test_no_more_posts_than_the_limit_are_under_way_and_the_next_goes_when
 
 @staged(most=1)
 async def test_a_queued_post_that_nobody_awaits_any_more_is_dropped_unsent(stage: Stage):
-    demand = consumer()
-    tasks = [stage.start("a"), stage.start("b", demand), stage.start("c")]
+    waiters = consumer()
+    tasks = [stage.start("a"), stage.start("b", waiters), stage.start("c")]
     await settle()
-    demand.leave()
+    waiters.leave()
     await stage.end("a")
     assert stage.sent == ["a", "c"]
     assert isinstance(tasks[1].exception(), Overloaded)

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.callbutton.client import UpstreamClient, UpstreamSettings
-from gateway.callbutton.transport import Limits
+from gateway.callbutton.transport import UpstreamLimits
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -48,7 +48,7 @@ def test_a_retry_that_gets_no_slot_in_time_is_not_sent_and_does_not_count_agains
         registry = CollectorRegistry()
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/xml.jsp"
-            limits = Limits(first_byte=2, deadline=2, concurrency=1)
+            limits = UpstreamLimits(first_byte=2, deadline=2, concurrency=1)
             upstream = UpstreamClient(UpstreamSettings(url, limits), Metrics(registry), time.time)
 
             async def fetch() -> None:

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway import __version__
-from gateway.callbutton.transport import Limits, Timer, Transport, current_timer, translated_errors
+from gateway.callbutton.transport import Timer, Transport, UpstreamLimits, current_timer, translated_errors
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
-QUICK = Limits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
+QUICK = UpstreamLimits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -63,7 +63,7 @@ async def post(transport: Transport) -> tuple[int, str | None, bytes]:
         return answer.status, answer.charset, b"".join([piece async for piece in answer.chunks])
 
 
-def outcome(handler: Handler, limits: Limits = QUICK) -> tuple[int, str | None, bytes]:
+def outcome(handler: Handler, limits: UpstreamLimits = QUICK) -> tuple[int, str | None, bytes]:
     async def run() -> tuple[int, str | None, bytes]:
         async with serving(handler) as url:
             transport = Transport(url, limits)
@@ -170,7 +170,7 @@ def test_a_redirect_is_not_followed_and_no_cookie_is_kept():
 def test_time_outs_leave_no_connection_behind():
     async def run() -> None:
         async with serving(answering(b"", pause=5)) as url:
-            transport = Transport(url, Limits(first_byte=0.05, concurrency=2))
+            transport = Transport(url, UpstreamLimits(first_byte=0.05, concurrency=2))
             for _ in range(5):
                 with pytest.raises(UpstreamTimeout):
                     await post(transport)
@@ -274,7 +274,7 @@ def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, mo
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
             port = server.sockets[0].getsockname()[1]
-            transport = Transport(f"https://127.0.0.1:{port}/xml.jsp", Limits(first_byte=30))
+            transport = Transport(f"https://127.0.0.1:{port}/xml.jsp", UpstreamLimits(first_byte=30))
             try:
                 return (await post(transport))[0]
             finally:

@@ -13,9 +13,9 @@ from gateway.errors import Overloaded, UpstreamError
 
 
 def consumer(until: float = float("inf")) -> Waiters:
-    demand = Waiters()
-    demand.join(until + LEAD)
-    return demand
+    waiters = Waiters()
+    waiters.join(until + LEAD)
+    return waiters
 
 
 class Row:
@@ -46,14 +46,14 @@ def test_the_queue_is_ordered_and_bounded_and_notifies_each_entry_once(
 ):
     row, joined = Row(most), {}
     for background, stays, until in demands:
-        demand = Waiters(background)
-        demand.join(until + LEAD)
+        waiters = Waiters(background)
+        waiters.join(until + LEAD)
         try:
-            joined[row.join(demand)] = demand
+            joined[row.join(waiters)] = waiters
         except Overloaded as error:
             assert error.retry_after >= 1  # noqa: PT017 - both outcomes are allowed
         if not stays:
-            demand.leave()
+            waiters.leave()
         assert len(row.queue) <= most
     taken = row.taken(now)
     assert taken == sorted(taken, key=lambda number: (joined[number].priority, number))
@@ -66,7 +66,9 @@ def test_the_queue_is_ordered_and_bounded_and_notifies_each_entry_once(
 def test_a_miss_goes_first_and_a_revalidation_before_a_prefetch():
     row = Row()
     prefetch, joined = Waiters(Priority.PREFETCH), Waiters(Priority.PREFETCH)
-    order = [row.join(demand) for demand in (prefetch, Waiters(Priority.REVALIDATION), consumer(), joined, consumer())]
+    order = [
+        row.join(waiters) for waiters in (prefetch, Waiters(Priority.REVALIDATION), consumer(), joined, consumer())
+    ]
     joined.join()  # a consumer needs it by now
     assert [order.index(number) for number in row.taken()] == [2, 3, 4, 1, 0]
 

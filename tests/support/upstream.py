@@ -67,7 +67,7 @@ class Upstream:
         *,
         status: bool,  # noqa: ARG002
         now: float,
-        demand: Waiters,  # noqa: ARG002
+        waiters: Waiters,  # noqa: ARG002
     ) -> Fetched:
         self.posts.append((tuple(codes), window))
         sent = self.now
@@ -117,9 +117,9 @@ class Faulty(Upstream):
         *,
         status: bool,
         now: float,
-        demand: Waiters,
+        waiters: Waiters,
     ) -> Fetched:
-        fetched = await super().__call__(codes, window, status=status, now=now, demand=demand)
+        fetched = await super().__call__(codes, window, status=status, now=now, waiters=waiters)
         if self.fault is not None and (error := self.fault(codes, window)) is not None:
             raise error
         return Fetched(

@@ -35,7 +35,7 @@ RouteOf = Callable[[str], str]
 
 
 class Authentication:
-    """The ASGI layer. Without `authenticator`, it accepts every request as `ANYONE`."""
+    """The ASGI layer. Without `authenticator`, it accepts every request as `ANONYMOUS`."""
 
     def __init__(
         self,
