@@ -33,7 +33,8 @@ ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
 UNUSUAL = re.compile(rb"\xed[\xa0-\xbf]|\xef\xbf[\xbe\xbf]")  # surrogates, U+FFFE, U+FFFF
 REFERENCE = re.compile("&#(?:x([0-9A-Fa-f]{1,8})|([0-9]{1,10}));")
-SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]")
+REMOVED = "\0"  # in place of an illegal reference, so that it separates surrogates
+SURROGATES = re.compile(f"[\ud800-\udbff][\udc00-\udfff]|[{REMOVED}\ud800-\udfff]")
 CDATA_START, CDATA_END = "<![CDATA[", "]]>"
 CDATA_MARK = re.compile(r"(<!\[CDATA\[|\]\]>)")
 HIGH_SURROGATE = r"&#(?:x0*[dD][89abAB][0-9A-Fa-f]{2}|0*(?:5529[6-9]|55[3-9]\d\d|56[0-2]\d\d|563[01]\d));"
@@ -146,11 +147,11 @@ class TextDecoder:
         if code <= 0x10FFFF and not ILLEGAL.match(chr(code)):
             return match[0]
         self.repairs["illegal_character"] += 1
-        return chr(code) if 0xD800 <= code <= 0xDFFF else ""
+        return chr(code) if 0xD800 <= code <= 0xDFFF else REMOVED
 
 
 def _join_surrogates(match: re.Match[str]) -> str:
-    return match[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+    return match[0].replace(REMOVED, "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
 
 
 def _is_legal(text: str) -> bool:
