@@ -17,8 +17,8 @@ from gateway import access
 from gateway.api import exports, responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
-from gateway.api.recordings import link_renderer
 from gateway.api.responses import JSON, Meta, Services
+from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import InvalidParameters, NotFound, ParameterFault

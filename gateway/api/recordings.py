@@ -1,8 +1,6 @@
-"""Recordings of calls: signed links, and the stream behind a link.
+"""Recordings of calls: the stream behind a signed link (`gateway.api.signing`).
 
 Rules:
-- A link is also the credential, because an `<audio>` element cannot send headers. It names client, call and
-  consumer, and expires at the end of the next clock hour, so that responses with links change only once an hour.
 - A link stops working when its consumer loses the scope or the client. A consumer with a bearer token is not in the
   keys file: its links work until they expire.
 - Each request derives the address of the recording from the cached call. Paths, and with them links, are not logged.
@@ -12,65 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from litestar import Request, get
 from litestar.datastructures import State
 from litestar.params import FromPath
 from litestar.response import Stream
-from msgspec import Struct
 
-from gateway.access import Consumer, can_read
+from gateway.access import can_read
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.responses import services_of
-from gateway.api.signing import Signer
+from gateway.api.signing import parse_link
 from gateway.cache.reader import Query
 from gateway.callbutton.recordings import Recording
 from gateway.errors import Forbidden, GatewayError, InvalidParameters, NotFound, ParameterFault
-from gateway.model import Call, Window
+from gateway.model import Window
 
 LOGGER = logging.getLogger(__name__)
-HOUR = 3600  # seconds
-
-
-class RecordingLink(Struct, frozen=True, array_like=True):
-    """The right of a consumer to hear one call. `start` (of the call) and `expires` are in seconds since 1970."""
-
-    code: str
-    call_id: str
-    start: int
-    consumer: str
-    label: str
-    expires: int
-
-
-LINKS = Signer("recording", RecordingLink)
-
-
-def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
-    """A function that renders the link to the recording of a call; None if the call has no recording."""
-    expires = (int(now) // HOUR + 2) * HOUR
-    path, name, label, sign = f"{base}/recordings/", consumer.name, consumer.label, LINKS.sign
-
-    def render(call: Call) -> str | None:
-        if call.recording_url is None:
-            return None
-        start = int(call.start_time.timestamp())
-        return path + sign(RecordingLink(call.client_code, call.id, start, name, label, expires), key)
-
-    return render
-
-
-def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
-    """Verify and parse the token of a link. Raises Forbidden."""
-    try:
-        link = LINKS.verify(token, key)
-    except ValueError:
-        raise Forbidden("this recording link is invalid", "link") from None
-    if now >= link.expires:
-        raise Forbidden("this recording link has expired", "expired link")
-    return link
 
 
 @get(

@@ -1,8 +1,10 @@
-"""Signed values as URL-safe text: every client can read them, only this gateway can make them.
+"""Signed values as URL-safe text, and links to recordings. Clients can read them; only this gateway can make them.
 
 Rules:
 - The kind (`cursor`, `recording`) is part of the signature, so a cursor is never accepted as a link.
 - The signature is keyed BLAKE2b. It takes a fifth of the time of HMAC, and a page has 100 links.
+- A link to a recording is also the credential, because an `<audio>` element cannot send headers. It names client, call
+  and consumer, and expires at the end of the next clock hour, so that responses with links change only once an hour.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Generic, TypeVar
 
 import msgspec
+from msgspec import Struct
 
+from gateway.access import Consumer
+from gateway.errors import Forbidden
+from gateway.model import Call
+
+HOUR = 3600  # seconds
 SIGNATURE_SIZE = 16  # bytes; 128 bits, which cannot be guessed
 _Value = TypeVar("_Value")
 
@@ -53,3 +62,42 @@ class Signer(Generic[_Value]):
 def _initial_state(kind: bytes, key: bytes) -> hashlib.blake2b:
     """The state of the hash before the body. BLAKE2b takes keys of at most 64 bytes, so the key is hashed first."""
     return hashlib.blake2b(key=hashlib.sha256(key).digest(), digest_size=SIGNATURE_SIZE, person=kind)
+
+
+class RecordingLink(Struct, frozen=True, array_like=True):
+    """The right of a consumer to hear one call. `start` (of the call) and `expires` are in seconds since 1970."""
+
+    code: str
+    call_id: str
+    start: int
+    consumer: str
+    label: str
+    expires: int
+
+
+LINKS = Signer("recording", RecordingLink)
+
+
+def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
+    """A function that renders the link to the recording of a call; None if the call has no recording."""
+    expires = (int(now) // HOUR + 2) * HOUR
+    path, name, label, sign = f"{base}/recordings/", consumer.name, consumer.label, LINKS.sign
+
+    def render(call: Call) -> str | None:
+        if call.recording_url is None:
+            return None
+        start = int(call.start_time.timestamp())
+        return path + sign(RecordingLink(call.client_code, call.id, start, name, label, expires), key)
+
+    return render
+
+
+def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
+    """Verify and parse the token of a link. Raises Forbidden."""
+    try:
+        link = LINKS.verify(token, key)
+    except ValueError:
+        raise Forbidden("this recording link is invalid", "link") from None
+    if now >= link.expires:
+        raise Forbidden("this recording link has expired", "expired link")
+    return link
