@@ -21,7 +21,7 @@ EARLY_REFRESH_RATIO = 0.5  # of the ratio
 COVER = 2.0  # merged windows are at most this many times as long as their gaps together
 MAX_READ_POSTS = 40  # of one read and client; a year at the default span of 31 days takes 12
 GRID = 0.1  # of a point's age
-BACKGROUND_REFRESH = 0.8  # of the maximum age; beyond it, points are fetched again in the background
+BACKGROUND_REFRESH = 0.8  # of the maximum age; older points are refreshed in the background
 
 Align = Callable[[Window], Window]  # widens a window so that no edge lies in the fold of autumn
 
@@ -50,7 +50,7 @@ def stale_from(extent: Extent, now: float, rule: Rule) -> float | None:
 
 
 def seconds_past(extents: Iterable[Extent], now: float, rule: Rule) -> float:
-    """How long the stalest point of some extents has been stale; negative: how long the least fresh stays fresh."""
+    """Seconds for which the stalest point has been stale. Negative: seconds until the first point becomes stale."""
     return max(now - extent.sent - rule.life(extent.window.end, extent.sent) for extent in extents)
 
 

@@ -31,7 +31,7 @@ from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, Ups
 from gateway.model import Call, Certainty
 
 CHUNK_SIZE = 65536  # bytes
-SLICE_SIZE = 8192  # characters; elements of one slice are gone before the garbage collector looks for them
+SLICE_SIZE = 8192  # characters; small enough that no garbage collection runs while the elements of a slice exist
 MAX_DEPTH = 40  # levels; the protocol has nine
 MAX_ELEMENTS = 50_000  # elements in the tree; a slice has at most 2,048
 # Characters of one record; a journal of 300 pages. Expat before 2.6 reads an incomplete token again with every slice,
