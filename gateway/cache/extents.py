@@ -97,7 +97,7 @@ class Extent(Struct, frozen=True, dict=True):
         return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
 
     def view(self, window: Window) -> Extent:
-        """The part inside a window, for a read. It keeps the id bounds of the whole extent, which are wider than needed."""
+        """The part inside a window, for a read. It keeps the id bounds of the whole extent."""
         part = self.within(window)
         part.__dict__["id_ranges"] = self.id_ranges
         if part is not self:
@@ -130,7 +130,7 @@ def instant(seconds: float) -> datetime:
 
 
 def minus(window: Window, other: Window) -> list[Window]:
-    """Subtract a window from another."""
+    """Subtract the second window from the first."""
     if not window.overlaps(other):
         return [window]
     parts = (Window(window.start, other.start), Window(other.end, window.end))
