@@ -84,6 +84,18 @@ class GatheringTransport:
         return rest[:end] + self._unchunked(rest[end + 2 :]) if end else b""
 
 
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, whose refusal of invalid HTTP is a problem too."""
+
+    def __init__(self, refuse: Callable[[], None], *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(*arguments, **named)
+        self._refuse = refuse
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the same text for every fault
+        """Refuse data that is not valid HTTP."""
+        self._refuse()
+
+
 class Guard(asyncio.Protocol):
     """One connection. A subclass sets the limits, the set of open connections, and the function that renders errors."""
 
@@ -92,7 +104,7 @@ class Guard(asyncio.Protocol):
     problem: Callable[[int, str], bytes]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - the arguments of uvicorn's protocol
-        self._http = HttpToolsProtocol(*arguments, **named)
+        self._http = Protocol(self._refuse_invalid, *arguments, **named)
         self._received = bytearray()  # the beginning of an incomplete request
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -153,10 +165,20 @@ class Guard(asyncio.Protocol):
                 request = bytes(received[:size])
                 del received[:size]
                 self._stop("request")
-                self._transport.without_chunks = request.partition(b"\r\n")[0].endswith(b" HTTP/1.0")
-                self._http.data_received(request)
+                if request.partition(b"\r\n")[0].endswith(b" HTTP/1.0"):
+                    self._pass_on_last(request)
+                else:
+                    self._http.data_received(request)
         if received:
             self._start("request", self.limits.request_timeout, self._http.shutdown)
+
+    def _pass_on_last(self, request: bytes) -> None:
+        """Pass on a request of HTTP/1.0, unless it was pipelined, and close the connection after the response."""
+        if self._http.cycle is None or self._http.cycle.response_complete:
+            self._transport.without_chunks = True
+            self._http.data_received(request)
+        self._received.clear()
+        self._http.shutdown()
 
     def _abort_later(self) -> None:
         self._start("write", self.limits.write_timeout, self.abort)
@@ -168,6 +190,9 @@ class Guard(asyncio.Protocol):
     def _stop(self, name: str) -> None:
         if name in self._timers:
             self._timers.pop(name).cancel()
+
+    def _refuse_invalid(self) -> None:
+        self._refuse(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP; URL-encode the characters of its URL")
 
     def _refuse(self, status: HTTPStatus, detail: str, *headers: str) -> None:
         body = self.problem(status, detail)

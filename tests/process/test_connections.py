@@ -169,6 +169,29 @@ def test_http_1_0_gets_no_chunks_and_its_connection_is_closed(gateway: Served):
         json.loads(body.splitlines()[-1])  # no size of a chunk after it
 
 
+def test_http_1_0_behind_an_unfinished_response_ends_the_connection_after_it(gateway: Served):
+    export = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-08&format=ndjson"
+    before = gateway.log().count('"level":"error"')
+    received = gateway.ask(request(export), request(version="1.0"), request())
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert (b"transfer-encoding: chunked" in head, body.endswith(b"0\r\n\r\n")) == (True, True)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert gateway.log().count('"level":"error"') == before
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "GET /healthz?campaign=\u00e9 HTTP/1.1\r\nHost: a\r\n\r\n".encode(),
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+        b"HELLO /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+    ids=["raw UTF-8", "NUL in a header", "an unknown method"],
+)
+def test_invalid_http_is_a_problem(gateway: Served, sent: bytes):
+    assert problem_of(gateway.ask(sent)) == (400, "/problems/invalid-parameter")
+
+
 @pytest.mark.parametrize(
     "lines",
     [
