@@ -24,6 +24,7 @@ MAX_BUCKETS = 10_000  # of a summary; about 14 months of hours, 5 MB of JSON
 HOUR = 3600  # seconds
 QUARTER = 900  # seconds; UTC offsets have been multiples of a quarter of an hour since 1972
 DAY = timedelta(days=1)
+NOT_IANA = re.compile("(?:right|posix)/.*|posixrules|localtime|Factory")  # files beside those of the zones
 
 RANGES: dict[str, Callable[[date], tuple[date, date | None]]] = {
     "today": lambda day: (day, None),
@@ -39,6 +40,8 @@ RANGES: dict[str, Callable[[date], tuple[date, date | None]]] = {
 def parse_zone(text: str) -> ZoneInfo:
     """Parse the IANA name of a time zone. Raises ValueError."""
     try:
+        if NOT_IANA.fullmatch(text):
+            raise ValueError
         return ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError("is not an IANA time zone such as America/Chicago") from None
@@ -69,7 +72,11 @@ def parse_window(
     except ValueError as error:
         faults.append(ParameterFault("end", str(error)))
     if len(faults) == before and start >= end:
-        faults.append(ParameterFault("start", "is not before `end`"))
+        if "end" in values and end <= history_start:
+            first_day = datetime.fromtimestamp(history_start, UTC).date()
+            faults.append(ParameterFault("end", f"is not after {first_day}, the beginning of the history"))
+        else:
+            faults.append(ParameterFault("start", "is not before `end`" if "end" in values else "is in the future"))
     return Window(start, end)
 
 
@@ -86,13 +93,26 @@ def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
         # In a query string, a plus sign that is not URL-encoded is a space.
         suffix = "+00:00" if offset in ("Z", "z") else (offset or "").replace(" ", "+")
         instant = datetime.fromisoformat(f"{day}T{clock or '00:00'}{suffix}")
-        instant = instant if suffix else instant.replace(tzinfo=zone)
+        instant = instant if suffix else _in_zone(instant, zone)
         in_bounds = MIN_INSTANT <= instant.astimezone(UTC) <= MAX_INSTANT
     except (ValueError, OverflowError):
         raise ValueError("is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)") from None
     if not in_bounds:
         raise ValueError(f"is not between the years {MIN_INSTANT.year} and {MAX_INSTANT.year}")
     return int(instant.timestamp()), bool((fraction or "").strip(".0"))
+
+
+def _in_zone(wall: datetime, zone: ZoneInfo) -> datetime:
+    """A wall time as an instant. Of a time that comes twice it is the first, of one that clocks skip their change."""
+    instant = wall.replace(tzinfo=zone).astimezone(UTC)
+    if instant.astimezone(zone).replace(tzinfo=None) == wall:
+        return instant
+    before, after = wall.replace(tzinfo=zone, fold=1).astimezone(UTC), instant  # the change is between these
+    offset = before.astimezone(zone).utcoffset()
+    while after - before > timedelta(seconds=1):
+        middle = before + (after - before) // 2
+        before, after = (middle, after) if middle.astimezone(zone).utcoffset() == offset else (before, middle)
+    return after.replace(microsecond=0)
 
 
 def midnight(day: date, zone: ZoneInfo) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.time_ranges import RANGES, bucket_starts, parse_window
+from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
 
@@ -42,6 +42,45 @@ def test_an_hour_that_comes_twice_is_two_buckets_and_one_that_is_skipped_is_none
     assert [datetime.fromtimestamp(start, CHICAGO).hour for start in autumn] == [0, 1, 1, 2]
     spring = bucket_starts(Window(seconds("2026-03-08T06:00Z"), seconds("2026-03-08T09:00Z")), "hour", CHICAGO)
     assert [datetime.fromtimestamp(start, CHICAGO).hour for start in spring] == [0, 1, 3]
+
+
+SKIPPED = {
+    "an hour": ("America/Chicago", "2026-03-08T02:{:02}", "2026-03-08T08:00Z"),
+    "half an hour": ("Australia/Lord_Howe", "2026-10-04T02:{:02}", "2026-10-03T15:30Z"),
+}
+
+
+@pytest.mark.parametrize(("zone", "text", "change"), SKIPPED.values(), ids=SKIPPED)
+@pytest.mark.parametrize("minute", [0, 1, 15, 29])
+def test_a_time_that_clocks_skip_is_the_time_of_their_change(zone: str, text: str, change: str, minute: int):
+    faults: list[ParameterFault] = []
+    values = {"start": text.format(minute), "end": "2026-10-05"}
+    assert parse_window(values, ZoneInfo(zone), seconds("2027-01-01T00:00Z"), 0, faults).start == seconds(change)
+    assert not faults
+
+
+@pytest.mark.parametrize("name", ["right/UTC", "posix/UTC", "posixrules", "localtime", "Factory", "foo", "../UTC", ""])
+def test_a_name_that_iana_does_not_have_is_refused(name: str):
+    with pytest.raises(ValueError, match="IANA"):
+        parse_zone(name)
+
+
+ORDERS = {
+    "backwards": ({"start": "2026-11-02", "end": "2026-11-01"}, "start", "is not before `end`"),
+    "future": ({"start": "2030-01-01"}, "start", "is in the future"),
+    "before history": (
+        {"start": "1990-01-01", "end": "1991-01-01"},
+        "end",
+        "is not after 2000-01-01, the beginning of the history",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "name", "fault"), ORDERS.values(), ids=ORDERS)
+def test_an_empty_window_is_refused_with_its_reason(values: dict[str, str], name: str, fault: str):
+    faults: list[ParameterFault] = []
+    parse_window(values, CHICAGO, seconds("2026-11-27T00:00Z"), seconds("2000-01-01T00:00Z"), faults)
+    assert [(one.parameter, one.detail) for one in faults] == [(name, fault)]
 
 
 def test_a_zone_that_moves_by_half_an_hour_has_a_short_hour():
