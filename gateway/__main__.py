@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             return load(parsed.command).run(parsed)
     except OSError as error:
-        print(f"callbutton-gateway: {error.strerror or error}", file=sys.stderr)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        print(f"callbutton-gateway: {text}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"callbutton-gateway: {error}", file=sys.stderr)

@@ -30,7 +30,9 @@ SIGNALS = {signal.SIGTERM: True, signal.SIGHUP: True, signal.SIGINT: False}  # t
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket. Raises OSError with the address in its text."""
+    """Open a listening socket. Raises OSError with the address in its text, ValueError."""
+    if port not in range(65536):
+        raise ValueError(f"{port} is not a port: choose one from 0 to 65535")
     host = host.removeprefix("[").removesuffix("]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -22,6 +22,7 @@ from gateway.access import Rate, parse_rate
 
 PREFIX = "GATEWAY_"
 PAGE = "docs/settings.md"
+MAX_DURATION = 100 * 366 * 86400.0  # seconds
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 MIN_SECRET = 16  # characters; a random key of this length cannot be guessed
@@ -73,7 +74,9 @@ def parse_quantity(text: str, units: Mapping[str, float]) -> float:
 
 def parse_duration(text: str) -> float:
     """Parse a duration to seconds. Raises ValueError."""
-    return parse_quantity(text, SECONDS)
+    if (seconds := parse_quantity(text, SECONDS)) > MAX_DURATION:
+        raise ValueError(text)
+    return seconds
 
 
 def parse_positive_duration(text: str) -> float:
@@ -103,7 +106,7 @@ def parse_date(text: str) -> int:
 def parse_url(text: str) -> str:
     """Check an http or https URL. Raises ValueError."""
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # `port` checks the range
         raise ValueError(text)
     return text
 

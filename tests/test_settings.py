@@ -64,6 +64,8 @@ FREE_TEXTS = {name for name, option in OPTIONS.items() if option.parser is TEXT}
 BAD = [
     ("upstream_url", "callbutton.example"),
     ("upstream_url", "ftp://callbutton.example/"),
+    ("upstream_url", "http://callbutton.example:99999/"),
+    ("fresh_max", "99999999999999999999d"),
     ("upstream_proxy", "http://"),
     *((name, text) for name in [*POSITIVE, "fresh_max"] for text in ["0s", "15"]),
     ("fresh_min", "-1s"),

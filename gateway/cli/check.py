@@ -25,6 +25,7 @@ ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
     errors.NotSent: "no request was sent: try again in a moment",
 }
+NO_SUCH_PATH = (301, 302, 303, 307, 308, 404, 405, 410, 501)  # HTTP status codes
 OBSTACLES = {
     Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and DNS on this machine",
     Obstacle.REFUSED: "check the port in GATEWAY_UPSTREAM_URL; if it is correct the server is down: ask Callbutton",
@@ -38,6 +39,8 @@ def advice_on(error: errors.UpstreamError) -> str:
     """The advice to the operator for an error."""
     if isinstance(error, errors.UpstreamUnreachable) and error.obstacle in OBSTACLES:
         return OBSTACLES[error.obstacle]
+    if isinstance(error, errors.UpstreamFailed) and error.status in NO_SUCH_PATH:
+        return "check the path of GATEWAY_UPSTREAM_URL, which ends in xml.jsp"
     return next(ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE)
 
 

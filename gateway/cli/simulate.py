@@ -73,10 +73,11 @@ def options(arguments: argparse.Namespace) -> Options:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal stops it. Raises ValueError for an unknown fault."""
-    import uvicorn
+    """Serve until a signal stops it. Raises ValueError for an unknown fault, OSError."""
+    from gateway.server import address_of, listen, make_server
 
     app = create(options(arguments))
-    print(f"Callbutton simulator: http://{arguments.host}:{arguments.port}{PATH}", flush=True)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="critical", access_log=False)
+    with listen(arguments.host, arguments.port) as listener:
+        print(f"Callbutton simulator: {address_of(listener)}{PATH}", flush=True)
+        make_server(app, lifespan="off").run(sockets=[listener])
     return 0

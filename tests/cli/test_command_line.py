@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import yaml
@@ -279,6 +280,36 @@ def test_openapi_prints_the_same_document_twice():
     written, as_json = run("openapi"), run("openapi", "--json")
     assert (written.returncode, as_json.returncode) == (0, 0)
     assert yaml.safe_load(written.stdout) == json.loads(as_json.stdout)
+
+
+@pytest.mark.parametrize("command", ["simulate", "demo"])
+def test_a_port_that_is_none_ends_with_2_and_one_line(command: str, capsys: pytest.CaptureFixture[str]):
+    port = "--port" if command == "simulate" else "--simulator-port"
+    code = main([command, port, "99999"])
+    assert (code, capsys.readouterr()) == (
+        2,
+        ("", "callbutton-gateway: 99999 is not a port: choose one from 0 to 65535\n"),
+    )
+
+
+def test_a_simulator_on_a_taken_port_ends_with_1_and_one_line(capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code = main(["simulate", "--port", str(port)])
+    assert (code, capsys.readouterr()) == (
+        1,
+        ("", f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use\n"),
+    )
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "keys.toml"
+    code = main(["keys", "list", "--file", str(path)])
+    assert (code, capsys.readouterr()) == (1, ("", f"callbutton-gateway: {path}: No such file or directory\n"))
+
+
+def test_advice_on_a_path_that_the_server_does_not_have():
+    assert "path of GATEWAY_UPSTREAM_URL" in advice_on(errors.UpstreamFailed("HTTP status 404", status=404))
 
 
 def test_make_help_lists_every_target_and_is_the_default():
