@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -166,6 +165,7 @@ class UpstreamClient:
                     self._metrics.reply_bytes.inc(len(piece))
                     parser.feed(piece)
                 reply = parser.close()
+                await asyncio.sleep(0)  # other tasks run before the calls are counted and cached
                 if parsing is not None:
                     parsing.set_attributes({"calls": sum(map(len, reply.calls.values())), "clients": len(reply.calls)})
                 return reply
@@ -180,13 +180,11 @@ class UpstreamClient:
 
     def _count(self, reply: Reply) -> None:
         metrics = self._metrics
-        certainties: Counter[Certainty] = Counter()
-        for calls in reply.calls.values():
-            metrics.calls_translated.inc(len(calls))
-            certainties.update(call.start_time_certainty for call in calls)
+        certainties = [call.start_time_certainty for calls in reply.calls.values() for call in calls]
+        metrics.calls_translated.inc(len(certainties))
         for certainty in (Certainty.INFERRED, Certainty.ASSUMED):
-            if certainties[certainty]:
-                metrics.ambiguous_times.labels(certainty.value).inc(certainties[certainty])
+            if count := certainties.count(certainty):
+                metrics.ambiguous_times.labels(certainty.value).inc(count)
         unreadable = sum(reply.unreadable.values())
         metrics.calls_unreadable.inc(unreadable)
         metrics.unknown_elements.inc(reply.unknown_elements)
