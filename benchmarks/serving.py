@@ -151,7 +151,9 @@ def get(url: str, headers: tuple[str, ...] = ()) -> tuple[list[tuple[str, str]],
 def load(case: Case, seconds: int = SECONDS) -> Measured:
     """Load one case with wrk for some seconds."""
     options = [option for header in case.headers for option in ("-H", header)]
-    command = pinned(1, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", *options, case.url)
+    command = pinned(
+        1, "wrk", "--timeout", "20s", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", *options, case.url
+    )
     before = cpu_seconds(case.group)
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     spent = cpu_seconds(case.group) - before
