@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from litestar.types import HTTPScope, Message, Receive, Send
@@ -158,21 +160,29 @@ def ask(cache: ResponseCache, query: bytes, **headers: bytes) -> list[Message]:
     return sent
 
 
+@contextmanager
+def traced_memory() -> Iterator[Callable[[], int]]:
+    """Give a function that returns the bytes allocated in the block, once it has ended, and still in use."""
+    held = 0
+    tracemalloc.start()
+    try:
+        yield lambda: held
+        gc.collect()  # the event loops of the requests are cycles
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+
 def test_hostile_keys_stay_within_the_bound():
     """Each request has a key of 8 kB and a body of 2 bytes."""
     bound = 1024**2
     cache = cache_of(Clock(), bound)
     ask(cache, b"first")
-    tracemalloc.start()
-    try:
+    with traced_memory() as held:
         for number in range(1000):
             ask(cache, b"", accept=b"text/x%d, " % number + b"a" * 8000)
             assert cache.size <= bound
-        gc.collect()  # the event loops of the requests are cycles
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert bound / 2 < held < bound * 1.2
+    assert bound / 2 < held() < bound * 1.2
     assert len(ask(cache, b"first")) == 2  # evicted, and answered by the application
 
 
@@ -180,16 +190,11 @@ def test_many_small_entries_stay_within_the_bound():
     bound = 1024**2
     cache = cache_of(Clock(), bound)
     ask(cache, b"first")
-    tracemalloc.start()
-    try:
+    with traced_memory() as held:
         for number in range(2000):
             ask(cache, b"%d" % number)
-        gc.collect()  # the event loops of the requests are cycles
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
     assert cache.size <= bound
-    assert held < bound * 1.2
+    assert held() < bound * 1.2
 
 
 def test_expired_entries_are_dropped_when_a_response_is_stored():

@@ -16,6 +16,17 @@ from tests.support.replicas import Replica, run, slow, until
 from tests.support.servers import Server, redis, running, valkey
 from tests.support.upstream import HOUR, LAST_HOUR, NOW, Faulty, Upstream, call
 
+Read = asyncio.Task[list[str]]
+
+
+async def lead_and_follow(one: Replica, two: Replica, upstream: Upstream) -> tuple[Read, Read]:
+    """Start a read on one replica whose flight a read on the other waits for."""
+    first = asyncio.create_task(one.read(["a"], LAST_HOUR))
+    await until(lambda: len(upstream.posts) == 1)
+    second = asyncio.create_task(two.read(["a"], LAST_HOUR))
+    await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
+    return first, second
+
 
 def test_a_store_that_crashes_leaves_nobody_waiting(server: Server):
     upstream = Upstream()
@@ -24,10 +35,7 @@ def test_a_store_that_crashes_leaves_nobody_waiting(server: Server):
     async def work() -> None:
         gate = slow(upstream)
         one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
+        first, second = await lead_and_follow(one, two, upstream)
         gate.set()
         assert [await first, await second] == [["1"], ["1"]]
         assert len(upstream.posts) == 2
@@ -96,10 +104,7 @@ def test_a_holder_that_dies_costs_its_lease(server: Server):
     async def work() -> None:
         gate = slow(upstream)
         one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
+        first, second = await lead_and_follow(one, two, upstream)
         leases = one.cache._leases
         assert isinstance(leases, Leases)
         leases._held.clear()  # it stops renewing leases, as if it were dead
@@ -121,10 +126,7 @@ def test_who_waits_for_a_flight_that_fails_elsewhere_asks_on_its_own_account(ser
     async def work() -> None:
         gate = slow(upstream)
         one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
+        first, second = await lead_and_follow(one, two, upstream)
         gate.set()
         with pytest.raises(UpstreamTimeout):
             await first
@@ -142,10 +144,7 @@ def test_losing_the_server_while_waiting_for_another_replica_falls_back(server: 
     async def work() -> None:
         gate = slow(upstream)
         one, two = Replica(upstream, server.url), Replica(upstream, server.url)
-        first = asyncio.create_task(one.read(["a"], LAST_HOUR))
-        await until(lambda: len(upstream.posts) == 1)
-        second = asyncio.create_task(two.read(["a"], LAST_HOUR))
-        await until(lambda: two.metric("cache_shared_seconds_count", operation="claim") >= 1)
+        first, second = await lead_and_follow(one, two, upstream)
         server.kill()
         await until(lambda: len(upstream.posts) == 2)
         gate.set()
