@@ -106,7 +106,7 @@ BAD = {
     "too many buckets": (f"{CALLS}/summary?start=2020-11-01&interval=hour", "interval"),
     "clients of all history": ("/clients", "start"),
     "clients by pages": ("/clients?range=today&limit=1", "limit"),
-    "a summary of nobody": ("/calls/summary?range=today", "client"),
+    "a summary without a client": ("/calls/summary?range=today", "client"),
     "one client too often": ("/calls?range=today" + "&client=*" * 51, "client"),
     "a zone for a call": (f"{CALLS}/1?tz=Mars", "tz"),
 }

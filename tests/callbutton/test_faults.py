@@ -223,7 +223,7 @@ FAULTS = {
     ),
     "2 GB": Fault(endless(b"x" * 65536, 32768), MALFORMED),
     "gzip bomb of 2 GB": Fault(endless(b"x" * 1024**2, 2048, packed=True), MALFORMED),
-    "gzip that nobody announced": Fault(sends(http(gzip.compress(SOUND.encode()))), MALFORMED),
+    "gzip without Content-Encoding": Fault(sends(http(gzip.compress(SOUND.encode()))), MALFORMED),
     "wrong charset": Fault(
         sends(http(document(client(call(more="<OtherData>Ren\xe9</OtherData>"))).encode("cp1252"))),
         OK,

@@ -136,7 +136,7 @@ BROKEN = {
     "not HTTP": (b"220 smtp.example ready\r\n\r\n",),
     "gzip cut off": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" + gzip.compress(b"x" * 99)[:20],),
     "not gzip": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",),
-    "an encoding nobody asked for": (HEAD + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",),
+    "an encoding that was not requested": (HEAD + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",),
     "too large": (HEAD + b"Content-Length: 200000\r\n\r\n", b"x" * 200_000),
     "a gzip bomb": (
         HEAD + b"Content-Encoding: gzip\r\n\r\n",

@@ -281,7 +281,7 @@ def test_notes_tell_how_to_read_the_generated_key():
         "unknown setting",
         "bad duration",
         "one port for both",
-        "tokens of nobody",
+        "tokens without an issuer",
         "ingress without host",
         "a setting in the wrong place",
         "calls made up and real",
