@@ -48,6 +48,7 @@ OWNERS = {
     "opentelemetry": {"tracing"},
     "httpx": {"callbutton", "auth"},
     "jwt": {"auth"},
+    "cryptography": {"api", "auth"},
     "httpcore": {"callbutton"},
     "redis": {"redis_client"},
     "xmltodict": {"callbutton", "simulator"},

@@ -99,7 +99,8 @@ BAD = {
     "a zone": ("tz=Mars/Olympus", "tz"),
     "a path as zone": ("tz=../../etc/passwd", "tz"),
     "a cursor": ("cursor=abc", "cursor"),
-    "an empty date": ("start=", "start"),
+    "an unknown one without value": ("since=", "since"),
+    "a date in brackets": ("start[]=2026-01-01", "start[]"),
 }
 
 
