@@ -56,7 +56,6 @@ REFUSALS = (
     "rate",
     "exports",
     "several credentials",
-    "other scheme",
     "no such kind",
     "too long",
     "link",
