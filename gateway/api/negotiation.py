@@ -1,4 +1,7 @@
-"""Content negotiation (RFC 9110, section 12): choose the media type and coding that a request prefers. Pure."""
+"""Reads the request headers that are lists, and chooses the media type and coding that a request prefers. Pure.
+
+Rule: a header is read here from its combined value (RFC 9110, sections 5.3 and 12), so its lines cannot disagree.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ def parse_weights(header: str) -> list[tuple[str, float]]:
         if name:
             found.append((name.lower(), weight))
     return found
+
+
+def parse_directives(header: str) -> set[str]:
+    """The names of the directives in `Cache-Control`, in lower case and without their arguments."""
+    return {part.partition("=")[0].strip().lower() for part in header.split(",")}
 
 
 def negotiate_media_type(accept: str, offered: Mapping[str, str]) -> str | None:
