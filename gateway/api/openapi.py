@@ -21,7 +21,7 @@ from gateway.api.calls import CallPage, SingleCall
 from gateway.api.responses import Meta
 from gateway.api.summaries import CallSummary, ClientList
 from gateway.formats import NESTED, REQUIRED_FIELDS, Csv, Ndjson
-from gateway.model import Call
+from gateway.model import CODE_PATTERN, Call
 
 DESCRIPTION = """\
 The calls of a Callbutton call-tracking server as JSON, in UTC.
@@ -104,7 +104,7 @@ FIRST_CALL = {
 PATH_PARAMETERS = {
     "code": {
         "description": "The client code, often its toll-free number.",
-        "schema": {"type": "string", "pattern": f"^{query.CODE_PATTERN}$"},
+        "schema": {"type": "string", "pattern": f"^{CODE_PATTERN}$"},
         "example": "8005550100",
     },
     "call_id": {

@@ -24,10 +24,8 @@ from msgspec import Struct
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
-from gateway.model import EVERY_CLIENT, Call, PhoneType, Result, Window
+from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, PhoneType, Result, Window
 
-CODE_PATTERN = "[A-Za-z0-9_.-]{1,64}"
-CODE = re.compile(CODE_PATTERN, re.ASCII)
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
 MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
@@ -126,7 +124,7 @@ def _parse_boolean(text: str) -> bool:
 
 
 def _parse_code(text: str) -> str:
-    if CODE.fullmatch(text) is None:
+    if CLIENT_CODE.fullmatch(text) is None:
         raise ValueError("is not a client code: 1 to 64 letters, digits, dots, hyphens or underscores")
     return text
 
