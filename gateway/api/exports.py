@@ -67,7 +67,7 @@ async def _render(
     now: float,
 ) -> AsyncIterator[bytes]:
     zone = ZoneInfo(query.zone) if query.dialect else None
-    writer, last, total = make_format(form, query.fields, meta=query.meta, zone=zone), None, None
+    writer, last, total = make_format(form, query.fields, meta=query.meta is None, zone=zone), None, None
     if beginning := writer.begin():
         yield beginning
     try:
@@ -89,5 +89,5 @@ async def _render(
 
 
 def _refuse_stale(form: str, query: ListQuery, part: Part) -> None:
-    if part.reading.stale and (form == "csv" or not query.meta):
+    if part.reading.stale and (form == "csv" or query.meta is not None):
         raise UpstreamFailed("a part of the window is only available as stale data, which this export cannot mark")

@@ -30,7 +30,13 @@ from gateway.model import Window
 
 MAX_CURSOR = 1024  # characters; the headers of an answer, `Link` among them, have 4 kB in nginx
 DIGEST_SIZE = 12  # bytes; it distinguishes lists, and is sealed
-FORM_OF = {"limit": "json", "cursor": "json", "dialect": "csv", "meta": "ndjson"}  # parameters that need one format
+# The parameters that need one format: their attribute of a query, and the format.
+FORM_OF = {
+    "limit": ("limit", "json"),
+    "cursor": ("after", "json"),
+    "dialect": ("dialect", "csv"),
+    "meta": ("meta", "ndjson"),
+}
 
 
 class ListQuery(Struct, frozen=True, array_like=True):
@@ -46,22 +52,16 @@ class ListQuery(Struct, frozen=True, array_like=True):
     format: str | None
     zone: str
     dialect: str | None
-    meta: bool
+    meta: str | None
     digest: bytes
     after: Position | None = None
 
     def require_format(self, form: str) -> None:
         """Check that the query can be answered in a format. Raises InvalidParameters."""
-        given = {
-            "limit": self.limit != DEFAULTS["limit"],
-            "cursor": self.after is not None,
-            "dialect": self.dialect is not None,
-            "meta": not self.meta,
-        }
         faults = [
-            ParameterFault(name, f"cannot be combined with {form}, only with {FORM_OF[name]}")
-            for name, is_given in given.items()
-            if is_given and form != FORM_OF[name]
+            ParameterFault(name, f"cannot be combined with {form}, only with {needed}")
+            for name, (attribute, needed) in FORM_OF.items()
+            if form != needed and getattr(self, attribute) not in (None, DEFAULTS.get(name))
         ]
         if faults:
             raise InvalidParameters(faults)
@@ -131,7 +131,7 @@ def _list_query(window: Window, values: Mapping[str, Any]) -> ListQuery:
         format=values.get("format"),
         zone=str(values.get("tz", UTC)),
         dialect=values.get("dialect"),
-        meta="meta" not in values,
+        meta=values.get("meta"),
         digest=_digest(values),
     )
 

@@ -74,7 +74,7 @@ def _choice(*names: str, **schema: str) -> ValueType:
 
 def _list_schema(names: Sequence[str]) -> dict[str, str]:
     one = "|".join(re.escape(name) for name in names)
-    return {"type": "string", "pattern": f"^({one})(,({one}))*$"}
+    return {"type": "string", "pattern": f"^(({one})(,({one}))*)?$"}
 
 
 def _members(kind: type[_Member]) -> ValueType:
@@ -104,8 +104,8 @@ def _whole_number(minimum: int, maximum: int, **schema: int) -> ValueType:
 
 
 def _parse_text(text: str) -> str:
-    if not 0 < len(text) <= MAX_TEXT:
-        raise ValueError(f"is empty or longer than {MAX_TEXT} characters")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"is longer than {MAX_TEXT} characters")
     return text
 
 
@@ -142,7 +142,7 @@ def _parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
 
 INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the time zone is known
 ZONE = ValueType({"type": "string", "default": "UTC"}, parse_zone)
-TEXT = ValueType({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, _parse_text)
+TEXT = ValueType({"type": "string", "maxLength": MAX_TEXT}, _parse_text)
 FIELD_LIST = ValueType(_list_schema(FIELDS), _parse_fields, several=True)
 BOOLEAN = ValueType({"type": "string", "enum": ["true", "false"]}, _parse_boolean)
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}

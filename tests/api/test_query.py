@@ -17,6 +17,7 @@ from gateway.api.list_query import MAX_CURSOR, ListQuery, parse_list_query, rend
 from gateway.api.query import PARAMETERS, parse_call_query, parse_summary_query
 from gateway.cache.extents import instant
 from gateway.cache.scans import Position
+from gateway.callbutton.record import MAX_ID
 from gateway.errors import InvalidParameters
 from gateway.formats import FIELDS
 from gateway.model import PhoneType, Result
@@ -149,6 +150,13 @@ def test_a_cursor_of_ordinary_parameters_is_complete_without_them():
     codes = urlencode({"client": [f"80055{number:05}" for number in random.Random(1).sample(range(100_000), 50)]}, True)
     query = f"{codes}&fields={','.join(FIELDS)}&ani=3125550100&result=busy&range=last_month&tz=America/Chicago"
     assert render_cursor(parse(query, None), AFTER, KEY)[1]
+
+
+@pytest.mark.parametrize("character", ["1", "é", "語"])
+def test_a_cursor_after_the_longest_id_is_small_even_with_long_parameters(character: str):
+    longest = "".join(random.Random(1).choices([character, "0", chr(ord(character) + 1)], k=MAX_ID))
+    query = urlencode({"client": LONG, "ani": "é" * 200}, doseq=True)
+    assert len(render_cursor(parse(query, None), AFTER._replace(id=longest), KEY)[0]) <= MAX_CURSOR
 
 
 def test_a_cursor_says_nothing_to_those_who_cannot_open_it():
