@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.api.middleware.request_context import combine_fields
-from gateway.api.negotiation import negotiate_coding, negotiate_media_type, with_vary
+from gateway.api.negotiation import negotiate_coding, negotiate_media_type, parse_weights, split_list, with_vary
 from gateway.api.routes import document
 from gateway.simulator.server import Options
 from tests.support.consumers import Member, keys_file
@@ -54,6 +54,36 @@ def test_the_most_specific_range_of_media_types_counts():
     assert negotiate_media_type("text/*;q=0.1, text/csv;q=0.9, application/json;q=0.5", offered) == "csv"
     assert negotiate_media_type("*/*, application/json;q=0", offered) == "csv"
     assert negotiate_media_type("image/png", offered) is None
+
+
+LISTS = {
+    "": [],
+    " , ,": [],
+    "a,b , c": ["a", "b", "c"],
+    'W/"a,b", "c"': ['W/"a,b"', '"c"'],
+    'Digest realm="x, Bearer y", uri="/"': ['Digest realm="x, Bearer y"', 'uri="/"'],
+    r'a;b="\",", c': [r'a;b="\","', "c"],
+    'a, "b, c': ["a", '"b, c'],
+}
+
+
+@pytest.mark.parametrize(("header", "elements"), LISTS.items())
+def test_a_list_is_split_outside_of_quotes(header: str, elements: list[str]):
+    assert split_list(header) == elements
+
+
+@given(st.text('a,;" \\=q'))
+def test_any_list_is_split_alike_with_empty_elements_around_it(text: str):
+    elements = split_list(text)
+    assert all(element.strip() == element != "" for element in elements)
+    assert split_list(", ".join(elements)) == elements
+    assert split_list(f",, {text}") == elements
+
+
+def test_quoted_parameters_do_not_end_a_media_type():
+    assert parse_weights('text/csv;note="a, b;q=1";q=0.2, application/json') == [
+        ("text/csv", 0.2), ("application/json", 1.0),
+    ]  # fmt: skip
 
 
 def test_vary_names_each_header_once():
@@ -269,7 +299,7 @@ def test_any_lines_of_headers_are_the_same_as_their_combination(stand: Make, tmp
     origins = frozenset({"https://app.example"})
     keys = keys_file(tmp_path, Member("all", scopes=("calls", "personal", "refresh")))
     gateway = stand(auth="keys", keys_file=keys, cors_origins=origins)
-    client = httpx.Client(base_url=gateway.client.base_url)
+    client = httpx.Client(base_url=gateway.client.base_url, timeout=60)
     client.headers.clear()
     statuses = set()
 

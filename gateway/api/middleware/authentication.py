@@ -22,6 +22,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gateway.access import ANONYMOUS, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
+from gateway.api.negotiation import split_list
 from gateway.auth.authenticator import Authenticator
 from gateway.errors import RateLimited, Refusal, Unauthenticated
 from gateway.metrics import Metrics
@@ -106,8 +107,9 @@ class Authentication:
 
 def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
     """The credential of a request, and whether it was sent as a bearer token. Raises Unauthenticated."""
-    found = dict.fromkeys(_list_of(headers, b"x-api-key"), False)
-    for text in _list_of(headers, b"authorization"):
+    key, authorization = (headers.get(name, b"").decode("latin-1") for name in (b"x-api-key", b"authorization"))
+    found = dict.fromkeys(split_list(key), False)
+    for text in split_list(authorization):
         scheme, *token = text.split(maxsplit=1)
         if scheme.lower() == "bearer":
             found |= dict.fromkeys(token, True)
@@ -116,11 +118,6 @@ def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
     if len(found) > 1:
         raise Unauthenticated("the request has more than one credential", "several credentials")
     return found.popitem()
-
-
-def _list_of(headers: Mapping[bytes, bytes], name: bytes) -> list[str]:
-    """The elements of a header that are not empty. Neither keys nor tokens contain a comma."""
-    return [text for part in headers.get(name, b"").decode("latin-1").split(",") if (text := part.strip())]
 
 
 def audit(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:

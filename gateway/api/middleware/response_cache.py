@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from gateway.access import Consumer
 from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
-from gateway.api.negotiation import Headers
+from gateway.api.negotiation import Headers, split_list
 from gateway.metrics import RequestMetrics
 
 MAX_TTL = 60.0  # seconds; the cache of calls needs no finer knowledge of which extents are in use
@@ -168,5 +168,5 @@ def conditional(send: Send, condition: str) -> Send:
 
 def etag_matches(condition: str, etag: str) -> bool:
     """Whether If-None-Match matches an entity tag, by weak comparison (RFC 9110, section 8.8.3.2)."""
-    given = {tag.strip().removeprefix("W/") for tag in condition.split(",")}
+    given = {tag.removeprefix("W/") for tag in split_list(condition)}
     return "*" in given or etag.removeprefix("W/") in given
