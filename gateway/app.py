@@ -119,6 +119,7 @@ def build_cache(
         stale_if_error=settings.stale_if_error,
         stale_while_revalidate=settings.stale_while_revalidate,
         source=sha256(f"{settings.upstream_url} {settings.status_flag_element}".encode()).hexdigest()[:12],
+        signing_key=settings.signing_key.encode(),
     )
     return Cache(upstream.fetch, rules, metrics, clock, shared)
 

@@ -309,7 +309,7 @@ class Settings:
     )
     signing_key: str = generated(
         matching(f"text of at least {MIN_SECRET} characters", f"(?s:.{{{MIN_SECRET},}})"),
-        "The key that signs cursors and links to recordings. All replicas need the same key.",
+        "The key that signs cursors, links to recordings and the values in Redis. All replicas need the same key.",
     )
     host: str = option(TEXT, "127.0.0.1", "The address to listen on.")
     port: int = option(whole_number(0, 65535), "8080", "The port to listen on; 0 selects a free port.")

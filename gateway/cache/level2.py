@@ -5,6 +5,8 @@ Rules:
   its POST; its calls are one value. Values are never changed. Each is true in any order and with any other missing: the
   later POST wins for each point, without a compare-and-set that could be lost.
 - The script that stores an extent deletes older ones that it covers. A value that is evicted or unreadable is a miss.
+- A value begins with a digest of the client code and the rest, keyed with GATEWAY_SIGNING_KEY: without the key nobody
+  can make or change a value. One whose digest is wrong is unreadable. Replicas with another key have other keys here.
 - A read looks up its gaps once, and only extents that were sent after the extents of level 1.
 - A lookup takes at most 100 ms. Equal lookups at the same time are one.
 - Extents of every client serve reads of every client alone: for one client they would be too large.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import logging
 import math
 from collections import defaultdict
@@ -37,7 +40,8 @@ MAX_KEYS = 2000  # of a lookup, 170 years; the oldest are left out
 MAX_BYTES = 2**24  # of the answer to a lookup: 100 ms of a network of 1 Gbit/s
 CHUNK_SIZE = 2**20  # bytes of one command that stores
 MAX_STORES = 100  # at the same time; more are dropped
-VERSION = 1  # of the layout
+DIGEST_SIZE = 16  # bytes; 128 bits, which cannot be guessed
+VERSION = 2  # of the layout
 
 LOOKUP = load_script("extent_fields", "extents_lookup")
 STORE = load_script("extent_fields", "extents_store")
@@ -74,10 +78,14 @@ def wanted(gaps: Iterable[Gap], held: Mapping[str, Sequence[Extent]]) -> tuple[W
 
 
 class Level2:
-    """Extents in Redis. `space` is the prefix of its keys; `keep` stores an extent in level 1 if it can be used."""
+    """Extents in Redis. `space` is the prefix of its keys; `keep` stores an extent in level 1 if it can be used.
 
-    def __init__(self, shared: RedisClient, space: str, life: float, metrics: Metrics, keep: Keep) -> None:
+    `key` is the key of digests, at most 64 bytes.
+    """
+
+    def __init__(self, shared: RedisClient, space: str, key: bytes, life: float, metrics: Metrics, keep: Keep) -> None:
         self._shared = shared
+        self._key = key
         self._space = space
         self._life = max(1, int(life))
         self._metrics = metrics
@@ -121,7 +129,7 @@ class Level2:
         found: list[Found] = []
         for place, value in zip(answer[::2], answer[1::2], strict=True):
             code = asked[place - 1][0].code
-            if (unpacked := unpack(code, value)) is None:
+            if (unpacked := unpack(code, value, self._key)) is None:
                 self._metrics.shared_lookups.labels("unreadable").inc()
             elif self._keep(one := Found(code, *unpacked)):
                 found.append(one)
@@ -147,7 +155,7 @@ class Level2:
             size = 0
             for code, status, extent in extents:
                 for day, part in by_day(extent, LONG):
-                    value = pack(code, part, status=status)
+                    value = pack(code, part, self._key, status=status)
                     keys.append(f"{self._space}:{code}:{'long' if day is None else day * DAY // BLOCK}")
                     arguments += (f"{int(status)}:{part.window.start}:{part.window.end}:{part.sent!r}", value)
                     size += len(value) + 100
@@ -178,18 +186,33 @@ _EXTENT: Any = tuple[bool, int, int, float, int, GenericAlias(dict, (str, Generi
 _decoder = msgspec.msgpack.Decoder(_EXTENT)
 
 
-def pack(code: str, extent: Extent, *, status: bool) -> bytes:
-    """Render an extent of a client, or of every client, as compact msgpack, without the names of fields."""
+def space_of(source: str, signing_key: bytes) -> tuple[str, bytes]:
+    """The prefix of keys for an upstream and a signing key, and the key of digests."""
+    name, key = (hashlib.blake2b(signing_key, digest_size=32, person=person).digest() for person in (b"space", b"key"))
+    return f"callbutton:{LAYOUT}:{source}:{name[:4].hex()}", key
+
+
+def sealed(code: str, body: bytes, key: bytes) -> bytes:
+    """A value of a client: the digest, then the body."""
+    return hashlib.blake2b(code.encode() + b"\0" + body, digest_size=DIGEST_SIZE, key=key).digest() + body
+
+
+def pack(code: str, extent: Extent, key: bytes = b"", *, status: bool) -> bytes:
+    """Render an extent of a client, or of every client: a digest, then msgpack without the names of fields."""
     by_code = {code: extent.calls} if extent.listed is None else extent.listed
     calls = {code: [_row(call) for call in found] for code, found in by_code.items()}
     window = extent.window
-    return _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, calls))
+    body = _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, calls))
+    return sealed(code, body, key)
 
 
-def unpack(code: str, value: bytes) -> tuple[bool, Extent] | None:
-    """Parse an extent of a client, and whether it is with status. None if it cannot be read."""
+def unpack(code: str, value: bytes, key: bytes = b"") -> tuple[bool, Extent] | None:
+    """Parse an extent of a client, and whether it is with status. None if its digest is wrong or it cannot be read."""
+    body = value[DIGEST_SIZE:]
+    if not hmac.compare_digest(value, sealed(code, body, key)):
+        return None
     try:
-        status, start, end, sent, unreadable, rows = _decoder.decode(value)
+        status, start, end, sent, unreadable, rows = _decoder.decode(body)
         if not (0 <= start < end and 0 <= sent < math.inf) or (code != EVERY_CLIENT and rows.keys() != {code}):
             return None
         window = Window(start, end)

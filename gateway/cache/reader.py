@@ -25,7 +25,7 @@ from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
 from gateway.cache.level1 import SKEW, Level1
-from gateway.cache.level2 import LAYOUT, Found, Level2
+from gateway.cache.level2 import Found, Level2, space_of
 from gateway.cache.single_flight import Gap, SingleFlight
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
@@ -48,6 +48,7 @@ class CacheSettings(Struct, frozen=True):
     stale_if_error: float = 0
     stale_while_revalidate: float = 0
     source: str = ""  # names the upstream in the keys that replicas share
+    signing_key: bytes = b""  # keys the digests of the values that replicas share
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -146,8 +147,9 @@ class Cache:
         self._leases: Leases | None = None
         self._level2: Level2 | None = None
         if shared is not None:
-            space = f"callbutton:{LAYOUT}:{settings.source}"
-            self._level2 = Level2(shared, space, settings.plain.maximum + settings.stale_if_error, metrics, self._keep)
+            space, key = space_of(settings.source, settings.signing_key)
+            life = settings.plain.maximum + settings.stale_if_error
+            self._level2 = Level2(shared, space, key, life, metrics, self._keep)
             self._leases = Leases(fetcher, shared, self._level2, space, fresh)
         send = fetcher.fetch if self._leases is None else self._leases.fetch
         self._single_flight = SingleFlight(send, self._profiles, fresh, clock, metrics)

@@ -104,4 +104,6 @@ def warn(settings: Settings) -> None:
     if settings.auth == "none":
         LOGGER.warning("GATEWAY_AUTH is none: every consumer that can reach this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
-        LOGGER.warning("GATEWAY_SIGNING_KEY is not set: cursors and recording links are valid for this process only")
+        LOGGER.warning(
+            "GATEWAY_SIGNING_KEY is not set: cursors, recording links and values in Redis hold for this process only"
+        )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway import app
 from gateway.cache.extents import make_extent, make_extent_of_all
-from gateway.cache.level2 import LAYOUT, Found, pack, unpack
+from gateway.cache.level2 import DIGEST_SIZE, LAYOUT, Found, pack, sealed, unpack
 from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
@@ -28,6 +28,7 @@ from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids
 
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
+KEY = bytes(range(32))
 ANY = float("inf")  # the clock of an in-process upstream differs from the server's
 
 
@@ -55,6 +56,22 @@ def test_an_extent_is_what_it_was_after_packing():
 )
 def test_what_is_not_an_extent_is_none(other: bytes):
     assert unpack("a", other) is None
+    assert unpack("a", sealed("a", other, b"")) is None
+
+
+def test_one_flipped_bit_anywhere_another_key_or_another_client_is_none():
+    good = pack("a", make_extent(LAST_HOUR, NOW + 0.5, [call("1", NOW - 60), call("2", NOW - 50)]), KEY, status=True)
+    assert unpack("a", good, KEY) is not None
+    for place in range(len(good) * 8):
+        spoiled = bytearray(good)
+        spoiled[place // 8] ^= 1 << place % 8
+        assert unpack("a", bytes(spoiled), KEY) is None, place
+    for cut in range(len(good)):
+        assert unpack("a", good[:cut], KEY) is None, cut
+    assert unpack("a", good, KEY[::-1]) is None
+    every = pack(EVERY_CLIENT, make_extent_of_all(LAST_HOUR, NOW, {"a": []}), KEY, status=False)
+    assert unpack("a", every, KEY) is None
+    assert unpack(EVERY_CLIENT, every, KEY) is not None
 
 
 def test_an_extent_of_another_client_or_of_no_time_is_none():
@@ -67,10 +84,10 @@ def test_an_extent_of_another_client_or_of_no_time_is_none():
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_no_bytes_do_more_than_not_be_read(garbage: bytes, place: int, byte: int):
-    good = pack("a", make_extent(LAST_HOUR, NOW + 0.5, [call("1", NOW - 60)]), status=True)
+    good = pack("a", make_extent(LAST_HOUR, NOW + 0.5, [call("1", NOW - 60)]), status=True)[DIGEST_SIZE:]
     spoiled = good[: place % len(good)] + bytes([byte]) + good[place % len(good) + 1 :]
     for value in (garbage, spoiled, good[: place % len(good)]):
-        if (found := unpack("a", value)) is not None:
+        if (found := unpack("a", sealed("a", value, b""))) is not None:
             assert all(one.start_time.timestamp() in found[1].window for one in found[1].calls)
 
 
@@ -253,6 +270,47 @@ def test_garbage_and_another_version_are_a_miss(server: Server):
             three = Replica(upstream, server.url)
             await three.read(["a"], LAST_HOUR)
             await three.close()
+
+    run(work)
+
+
+def test_a_flipped_bit_in_the_server_is_a_miss_and_counted(server: Server):
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 60))]
+
+    async def work() -> None:
+        one = Replica(upstream, server.url, signing_key=KEY)
+        await one.read(["a"], LAST_HOUR)
+        await one.close()
+        client: Any = server.client
+        (key,) = client.keys("*:a:*")
+        (field,) = client.hkeys(key)
+        value = client.hget(key, field)
+        draw = random.Random(3)
+        for place in (0, len(value) - 1, *draw.sample(range(len(value)), 10)):
+            spoiled = value[:place] + bytes([value[place] ^ 1 << draw.randrange(8)]) + value[place + 1 :]
+            client.flushall()
+            client.hset(key, field, spoiled)
+            posts, two = len(upstream.posts), Replica(upstream, server.url, signing_key=KEY)
+            assert await two.read(["a"], LAST_HOUR) == ["1"]
+            assert len(upstream.posts) == posts + 1
+            assert two.metric("cache_shared_lookups_total", result="unreadable") == 1
+            await two.close()
+
+    run(work)
+
+
+def test_replicas_with_different_signing_keys_share_nothing(server: Server):
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 60))]
+
+    async def work() -> None:
+        for posts, key in enumerate((KEY, KEY[::-1], b""), 1):
+            one, two = (Replica(upstream, server.url, signing_key=key) for _ in range(2))
+            for replica in (one, two):
+                assert await replica.read(["a"], LAST_HOUR) == ["1"]
+                assert len(upstream.posts) == posts
+                await replica.close()
 
     run(work)
 
