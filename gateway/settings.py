@@ -211,7 +211,7 @@ class Settings:
     request_deadline: float = option(
         POSITIVE_DURATION,
         "60s",
-        "The time until a request is answered with 504. The POST continues, and its reply is cached.",
+        "The time from a request to the first byte of its answer, else 504. POSTs in flight continue, and are cached.",
     )
     # A request in flight takes about 10 kB of memory and a socket.
     request_concurrency: int = option(

@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,7 +19,7 @@ from litestar.response import Stream
 
 from gateway.access import can_read
 from gateway.api.middleware.request_context import RequestContext, context_of
-from gateway.api.responses import services_of
+from gateway.api.responses import deadline_of, services_of
 from gateway.api.signing import parse_link
 from gateway.cache.reader import Query
 from gateway.callbutton.recordings import Recording
@@ -48,8 +47,8 @@ async def get_recording(request: Request[Any, Any, State], token: FromPath[str])
         raise Forbidden("this recording link was revoked", "link")
     context.consumer = consumer
     window = Window(link.start, link.start + 1)
-    deadline = asyncio.get_running_loop().time() + services.deadline
-    reading = await services.cache.read(Query(codes=(link.code,), window=window, deadline=deadline))
+    query = Query(codes=(link.code,), window=window, deadline=deadline_of(services, context))
+    reading = await services.cache.read(query)
     call = next((one for one in reading.calls if one.id == link.call_id), None)
     if call is None or call.recording_url is None:
         raise NotFound("this call has no recording, or no longer exists")

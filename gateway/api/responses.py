@@ -115,8 +115,13 @@ def cache_query(
         window=window,
         status=status,
         no_cache=_no_cache(context) and "refresh" in consumer.scopes,
-        deadline=asyncio.get_running_loop().time() + services.deadline,
+        deadline=deadline_of(services, context),
     )
+
+
+def deadline_of(services: Services, context: RequestContext) -> float:
+    """The deadline of a request, counted from its arrival, as an instant of the event loop's clock."""
+    return asyncio.get_running_loop().time() + services.deadline - (time.perf_counter() - context.started)
 
 
 def row_filter(context: RequestContext, cache_query: Query, filters: Filters = NO_FILTERS) -> Keep:
@@ -140,12 +145,12 @@ def json_response(
     if not source.stale:
         # A window that ends in the future gets new calls every second.
         until = math.inf if window.end <= now else math.ceil(now)
-        context.lifetime = Lifetime(source.as_of, now - source.seconds_stale, until)
+        context.lifetime = Lifetime(source.as_of, source.fresh_until, until)
     etag = _entity_tag(encoded[: encoded.rindex(data_end)], has_next=bool(next_link))
     headers = {
         "ETag": etag,
         "Age": str(max(0, int(now - source.as_of))),
-        "Cache-Status": f"callbutton-gateway; {_cache_status(source)}{_no_cache_ignored(context)}",
+        "Cache-Status": f"callbutton-gateway; {_cache_status(source, now)}{_no_cache_ignored(context)}",
         **shared_headers(context),
     }
     if next_link:
@@ -167,7 +172,8 @@ def combine(before: ReadResult | None, reading: ReadResult, *, newest_first: boo
     return ReadResult(
         as_of=before.as_of if newest_first else reading.as_of,
         oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
-        seconds_stale=max(before.seconds_stale, reading.seconds_stale),
+        planned=before.planned,
+        fresh_until=min(before.fresh_until, reading.fresh_until),
         stale=before.stale or reading.stale,
         unreadable=before.unreadable + reading.unreadable,
         lookup=reading.lookup if before.lookup == reading.lookup else "partial",
@@ -177,7 +183,7 @@ def combine(before: ReadResult | None, reading: ReadResult, *, newest_first: boo
 
 def empty_result(now: float) -> ReadResult:
     """The result of reading an empty window."""
-    return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-1)
+    return ReadResult(planned=now, as_of=now, oldest_fetch=now, fresh_until=now + 1)
 
 
 def meta_of(window: Window, source: Page | ReadResult) -> Meta:
@@ -212,8 +218,8 @@ def _entity_tag(data: bytes, *, has_next: bool) -> str:
     return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if has_next else b"end").hexdigest()}"'
 
 
-def _cache_status(source: Page | ReadResult) -> str:
+def _cache_status(source: Page | ReadResult, now: float) -> str:
     """The `Cache-Status` of a response (RFC 9211). A negative ttl is the time since it became stale."""
     if source.lookup == "hit" or source.stale:
-        return f"hit; ttl={-math.ceil(source.seconds_stale)}"
+        return f"hit; ttl={math.floor(source.fresh_until - now)}"
     return f"fwd={source.lookup}{'; collapsed' if source.collapsed else ''}"

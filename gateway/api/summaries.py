@@ -159,7 +159,7 @@ async def _count(
     """Call `count` with every extent of a window, and return the combined result. Raises UpstreamError."""
     now, since = services.clock(), 0
     total: ReadResult | None = None
-    async for part in counted(services.cache, cache_query, now, services.deadline):
+    async for part in counted(services.cache, cache_query, now):
         for extent in part.extents:
             count(extent)
             since += len(extent.calls)

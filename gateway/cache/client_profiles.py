@@ -32,9 +32,10 @@ MAX_POSTS = 32  # of a flight
 
 
 class ClientProfile(Struct):
-    """The profile of one code. Instants are seconds since 1970; `last_duration` is how long its last flight took.
+    """The profile of one code. Instants are seconds since 1970.
 
-    `max_span` (seconds) and `max_batch` (codes) are 0 while nothing is known against the configured limits.
+    `last_duration` is how long its last POST for at most a day took. `max_span` (seconds) and `max_batch` (codes) are 0
+    while nothing is known against the configured limits.
     """
 
     echoes_itself: bool = False

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.cache.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
-from gateway.cache.extents import Extent, make_extent, make_extent_of_all
+from gateway.cache.extents import DAY, Extent, make_extent, make_extent_of_all
 from gateway.cache.single_flight import Flight, FlightResult
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.client import Fetched
@@ -36,6 +36,9 @@ from gateway.errors import (
 )
 from gateway.model import CLIENT_CODE, EVERY_CLIENT, Window
 
+# Seconds of a window whose POST takes as long as the one that refreshes an answer soon after it. A longer one says
+# nothing about that.
+SHORT = DAY
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
 
 
@@ -99,8 +102,9 @@ class Fetcher:
             await self._fetch_halves(error, codes, window, state)
             return
         now, seconds = self._clock(), window.end - window.start
-        for code in codes:
-            self._profiles.of(code).last_duration = max(0.0, now - fetched.sent)
+        if seconds <= SHORT:
+            for code in codes:
+                self._profiles.of(code).last_duration = max(0.0, now - fetched.sent)
         if state.longest.keys().isdisjoint(codes):
             self._profiles.answered(codes, seconds, now)
         else:

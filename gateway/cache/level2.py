@@ -93,21 +93,24 @@ class Level2:
         self._lookups: dict[tuple[tuple[Wanted, ...], bool], asyncio.Task[list[Found]]] = {}
         self._stores = 0
 
-    async def better(self, gaps: Sequence[Gap], held: ExtentsByCode, *, status: bool) -> ExtentsByCode:
-        """Look up the extents that serve gaps better than those held, in no order."""
+    async def better(
+        self, gaps: Sequence[Gap], held: ExtentsByCode, *, status: bool, until: float | None
+    ) -> ExtentsByCode:
+        """Look up the extents that serve gaps better than those held, in no order; `until` as in `Query.deadline`."""
         result: ExtentsByCode = defaultdict(list)
-        for found in await self.lookup(wanted(gaps, held), status=status):
+        for found in await self.lookup(wanted(gaps, held), status=status, until=until):
             result[found.code].append(found.extent)
         return result
 
-    async def lookup(self, wants: tuple[Wanted, ...], *, status: bool) -> list[Found]:
+    async def lookup(self, wants: tuple[Wanted, ...], *, status: bool, until: float | None = None) -> list[Found]:
         """Look up extents; none if that takes too long."""
         key = wants, status
         task = self._lookups.get(key)
         if task is None:
             task = self._lookups[key] = asyncio.create_task(self._lookup(wants, status))
             task.add_done_callback(lambda _: self._lookups.pop(key))
-        done, _ = await asyncio.wait({task}, timeout=self._shared.timeout)
+        left = math.inf if until is None else max(0.0, until - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait({task}, timeout=min(self._shared.timeout, left))
         if not done:
             return []
         if (crash := task.exception()) is not None:

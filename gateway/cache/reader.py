@@ -68,19 +68,25 @@ class Query(Struct, frozen=True, kw_only=True):
 class ReadResult(Struct, kw_only=True, dict=True):
     """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
 
-    `seconds_stale` is the time for which the stalest point has been stale, negative while all is fresh. `lookup` is
-    hit, partial or miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps it sent.
+    The read was `planned` at an instant; the first point becomes stale at `fresh_until`. `lookup` is hit, partial or
+    miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps it sent.
     """
 
+    planned: float
     as_of: float
     oldest_fetch: float
-    seconds_stale: float
+    fresh_until: float
     stale: bool = False
     unreadable: int = 0
     used: ExtentsByCode = msgspec.field(default_factory=dict)
     lookup: str = "hit"
     collapsed: bool = False
     posts: int = 0
+
+    @property
+    def seconds_stale(self) -> float:
+        """Seconds for which the stalest point was stale when the read was planned, negative while all is fresh."""
+        return self.planned - self.fresh_until
 
     @cached_property
     def extents(self) -> list[Extent]:
@@ -121,7 +127,8 @@ def make_result(held: ExtentsByCode, window: Window, now: float, rules: Mapping[
         used=used,
         as_of=min(extent.sent for extent in every if extent.window.end == window.end),
         oldest_fetch=min(extent.sent for extent in every),
-        seconds_stale=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+        planned=now,
+        fresh_until=now - max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
         unreadable=sum(unreadable.values()),
     )
 
@@ -165,7 +172,8 @@ class Cache:
         now = self._clock()
         window = Window(query.window.start, min(query.window.end, math.ceil(now)))
         if window.start >= window.end:
-            return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-self._settings.plain.minimum)
+            until = now + self._settings.plain.minimum
+            return ReadResult(planned=now, as_of=now, oldest_fetch=now, fresh_until=until)
         rules = {code: self._rule(code, status=query.status) for code in query.codes}
         look = partial(self._level1.lookup, window=window, status=query.status, used=not query.one_shot)
         held = {code: look(code, now=now) for code in query.codes}
@@ -174,7 +182,7 @@ class Cache:
             if plan is not None:
                 plan.set_attributes({"clients": len(held), "gaps": len(missing)})
         if missing and self._level2 is not None and not query.no_cache:
-            found = await self._level2.better(missing, held, status=query.status)
+            found = await self._level2.better(missing, held, status=query.status, until=query.deadline)
             held = {code: look(code, now=self._clock()) for code in query.codes}  # flights may have landed
             for code, extents in found.items():
                 held[code] = [one for one in overlay_all(held[code] + extents) if one.window.overlaps(window)]
@@ -235,7 +243,7 @@ class Cache:
         return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:
-        """The freshness rule of a client: points are fresh for at least twice as long as its last POST took."""
+        """The freshness rule of a client: points are fresh for at least twice as long as its last short POST took."""
         rule = self._settings.with_status if status else self._settings.plain
         minimum = min(max(rule.minimum, 2 * self._profiles.of(code).last_duration), rule.maximum)
         return rule if minimum == rule.minimum else Rule(minimum, rule.ratio, rule.maximum)
@@ -257,6 +265,8 @@ class Cache:
         """Fetch gaps into `held`. Returns how many were sent, and whether any flight was joined."""
         posts, joined = 0, False
         for last in (False, True):
+            if query.deadline is not None and asyncio.get_running_loop().time() >= query.deadline:
+                raise UpstreamTimeout("the deadline of the request has passed", answering=False)
             subscriptions = self._single_flight.subscribe(
                 missing, rules, status=query.status, no_cache=query.no_cache, until=query.deadline
             )

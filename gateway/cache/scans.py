@@ -54,7 +54,7 @@ class Page(Struct):
     after: Position | None
     as_of: float
     oldest_fetch: float
-    seconds_stale: float
+    fresh_until: float
     stale: bool
     unreadable: int
     lookup: str
@@ -117,7 +117,7 @@ async def read_page(
         after=following,
         as_of=newest.as_of if newest else now,
         oldest_fetch=min((reading.oldest_fetch for reading in readings), default=now),
-        seconds_stale=max((reading.seconds_stale for reading in readings), default=0),
+        fresh_until=min((reading.fresh_until for reading in readings), default=now),
         stale=any(reading.stale for reading in readings),
         unreadable=sum(reading.unreadable for reading in readings),
         lookup=lookups.pop() if len(lookups) == 1 else "partial",
@@ -152,13 +152,17 @@ class Counted(Struct, frozen=True):
 
 
 class Spans:
-    """The spans of a window, read one after another, the next one ahead."""
+    """The spans of a window, read one after another, the next one ahead.
+
+    The deadline of the query is that of all spans; with a `timeout` of the first alone, and others may take so long.
+    """
 
     def __init__(
-        self, cache: Cache, query: Query, now: float, timeout: float, pace: Pace, *, newest_first: bool
+        self, cache: Cache, query: Query, now: float, pace: Pace, *, newest_first: bool, timeout: float | None = None
     ) -> None:
         self._cache = cache
         self._question = query
+        self._deadline = query.deadline
         self._timeout = timeout
         self._newest_first = newest_first
         self._rest = _up_to(query.window, now)
@@ -170,9 +174,14 @@ class Spans:
         """Begin to read the next span, if there is one."""
         if self._rest.start < self._rest.end:
             part, self._rest = _next_span(self._rest, self._span, newest_first=self._newest_first)
-            deadline = asyncio.get_running_loop().time() + self._timeout
+            if self._deadline is None and self._timeout is not None:
+                deadline: float | None = asyncio.get_running_loop().time() + self._timeout
+            else:
+                deadline = self._deadline
             query = msgspec.structs.replace(self._question, window=part, deadline=deadline)
             self._ahead = asyncio.create_task(self._cache.read(query, self._span))
+            if self._timeout is not None:
+                self._deadline = None
 
     async def next(self) -> ReadResult | None:
         """Wait for the span that was begun. Raises UpstreamError."""
@@ -193,8 +202,8 @@ class Spans:
 async def stream(
     cache: Cache, query: Query, now: float, timeout: float, *, newest_first: bool, keep: Keep = list
 ) -> AsyncIterator[Part]:
-    """Read a window as parts in order; each span may take `timeout` seconds. Raises UpstreamError."""
-    spans = Spans(cache, query, now, timeout, ROWS, newest_first=newest_first)
+    """Read a window as parts in order; each span after the first may take `timeout` seconds. Raises UpstreamError."""
+    spans = Spans(cache, query, now, ROWS, newest_first=newest_first, timeout=timeout)
     try:
         spans.begin()
         reading = await spans.next()
@@ -221,9 +230,9 @@ async def stream(
         spans.leave()
 
 
-async def counted(cache: Cache, query: Query, now: float, timeout: float) -> AsyncIterator[Counted]:
+async def counted(cache: Cache, query: Query, now: float) -> AsyncIterator[Counted]:
     """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError."""
-    spans = Spans(cache, query, now, timeout, COUNTS, newest_first=False)
+    spans = Spans(cache, query, now, COUNTS, newest_first=False)
     waiting: deque[Counted] = deque()
     held = 0
     try:

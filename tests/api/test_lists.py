@@ -250,6 +250,19 @@ def test_a_consumer_waits_no_longer_than_its_deadline_and_the_flight_goes_on(sta
     assert gateway.simulator.posts == 1
 
 
+@pytest.mark.parametrize(
+    "path",
+    [f"{CALLS}/summary", "/clients", CALLS, f"{CALLS}/no-such-call", f"{CALLS}?format=csv"],
+    ids=["summary", "clients", "page", "call", "export"],
+)
+def test_the_deadline_bounds_the_whole_answer_whatever_number_of_spans_it_takes(stand: Make, path: str):
+    gateway = stand(Options(latency=0.4), request_deadline=0.3 if "csv" in path else 0.6)
+    window = {"start": "2026-01-01", "end": "2026-11-01"}
+    url = httpx.URL(path).copy_merge_params(window | ({} if path != CALLS else {"ani": "0"}))
+    answer = gateway.client.get(url)
+    assert (answer.status_code, answer.json()["type"]) == (504, "/problems/upstream-timeout")
+
+
 def test_paths_and_methods_that_are_not_there_are_problems(stand: Make):
     gateway = stand()
     assert gateway.client.get("/nothing").json()["type"] == "/problems/not-found"

@@ -130,7 +130,7 @@ async def summary(
     aggregator = Aggregator(
         AggregateSpec((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list)
     )
-    async for part in counted(cache, ask(codes, MONTHS), NOW + 1000, 60):
+    async for part in counted(cache, ask(codes, MONTHS), NOW + 1000):
         for extent in part.extents:
             assert all(one.start_time.timestamp() in extent.window for one in extent.calls)
             aggregator.add(extent)
@@ -194,7 +194,7 @@ def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
         upstream.published[-1] = (0, call("0099", day - 2 * DAY + 1))
         await cache.read(ask(["a"], Window(day - 2 * DAY, day - DAY), no_cache=True))
         aggregator = Aggregator(AggregateSpec("day", "all", list(range(window.start, window.end, DAY)), None, list))
-        async for part in counted(cache, ask(["a"], window), upstream.now, 60):
+        async for part in counted(cache, ask(["a"], window), upstream.now):
             for extent in part.extents:
                 aggregator.add(extent)
         rows, _ = aggregator.sums()

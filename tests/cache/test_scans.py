@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, read_page, stream
-from gateway.errors import UpstreamError, UpstreamFailed
+from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, counted, read_page, stream
+from gateway.callbutton.client import Fetched
+from gateway.callbutton.wait_queue import LEAD
+from gateway.errors import UpstreamError, UpstreamFailed, UpstreamTimeout
 from gateway.model import Call, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
@@ -195,6 +198,84 @@ def test_a_page_on_which_nothing_fits_costs_no_more_than_8_posts():
     )
     assert (page.calls, len(upstream.posts)) == ([], MAX_PAGE_POSTS)
     assert page.after is not None
+
+
+class Slow(Upstream):
+    """An upstream whose POSTs take some seconds by its clock. It notes how long their readers wait."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.untils: list[float] = []
+
+    async def __call__(self, codes: Sequence[str], window: Window, **changes: Any) -> Fetched:
+        self.untils.append(changes["waiters"].until)
+        fetched = await super().__call__(codes, window, **changes)
+        self.now += self.seconds
+        return fetched
+
+
+def test_all_spans_of_a_count_have_the_deadline_of_the_request():
+    upstream = Slow(0)
+
+    async def run() -> float:
+        deadline = asyncio.get_running_loop().time() + 1000
+        async for _ in counted(cache_of(upstream), ask(["a"], MONTH, deadline=deadline), NOW):
+            pass
+        return deadline
+
+    deadline = asyncio.run(run())
+    assert len(upstream.untils) > 1
+    assert set(upstream.untils) == {deadline - LEAD}
+
+
+def test_the_first_span_of_a_stream_has_the_deadline_of_the_request():
+    upstream = Slow(0)
+
+    async def run() -> float:
+        deadline = asyncio.get_running_loop().time() + 1000
+        parts = stream(cache_of(upstream), ask(["a"], MONTH, deadline=deadline), NOW, 5000, newest_first=True)
+        async for _ in parts:
+            pass
+        return deadline
+
+    deadline = asyncio.run(run())
+    assert upstream.untils[0] == deadline - LEAD
+    assert all(until >= deadline + 3000 for until in upstream.untils[1:])
+
+
+def test_no_post_is_sent_after_the_deadline_of_the_request():
+    upstream = Upstream()
+
+    async def run() -> None:
+        deadline = asyncio.get_running_loop().time()
+        with pytest.raises(UpstreamTimeout):
+            await cache_of(upstream).read(ask(["a"], MONTH, deadline=deadline))
+
+    asyncio.run(run())
+    assert upstream.posts == []
+
+
+def test_a_page_is_fresh_as_long_as_its_oldest_post_allows():
+    upstream = Slow(48)
+    upstream.published = [(0, call(str(day), NOW - 9 - day * DAY)) for day in range(30)]
+    page = asyncio.run(
+        read_page(cache_of(upstream), ask(["a"], MONTH), NOW, newest_first=True, limit=10, after=None)
+    )  # fmt: skip
+    assert len(upstream.posts) > 1
+    assert (page.as_of, page.fresh_until) == (NOW, NOW + 15)
+
+
+def test_a_long_post_says_nothing_about_how_long_the_latest_points_are_fresh():
+    upstream = Slow(48)
+
+    async def run() -> list[str]:
+        cache = cache_of(upstream)
+        await cache.read(ask(["a"], MONTH))  # 48 s, in one POST
+        upstream.seconds = 1
+        return [(await cache.read(ask(["a"], Window(NOW - 3600, NOW + 3600)))).lookup for _ in range(2)]
+
+    assert asyncio.run(run()) == ["partial", "hit"]
 
 
 def test_a_filter_judges_the_later_version():

@@ -118,9 +118,10 @@ class ResponseCache:
 
     def _store(self, scope: HTTPScope, key: Key, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
         kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED_HEADERS]
-        if b"etag" not in dict(kept):
-            return
         now = self._clock()
+        until = min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
+        if b"etag" not in dict(kept) or until <= now:
+            return
         fields = sum(len(name) + len(value) + FIELD_OVERHEAD for name, value in kept)
         self._drop(key)
         self._entries[key] = entry = Entry(
@@ -128,9 +129,7 @@ class ResponseCache:
             route=str(scope.get("path_template")),
             headers=kept,
             body=body,
-            lifetime=Lifetime(
-                lifetime.as_of, lifetime.fresh_until, min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
-            ),
+            lifetime=Lifetime(lifetime.as_of, lifetime.fresh_until, until),
             size=ENTRY_OVERHEAD + fields + len(body) + sum(len(part) for part in key if part),
         )
         self.size += entry.size
