@@ -24,6 +24,7 @@ from gateway.callbutton.client import UpstreamClient, UpstreamSettings
 from gateway.callbutton.recordings import Recordings
 from gateway.callbutton.transport import UpstreamLimits
 from gateway.logs import AccessLog
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
 from gateway.rates import ExportLimiter, RateLimiter
@@ -34,7 +35,6 @@ from gateway.shutdown import Shutdown
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
-RESPONSE_CACHE_SHARE = 8  # the response cache has an eighth of GATEWAY_CACHE_BYTES, in addition to the calls
 Clock = Callable[[], float]
 
 
@@ -60,7 +60,9 @@ def build_recordings(settings: Settings) -> Recordings:
     return Recordings(settings.recording_url, settings.upstream_url, limits, settings.upstream_proxy)
 
 
-def build_authenticator(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> Authenticator | None:
+def build_authenticator(
+    settings: Settings, metrics: Metrics, memory: Memory, clock: Clock = time.time
+) -> Authenticator | None:
     """Build the authenticator; None if GATEWAY_AUTH is none. Raises SettingsError."""
     if settings.auth == "none":
         return None
@@ -68,7 +70,7 @@ def build_authenticator(settings: Settings, metrics: Metrics, clock: Clock = tim
     return Authenticator(
         clock,
         build_key_file(settings, metrics) if "keys" in methods else None,
-        build_issuer(settings, metrics, clock) if "oidc" in methods else None,
+        build_issuer(settings, metrics, clock, memory) if "oidc" in methods else None,
     )
 
 
@@ -83,7 +85,7 @@ def build_key_file(settings: Settings, metrics: Metrics) -> KeyFile:
         raise SettingsError(f"GATEWAY_KEYS_FILE cannot be used: {error}", "keys_file") from error
 
 
-def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
+def build_issuer(settings: Settings, metrics: Metrics, clock: Clock, memory: Memory) -> Issuer:
     """Build the verifier of bearer tokens. Raises SettingsError."""
     from gateway.auth.issuer import Issuer  # imports cryptography, which takes time and memory
     from gateway.auth.tokens import TokenRules
@@ -99,7 +101,7 @@ def build_issuer(settings: Settings, metrics: Metrics, clock: Clock) -> Issuer:
         name_claim=settings.oidc_name_claim,
         rate=settings.oidc_rate,
     )
-    return Issuer(rules, metrics, clock)
+    return Issuer(rules, metrics, clock, memory)
 
 
 def build_cache(
@@ -108,8 +110,12 @@ def build_cache(
     metrics: Metrics,
     clock: Clock = time.time,
     shared: RedisClient | None = None,
+    memory: Memory | None = None,
 ) -> Cache:
-    """Build the cache of the upstream's calls. `shared` is the Redis client, if replicas share a cache."""
+    """Build the cache of the upstream's calls. `shared` is the Redis client, if replicas share a cache.
+
+    Without `memory`, the cache alone has all bytes of the setting.
+    """
     rules = CacheSettings(
         plain=Rule(settings.fresh_min, settings.fresh_ratio, settings.fresh_max),
         with_status=Rule(settings.fresh_min, settings.fresh_status_ratio, settings.fresh_max),
@@ -121,7 +127,7 @@ def build_cache(
         source=sha256(f"{settings.upstream_url} {settings.status_flag_element}".encode()).hexdigest()[:12],
         signing_key=settings.signing_key.encode(),
     )
-    return Cache(upstream.fetch, rules, metrics, clock, shared)
+    return Cache(upstream.fetch, rules, metrics, clock, shared, memory)
 
 
 def create(
@@ -133,15 +139,16 @@ def create(
     metrics = Metrics(registry or CollectorRegistry())
     upstream = build_upstream(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
-    cache = build_cache(settings, upstream, metrics, clock, shared)
-    authenticator = build_authenticator(settings, metrics, clock)
+    memory = Memory(settings.cache_bytes)
+    cache = build_cache(settings, upstream, metrics, clock, shared, memory)
+    authenticator = build_authenticator(settings, metrics, memory, clock)
     services = Services(
         cache,
         clock,
         settings.signing_key.encode(),
         settings.history_start,
         settings.request_deadline,
-        rates := RateLimiter(),
+        rates := RateLimiter(memory),
         ExportLimiter(settings.consumer_exports),
         recordings := build_recordings(settings),
         (lambda name, label: ANONYMOUS) if authenticator is None else authenticator.current_rights,  # noqa: ARG005 - without authentication every consumer has all rights
@@ -155,7 +162,7 @@ def create(
         metrics,
         access_log,
         shutdown := Shutdown(),
-        response_cache_bytes=settings.cache_bytes // RESPONSE_CACHE_SHARE,
+        memory=memory,
         metrics_port=settings.metrics_port,
         max_requests=settings.request_concurrency,
         cors_origins=settings.cors_origins,

@@ -8,7 +8,7 @@ allow twice the rate at a boundary, and its moving windows store an entry for ea
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 
@@ -16,10 +16,12 @@ from msgspec import Struct
 
 from gateway.access import ANONYMOUS, Consumer, Rate
 from gateway.errors import RateLimited
+from gateway.memory import Lru, Memory
 
 EXPORT_RETRY_AFTER = 10.0  # seconds; many exports end within them
 Key = tuple[str, str]  # label and name of a consumer
-MAX_BUCKETS = 10_000  # OIDC consumers are not limited in number; the least recently used bucket is dropped
+PART = 1 / 16  # of the memory, for buckets: consumers with tokens are not limited in number
+BUCKET_BYTES = 500  # of a bucket and its key
 
 
 class TokenBucket(Struct):
@@ -64,8 +66,8 @@ class TokenBucket(Struct):
 class RateLimiter:
     """The buckets of all consumers that have a rate."""
 
-    def __init__(self) -> None:
-        self._buckets: OrderedDict[Key, TokenBucket] = OrderedDict()
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._buckets: Lru[Key, TokenBucket] = Lru(memory or Memory(), PART)
 
     def bucket(self, consumer: Consumer, now: float) -> TokenBucket:
         """The bucket of a consumer. If the rate has changed, the same fraction of tokens remains.
@@ -77,19 +79,18 @@ class RateLimiter:
         key = consumer.label, consumer.name
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = TokenBucket(consumer.rate, consumer.rate.requests, now)
-            if len(self._buckets) > MAX_BUCKETS:
-                self._buckets.popitem(last=False)
+            bucket = TokenBucket(consumer.rate, consumer.rate.requests, now)
+            self._buckets.put(key, bucket, BUCKET_BYTES + len(consumer.name))
         elif bucket.rate != consumer.rate:
             bucket.tokens *= consumer.rate.requests / bucket.rate.requests
             bucket.rate = consumer.rate
-        self._buckets.move_to_end(key)
         return bucket
 
     def take_spent(self) -> list[tuple[Key, int]]:
         """Return the tokens that each bucket spent since the last call, and reset the counts."""
-        spent = [(key, bucket.spent) for key, bucket in self._buckets.items()]
-        for bucket in self._buckets.values():
+        spent = []
+        for key, bucket in self._buckets.items():
+            spent.append((key, bucket.spent))
             bucket.spent = 0
         return spent
 
@@ -111,8 +112,8 @@ class RateLimiter:
     def forget_totals(self, keys: Iterable[Key]) -> None:
         """Forget the sums of these buckets: after a failed exchange the next sum is a new starting point."""
         for key in keys:
-            if key in self._buckets:
-                self._buckets[key].total = None
+            if (bucket := self._buckets.get(key)) is not None:
+                bucket.total = None
 
 
 class ExportLimiter:

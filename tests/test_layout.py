@@ -34,7 +34,9 @@ LAYERS = {
     "circuit_breaker": 0,
     "access": 1,
     "tracing": 1,
+    "memory": 0,
     "model": 0,
+    "turns": 0,
     "errors": 0,
     "": 0,  # gateway/__init__.py: the version
 }

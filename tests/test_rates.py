@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 from gateway import app
 from gateway.access import ANONYMOUS, Consumer, Rate
 from gateway.errors import RateLimited
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import MAX_BUCKETS, ExportLimiter, RateLimiter, TokenBucket, policy_header, remaining_header
+from gateway.rates import PART, ExportLimiter, RateLimiter, TokenBucket, policy_header, remaining_header
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from tests.support.consumers import Member, keys_file
@@ -62,10 +63,13 @@ def test_a_changed_rate_keeps_the_share_that_was_left():
 
 
 def test_buckets_are_bounded():
-    rates = RateLimiter()
-    for number in range(MAX_BUCKETS + 10):
+    memory = Memory(2**20)
+    rates = RateLimiter(memory)
+    for number in range(10_000):
         rates.bucket(consumer(str(number)), NOW)
-    assert len(rates.take_spent()) == MAX_BUCKETS
+    assert 0 < memory.size <= PART * memory.bound
+    spent = rates.take_spent()
+    assert (spent[-1][0][1], len(spent) < 500) == ("9999", True)
 
 
 def test_the_fields_say_what_is_left_and_when_nothing_is_missing():

@@ -31,6 +31,7 @@ from gateway.api.middleware.response_cache import ResponseCache
 from gateway.api.responses import Services
 from gateway.auth.authenticator import Authenticator
 from gateway.logs import AccessLog
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
 
@@ -163,7 +164,7 @@ def create_api(
     access_log: AccessLog,
     shutdown: Shutdown,
     *,
-    response_cache_bytes: int,
+    memory: Memory,
     metrics_port: int,
     max_requests: int,
     cors_origins: frozenset[str],
@@ -191,9 +192,7 @@ def create_api(
         return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown)
 
     litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
-    cached = ResponseCache(
-        HeadMiddleware(Compression(litestar)), services.clock, response_cache_bytes, metrics.requests
-    )
+    cached = ResponseCache(HeadMiddleware(Compression(litestar)), services.clock, memory, metrics.requests)
     routes = route_finder(litestar)
     api = outermost(Authentication(cached, authenticator, services.rates, services.clock, metrics, routes), litestar)
     if metrics_port:

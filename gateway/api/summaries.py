@@ -5,7 +5,6 @@ Rule: figures are computed before masking, and contain no personal data.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,16 +20,17 @@ from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
 from gateway.api.responses import JSON, Meta, Services
-from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
+from gateway.cache.aggregates import AggregateSpec, Aggregator, Group, TooManyGroups
 from gateway.cache.aggregates import Totals as Counts
 from gateway.cache.extents import Extent
 from gateway.cache.reader import Query, ReadResult
 from gateway.cache.scans import counted
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import EVERY_CLIENT, Instant
+from gateway.turns import Steps, in_turns
 
 MAX_ROWS = 20_000  # of a summary; about 5 MB of JSON
-BATCH_SIZE = 20_000  # calls counted in one turn of the event loop; takes about 5 ms
+STEP_ROWS = 100  # rows made in one step
 SINGLE_BUCKET = (-(10**11),)  # seconds since 1970, before any call; the same for every window, so figures are cached
 
 
@@ -117,11 +117,10 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     keep = responses.row_filter(context, cache_query)
     calls: Counter[str] = Counter()
 
-    def count(extent: Extent) -> None:
-        if extent.listed is None:
-            calls.update([call.client_code for call in keep(extent.calls)])
-        else:
-            calls.update({code: len(keep(listed)) for code, listed in extent.listed.items()})
+    def count(extent: Extent) -> Steps[None]:
+        for code, listed in extent.by_client.items():
+            calls[code] += len(keep(listed))
+            yield
 
     reading = await _count(services, context, cache_query, count)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
@@ -143,46 +142,48 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
         starts=SINGLE_BUCKET if query.interval == "none" else query.starts,
         group=GROUPS[query.group_by] if query.group_by else None,
         keep=responses.row_filter(context, cache_query, query.filters),
+        max_groups=max(1, MAX_ROWS // len(query.starts)),
     )
     aggregator = Aggregator(spec)
-    reading = await _count(services, context, cache_query, aggregator.add)
-    buckets, total = aggregator.sums()
-    body = CallSummary(
-        data=_rows(query, buckets), total=Totals(**_figures(total)), meta=responses.meta_of(query.window, reading)
-    )
+    try:
+        reading = await _count(services, context, cache_query, aggregator.add)
+    except TooManyGroups:
+        raise _too_many_rows(query, f"over {spec.max_groups}") from None
+    buckets, total = await in_turns(aggregator.sums())
+    rows = await in_turns(_rows(query, buckets))
+    body = CallSummary(data=rows, total=Totals(**_figures(total)), meta=responses.meta_of(query.window, reading))
     return responses.json_response(services, context, body, query.window, reading)
 
 
 async def _count(
-    services: Services, context: RequestContext, cache_query: Query, count: Callable[[Extent], None]
+    services: Services, context: RequestContext, cache_query: Query, count: Callable[[Extent], Steps[None]]
 ) -> ReadResult:
     """Call `count` with every extent of a window, and return the combined result. Raises UpstreamError."""
-    now, since = services.clock(), 0
+    now = services.clock()
     total: ReadResult | None = None
     async for part in counted(services.cache, cache_query, now):
-        for extent in part.extents:
-            count(extent)
-            since += len(extent.calls)
-            if since > BATCH_SIZE:
-                since = 0
-                await asyncio.sleep(0)
+        await in_turns(step for extent in part.extents for step in count(extent))
         total = responses.combine(total, part.reading)
     context.read_finished = time.perf_counter()
     return total or responses.empty_result(now)
 
 
-def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]]) -> list[Row]:
-    """One row for each bucket and group. Raises InvalidParameters for more than `MAX_ROWS` rows."""
+def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]]) -> Steps[list[Row]]:
+    """One row for each bucket and group."""
     names = sorted({name for _, groups in buckets for name in groups}, key=lambda name: (name is None, name)) or [None]
-    if len(buckets) * len(names) > MAX_ROWS:
-        detail = f"gives {len(buckets)} buckets of {len(names)} groups, more than {MAX_ROWS} rows; use longer buckets"
-        raise InvalidParameters([ParameterFault("groupBy", detail)])
+    rows: list[Row] = []
     empty = Counts()
-    return [
-        Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty)))
-        for start, (_, groups) in zip(query.starts, buckets, strict=True)
-        for name in names
-    ]
+    for start, (_, groups) in zip(query.starts, buckets, strict=True):
+        for name in names:
+            rows.append(Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty))))
+            if len(rows) % STEP_ROWS == 0:
+                yield
+    return rows
+
+
+def _too_many_rows(query: SummaryQuery, groups: str) -> InvalidParameters:
+    detail = f"gives {len(query.starts)} buckets of {groups} groups, more than {MAX_ROWS} rows; use longer buckets"
+    return InvalidParameters([ParameterFault("groupBy", detail)])
 
 
 def _figures(count: Counts) -> dict[str, Any]:

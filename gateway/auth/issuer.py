@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
@@ -33,6 +32,7 @@ from gateway.auth.tokens import (
     verify_token,
 )
 from gateway.errors import IssuerUnreachable, Unauthenticated
+from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
 
 LOGGER = logging.getLogger(__name__)
@@ -42,20 +42,22 @@ MIN_FETCH_INTERVAL = 60  # seconds between two fetches
 MAX_KEY_AGE = 86400  # seconds; bridges an outage of the issuer
 FETCH_TIMEOUT = 5.0  # seconds for both requests; a consumer may be waiting
 MAX_RESPONSE_SIZE = 1024**2  # bytes; key sets have a few kB
-MAX_TOKENS = 10_000  # verified tokens in the cache, about 1 kB each
+PART = 1 / 16  # of the memory, for verified tokens
+TOKEN_BYTES = 800  # of a verified token, without its clients
+CLIENT_BYTES = 130  # of a client that a token names, at most
 
 
 class Issuer:
     """Authenticates consumers by bearer tokens."""
 
-    def __init__(self, rules: TokenRules, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(self, rules: TokenRules, metrics: Metrics, clock: Callable[[], float], memory: Memory) -> None:
         self._rules = rules
         self._metrics = metrics
         self._clock = clock
         self._keys: Mapping[str, TokenKey] = {}
         self._fetched_at = self._last_attempt = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
-        self._verified: OrderedDict[bytes, VerifiedToken] = OrderedDict()
+        self._verified: Lru[bytes, VerifiedToken] = Lru(memory, PART)
 
     async def close(self) -> None:
         """Wait for a fetch in progress."""
@@ -76,7 +78,6 @@ class Issuer:
         digest = hashlib.sha256(token.encode()).digest()
         verified = self._verified.get(digest)
         if verified is not None and now < verified.expiry:
-            self._verified.move_to_end(digest)
             return verified.consumer
         try:
             try:
@@ -87,9 +88,8 @@ class Issuer:
                 verified = verify_token(token, self._keys, self._rules, now)
         except TokenError as error:
             raise Unauthenticated(INVALID_CREDENTIAL, str(error)) from error
-        self._verified[digest] = verified
-        if len(self._verified) > MAX_TOKENS:
-            self._verified.popitem(last=False)
+        size = TOKEN_BYTES + CLIENT_BYTES * len(verified.consumer.clients)
+        self._verified.put(digest, verified, size)
         return verified.consumer
 
     async def _wait_for_fetch(self, now: float) -> bool:
@@ -118,7 +118,8 @@ class Issuer:
             return
         self._metrics.issuer_fetches.labels("ok").inc()
         if keys != self._keys:
-            self._verified.clear()
+            while self._verified.free():
+                pass
         self._keys, self._fetched_at = keys, now
 
 

@@ -1,7 +1,9 @@
 """Aggregates of extents: counts and talk time, by bucket of time and by group. Pure.
 
 Rules:
-- The aggregates of a whole extent are counted once for the same buckets, groups and filter, and memoised with it.
+- The aggregates of a whole extent are counted once for the same buckets, groups and filter, and memoised with it while
+  it is stored and memory allows.
+- Counting is done in steps: all of it together would hold the event loop.
 - They are counted in cells of an hour, or of a quarter where a zone's days begin between hours; the buckets of every
   calendar are put together from cells. Parts of extents, at the edges of a window, are counted without cells.
 - Extents have no call in common: they were deduplicated first (T2).
@@ -10,9 +12,11 @@ Rules:
 
 from __future__ import annotations
 
+import math
+import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from operator import attrgetter
@@ -21,12 +25,16 @@ from sys import intern
 import msgspec
 from msgspec import Struct
 
-from gateway.cache.extents import Extent, Keep, instant
+from gateway.cache.extents import Extent, Keep, Memo, instant
 from gateway.model import Call, Result
+from gateway.turns import Steps
 
 Group = str | None
 _start_time = attrgetter("start_time")
-MAX_MEMOISED = 8  # aggregates of an extent, cells included
+STEP_CALLS = 1000  # calls counted in one step
+STEP_GROUPS = 100  # groups joined in one step
+BUCKET_BYTES = 500  # of a bucket without its groups
+GROUP_BYTES = 600  # of a group without its calls and callers
 CELLS = (3600, 900)  # seconds: hours, and for zones such as India's their quarters
 
 
@@ -78,44 +86,69 @@ class AggregateSpec(Struct, frozen=True):
     starts: Sequence[int]
     group: Callable[[Call], Group] | None
     keep: Keep
+    max_groups: float = math.inf
 
 
-def aggregate(extent: Extent, spec: AggregateSpec) -> dict[int, Groups]:
-    """The aggregates of an extent, by the start of the bucket."""
-    if extent.stored is not extent:
-        return dict(_count(extent, spec, spec.starts))
-    return _memoised(extent, (spec.name,), lambda: dict(_from_cells(extent, spec)))
+class TooManyGroups(Exception):  # noqa: N818 - the query is refused for it
+    """The calls have more groups than the spec allows."""
 
 
-def _memoised(extent: Extent, name: Hashable, count: Callable[[], dict[int, Groups]]) -> dict[int, Groups]:
-    known: dict[int, Groups] | None = extent.aggregates.pop(name, None)
+def aggregate(extent: Extent, spec: AggregateSpec) -> Steps[dict[int, Groups]]:
+    """The aggregates of an extent, by the start of the bucket. Raises TooManyGroups."""
+    memo = extent.memo if extent.stored is extent else None
+    if memo is None:
+        return (yield from _count(extent, spec, spec.starts))
+    return (yield from _memoised(memo, ("buckets", spec.name), _from_cells(extent, memo, spec)))
+
+
+def _memoised(memo: Memo, name: Hashable, count: Steps[dict[int, Groups]]) -> Steps[dict[int, Groups]]:
+    known: dict[int, Groups] | None = memo.get(name)
     if known is None:
-        known = count()
-        if len(extent.aggregates) >= MAX_MEMOISED:
-            del extent.aggregates[next(iter(extent.aggregates))]  # the least recently used
-    extent.aggregates[name] = known
+        known = yield from count
+        memo.put(name, known, sum(map(_bytes_of, known.values())))
     return known
 
 
-def _from_cells(extent: Extent, spec: AggregateSpec) -> Iterator[tuple[int, Groups]]:
+def _bytes_of(groups: Groups) -> int:
+    parts = [sys.getsizeof(part.callers) + sys.getsizeof(part.calls) for part in groups.values()]
+    return BUCKET_BYTES + GROUP_BYTES * len(parts) + sum(parts)
+
+
+def _from_cells(extent: Extent, memo: Memo, spec: AggregateSpec) -> Steps[dict[int, Groups]]:
     """Count by buckets, from cells if their edges are edges of cells."""
     starts, window = spec.starts, extent.window
     edges = starts[bisect_right(starts, window.start) : bisect_left(starts, window.end)]
     size = next((size for size in CELLS if not any(edge % size for edge in edges)), None)
     if size is None:
-        yield from _count(extent, spec, starts)
-        return
+        return (yield from _count(extent, spec, starts))
     cell_starts = range(window.start // size * size, window.end, size)
-    cells = _memoised(extent, (spec.counted, size), lambda: dict(_count(extent, spec, cell_starts)))
+    cells = yield from _memoised(memo, ("cells", spec.counted, size), _count(extent, spec, cell_starts))
     by_bucket: dict[int, list[Groups]] = defaultdict(list)
     for cell, groups in cells.items():
         by_bucket[starts[bisect_right(starts, max(cell, window.start)) - 1]].append(groups)
+    return (yield from _joined(by_bucket, spec))
+
+
+def _joined(by_bucket: Mapping[int, Sequence[Groups]], spec: AggregateSpec) -> Steps[dict[int, Groups]]:
+    """Join the groups of each bucket, which are of different calls."""
+    result: dict[int, Groups] = {}
     for start, many in by_bucket.items():
-        names = dict.fromkeys(chain.from_iterable(many))
-        yield start, {name: _joined([groups[name] for groups in many if name in groups]) for name in names}
+        parts: dict[Group, list[PartialAggregate]] = defaultdict(list)
+        for groups in many:
+            for name, part in groups.items():
+                parts[name].append(part)
+            if len(parts) > spec.max_groups:
+                raise TooManyGroups
+            yield
+        result[start] = {}
+        for number, (name, found) in enumerate(parts.items()):
+            result[start][name] = _joined_parts(found)
+            if number % STEP_GROUPS == 0:
+                yield
+    return result
 
 
-def _joined(parts: Sequence[PartialAggregate]) -> PartialAggregate:
+def _joined_parts(parts: Sequence[PartialAggregate]) -> PartialAggregate:
     if len(parts) == 1:
         return parts[0]
     totals = zip(*[msgspec.structs.astuple(part.totals) for part in parts], strict=True)
@@ -123,16 +156,20 @@ def _joined(parts: Sequence[PartialAggregate]) -> PartialAggregate:
     return PartialAggregate(Totals(*map(sum, totals)), set[str]().union(*[part.callers for part in parts]), calls)
 
 
-def _count(extent: Extent, spec: AggregateSpec, starts: Sequence[int]) -> Iterator[tuple[int, Groups]]:
-    calls = spec.keep(extent.calls)
-    place = 0
-    while place < len(calls):
-        bucket = bisect_right(starts, calls[place].start_time.timestamp()) - 1
-        end = len(calls)
-        if bucket + 1 < len(starts):
-            end = bisect_left(calls, instant(starts[bucket + 1]), place, key=_start_time)
-        yield starts[bucket], _bucket(calls[place:end], spec.group)
-        place = end
+def _count(extent: Extent, spec: AggregateSpec, starts: Sequence[int]) -> Steps[dict[int, Groups]]:
+    found: dict[int, list[Groups]] = defaultdict(list)
+    for first in range(0, len(extent.calls), STEP_CALLS):
+        calls = spec.keep(extent.calls[first : first + STEP_CALLS])
+        place = 0
+        while place < len(calls):
+            bucket = bisect_right(starts, calls[place].start_time.timestamp()) - 1
+            end = len(calls)
+            if bucket + 1 < len(starts):
+                end = bisect_left(calls, instant(starts[bucket + 1]), place, key=_start_time)
+            found[starts[bucket]].append(_bucket(calls[place:end], spec.group))
+            place = end
+        yield
+    return (yield from _joined(found, spec))
 
 
 def _bucket(calls: Sequence[Call], group: Callable[[Call], Group] | None) -> Groups:
@@ -164,29 +201,38 @@ class Aggregator:
     def __init__(self, spec: AggregateSpec) -> None:
         self._spec = spec
         self._found: dict[int, dict[Group, list[PartialAggregate]]] = {}
+        self._names = set[Group]()
 
-    def add(self, extent: Extent) -> None:
-        """Add an extent."""
-        for start, groups in aggregate(extent, self._spec).items():
+    def add(self, extent: Extent) -> Steps[None]:
+        """Add an extent. Raises TooManyGroups."""
+        for start, groups in (yield from aggregate(extent, self._spec)).items():
             found = self._found.setdefault(start, {})
-            for name, part in groups.items():
+            for number, (name, part) in enumerate(groups.items()):
                 found.setdefault(name, []).append(part)
+                if number % STEP_GROUPS == 0:
+                    yield
+            self._names.update(groups)
+            if len(self._names) > self._spec.max_groups:
+                raise TooManyGroups
 
-    def sums(self) -> tuple[list[tuple[int, dict[Group, Totals]]], Totals]:
+    def sums(self) -> Steps[tuple[list[tuple[int, dict[Group, Totals]]], Totals]]:
         """The figures by bucket, empty ones included, and by group; and of all calls."""
         total, seen = Totals(), set[str]()
         rows = []
         for start in self._spec.starts:
             found = self._found.get(start, {})
             groups: dict[Group, Totals] = {}
-            for name, parts in found.items():
+            for number, (name, parts) in enumerate(found.items()):
                 groups[name] = Totals(callers=_distinct([part.callers for part in parts]))
                 for part in parts:
                     groups[name].add(part.totals)
                 total.add(groups[name])
-            for name, new in _newcomers(found, seen).items():
+                if number % STEP_GROUPS == 0:
+                    yield
+            for name, new in (yield from _newcomers(found, seen)).items():
                 groups[name].new = new
             rows.append((start, groups))
+            yield
         total.callers = total.new = len(seen)
         return rows, total
 
@@ -198,27 +244,33 @@ def _distinct(sets: Sequence[set[str]]) -> int:
     return len(sets[0].union(*sets[1:]))
 
 
-def _newcomers(found: Mapping[Group, Sequence[PartialAggregate]], seen: set[str]) -> dict[Group, int]:
+def _newcomers(found: Mapping[Group, Sequence[PartialAggregate]], seen: set[str]) -> Steps[dict[Group, int]]:
     """The number of callers of each group of a bucket that were not seen before. They are added to `seen`."""
     if len(found) == 1:
         ((name, parts),) = found.items()
         before = len(seen)
-        seen.update(*[part.callers for part in parts])
+        for part in parts:
+            seen.update(part.callers)
+            yield
         return {name: len(seen) - before}
     new: dict[Group, set[str]] = {}
     here, several = set[str](), set[str]()
-    for name, parts in found.items():
+    for number, (name, parts) in enumerate(found.items()):
         callers = parts[0].callers.union(*[part.callers for part in parts[1:]]) - seen
         several |= callers & here
         here |= callers
-        new[name] = set(callers)
+        new[name] = callers
+        if number % STEP_GROUPS == 0:
+            yield
     if several:  # callers of more than one group: the first call decides
         first: dict[str | None, tuple[datetime, Group]] = {}
-        for name, parts in found.items():
+        for number, (name, parts) in enumerate(found.items()):
             for call in (call for part in parts for call in part.calls if call.ani in several):
                 if call.ani not in first or call.start_time < first[call.ani][0]:
                     first[call.ani] = call.start_time, name
+            if number % STEP_GROUPS == 0:
+                yield
         for name, callers in new.items():
-            callers -= {caller for caller in several if first[caller][1] != name}
+            callers -= {caller for caller in callers & several if first[caller][1] != name}
     seen |= here
     return {name: len(callers) for name, callers in new.items()}

@@ -16,14 +16,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 
 from msgspec import Struct
 
+from gateway.memory import Lru, Memory
 from gateway.model import EVERY_CLIENT
 
-MAX_PROFILES = 20_000  # about 5 MB; the least recently used is dropped
+PART = 1 / 16  # of the memory; a million bytes hold 1,400 profiles
+PROFILE_BYTES = 350  # of a profile, without its code
 FAILED_TTL = 600  # seconds in which a code that failed is not batched
 LIMIT_TTL = 3600  # seconds after which a limit is forgotten
 SPAN_HOLD = 600  # seconds in which a span that grew too far does not grow
@@ -52,21 +53,18 @@ class ClientProfile(Struct):
 class ClientProfiles:
     """The profiles of all codes. `max_span` (seconds) and `max_batch` (codes) are the configured limits."""
 
-    def __init__(self, max_span: int, max_batch: int) -> None:
+    def __init__(self, max_span: int, max_batch: int, memory: Memory | None = None) -> None:
         self.max_span = max_span
         self._max_batch = max_batch
         self._omits = False  # whether the upstream leaves codes out of its replies
-        self._profiles: OrderedDict[str, ClientProfile] = OrderedDict()
+        self._profiles: Lru[str, ClientProfile] = Lru(memory or Memory(), PART)
 
     def of(self, code: str) -> ClientProfile:
         """Return the profile of a code, to be read and changed."""
         profile = self._profiles.get(code)
         if profile is None:
-            profile = self._profiles[code] = ClientProfile()
-            if len(self._profiles) > MAX_PROFILES:
-                self._profiles.popitem(last=False)
-        else:
-            self._profiles.move_to_end(code)
+            profile = ClientProfile()
+            self._profiles.put(code, profile, PROFILE_BYTES + len(code))
         return profile
 
     def answered(self, codes: Collection[str], seconds: int, now: float) -> None:

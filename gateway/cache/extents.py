@@ -9,18 +9,20 @@ Rules:
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count
 from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from gateway.memory import Lru, Memory
 from gateway.model import Call, Window
 
 DAY = 86400
@@ -31,10 +33,48 @@ Key = tuple[str, str]  # client code and id of a call: two clients may use the s
 Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
 
 
+class Memo:
+    """The values derived from an extent that is stored. They count as memory of the cache, and go first."""
+
+    __slots__ = ("_number", "_stored", "_table", "values")
+    numbers = count()
+
+    def __init__(self, table: MemoTable) -> None:
+        self.values: dict[Hashable, Any] = {}
+        self._table = table
+        self._number = next(self.numbers)  # not `id`, which a later memo may have too
+        self._stored = True
+
+    def get(self, name: Hashable) -> Any:  # noqa: ANN401 - whatever was put
+        """The value of a name, or None."""
+        return None if self._table.get((self._number, name)) is None else self.values[name]
+
+    def put(self, name: Hashable, value: object, size: int) -> None:
+        """Keep a value of `size` bytes, unless the extent is no longer stored."""
+        if self._stored:
+            self._table.pop((self._number, name))
+            self.values[name] = value
+            self._table.put((self._number, name), self, size)
+
+    def clear(self) -> None:
+        """Drop all values, and keep no others: the extent is no longer stored."""
+        self._stored = False
+        for name in list(self.values):
+            self._table.pop((self._number, name))
+
+
+MemoTable = Lru[tuple[int, Hashable], Memo]
+
+
+def memo_table(memory: Memory) -> MemoTable:
+    """The order in which the values of all memos are evicted."""
+    return Lru(memory, removed=lambda key, memo: memo.values.pop(key[1], None))
+
+
 class Extent(Struct, frozen=True, dict=True):
     """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them; `unreadable` were left out.
 
-    An extent of every client has `listed`: the same calls, by client code.
+    An extent of every client has `listed`: the same calls, by client code. One that is stored has a `memo`.
     """
 
     window: Window
@@ -67,24 +107,28 @@ class Extent(Struct, frozen=True, dict=True):
 
     @property
     def stored(self) -> Extent:
-        """The stored extent that this view was cut from. Memoised values live on it."""
+        """The stored extent that this view was cut from. Its memo has the memoised values."""
         cut_from: Extent | None = self.__dict__.get("cut_from")
         return self if cut_from is None else cut_from  # without a cycle, an evicted extent is freed at once
 
-    @cached_property
-    def aggregates(self) -> dict[Hashable, Any]:
-        """Memoised aggregates, by their spec."""
-        return {}
+    @property
+    def memo(self) -> Memo | None:
+        """The values derived from it, if it is stored."""
+        return self.__dict__.get("memo")
 
-    @cached_property
-    def _texts(self) -> dict[str, frozenset[str | None]]:
-        return {}
+    def keep(self, memo: Memo) -> None:
+        """Give it a memo, when it is stored."""
+        self.__dict__["memo"] = memo
 
     def may_have(self, field: str, text: str) -> bool:
         """Whether a call may have a text in a field; False is certain. The texts are collected when first needed."""
-        texts = self.stored._texts.get(field)
+        memo = self.stored.memo
+        if memo is None:
+            return True
+        texts: frozenset[str | None] | None = memo.get(("texts", field))
         if texts is None:
-            texts = self.stored._texts[field] = frozenset(map(attrgetter(field), self.stored.calls))
+            texts = frozenset(map(attrgetter(field), self.stored.calls))
+            memo.put(("texts", field), texts, sys.getsizeof(texts))
         return text in texts
 
     def within(self, window: Window) -> Extent:

@@ -1,7 +1,10 @@
 """Level 1: extents in process, by client and day, bounded in bytes.
 
-Rule: a segmented LRU. Days that were read once are evicted before days that were read again, so that an export cannot
-evict the working set.
+Rules:
+- A segmented LRU. Days that were read once are evicted before days that were read again, so that an export cannot evict
+  the working set.
+- The size of a day counts its calls, its extents, its place in the indexes, and the sets of ids that reads make of it.
+  Other values that are derived from its extents are memoised, counted apart, and evicted first.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from collections.abc import Iterable
 
 from msgspec.structs import astuple
 
-from gateway.cache.extents import DAY, Extent, by_day, overlay
+from gateway.cache.extents import DAY, Extent, Memo, by_day, memo_table, overlay
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
 
@@ -21,8 +25,10 @@ LONG = 32 * DAY
 PROTECTED = 0.8  # of the bound, at most, for days that were read again; what segmented LRUs commonly use
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
-SETS_BYTES = 128  # of a call in memoised sets of ids, callers and texts
-EXTENT_BYTES = 400  # of an extent without calls, with its place in lists and in the order of eviction
+SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
+DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
+EXTENT_BYTES = 900  # of an extent without calls
+LISTED_BYTES = 250  # of a client that an extent of every client lists
 
 
 def bytes_of(calls: tuple[Call, ...]) -> int:
@@ -31,6 +37,11 @@ def bytes_of(calls: tuple[Call, ...]) -> int:
         return 0
     sample = calls[:: -(-len(calls) // SAMPLE)]
     return len(calls) * sum(map(_bytes_of_call, sample)) // len(sample)
+
+
+def _bytes_of_extent(extent: Extent) -> int:
+    listed = 0 if extent.listed is None else LISTED_BYTES * len(extent.listed)
+    return EXTENT_BYTES + listed + bytes_of(extent.calls)
 
 
 def _bytes_of_call(call: Call) -> int:
@@ -46,15 +57,17 @@ def _bytes_of_call(call: Call) -> int:
 class Level1:
     """Days of extents."""
 
-    def __init__(self, bound: int, metrics: Metrics) -> None:
-        self._bound = bound
+    def __init__(self, memory: Memory, metrics: Metrics) -> None:
+        self._memory = memory
+        self._memos = memo_table(memory)
+        memory.first_to_last += [self._memos.free, self._evict]
         self._metrics = metrics
+        metrics.cache_bytes.set_function(lambda: memory.size)
         self._days: dict[Key, tuple[list[Extent], int]] = {}
         self._probation: OrderedDict[Key, None] = (
             OrderedDict()
         )  # evicted first: not read since stored, or moved back from protected
         self._protected: OrderedDict[Key, None] = OrderedDict()
-        self._bytes = 0
         self._bytes_protected = 0
         self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
@@ -125,17 +138,29 @@ class Level1:
                     rest for one in self._days[plain][0] if one.sent <= part.sent for rest in one.without(part.window)
                 ]
                 self._put(plain, sorted(kept, key=lambda one: one.window))
-        while self._bytes > self._bound and self._days:
-            self._put(next(iter(self._probation or self._protected)), ())
-            self._metrics.evictions.inc()
-        self._metrics.cache_bytes.set(self._bytes)
+        self._memory.fit()
+
+    def _evict(self) -> bool:
+        """Evict the day that was not read for longest. Returns False if there is none."""
+        if not self._days:
+            return False
+        self._put(next(iter(self._probation or self._protected)), ())
+        self._metrics.evictions.inc()
+        return True
 
     def _put(self, key: Key, extents: Iterable[Extent]) -> None:
         owner, kind, day = key
-        _, before = self._days.pop(key, ([], 0))
+        replaced, before = self._days.pop(key, ([], 0))
         kept = list(extents)
-        size = sum(EXTENT_BYTES + bytes_of(extent.calls) for extent in kept)
-        self._bytes += size - before
+        for extent in kept:
+            if extent.memo is None:
+                extent.keep(Memo(self._memos))
+        remaining = set(map(id, kept))
+        for extent in replaced:
+            if id(extent) not in remaining and extent.memo is not None:
+                extent.memo.clear()
+        size = sum(map(_bytes_of_extent, kept)) + (DAY_BYTES + sys.getsizeof(owner) if kept else 0)
+        self._memory.size += size - before
         if key in self._protected:
             self._bytes_protected += size - before
         if kept:
@@ -159,7 +184,7 @@ class Level1:
                 del self._probation[key]
                 self._protected[key] = None
                 self._bytes_protected += self._days[key][1]
-        while self._bytes_protected > PROTECTED * self._bound:
+        while self._bytes_protected > PROTECTED * self._memory.bound:
             key, _ = self._protected.popitem(last=False)
             self._bytes_protected -= self._days[key][1]
             self._probation[key] = None

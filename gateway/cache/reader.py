@@ -30,6 +30,7 @@ from gateway.cache.single_flight import Gap, SingleFlight
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
 from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
@@ -143,12 +144,14 @@ class Cache:
         metrics: Metrics,
         clock: Callable[[], float],
         shared: RedisClient | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._level1 = Level1(settings.cache_bytes, metrics)
-        self._profiles = ClientProfiles(settings.max_span, settings.batch)
+        memory = memory or Memory(settings.cache_bytes)
+        self._level1 = Level1(memory, metrics)
+        self._profiles = ClientProfiles(settings.max_span, settings.batch, memory)
         fresh = settings.plain.minimum
         fetcher = Fetcher(fetch, self._profiles, self._store, clock, fresh)
         self._leases: Leases | None = None
@@ -159,7 +162,7 @@ class Cache:
             self._level2 = Level2(shared, space, key, life, metrics, self._keep)
             self._leases = Leases(fetcher, shared, self._level2, space, fresh)
         send = fetcher.fetch if self._leases is None else self._leases.fetch
-        self._single_flight = SingleFlight(send, self._profiles, fresh, clock, metrics)
+        self._single_flight = SingleFlight(send, self._profiles, fresh, clock, metrics, memory)
 
     async def close(self) -> None:
         """Wait until all flights have landed."""

@@ -31,13 +31,15 @@ from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import NotSent, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
+from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
 from gateway.model import Window
 
 LOGGER = logging.getLogger(__name__)
 COLLECT_TIME = 0.05  # seconds; short beside a POST, long enough for the requests of one dashboard
 ERROR_TTL = 1.0  # seconds
-MAX_ERRORS = 10_000  # about 2 MB
+ERRORS_PART = 1 / 64  # of the memory; a million bytes hold 600 errors
+ERROR_BYTES = 1200  # of an error with its cause and its message, without the client code
 ANY_POST = ""  # the key of errors that every POST would meet; no client code is empty
 NO_CACHE_RULE = Rule(minimum=1, ratio=1e-9, maximum=1)  # a read past the cache joins no flight older than a second
 EVERY_POST = (UpstreamUnreachable, UpstreamUnauthorized)
@@ -163,7 +165,13 @@ class SingleFlight:
     """All flights in progress. Points after an open POST count as fetched for `fresh` seconds."""
 
     def __init__(
-        self, send: Send, profiles: ClientProfiles, fresh: float, clock: Callable[[], float], metrics: Metrics
+        self,
+        send: Send,
+        profiles: ClientProfiles,
+        fresh: float,
+        clock: Callable[[], float],
+        metrics: Metrics,
+        memory: Memory,
     ) -> None:
         self._send = send
         self._profiles = profiles
@@ -173,7 +181,7 @@ class SingleFlight:
         self._flights: dict[tuple[str, bool], set[Flight]] = defaultdict(set)  # by client code, with status
         self._windows: dict[Window, int] = defaultdict(int)  # of flights in progress
         self._pending: dict[bool, Pending] = {}  # by whether with status
-        self._errors: dict[tuple[str, bool], tuple[float, Window, UpstreamError]] = {}
+        self._errors: Lru[tuple[str, bool], tuple[float, Window, UpstreamError]] = Lru(memory, ERRORS_PART)
 
     def subscribe(
         self,
@@ -299,23 +307,23 @@ class SingleFlight:
         self._remember(flight)
 
     def _remember(self, flight: Flight) -> None:
-        if len(self._errors) > MAX_ERRORS:
-            self._errors.clear()
         for code, result in flight.task.result().items():
             if result.error is None:
-                self._errors.pop((ANY_POST, flight.status), None)
+                self._errors.pop((ANY_POST, flight.status))
             elif not isinstance(result.error, NotSent):
                 key = ANY_POST if isinstance(result.error, EVERY_POST) else code
-                self._errors[key, flight.status] = self._clock() + ERROR_TTL, flight.window, result.error
+                forget_frames(result.error)
+                remembered = self._clock() + ERROR_TTL, flight.window, result.error
+                self._errors.put((key, flight.status), remembered, ERROR_BYTES + len(key))
 
     def _remembered(self, gap: Gap, status: bool) -> UpstreamError | None:
         """The error of the last second that a gap would meet again."""
         for key in ((gap.code, status), (ANY_POST, status)):
-            if key not in self._errors:
+            if (remembered := self._errors.get(key)) is None:
                 continue
-            until, window, error = self._errors[key]
+            until, window, error = remembered
             if until <= self._clock():
-                del self._errors[key]
+                self._errors.pop(key)
             elif isinstance(error, EVERY_POST) or minus(window, gap.window) == []:
                 return error
         return None
@@ -328,6 +336,13 @@ class SingleFlight:
             tasks = {flight.task for flights in self._flights.values() for flight in flights}
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(0)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error and its causes: their frames hold the whole reply."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _group_alike(by_window: dict[Window, list[str]], max_span: int) -> list[tuple[Window, list[str]]]:

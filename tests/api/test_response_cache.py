@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway.access import Consumer
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
-from gateway.api.middleware.response_cache import MAX_TTL, ResponseCache
+from gateway.api.middleware.response_cache import MAX_TTL, PART, ResponseCache
+from gateway.memory import Memory
 from gateway.metrics import RequestMetrics
 from tests.support.stand import NOW, Clock, Make
 
@@ -167,8 +168,10 @@ async def application(scope: HTTPScope, _: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": BODY, "more_body": False})
 
 
-def cache_of(clock: Clock, max_bytes: int) -> ResponseCache:
-    return ResponseCache(application, clock, max_bytes, RequestMetrics(CollectorRegistry()))
+def cache_of(clock: Clock, max_bytes: int) -> tuple[ResponseCache, Memory]:
+    """Return a cache whose part of the memory is `max_bytes`, and the memory."""
+    memory = Memory(max_bytes / PART)
+    return ResponseCache(application, clock, memory, RequestMetrics(CollectorRegistry())), memory
 
 
 def ask(cache: ResponseCache, query: bytes, **headers: bytes) -> list[Message]:
@@ -205,39 +208,39 @@ def traced_memory() -> Iterator[Callable[[], int]]:
 def test_hostile_keys_stay_within_the_bound():
     """Each request has a key of 8 kB and a body of 2 bytes."""
     bound = 1024**2
-    cache = cache_of(Clock(), bound)
+    cache, memory = cache_of(Clock(), bound)
     ask(cache, b"first")
     with traced_memory() as held:
         for number in range(1000):
             ask(cache, b"", accept=b"text/x%d, " % number + b"a" * 8000)
-            assert cache.size <= bound
+            assert memory.size <= bound
     assert bound / 2 < held() < bound * 1.2
     assert len(ask(cache, b"first")) == 2  # evicted, and answered by the application
 
 
 def test_many_small_entries_stay_within_the_bound():
     bound = 1024**2
-    cache = cache_of(Clock(), bound)
+    cache, memory = cache_of(Clock(), bound)
     ask(cache, b"first")
     with traced_memory() as held:
         for number in range(2000):
             ask(cache, b"%d" % number)
-    assert cache.size <= bound
+    assert memory.size <= bound
     assert held() < bound * 1.2
 
 
 def test_expired_entries_are_dropped_when_a_response_is_stored():
     clock = Clock()
-    cache = cache_of(clock, 1024**2)
+    cache, memory = cache_of(clock, 1024**2)
     for number in range(50):
         ask(cache, b"%d" % number)
-    full = cache.size
+    full = memory.size
     clock.now += MAX_TTL + 1
     ask(cache, b"another")
-    assert cache.size < full / 40
+    assert memory.size < full / 40
 
 
 def test_a_response_larger_than_the_bound_is_not_held():
-    cache = cache_of(Clock(), 1000)
+    cache, memory = cache_of(Clock(), 1000)
     ask(cache, b"")
-    assert cache.size == 0
+    assert memory.size == 0

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.cache.extents import Extent, by_day, make_extent, overlay
+from gateway.cache.extents import Extent, Memo, by_day, make_extent, memo_table, overlay
 from gateway.cache.freshness import Rule, gaps, stale_from
 from gateway.cache.scans import Position, read_page
 from gateway.errors import UpstreamTimeout
+from gateway.memory import Memory
 from gateway.model import Call, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
@@ -317,6 +318,7 @@ def test_an_extent_keeps_only_what_lies_in_its_window() -> None:
 def test_an_extent_does_not_hold_itself_so_that_what_is_dropped_is_freed_at_once():
     extent = make_extent(Window(0, 86400), 1.0, [])
     held = sys.getrefcount(extent)
+    extent.keep(Memo(memo_table(Memory())))
     assert not extent.may_have("ani", "3125550100")
     assert extent.stored is extent
     assert extent.view(Window(0, 86400)) is extent

@@ -9,12 +9,11 @@ Rules:
   than GET, bypass the cache.
 - 304 is decided here alone, for responses from the cache and from inside alike: what is stored is always whole.
 - An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
-- The size is bounded in bytes, including keys and expired entries, and enforced when a response is stored (T8).
+- Its entries count in the memory of the cache, keys and expired entries included, and have a part of it (T8).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from litestar.types import HTTPScope, Message, Receive, Send
@@ -23,11 +22,13 @@ from msgspec import Struct
 from gateway.access import Consumer
 from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
 from gateway.api.negotiation import Headers, split_list
+from gateway.memory import Lru, Memory
 from gateway.metrics import RequestMetrics
 
 MAX_TTL = 60.0  # seconds; the cache of calls needs no finer knowledge of which extents are in use
 MAX_BODY = 1024**2  # bytes; a page of 1,000 calls has 700 kB uncompressed
-ENTRY_OVERHEAD = 1500  # bytes; the objects of an entry and its slot in the dictionary
+PART = 1 / 8  # of the memory
+ENTRY_OVERHEAD = 1200  # bytes; the objects of an entry and its slot in the dictionary
 FIELD_OVERHEAD = 150  # bytes; a tuple, two strings and two list slots for a header field
 COMPUTED_HEADERS = {
     b"age",
@@ -40,27 +41,24 @@ Key = tuple[str | None, bytes, bytes, bytes, bytes]
 
 
 class Entry(Struct, frozen=True):
-    """A stored response. `size` is its memory in bytes, key included."""
+    """A stored response."""
 
     consumer: Consumer | None
     route: str
     headers: Headers
     body: bytes
     lifetime: Lifetime
-    size: int
 
 
 class ResponseCache:
-    """The ASGI layer. It stores at most `max_bytes`."""
+    """The ASGI layer."""
 
-    def __init__(self, app: HTTPApp, clock: Callable[[], float], max_bytes: int, metrics: RequestMetrics) -> None:
+    def __init__(self, app: HTTPApp, clock: Callable[[], float], memory: Memory, metrics: RequestMetrics) -> None:
         self._app = app
         self._clock = clock
-        self._max_bytes = max_bytes
         self._metrics = metrics
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
+        self._entries: Lru[Key, Entry] = Lru(memory, PART)
         self._sweep_at = 0.0  # when to drop expired entries next, in seconds since 1970
-        self.size = 0  # bytes
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve from the cache, or store the response."""
@@ -82,9 +80,8 @@ class ResponseCache:
             return self._serve_and_store(scope, receive, send, key)
         now = self._clock()
         if now >= entry.lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
-            self._drop(key)
+            self._entries.pop(key)
             return self._serve_and_store(scope, receive, send, key)
-        self._entries.move_to_end(key)
         return self._serve_entry(scope, send, entry, now)
 
     async def _serve_entry(self, scope: HTTPScope, send: Send, entry: Entry, now: float) -> None:
@@ -123,26 +120,19 @@ class ResponseCache:
         if b"etag" not in dict(kept) or until <= now:
             return
         fields = sum(len(name) + len(value) + FIELD_OVERHEAD for name, value in kept)
-        self._drop(key)
-        self._entries[key] = entry = Entry(
+        if now >= self._sweep_at:
+            self._sweep_at = now + MAX_TTL
+            for expired in [one for one, held in self._entries.items() if now >= held.lifetime.until]:
+                self._entries.pop(expired)
+        entry = Entry(
             consumer=context_of(scope).consumer,
             route=str(scope.get("path_template")),
             headers=kept,
             body=body,
             lifetime=Lifetime(lifetime.as_of, lifetime.fresh_until, until),
-            size=ENTRY_OVERHEAD + fields + len(body) + sum(len(part) for part in key if part),
         )
-        self.size += entry.size
-        if now >= self._sweep_at:
-            self._sweep_at = now + MAX_TTL
-            for expired in [one for one, held in self._entries.items() if now >= held.lifetime.until]:
-                self._drop(expired)
-        while self.size > self._max_bytes:
-            self._drop(next(iter(self._entries)))
-
-    def _drop(self, key: Key) -> None:
-        if (entry := self._entries.pop(key, None)) is not None:
-            self.size -= entry.size
+        parts = sum(len(part) for part in key if part)
+        self._entries.put(key, entry, ENTRY_OVERHEAD + fields + len(body) + parts)
 
 
 def conditional(send: Send, condition: str) -> Send:

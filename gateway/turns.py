@@ -1,0 +1,29 @@
+"""Turns: long pure work on the event loop, cut into slices of a few milliseconds.
+
+Pure work that may take long is a generator that yields, with no value, after each step of at most a millisecond or two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from typing import TypeVar
+
+TURN = 0.004  # seconds after which other tasks run
+_Result = TypeVar("_Result")
+Steps = Generator[None, None, _Result]
+
+
+async def in_turns(steps: Steps[_Result]) -> _Result:
+    """Take all steps, and return what they return. Other tasks run meanwhile."""
+    began = time.perf_counter()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+        if time.perf_counter() - began > TURN:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
