@@ -36,10 +36,11 @@ Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
 class Memo:
     """The values derived from an extent that is stored. They count as memory of the cache, and go first."""
 
-    __slots__ = ("_number", "_stored", "_table", "values")
+    __slots__ = ("_number", "_stored", "_table", "size", "values")
     numbers = count()
 
-    def __init__(self, table: MemoTable) -> None:
+    def __init__(self, table: MemoTable, size: int = 0) -> None:
+        self.size = size  # of the extent, in bytes
         self.values: dict[Hashable, Any] = {}
         self._table = table
         self._number = next(self.numbers)  # not `id`, which a later memo may have too

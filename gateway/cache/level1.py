@@ -23,12 +23,13 @@ from gateway.model import EVERY_CLIENT, Call, Window
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
 PROTECTED = 0.8  # of the bound, at most, for days that were read again; what segmented LRUs commonly use
+MAX_EXTENTS = 128  # of a day: a read of the day looks at all, and each POST that lands too; a day is one POST again
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
 SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
 DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
 EXTENT_BYTES = 900  # of an extent without calls
-LISTED_BYTES = 250  # of a client that an extent of every client lists
+LISTED_BYTES = 150  # of a client that an extent of every client lists
 
 
 def bytes_of(calls: tuple[Call, ...]) -> int:
@@ -37,6 +38,14 @@ def bytes_of(calls: tuple[Call, ...]) -> int:
         return 0
     sample = calls[:: -(-len(calls) // SAMPLE)]
     return len(calls) * sum(map(_bytes_of_call, sample)) // len(sample)
+
+
+def _bounded(extents: list[Extent]) -> list[Extent]:
+    """The extents of a day, without the oldest POSTs' if there are too many."""
+    if len(extents) <= MAX_EXTENTS:
+        return extents
+    oldest = sorted(extent.sent for extent in extents)[-MAX_EXTENTS // 2]
+    return [extent for extent in extents if extent.sent >= oldest]
 
 
 def _bytes_of_extent(extent: Extent) -> int:
@@ -132,7 +141,7 @@ class Level1:
         """Store an extent; where another was sent later, that one stays. One with status replaces both kinds."""
         for day, part in by_day(extent, LONG):
             key = code, status, day
-            self._put(key, overlay(self._days[key][0] if key in self._days else (), part))
+            self._put(key, _bounded(overlay(self._days[key][0] if key in self._days else (), part)))
             if status and (plain := (code, False, day)) in self._days:
                 kept = [one for one in self._days[plain][0] if one.sent > part.sent] + [
                     rest for one in self._days[plain][0] if one.sent <= part.sent for rest in one.without(part.window)
@@ -154,12 +163,12 @@ class Level1:
         kept = list(extents)
         for extent in kept:
             if extent.memo is None:
-                extent.keep(Memo(self._memos))
+                extent.keep(Memo(self._memos, _bytes_of_extent(extent)))
         remaining = set(map(id, kept))
         for extent in replaced:
             if id(extent) not in remaining and extent.memo is not None:
                 extent.memo.clear()
-        size = sum(map(_bytes_of_extent, kept)) + (DAY_BYTES + sys.getsizeof(owner) if kept else 0)
+        size = sum(extent.memo.size for extent in kept if extent.memo) + (DAY_BYTES + sys.getsizeof(owner)) * bool(kept)
         self._memory.size += size - before
         if key in self._protected:
             self._bytes_protected += size - before
