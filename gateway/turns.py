@@ -27,3 +27,13 @@ async def in_turns(steps: Steps[_Result]) -> _Result:
         if time.perf_counter() - began > TURN:
             await asyncio.sleep(0)
             began = time.perf_counter()
+
+
+def finish(steps: Steps[_Result]) -> _Result:
+    """Take all steps at once, and return what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, islice
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -24,8 +24,10 @@ from msgspec import Struct
 
 from gateway.memory import Lru, Memory
 from gateway.model import Call, Window
+from gateway.turns import Steps, finish
 
 DAY = 86400
+STEP_CALLS = 1000  # calls of one step; less than a millisecond
 LIVE = 3600  # seconds: the lateness of calls after the last extent is measured for clients that were read since
 _start_time = attrgetter("start_time")
 
@@ -94,7 +96,7 @@ class Extent(Struct, frozen=True, dict=True):
     @cached_property
     def ids(self) -> dict[str, frozenset[str]]:
         """The ids of the calls by client code, made when first needed: 5 % of the memory of the calls."""
-        return {code: frozenset([call.id for call in calls]) for code, calls in self.by_client.items()}
+        return {code: frozenset([call.id for call in calls]) for code, calls in self.by_client.items() if calls}
 
     def ids_of(self, code: str) -> frozenset[str]:
         """The ids of one client's calls."""
@@ -184,21 +186,36 @@ def minus(window: Window, other: Window) -> list[Window]:
 
 def make_extent(window: Window, sent: float, calls: Collection[Call], unreadable: int = 0) -> Extent:
     """An extent of one client, of those of the calls that lie in the window; of two with one id the last counts."""
-    ordered = tuple(sorted(calls, key=_start_time))
-    inside = _cut(ordered, window)
-    if len({call.id for call in inside}) < len(inside):
-        start, end = instant(window.start), instant(window.end)
-        by_id = {key_of(call): call for call in calls if start <= call.start_time < end}
-        inside = tuple(sorted(by_id.values(), key=_start_time))
-    return Extent(window, sent, inside, unreadable)
+    return finish(extent_in_steps(window, sent, calls, unreadable))
+
+
+def extent_in_steps(window: Window, sent: float, calls: Collection[Call], unreadable: int = 0) -> Steps[Extent]:
+    """Make an extent as `make_extent` does, in steps."""
+    start, end = instant(window.start), instant(window.end)
+    by_id: dict[str, Call] = {}
+    rest = iter(calls)
+    while step := list(islice(rest, STEP_CALLS)):
+        by_id |= {call.id: call for call in step if start <= call.start_time < end}
+        yield
+    return Extent(window, sent, tuple(sorted(by_id.values(), key=_start_time)), unreadable)
 
 
 def make_extent_of_all(
     window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: int = 0
 ) -> Extent:
     """An extent of every client, of calls by client code."""
-    listed = {code: make_extent(window, sent, found).calls for code, found in calls.items()}
-    every = sorted((call for found in listed.values() for call in found), key=_start_time)
+    return finish(extent_of_all_in_steps(window, sent, calls, unreadable))
+
+
+def extent_of_all_in_steps(
+    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: int = 0
+) -> Steps[Extent]:
+    """Make an extent as `make_extent_of_all` does, in steps."""
+    listed: dict[str, tuple[Call, ...]] = {}
+    for code, found in calls.items():
+        listed[code] = (yield from extent_in_steps(window, sent, found)).calls
+        yield
+    every = sorted(chain.from_iterable(listed.values()), key=_start_time)
     return Extent(window, sent, tuple(every), unreadable, listed)
 
 
@@ -254,22 +271,29 @@ def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
         place = bisect_left(calls, instant((day + 1) * DAY), place, key=_start_time)
 
 
-def lateness(held: Sequence[Extent], new: Extent) -> Iterator[float]:
+def lateness(held: Sequence[Extent], new: Extent) -> Steps[list[float]]:
     """The seconds from start to first sight of each call that a new extent adds to windows that were fetched before.
 
     `held` are sorted and do not overlap.
     """
+    found: list[float] = []
     if not held:
-        return
+        return found
     edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
     ends = [one.window.end for one in held]
     for code, calls in new.by_client.items():
-        unseen = new.ids_of(code).difference(*[one.ids_of(code) for one in held])
-        for call in [call for call in calls if call.id in unseen]:
-            start = call.start_time.timestamp()
-            place = bisect_right(ends, start)
-            if start >= edge or (place < len(held) and start in held[place].window):
-                yield max(0.0, new.sent - start)
+        seen = set[str]()
+        for one in held:
+            seen |= one.ids_of(code)
+            yield
+        for first in range(0, len(calls), STEP_CALLS):
+            for call in [call for call in calls[first : first + STEP_CALLS] if call.id not in seen]:
+                start = call.start_time.timestamp()
+                place = bisect_right(ends, start)
+                if start >= edge or (place < len(held) and start in held[place].window):
+                    found.append(max(0.0, new.sent - start))
+            yield
+    return found
 
 
 def covers(extents: Sequence[Extent], window: Window) -> bool:

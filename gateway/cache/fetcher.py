@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.cache.client_profiles import MAX_POSTS, MIN_SPAN, ClientProfiles
-from gateway.cache.extents import DAY, Extent, make_extent, make_extent_of_all
+from gateway.cache.extents import DAY, Extent, extent_in_steps, extent_of_all_in_steps
 from gateway.cache.single_flight import Flight, FlightResult
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.client import Fetched
@@ -35,6 +35,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.model import CLIENT_CODE, EVERY_CLIENT, Window
+from gateway.turns import Steps, in_turns
 
 # Seconds of a window whose POST takes as long as the one that refreshes an answer soon after it. A longer one says
 # nothing about that.
@@ -51,7 +52,7 @@ class Fetch(Protocol):
         """Send a POST, unless no reader waits for it when its turn comes."""
 
 
-Store = Callable[[str, Extent, bool], None]  # client code, extent, with status
+Store = Callable[[str, Extent, bool], Steps[None]]  # client code, extent, with status
 
 
 class FetchState(Struct):
@@ -111,13 +112,13 @@ class Fetcher:
             state.longest[codes[0]] = max(seconds, state.longest[codes[0]])
         if len(codes) == 1:
             self._profiles.echoed(codes[0], fetched.calls)
-            self._keep(codes[0], window, attributed(codes[0], fetched), state)
+            await self._keep(codes[0], window, attributed(codes[0], fetched), state)
             return
         foreign = any(code not in state.results for code in fetched.calls)
         for code in codes:
             listed = code in fetched.calls or code in fetched.unreadable
             if listed or (self._profiles.of(code).echoes_itself and not foreign):
-                self._keep(code, window, fetched, state)
+                await self._keep(code, window, fetched, state)
                 continue
             self._profiles.omitted()
             if state.posts_left > 0:
@@ -157,16 +158,17 @@ class Fetcher:
     def _fail(self, code: str, error: UpstreamError, state: FetchState) -> None:
         state.results[code].error = state.results[code].error or error
 
-    def _keep(self, code: str, window: Window, fetched: Fetched, state: FetchState) -> None:
+    async def _keep(self, code: str, window: Window, fetched: Fetched, state: FetchState) -> None:
         if window.end >= state.now:  # open: points after the POST count as fetched by it
             window = Window(window.start, max(window.end, math.ceil(fetched.sent + self._fresh)))
         if code == EVERY_CLIENT:
             unreadable = sum(fetched.unreadable.values())
-            extent = make_extent_of_all(window, fetched.sent, fetched.calls, unreadable)
+            steps = extent_of_all_in_steps(window, fetched.sent, fetched.calls, unreadable)
         else:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
-            extent = make_extent(window, fetched.sent, calls, unreadable)
-        self._store(code, extent, state.status)
+            steps = extent_in_steps(window, fetched.sent, calls, unreadable)
+        extent = await in_turns(steps)
+        await in_turns(self._store(code, extent, state.status))
         state.results[code].extents.append(extent)
 
 

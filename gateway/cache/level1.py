@@ -12,10 +12,11 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import chain
 
 from msgspec.structs import astuple
 
-from gateway.cache.extents import DAY, Extent, Memo, by_day, memo_table, overlay
+from gateway.cache.extents import DAY, Extent, Memo, by_day, memo_table, overlay, overlay_all
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
@@ -29,7 +30,8 @@ SKEW = 1.0  # seconds that the clocks of replicas may differ
 SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
 DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
 EXTENT_BYTES = 900  # of an extent without calls
-LISTED_BYTES = 150  # of a client that an extent of every client lists
+LISTED_BYTES = 200  # of a client that an extent of every client lists
+BUSY_BYTES = 350  # more, if it has calls: its set of ids and their bounds
 
 
 def bytes_of(calls: tuple[Call, ...]) -> int:
@@ -38,6 +40,12 @@ def bytes_of(calls: tuple[Call, ...]) -> int:
         return 0
     sample = calls[:: -(-len(calls) // SAMPLE)]
     return len(calls) * sum(map(_bytes_of_call, sample)) // len(sample)
+
+
+def _overlaid(layers: list[list[Extent]]) -> list[Extent]:
+    """Combine layers of extents that do not overlap each other; of POSTs sent together the last layer's count."""
+    busy = [layer for layer in reversed(layers) if layer]
+    return busy[0] if len(busy) == 1 else overlay_all(chain.from_iterable(busy))
 
 
 def _bounded(extents: list[Extent]) -> list[Extent]:
@@ -49,7 +57,9 @@ def _bounded(extents: list[Extent]) -> list[Extent]:
 
 
 def _bytes_of_extent(extent: Extent) -> int:
-    listed = 0 if extent.listed is None else LISTED_BYTES * len(extent.listed)
+    listed = 0
+    if extent.listed is not None:
+        listed = LISTED_BYTES * len(extent.listed) + BUSY_BYTES * sum(map(bool, extent.listed.values()))
     return EXTENT_BYTES + listed + bytes_of(extent.calls)
 
 
@@ -89,25 +99,16 @@ class Level1:
         kinds = (True,) if status else (True, False)
         owners = (code,) if code == EVERY_CLIENT else (code, EVERY_CLIENT)
         found: list[Extent] = []
+        layers = [(owner, kind) for kind in kinds for owner in owners]
         for day in self._days_held(owners, kinds, window):
-            merged: list[Extent] = []
-            for kind in kinds:
-                for owner in owners:
-                    layer = self._of(owner, code, kind, day, now)
-                    if not merged:
-                        merged = layer
-                    else:
-                        for extent in layer:
-                            merged = overlay(merged, extent)
+            merged = _overlaid([self._of(owner, code, kind, day, now) for owner, kind in layers])
             if within := [extent for extent in merged if extent.window.overlaps(window)]:
                 found += within
                 if used:
-                    self._use((owner, kind, day) for owner in owners for kind in kinds)
-        for kind in kinds:
-            for owner in owners:
-                for extent in self._of(owner, code, kind, None, now):
-                    if extent.window.overlaps(window):
-                        found = overlay(found, extent.within(window))
+                    self._use((owner, kind, day) for owner, kind in layers)
+        for owner, kind in layers:
+            long = [e.within(window) for e in self._of(owner, code, kind, None, now) if e.window.overlaps(window)]
+            found = _overlaid([found, long])
         return found
 
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
@@ -164,6 +165,7 @@ class Level1:
         for extent in kept:
             if extent.memo is None:
                 extent.keep(Memo(self._memos, _bytes_of_extent(extent)))
+                _ = extent.id_ranges  # of each day now, not of all days of a read at once
         remaining = set(map(id, kept))
         for extent in replaced:
             if id(extent) not in remaining and extent.memo is not None:

@@ -20,11 +20,21 @@ from msgspec import Struct
 
 from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
-from gateway.cache.extents import Extent, ExtentsByCode, covers, lateness, merge, overlay, overlay_all, repeated_ids
+from gateway.cache.extents import (
+    Extent,
+    ExtentsByCode,
+    by_day,
+    covers,
+    lateness,
+    merge,
+    overlay,
+    overlay_all,
+    repeated_ids,
+)
 from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
-from gateway.cache.level1 import SKEW, Level1
+from gateway.cache.level1 import LONG, SKEW, Level1
 from gateway.cache.level2 import Found, Level2, space_of
 from gateway.cache.single_flight import Gap, SingleFlight
 from gateway.callbutton.central_time import align_to_fold
@@ -34,6 +44,7 @@ from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
+from gateway.turns import Steps
 
 MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
@@ -231,11 +242,14 @@ class Cache:
                     return Window(second, second + 1)
         return None
 
-    def _store(self, code: str, extent: Extent, status: bool) -> None:
+    def _store(self, code: str, extent: Extent, status: bool) -> Steps[None]:
         """Store an extent, and note how late its calls were published where the cache had looked before."""
-        for seconds in lateness(self._level1.lookup(code, extent.window, extent.sent, status=status), extent):
+        held = self._level1.lookup(code, extent.window, extent.sent, status=status)
+        for seconds in (yield from lateness(held, extent)):
             self._metrics.lateness.observe(seconds)
-        self._level1.store(code, extent, status=status)
+        for _, part in by_day(extent, LONG):
+            self._level1.store(code, part, status=status)
+            yield
 
     def _keep(self, found: Found) -> bool:
         """Store an extent of level 2 in level 1, unless a clock was wrong."""

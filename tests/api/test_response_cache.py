@@ -1,10 +1,6 @@
 """The response cache: identical bytes for the same consumer while the answer is fresh, within a memory bound."""
 
 import asyncio
-import gc
-import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 from litestar.types import HTTPScope, Message, Receive, Send
@@ -15,6 +11,7 @@ from gateway.api.middleware.request_context import Lifetime, RequestContext, con
 from gateway.api.middleware.response_cache import MAX_TTL, PART, ResponseCache
 from gateway.memory import Memory
 from gateway.metrics import RequestMetrics
+from tests.support.memory import traced_memory
 from tests.support.stand import NOW, Clock, Make
 
 CALLS = "/clients/8005550100/calls"
@@ -190,19 +187,6 @@ def ask(cache: ResponseCache, query: bytes, **headers: bytes) -> list[Message]:
 
     asyncio.run(run())
     return sent
-
-
-@contextmanager
-def traced_memory() -> Iterator[Callable[[], int]]:
-    """Give a function that returns the bytes allocated in the block, once it has ended, and still in use."""
-    held = 0
-    tracemalloc.start()
-    try:
-        yield lambda: held
-        gc.collect()  # the event loops of the requests are cycles
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
 
 
 def test_hostile_keys_stay_within_the_bound():

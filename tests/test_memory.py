@@ -1,0 +1,182 @@
+"""One bound of memory for all that grows with requests: what is counted is what is held, whatever the keys."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.access import Consumer, Rate
+from gateway.cache.aggregates import AggregateSpec, Aggregator
+from gateway.cache.client_profiles import ClientProfiles
+from gateway.cache.extents import Extent, make_extent, make_extent_of_all
+from gateway.cache.level1 import Level1
+from gateway.errors import UpstreamFailed
+from gateway.memory import Lru, Memory
+from gateway.metrics import Metrics
+from gateway.model import Window
+from gateway.rates import RateLimiter
+from gateway.turns import finish
+from tests.support.memory import traced_memory
+from tests.support.upstream import DAY, HOUR, NOW, Faulty, ask, cache_of, call
+
+BOUND = 2**18
+Fill = Callable[[int], object]  # fills something with a distinct key
+
+
+def level1_of(memory: Memory) -> Level1:
+    return Level1(memory, Metrics(CollectorRegistry()))
+
+
+def extents(make: Callable[[int], tuple[str, Extent]]) -> Callable[[Memory], Fill]:
+    def of(memory: Memory) -> Fill:
+        level1 = level1_of(memory)
+
+        def fill(number: int) -> None:
+            code, extent = make(number)
+            level1.store(code, extent, status=bool(number % 2))
+            for one in level1.lookup(code, extent.window, NOW * 2, status=False):
+                assert one.ids is not None
+
+        return fill
+
+    return of
+
+
+def some_calls(number: int) -> tuple[str, Extent]:
+    found = [call(f"{number}-{n}", NOW - n - 1, f"c{number}", campaign=f"campaign {n}") for n in range(20)]
+    return f"c{number}", make_extent(Window(NOW - HOUR, NOW), NOW + number, found)
+
+
+def every_client(number: int) -> tuple[str, Extent]:
+    window = Window(NOW + number * HOUR, NOW + number * HOUR + 60)
+    return "*", make_extent_of_all(window, NOW + number, {f"{number}-{code}": [] for code in range(30)})
+
+
+def aggregates(memory: Memory) -> Fill:
+    """Distinct filters, zones and groups of the same calls."""
+    level1 = level1_of(memory)
+    level1.store(
+        "a",
+        make_extent(Window(NOW - DAY, NOW), NOW, [call(str(n), NOW - n * 60 - 1) for n in range(300)]),
+        status=False,
+    )
+    window = Window(NOW - DAY, NOW)
+
+    def fill(number: int) -> None:
+        starts = range(window.start // HOUR * HOUR, window.end, HOUR)
+        group = None if number % 2 else (lambda one: one.id[-2:])
+        aggregator = Aggregator(AggregateSpec(number, number, starts, group, list))
+        for extent in level1.lookup("a", window, NOW + 1, status=False):
+            finish(aggregator.add(extent))
+            assert not extent.may_have("ani", str(number))
+        _, total = finish(aggregator.sums())
+        assert total.calls == 300
+
+    return fill
+
+
+def profiles(memory: Memory) -> Fill:
+    known = ClientProfiles(32 * DAY, 50, memory)
+
+    def fill(number: int) -> None:
+        code = f"{number:064}"
+        known.echoed(code, [code])
+        known.overloaded([code], 32 * DAY, NOW + number)
+        known.of(code).last_duration = number / 3
+
+    return fill
+
+
+def buckets(memory: Memory) -> Fill:
+    rates = RateLimiter(memory)
+    return lambda number: rates.bucket(
+        Consumer(name=f"{number:064}", clients=(), scopes=frozenset(), rate=Rate(10, 1)), NOW
+    ).take(NOW + number / 7)
+
+
+FILLS = {
+    "empty hours": extents(lambda n: (f"{n:010}", make_extent(Window(NOW - HOUR, NOW), NOW + n, []))),
+    "empty years": extents(lambda n: (f"{n:010}", make_extent(Window(NOW - 400 * DAY, NOW), NOW + n, []))),
+    "empty minutes of a client": extents(
+        lambda n: ("a", make_extent(Window(NOW + n * 60, NOW + n * 60 + 60), NOW + n, []))
+    ),
+    "calls": extents(some_calls),
+    "every client": extents(every_client),
+    "aggregates": aggregates,
+    "profiles": profiles,
+    "buckets": buckets,
+}
+
+
+@pytest.mark.parametrize("made", FILLS.values(), ids=FILLS)
+def test_what_is_held_stays_within_the_bound_whatever_the_keys(made: Callable[[Memory], Fill]):
+    memory = Memory(BOUND)
+    fill = made(memory)
+    fill(0)
+    with traced_memory() as held:
+        for number in range(1, 300):
+            fill(number)
+            assert memory.size <= BOUND
+            if number % 50 == 0 and memory.size > 0.9 * BOUND:
+                break
+    assert held() < 1.1 * BOUND
+    assert held() < 1.2 * memory.size
+
+
+def test_aggregates_are_evicted_before_extents():
+    memory = Memory(4 * BOUND)
+    fill = aggregates(memory)  # each time it finds the calls in level 1
+    for number in range(100):
+        fill(number)
+    assert memory.size > 2 * BOUND
+
+
+def test_nothing_is_memoised_for_an_extent_that_has_left_level_1():
+    memory = Memory(BOUND)
+    level1 = level1_of(memory)
+    window = Window(NOW - HOUR, NOW)
+    level1.store("a", make_extent(window, NOW, [call("1", NOW - 9)]), status=False)
+    (extent,) = level1.lookup("a", window, NOW, status=False)
+    assert not extent.may_have("did", "1")
+    before = memory.size
+    level1.store("a", make_extent(window, NOW + 1, [call("1", NOW - 9)]), status=False)
+    assert memory.size < before
+    after = memory.size
+    assert not extent.may_have("did", "2")
+    assert memory.size == after
+
+
+def test_remembered_errors_hold_neither_frames_nor_more_than_their_part():
+    upstream = Faulty()
+
+    def fault(*_: Any) -> UpstreamFailed:
+        reply = b"x" * 100_000  # noqa: F841 - held by the frame of the error, like the reply of a POST
+        try:
+            raise ValueError
+        except ValueError as error:
+            try:
+                raise UpstreamFailed("no") from error
+            except UpstreamFailed as failed:
+                return failed
+
+    async def run() -> None:
+        memory_bound = 64 * BOUND
+        cache = cache_of(upstream, cache_bytes=memory_bound)
+        upstream.fault = fault
+        for number in range(300):
+            with pytest.raises(UpstreamFailed):
+                await cache.read(ask([f"c{number}"], Window(NOW - HOUR, NOW)))
+
+    with traced_memory() as held:
+        asyncio.run(run())
+    assert held() < 4 * BOUND
+
+
+def test_an_entry_that_is_larger_than_the_part_evicts_itself_alone():
+    memory = Memory(BOUND)
+    small, table = Lru[str, int](memory), Lru[str, int](memory, 1 / 8)
+    small.put("small", 1, 10)
+    table.put("large", 1, BOUND)
+    assert (len(table), small.get("small"), table.size) == (0, 1, 0)
