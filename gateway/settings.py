@@ -246,7 +246,11 @@ class Settings:
         DURATION, "0s", "The time for which stale calls are served while they are fetched again."
     )
     stale_if_error: float = option(DURATION, "24h", "The time for which stale calls are served if the upstream fails.")
-    cache_bytes: int = option(SIZE, "256MiB", "The size of all that is kept in memory: calls, figures, responses and what is known of clients and consumers.")
+    cache_bytes: int = option(
+        SIZE,
+        "256MiB",
+        "The size of all that is kept in memory: calls, figures, responses, and what is known of clients.",
+    )
     cache_url: str = optional(
         matching(
             "a redis://, rediss:// or valkey:// URL such as redis://127.0.0.1:6379/0",
