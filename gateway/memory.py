@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from itertools import count
+from typing import Any, Generic, TypeVar
 
 ENTRY_SIZE = 350  # bytes of an entry of `Lru` without its key and value, at the load of a table that has just grown
 _Key = TypeVar("_Key")
@@ -87,3 +88,42 @@ class Lru(Generic[_Key, _Value]):
     def _add(self, size: int) -> None:
         self.size += size
         self._memory.size += size
+
+
+class Memo:
+    """The values derived from an extent that is stored. They count as memory of the cache, and go first."""
+
+    __slots__ = ("_number", "_stored", "_table", "size", "values")
+    numbers = count()
+
+    def __init__(self, table: MemoTable, size: int = 0) -> None:
+        self.size = size  # of the extent, in bytes
+        self.values: dict[Hashable, Any] = {}
+        self._table = table
+        self._number = next(self.numbers)  # not `id`, which a later memo may have too
+        self._stored = True
+
+    def get(self, name: Hashable) -> Any:  # noqa: ANN401 - whatever was put
+        """The value of a name, or None."""
+        return None if self._table.get((self._number, name)) is None else self.values[name]
+
+    def put(self, name: Hashable, value: object, size: int) -> None:
+        """Keep a value of `size` bytes, unless the extent is no longer stored."""
+        if self._stored:
+            self._table.pop((self._number, name))
+            self.values[name] = value
+            self._table.put((self._number, name), self, size)
+
+    def clear(self) -> None:
+        """Drop all values, and keep no others: the extent is no longer stored."""
+        self._stored = False
+        for name in list(self.values):
+            self._table.pop((self._number, name))
+
+
+MemoTable = Lru[tuple[int, Hashable], Memo]
+
+
+def memo_table(memory: Memory) -> MemoTable:
+    """The order in which the values of all memos are evicted."""
+    return Lru(memory, removed=lambda key, memo: memo.values.pop(key[1], None))

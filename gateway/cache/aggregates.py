@@ -25,7 +25,8 @@ from sys import intern
 import msgspec
 from msgspec import Struct
 
-from gateway.cache.extents import Extent, Keep, Memo, instant
+from gateway.cache.extents import Extent, Keep, instant
+from gateway.memory import Memo
 from gateway.model import Call, Result
 from gateway.turns import Steps
 
@@ -38,7 +39,7 @@ GROUP_BYTES = 600  # of a group without its calls and callers
 CELLS = (3600, 900)  # seconds: hours, and for zones such as India's their quarters
 
 
-class Totals(Struct):
+class Totals(Struct, gc=False):
     """Figures of some calls. `talked` counts the calls with a talk time, `new` the callers whose first call is here."""
 
     calls: int = 0
@@ -63,7 +64,7 @@ class Totals(Struct):
         self.talked += other.talked
 
 
-class PartialAggregate(Struct, frozen=True):
+class PartialAggregate(Struct, frozen=True, gc=False):
     """Calls of one extent, bucket and group: their figures, their callers and, if there are groups, the calls."""
 
     totals: Totals
@@ -229,8 +230,10 @@ class Aggregator:
                 total.add(groups[name])
                 if number % STEP_GROUPS == 0:
                     yield
-            for name, new in (yield from _newcomers(found, seen)).items():
+            for number, (name, new) in enumerate((yield from _newcomers(found, seen)).items()):
                 groups[name].new = new
+                if number % STEP_GROUPS == 0:
+                    yield
             rows.append((start, groups))
             yield
         total.callers = total.new = len(seen)

@@ -12,17 +12,16 @@ import math
 import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import chain, count, islice
+from itertools import chain, islice
 from operator import attrgetter, itemgetter
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from gateway.memory import Lru, Memory
+from gateway.memory import Memo
 from gateway.model import Call, Window
 from gateway.turns import Steps, finish
 
@@ -33,45 +32,6 @@ _start_time = attrgetter("start_time")
 
 Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
 Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
-
-
-class Memo:
-    """The values derived from an extent that is stored. They count as memory of the cache, and go first."""
-
-    __slots__ = ("_number", "_stored", "_table", "size", "values")
-    numbers = count()
-
-    def __init__(self, table: MemoTable, size: int = 0) -> None:
-        self.size = size  # of the extent, in bytes
-        self.values: dict[Hashable, Any] = {}
-        self._table = table
-        self._number = next(self.numbers)  # not `id`, which a later memo may have too
-        self._stored = True
-
-    def get(self, name: Hashable) -> Any:  # noqa: ANN401 - whatever was put
-        """The value of a name, or None."""
-        return None if self._table.get((self._number, name)) is None else self.values[name]
-
-    def put(self, name: Hashable, value: object, size: int) -> None:
-        """Keep a value of `size` bytes, unless the extent is no longer stored."""
-        if self._stored:
-            self._table.pop((self._number, name))
-            self.values[name] = value
-            self._table.put((self._number, name), self, size)
-
-    def clear(self) -> None:
-        """Drop all values, and keep no others: the extent is no longer stored."""
-        self._stored = False
-        for name in list(self.values):
-            self._table.pop((self._number, name))
-
-
-MemoTable = Lru[tuple[int, Hashable], Memo]
-
-
-def memo_table(memory: Memory) -> MemoTable:
-    """The order in which the values of all memos are evicted."""
-    return Lru(memory, removed=lambda key, memo: memo.values.pop(key[1], None))
 
 
 class Extent(Struct, frozen=True, dict=True):

@@ -16,8 +16,8 @@ from itertools import chain
 
 from msgspec.structs import astuple
 
-from gateway.cache.extents import DAY, Extent, Memo, by_day, memo_table, overlay, overlay_all
-from gateway.memory import Memory
+from gateway.cache.extents import DAY, Extent, by_day, overlay, overlay_all
+from gateway.memory import Memo, Memory, memo_table
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
 

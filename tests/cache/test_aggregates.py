@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from gateway.api.query import Filters
 from gateway.api.time_ranges import bucket_starts
 from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
-from gateway.cache.extents import DAY, Memo, by_day, deduplicated, make_extent, memo_table, not_superseded, repeated_ids
+from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
-from gateway.memory import Memory
+from gateway.memory import Memo, Memory, memo_table
 from gateway.model import Call, Result, Window
 from gateway.turns import finish
 from tests.support.upstream import NOW, Upstream, ask, cache_of, call

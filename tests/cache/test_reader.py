@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.cache.extents import Extent, Memo, by_day, make_extent, memo_table, overlay
+from gateway.cache.extents import Extent, by_day, make_extent, overlay
 from gateway.cache.freshness import Rule, gaps, stale_from
 from gateway.cache.scans import Position, read_page
 from gateway.errors import UpstreamTimeout
-from gateway.memory import Memory
+from gateway.memory import Memo, Memory, memo_table
 from gateway.model import Call, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for

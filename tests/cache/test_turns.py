@@ -1,0 +1,119 @@
+"""Long pure work is cut into steps: none holds the event loop for long, by the CPU time of the thread."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
+from gateway.cache.extents import Extent, extent_in_steps, extent_of_all_in_steps, lateness, make_extent
+from gateway.cache.level1 import MAX_EXTENTS, Level1
+from gateway.memory import Memory
+from gateway.metrics import Metrics
+from gateway.model import Window
+from gateway.turns import Steps, finish, in_turns
+from tests.support.upstream import DAY, NOW, call
+
+MANY = 50_000
+LONGEST = 0.1  # seconds of a step; ten times the limit of 10 ms, for slow machines
+MONTH = Window(NOW - 30 * DAY, NOW)
+CALLS = [call(f"{n:06}", MONTH.start + n * 50, campaign=str(n)) for n in range(MANY)]
+
+
+def measured(steps: Steps[Any]) -> float:
+    """Take all steps. Returns the CPU seconds of the longest, without those of the garbage collector."""
+    longest, ended = 0.0, False
+    gc.disable()
+    try:
+        while not ended:
+            began = time.thread_time()
+            ended = next(steps, steps) is steps
+            longest = max(longest, time.thread_time() - began)
+    finally:
+        gc.enable()
+    return longest
+
+
+def test_no_step_of_making_an_extent_is_long():
+    assert measured(extent_in_steps(MONTH, NOW, CALLS)) < LONGEST
+    assert measured(extent_of_all_in_steps(MONTH, NOW, {"a": CALLS, "b": []})) < LONGEST
+
+
+@pytest.mark.parametrize("group", [None, lambda one: one.campaign], ids=["no groups", "a group a call"])
+def test_no_step_of_counting_is_long(group: Any):
+    aggregator = Aggregator(AggregateSpec("all", "all", [MONTH.start], group, list))
+    assert measured(aggregator.add(make_extent(MONTH, NOW, CALLS))) < LONGEST
+    assert measured(aggregator.sums()) < LONGEST
+
+
+def test_no_step_of_a_year_of_hours_is_long():
+    starts = list(range(NOW // 3600 * 3600 - 10_000 * 3600, NOW, 3600))
+    aggregator = Aggregator(AggregateSpec("hours", "all", starts, None, list))
+    finish(aggregator.add(make_extent(MONTH, NOW, CALLS)))
+    assert measured(aggregator.sums()) < LONGEST
+
+
+def test_no_step_of_noting_what_is_late_is_long():
+    held = [make_extent(Window(MONTH.start + n * 300, MONTH.start + n * 300 + 300), NOW - 9, []) for n in range(8640)]
+    assert measured(lateness(held, make_extent(MONTH, NOW, CALLS))) < LONGEST
+
+
+def test_groups_beyond_the_limit_are_refused_as_soon_as_they_are_found():
+    counted = 0
+
+    def group(_: Any) -> str:
+        nonlocal counted
+        counted += 1
+        return str(counted)
+
+    spec = AggregateSpec("all", "all", [MONTH.start], group, list, max_groups=100)
+    aggregator = Aggregator(spec)
+    extents = [make_extent(Window(n * 60, n * 60 + 60), NOW, [call(str(n), n * 60)]) for n in range(1000)]
+
+    def add() -> None:
+        for extent in extents:
+            finish(aggregator.add(extent))
+
+    with pytest.raises(TooManyGroups):
+        add()
+    assert counted == 101
+
+
+def test_a_day_in_many_pieces_is_held_in_few_extents():
+    level1 = Level1(Memory(), Metrics(CollectorRegistry()))
+    day = NOW // DAY * DAY
+    for start in range(day, day + DAY, 60):
+        level1.store("a", make_extent(Window(start, start + 60), NOW + start, [call(str(start), start)]), status=False)
+        assert len(level1.lookup("a", Window(day, day + DAY), NOW * 3, status=False)) <= MAX_EXTENTS
+    latest: list[Extent] = level1.lookup("a", Window(day + DAY - 60, day + DAY), NOW * 3, status=False)
+    assert [len(extent.calls) for extent in latest] == [1]
+
+
+def test_other_tasks_run_between_the_turns_of_long_work():
+    turns = 0
+
+    def work() -> Steps[str]:
+        ends = time.monotonic() + 60  # far more than other tasks need for their turns
+        while turns < 3 and time.monotonic() < ends:
+            yield
+        return "done"
+
+    async def run() -> str:
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        done = await in_turns(work())
+        task.cancel()
+        return done
+
+    assert asyncio.run(run()) == "done"
+    assert turns >= 3
