@@ -46,7 +46,8 @@ NO_CALLS = re.compile(
     rf"(?:sorry, )?(?:(?:there (?:are|were|is|was) |found )?(?:no|0|zero) (?:\w+ )?{NOUN}"
     rf"|{NOUN} (?:(?:was|were|could be) )?not found|nothing found)"
     r"(?: (?:(?:was|were) )?(?:found|available|returned|match\w*|exists?|recorded)\b)?"
-    r"(?: (?:for|in|on|between|within|during|from|with|since|your|the|that)\b(?:[^:;]|(?<=\d):(?=\d))*)?(?:: ?[\w.-]+)?[ .!]*",
+    r"(?: (?:for|in|on|between|within|during|from|with|since|your|the|that)\b(?:[^:;]|(?<=\d):(?=\d))*)?"
+    r"(?:: ?[\w.-]+)?[ .!]*",
     re.IGNORECASE,
 )
 TROUBLE = re.compile(
