@@ -12,7 +12,7 @@ Rules:
 - The failure of a batch is no evidence about any of its codes. If a batch fails again, without those codes that failed
   alone, the batches of its codes are halved, and double again in the same way.
 - A flight whose window was split teaches the longest window that was answered, unless the shortest one failed: then
-  it is not the length that the upstream cannot answer.
+  it is not the length that the upstream cannot answer. A single failure teaches no less than a quarter of the limit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FAILED_TTL = 600  # seconds; records are corrected, and servers mended, within m
 LIMIT_TTL = 3600  # seconds after which a limit is forgotten
 SPAN_HOLD = 600  # seconds in which a span that grew too far does not grow
 MIN_SPAN = 3600  # seconds; a server that cannot answer for an hour cannot answer
+MAX_CUT = 4  # POSTs of the longest window after one failure
 MAX_POSTS = 32  # of a flight
 
 
@@ -85,8 +86,10 @@ class ClientProfiles:
             if profile.max_span and seconds >= profile.max_span and now >= profile.hold_until:
                 profile.max_span, profile.grown = 2 * seconds, now
 
-    def answered_part(self, code: str, seconds: int, now: float) -> None:
-        """Learn the longest window that was answered where a longer one was not."""
+    def answered_part(self, code: str, seconds: int, now: float, *, failures: int) -> None:
+        """Learn the longest window that was answered where longer ones failed, one or several times."""
+        if failures == 1:  # it may have been chance
+            seconds = max(seconds, self.max_span // MAX_CUT)
         self._limit_span(self._unexpired(code, now), seconds, now)
 
     def echoed(self, code: str, calls: Mapping[str, Collection[Call]]) -> None:

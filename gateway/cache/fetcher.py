@@ -55,7 +55,7 @@ Store = Callable[[str, Extent, bool], None]  # client code, extent, with status
 
 
 class FetchState(Struct):
-    """The state of a flight: the arguments of all its POSTs, their results, and the number of POSTs left.
+    """The state of a flight: the arguments of all its POSTs, their results, the POSTs left, and those split.
 
     `longest` is the longest window, in seconds, that was answered of each code whose window was split.
     """
@@ -65,6 +65,7 @@ class FetchState(Struct):
     waiters: Waiters
     results: dict[str, FlightResult]
     posts_left: int = MAX_POSTS
+    failures: int = 0
     longest: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -91,7 +92,7 @@ class Fetcher:
         await self._fetch(list(codes), flight.window, state)
         for code, seconds in state.longest.items():
             if seconds:
-                self._profiles.answered_part(code, seconds, self._clock())
+                self._profiles.answered_part(code, seconds, self._clock(), failures=state.failures)
         return state.results
 
     async def _fetch(self, codes: list[str], window: Window, state: FetchState) -> None:
@@ -147,6 +148,7 @@ class Fetcher:
         if splittable and seconds > MIN_SPAN:
             halves = _halves(window)
         if halves:
+            state.failures += 1
             state.longest.setdefault(code, 0)
         else:
             if sent:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,7 @@ from gateway.cache.freshness import (
     stale_from,
 )
 from gateway.cache.reader import Cache, CacheSettings
+from gateway.cache.scans import counted
 from gateway.cache.single_flight import OVERDUE
 from gateway.callbutton.client import Fetched
 from gateway.errors import (
@@ -735,3 +737,36 @@ def test_extents_reach_their_maximum_each_at_its_own_time():
     assert counts[-1] == 100
     assert counts == sorted(counts)
     assert 0 < counts[2] < 100
+
+
+TRANSIENT = [
+    OVERLOAD,
+    UpstreamTimeout("no byte", answering=False),
+    UpstreamTimeout("in the middle", answering=True),
+    UpstreamFailed("ERROR", reported=True),
+    UpstreamMalformed("truncated"),
+]
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=["503", "hangs", "drips", "ERROR", "malformed"])
+@pytest.mark.parametrize("failed", [1800, HOUR, 2 * HOUR, DAY, 10 * DAY, 31 * DAY, 62 * DAY])
+@pytest.mark.parametrize("codes", [("a",), ("b", "a")], ids=["alone", "in a batch"])
+def test_after_one_failure_of_any_kind_a_summary_of_a_month_costs_at_most_8_posts_and_of_a_year_40(
+    error: UpstreamError, failed: int, codes: tuple[str, ...]
+):
+    for days, most in ((31, 8), (365, 40)):
+        upstream = Faulty()
+        upstream.fault = lambda _, __, posts=upstream.posts: error if len(posts) == 1 else None
+
+        async def run(upstream: Faulty = upstream, days: int = days) -> int:
+            cache = cache_of(upstream)
+            with suppress(UpstreamError):
+                await cache.read(ask(codes, Window(NOW - failed, NOW)))
+            upstream.now, upstream.fault = upstream.now + 2, None
+            upstream.posts.clear()
+            end = NOW - 400 * DAY  # nothing of it was fetched
+            async for _ in counted(cache, ask(["a"], Window(end - days * DAY, end)), upstream.now, 60):
+                pass
+            return len(upstream.posts)
+
+        assert asyncio.run(run()) <= most
