@@ -7,8 +7,7 @@ Rules:
   fault, an answer to another window does not end that time.
 - A timeout before the first byte or a 5xx halves the span of a code if the window was long, over half of the present
   span: the failure of a short window is no evidence about longer ones. The span doubles with each window of its length
-  that is answered.
-  If it fails soon after it grew, it does not grow for ten minutes.
+  that is answered. If it fails soon after it grew, it does not grow for ten minutes.
 - The failure of a batch is no evidence about any of its codes. If a batch fails again, without those codes that failed
   alone, the batches of its codes are halved, and double again in the same way.
 - A flight whose window was split teaches the longest window that was answered, unless the shortest one failed: then

@@ -25,6 +25,7 @@ from gateway.errors import (
     UpstreamError,
     UpstreamFailed,
     UpstreamTimeout,
+    UpstreamUnauthorized,
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
@@ -84,17 +85,24 @@ class Evidence:
     - A failure counts for all codes if no code is to blame: there was no connection, `*` was asked for, or its code was
       no suspect before. Repeated failures of suspects count for themselves, however many there are.
     - The failure of a batch counts for nothing: its codes are sent again, each alone.
+    - UNAUTHORIZED is an answer. If `*` or two codes in a row are refused, so is the gateway's address, presumably.
     """
 
     def __init__(self) -> None:
         self._suspects: OrderedDict[str, float] = OrderedDict()  # with the seconds that the POST which failed took
         self._proven: OrderedDict[str, None] = OrderedDict()  # codes whose last POST was answered
+        self._refused: frozenset[str] = frozenset()  # codes that were refused since another was not, at most two
 
-    def answered(self, codes: Sequence[str]) -> None:
-        """Learn that a POST was answered."""
+    def answered(self, codes: Sequence[str], *, refused: bool = False) -> bool:
+        """Learn that a POST was answered, or `refused`. Returns whether the gateway's address seems to be allowed."""
+        if not refused:
+            self._refused = frozenset()
+        elif len(codes) == 1:
+            self._refused = frozenset([*codes, *list(self._refused)[:1]])
         for code in codes:
             self._suspects.pop(code, None)
             _remember(self._proven, code, None, MAX_PROVEN)
+        return len(self._refused) < 2 and EVERY_CLIENT not in self._refused
 
     def failed(self, codes: Sequence[str], seconds: float, *, connected: bool) -> bool:
         """Learn that a POST failed after some seconds. Returns whether that counts for all codes."""
@@ -227,8 +235,8 @@ class Admission:
         self, outcome: UpstreamError | None, permit: Permit, codes: Sequence[str], sent: float, now: float
     ) -> None:
         if outcome is None or not is_outage(outcome):
-            self._evidence.answered(codes)
-            self._metrics.healthy.set(1)
+            allowed = self._evidence.answered(codes, refused=isinstance(outcome, UpstreamUnauthorized))
+            self._metrics.healthy.set(allowed)
             self._queue.record(now - sent)
             self.breaker.succeed(permit)
             self._limit.on_success()

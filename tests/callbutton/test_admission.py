@@ -109,6 +109,15 @@ def test_every_client_and_a_lost_connection_count_for_all_each_time_and_a_batch_
     assert evidence.seconds_of_suspects("ab") is None
 
 
+def test_the_address_is_taken_to_be_refused_if_every_client_or_two_in_a_row_are():
+    evidence = Evidence()
+    assert [evidence.answered([code], refused=True) for code in "aab"] == [True, True, False]
+    assert evidence.answered(["c"])
+    assert [evidence.answered([code], refused=True) for code in "bb"] == [True, True]
+    assert evidence.answered(["a", "b"], refused=True)  # a batch: one of them may be the reason
+    assert not evidence.answered(["*"], refused=True)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["answered", "failed"]), st.integers(0, 3000)), max_size=50))
 def test_what_is_known_of_codes_is_bounded_and_a_code_is_proven_or_suspect(events: list[tuple[str, int]]):
     evidence = Evidence()

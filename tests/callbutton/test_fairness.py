@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.callbutton.test_faults import (
-    HEAD,
+from tests.support.behaviours import (
     Behaviour,
     Upstream,
     answers,
@@ -41,7 +40,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "HTML": answers("<html><body>Login</body></html>"),
     "ERROR": answers(failure("ERROR")),
     "ERROR about the code": answers(failure("ERROR", "Client code not valid")),
-    "truncated": sends(HEAD[:-40], close=True),
+    "truncated": sends(http(document(client(call())))[:-40], close=True),
     "hangs": sends(60.0),
     "drips": drip(http(document(client(call()))), 0.2),
 }
