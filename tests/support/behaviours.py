@@ -130,6 +130,11 @@ class Upstream:
         self._thread.join(20)
         self._loop.close()
 
+    def hang_up(self) -> None:
+        """Close all connections."""
+        for task in list(self._tasks):
+            self._loop.call_soon_threadsafe(task.cancel)
+
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
 
