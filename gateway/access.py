@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from enum import StrEnum
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -39,21 +40,39 @@ class Rate(Struct, frozen=True):
     seconds: int
 
 
-class Consumer(Struct, frozen=True, kw_only=True):
-    """A program that calls the API, and its rights.
+class Kind(StrEnum):
+    """What a consumer is known by: an access key, a bearer token, or, without authentication, its address alone."""
 
-    `label` is its name in metrics: the name in the keys file, or OIDC_LABEL for every consumer with a token.
-    """
+    KEY = "key"
+    TOKEN = "token"  # noqa: S105 - a kind, not a secret
+    ADDRESS = "address"
+
+
+class Consumer(Struct, frozen=True, kw_only=True):
+    """A program that calls the API, and its rights. Names are unique within a kind only."""
 
     name: str
     clients: tuple[str, ...]
     scopes: frozenset[str]
     rate: Rate | None = None
-    label: str = ""
+    kind: Kind = Kind.KEY
+
+    @property
+    def key(self) -> Key:
+        """Its identity, for everything that is kept for each consumer."""
+        return self.kind, self.name
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics: the name in the keys file, or OIDC_LABEL for every consumer with a token."""
+        if self.kind is Kind.TOKEN:
+            return OIDC_LABEL
+        return f"{self.kind}/{self.name}" if self.name == OIDC_LABEL else self.name  # no name contains a slash
 
 
+Key = tuple[Kind, str]
 OIDC_LABEL = "oidc"
-ANONYMOUS = Consumer(name="anyone", clients=(EVERY_CLIENT,), scopes=frozenset(SCOPES), label="anyone")
+ANONYMOUS = Consumer(name="anyone", clients=(EVERY_CLIENT,), scopes=frozenset(SCOPES), kind=Kind.ADDRESS)
 
 
 def parse_rate(text: str) -> Rate:

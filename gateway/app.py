@@ -21,12 +21,12 @@ from gateway.auth.key_file import KeyFile
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.callbutton.client import UpstreamClient, UpstreamSettings
-from gateway.callbutton.recordings import Recordings
+from gateway.callbutton.recordings import MAX_RECORDINGS, Recordings
 from gateway.callbutton.transport import UpstreamLimits
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import ExportLimiter, RateLimiter
+from gateway.rates import RateLimiter, Shares
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, variable
 from gateway.shutdown import Shutdown
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
 RESPONSE_CACHE_SHARE = 8  # the response cache has an eighth of GATEWAY_CACHE_BYTES, in addition to the calls
+UNSENT_SHARE = 4  # responses that are not yet read have a quarter of GATEWAY_CACHE_BYTES, in addition
+EXPORT_BYTES = 1024**2  # an export holds about half of it while it is not read
 Clock = Callable[[], float]
 
 
@@ -134,6 +136,7 @@ def create(
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
     cache = build_cache(settings, upstream, metrics, clock, shared)
     authenticator = build_authenticator(settings, metrics, clock)
+    share = settings.consumer_share
     services = Services(
         cache,
         clock,
@@ -141,9 +144,11 @@ def create(
         settings.history_start,
         settings.request_deadline,
         rates := RateLimiter(),
-        ExportLimiter(settings.consumer_exports),
+        Shares("requests", "requests", settings.request_concurrency, share),
+        Shares("exports", "exports", settings.cache_bytes // EXPORT_BYTES + 1, share, settings.consumer_exports, 10),
+        Shares("recordings", "recordings", MAX_RECORDINGS, share, retry_after=5),
         recordings := build_recordings(settings),
-        (lambda name, label: ANONYMOUS) if authenticator is None else authenticator.current_rights,  # noqa: ARG005 - without authentication every consumer has all rights
+        (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,
         settings.extra_public,
         settings.public_url,
     )
@@ -156,7 +161,7 @@ def create(
         shutdown := Shutdown(),
         response_cache_bytes=settings.cache_bytes // RESPONSE_CACHE_SHARE,
         metrics_port=settings.metrics_port,
-        max_requests=settings.request_concurrency,
+        unsent=Shares("bytes unread", "unread", settings.cache_bytes // UNSENT_SHARE, share),
         cors_origins=settings.cors_origins,
     )
     if shared is not None:

@@ -73,7 +73,7 @@ class Forbidden(Refusal):
 
 
 class RateLimited(Refusal):
-    """The consumer has reached its rate or its number of exports."""
+    """The consumer has reached its rate, or its share of what consumers share."""
 
 
 class NotFound(GatewayError):  # noqa: N818

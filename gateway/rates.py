@@ -1,4 +1,4 @@
-"""Rate limits and limits of exports, for each consumer. Pure; time is an argument, in seconds since 1970.
+"""Rate limits of consumers, and what they share fairly. Pure; time is an argument, in seconds since 1970.
 
 Requests are counted with token buckets: a bucket holds as many tokens as the rate allows requests in its period, starts
 full and refills evenly; each request takes one token. (The library `limits` has no token bucket: its fixed windows
@@ -8,17 +8,15 @@ allow twice the rate at a boundary, and its moving windows store an entry for ea
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 
 from msgspec import Struct
 
-from gateway.access import ANONYMOUS, Consumer, Rate
-from gateway.errors import RateLimited
+from gateway.access import Key, Rate
+from gateway.errors import Overloaded, RateLimited
 
-EXPORT_RETRY_AFTER = 10.0  # seconds; many exports end within them
-Key = tuple[str, str]  # label and name of a consumer
 MAX_BUCKETS = 10_000  # OIDC consumers are not limited in number; the least recently used bucket is dropped
 
 
@@ -67,22 +65,16 @@ class RateLimiter:
     def __init__(self) -> None:
         self._buckets: OrderedDict[Key, TokenBucket] = OrderedDict()
 
-    def bucket(self, consumer: Consumer, now: float) -> TokenBucket:
-        """The bucket of a consumer. If the rate has changed, the same fraction of tokens remains.
-
-        Raises ValueError for a consumer without a rate.
-        """
-        if consumer.rate is None:
-            raise ValueError(f"{consumer.name} has no rate")
-        key = consumer.label, consumer.name
+    def bucket(self, key: Key, rate: Rate, now: float) -> TokenBucket:
+        """The bucket of a consumer. If the rate has changed, the same fraction of tokens remains."""
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = TokenBucket(consumer.rate, consumer.rate.requests, now)
+            bucket = self._buckets[key] = TokenBucket(rate, rate.requests, now)
             if len(self._buckets) > MAX_BUCKETS:
                 self._buckets.popitem(last=False)
-        elif bucket.rate != consumer.rate:
-            bucket.tokens *= consumer.rate.requests / bucket.rate.requests
-            bucket.rate = consumer.rate
+        elif bucket.rate != rate:
+            bucket.tokens *= rate.requests / bucket.rate.requests
+            bucket.rate = rate
         self._buckets.move_to_end(key)
         return bucket
 
@@ -115,29 +107,42 @@ class RateLimiter:
                 self._buckets[key].total = None
 
 
-class ExportLimiter:
-    """Counts the exports in progress of each consumer, and allows at most `max_exports`."""
+class Shares:
+    """A quantity that consumers hold parts of, such as places or bytes, and that is shared fairly.
 
-    def __init__(self, max_exports: int) -> None:
-        self._max_exports = max_exports
-        self._in_progress: Counter[Key] = Counter()
+    A consumer may take more while it holds at most `share / (1 - share)` times what is free. So one consumer alone
+    holds about `share` of it, several hold equal parts, and some is left for the next. (Dynamic thresholds: Choudhury
+    and Hahne, 1998, for the buffers of switches.) The last part taken may exceed the rest. A consumer holds at most
+    `most` parts. `name` says what the parts are, and `reason` is the label of a refusal.
+    """
 
-    def begin(self, consumer: Consumer) -> Callable[[], None]:
-        """Count one more export; returns a function to call once, when it ends. Raises RateLimited."""
-        key = consumer.label, consumer.name
-        if consumer is ANONYMOUS:  # all consumers share it if GATEWAY_AUTH is none
-            return lambda: None
-        if self._in_progress[key] >= self._max_exports:
-            raise RateLimited(
-                f"this consumer has {self._max_exports} exports in progress", "exports", EXPORT_RETRY_AFTER
-            )
-        self._in_progress[key] += 1
-        return partial(self._end, key)
+    def __init__(
+        self, name: str, reason: str, size: int, share: float, most: float = math.inf, retry_after: int = 1
+    ) -> None:
+        self._name = name
+        self._reason = reason
+        self._share = share
+        self._most = most
+        self._retry_after = retry_after
+        self._free = size
+        self._held: dict[Key, tuple[int, int]] = {}  # how many parts, and their sum
 
-    def _end(self, key: Key) -> None:
-        self._in_progress[key] -= 1
-        if not self._in_progress[key]:
-            del self._in_progress[key]
+    def take(self, key: Key, amount: int = 1) -> Callable[[], None]:
+        """Take a part; returns a function to call once, to give it back. Raises RateLimited, Overloaded."""
+        parts, held = self._held.get(key, (0, 0))
+        if self._free <= 0:
+            raise Overloaded(f"too many {self._name} are in progress", self._retry_after)
+        if parts >= self._most or held * (1 - self._share) > self._free * self._share:
+            raise RateLimited(f"this consumer has {parts} {self._name} in progress", self._reason, self._retry_after)
+        self._held[key] = parts + 1, held + amount
+        self._free -= amount
+        return partial(self._give_back, key, amount)
+
+    def _give_back(self, key: Key, amount: int) -> None:
+        self._free += amount
+        parts, held = self._held.pop(key)
+        if parts > 1:
+            self._held[key] = parts - 1, held - amount
 
 
 def rate_headers(bucket: TokenBucket) -> list[tuple[bytes, bytes]]:

@@ -215,7 +215,17 @@ class Settings:
     )
     # A request in flight takes about 10 kB of memory and a socket.
     request_concurrency: int = option(
-        whole_number(1, 100_000), "1000", "The limit of requests in flight. Further requests are answered with 503."
+        whole_number(1, 100_000),
+        "1000",
+        "The limit of requests that wait for the upstream. Further ones are answered with 503; what is in the cache is "
+        "always answered.",
+    )
+    consumer_share: float = option(
+        FRACTION,
+        "0.5",
+        "The part that one consumer alone may hold of what all consumers share: requests that wait for the upstream, "
+        "exports, recordings, and bytes of responses that it has not read. Several consumers hold equal parts. A "
+        "consumer that exceeds its part is answered with 429. Without authentication each client address is one.",
     )
     drain_delay: float = option(
         DURATION, "5s", "The time for which requests are accepted after SIGTERM, while `/readyz` answers 503."

@@ -110,8 +110,8 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     present = presenter(services, context, status=query.status)
     query.require_format(form)
     if form in exports.FORMATS:
-        context.release = services.exports.begin(responses.consumer_of(context))
-        one_shot = msgspec.structs.replace(cache_query, one_shot=True)
+        context.hold(services.exports)
+        one_shot = msgspec.structs.replace(cache_query, one_shot=True, before_wait=lambda: None)
         parts = stream(services.cache, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
         return await exports.export_response(context, query, parts, present, form, now)
     page = await read_page(

@@ -213,6 +213,9 @@ HINTS: dict[object, str] = {
     "link": "Read the call again for a new `recordingUrl`, with a consumer that has the scope `recordings`.",
     "expired link": "Read the call again for a new `recordingUrl`.",
     "exports": "Wait until an export of this consumer has ended.",
+    "requests": "Wait until earlier requests of this consumer are answered; send fewer at a time.",
+    "recordings": "Wait until a recording of this consumer has been played; stop players that are not listened to.",
+    "unread": "Read the responses to earlier requests first.",
 }
 
 
@@ -270,6 +273,12 @@ async def send_problem(
     always = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": kind.status, "headers": [*always, *headers]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_error(send: Send, error: BaseException, instance: str, request_id: str) -> None:
+    """Send the problem for an error as the response."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+    await send_problem(send, type_of(error), instance, request_id, str(error), headers)
 
 
 def render_problem(

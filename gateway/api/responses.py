@@ -8,13 +8,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, authorized_codes, client_filter, require_list_scopes
+from gateway.access import Consumer, Key, authorized_codes, client_filter, require_list_scopes
 from gateway.api.middleware.request_context import Lifetime, RequestContext
 from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.query import NO_FILTERS, Filters
@@ -24,7 +25,7 @@ from gateway.cache.scans import Page
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.model import Instant, Window
-from gateway.rates import ExportLimiter, RateLimiter
+from gateway.rates import RateLimiter, Shares
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
@@ -70,9 +71,11 @@ class Services(Struct, frozen=True):
     history_start: int
     deadline: float
     rates: RateLimiter
-    exports: ExportLimiter
+    waiting: Shares  # places of requests that wait for the upstream
+    exports: Shares  # places of exports
+    listeners: Shares  # places of recordings
     recordings: Recordings
-    current_rights: Callable[[str, str], Consumer | None]  # the current consumer, by name and label
+    current_rights: Callable[[Key], Consumer | None]  # the current consumer
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""
 
@@ -116,6 +119,7 @@ def cache_query(
         status=status,
         no_cache=_no_cache(context) and "refresh" in consumer.scopes,
         deadline=asyncio.get_running_loop().time() + services.deadline,
+        before_wait=partial(context.hold, services.waiting),
     )
 
 

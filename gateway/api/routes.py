@@ -32,6 +32,7 @@ from gateway.api.responses import Services
 from gateway.auth.authenticator import Authenticator
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
+from gateway.rates import Shares
 from gateway.shutdown import Shutdown
 
 _T = TypeVar("_T")
@@ -167,7 +168,7 @@ def create_api(
     *,
     response_cache_bytes: int,
     metrics_port: int,
-    max_requests: int,
+    unsent: Shares,
     cors_origins: frozenset[str],
 ) -> tuple[RequestContextMiddleware, Litestar]:
     """Build the API: the ASGI application, and the Litestar application inside it.
@@ -188,9 +189,9 @@ def create_api(
         )
 
     def outermost(app: HTTPApp, litestar: Litestar) -> RequestContextMiddleware:
-        app = LoadShedder(app, max_requests, shutdown)
+        app = LoadShedder(app, shutdown)
         app = Cors(app, cors_origins) if cors_origins else app
-        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown)
+        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, unsent)
 
     litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
     cached = ResponseCache(

@@ -57,6 +57,7 @@ class Query(Struct, frozen=True, kw_only=True):
     """A query: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
 
     `no_cache` accepts only POSTs sent from now on. `one_shot` is for exports: it does not count as a use of the cache.
+    `before_wait` is called before the read waits for flights, and may refuse that by an error.
     """
 
     codes: tuple[str, ...]
@@ -65,6 +66,7 @@ class Query(Struct, frozen=True, kw_only=True):
     no_cache: bool = False
     one_shot: bool = False
     deadline: float | None = None
+    before_wait: Callable[[], None] = lambda: None
 
 
 class ReadResult(Struct, kw_only=True, dict=True):
@@ -202,6 +204,7 @@ class Cache:
             return self._stale(before)
         known = sum(len(extent.calls) for found in held.values() for extent in found)
         lookup = "partial" if any(held.values()) else "miss"
+        query.before_wait()
         try:
             posts, joined = await self._fetch(query, missing, rules, held)
         except UpstreamError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.access import Rate
+from gateway.access import Kind, Rate
 from gateway.auth.access_keys import KeysError, fingerprint, new_key, parse_keys
 from gateway.auth.key_file import KeyFile
 from gateway.cli.keys import with_key
@@ -37,7 +37,7 @@ keys = [{ sha256 = "<hex>", expires = 2027-06-30 }]
 """.replace("<hex>", fingerprint("cbg_one"))
     consumer, _ = parse_keys(text).find("cbg_one", NOON)
     assert consumer is not None
-    assert (consumer.name, consumer.label) == ("dashboard", "dashboard")
+    assert (consumer.key, consumer.label) == ((Kind.KEY, "dashboard"), "dashboard")
     assert consumer.clients == ("8005551212", "800777*")
     assert consumer.scopes == {"calls", "personal"}
     assert consumer.rate == Rate(600, 60)

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
-from gateway.access import Consumer
+from gateway.access import Consumer, Key
 from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
 from gateway.api.negotiation import Headers, split_list
 from gateway.metrics import RequestMetrics
@@ -36,7 +36,7 @@ COMPUTED_HEADERS = {
     b"x-request-id",
 }  # computed for each response, so not stored
 BODY_HEADERS = {b"content-length", b"content-type", b"content-encoding"}  # not sent with 304
-Key = tuple[str | None, bytes, bytes, bytes, bytes]
+EntryKey = tuple[Key | None, bytes, bytes, bytes, bytes]
 
 
 class Entry(Struct, frozen=True):
@@ -47,6 +47,7 @@ class Entry(Struct, frozen=True):
     headers: Headers
     body: bytes
     lifetime: Lifetime
+    stored: float  # an entry of the future is dropped, because the clock was set back
     size: int
 
 
@@ -58,8 +59,8 @@ class ResponseCache:
         self._clock = clock
         self._max_bytes = max_bytes
         self._metrics = metrics
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
-        self._sweep_at = 0.0  # when to drop expired entries next, in seconds since 1970
+        self._entries: OrderedDict[EntryKey, Entry] = OrderedDict()  # least recently used first
+        self._swept = 0.0  # when expired entries were last dropped, in seconds since 1970
         self.size = 0  # bytes
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -71,7 +72,7 @@ class ResponseCache:
         if scope["method"] != "GET":
             return self._app(scope, receive, send)
         key = (
-            None if consumer is None else consumer.name,
+            None if consumer is None else consumer.key,
             scope["raw_path"],
             scope["query_string"],
             headers.get(b"accept", b""),
@@ -81,7 +82,9 @@ class ResponseCache:
         if entry is None or b"cache-control" in headers or b"pragma" in headers:
             return self._serve_and_store(scope, receive, send, key)
         now = self._clock()
-        if now >= entry.lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
+        if not entry.stored <= now < entry.lifetime.until or (
+            entry.consumer is not consumer and entry.consumer != consumer
+        ):
             self._drop(key)
             return self._serve_and_store(scope, receive, send, key)
         self._entries.move_to_end(key)
@@ -100,7 +103,7 @@ class ResponseCache:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": entry.body, "more_body": False})
 
-    def _serve_and_store(self, scope: HTTPScope, receive: Receive, send: Send, key: Key) -> Awaitable[None]:
+    def _serve_and_store(self, scope: HTTPScope, receive: Receive, send: Send, key: EntryKey) -> Awaitable[None]:
         headers: Headers = []
 
         async def send_and_store(message: Message) -> None:
@@ -116,7 +119,7 @@ class ResponseCache:
 
         return self._app(scope, receive, send_and_store)
 
-    def _store(self, scope: HTTPScope, key: Key, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
+    def _store(self, scope: HTTPScope, key: EntryKey, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
         kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED_HEADERS]
         if b"etag" not in dict(kept):
             return
@@ -131,17 +134,18 @@ class ResponseCache:
             lifetime=Lifetime(
                 lifetime.as_of, lifetime.fresh_until, min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
             ),
+            stored=now,
             size=ENTRY_OVERHEAD + fields + len(body) + sum(len(part) for part in key if part),
         )
         self.size += entry.size
-        if now >= self._sweep_at:
-            self._sweep_at = now + MAX_TTL
-            for expired in [one for one, held in self._entries.items() if now >= held.lifetime.until]:
+        if abs(now - self._swept) >= MAX_TTL:
+            self._swept = now
+            for expired in [one for one, e in self._entries.items() if not e.stored <= now < e.lifetime.until]:
                 self._drop(expired)
         while self.size > self._max_bytes:
             self._drop(next(iter(self._entries)))
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: EntryKey) -> None:
         if (entry := self._entries.pop(key, None)) is not None:
             self.size -= entry.size
 
