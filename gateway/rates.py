@@ -1,4 +1,4 @@
-"""Rate limits of consumers, and what they share fairly. Pure; time is an argument, in seconds since 1970.
+"""Rate limits of consumers, and what they share fairly. Time is an argument, in seconds since 1970.
 
 Requests are counted with token buckets: a bucket holds as many tokens as the rate allows requests in its period, starts
 full and refills evenly; each request takes one token. (The library `limits` has no token bucket: its fixed windows
@@ -7,9 +7,11 @@ allow twice the rate at a boundary, and its moving windows store an entry for ea
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 
 from msgspec import Struct
@@ -143,6 +145,61 @@ class Shares:
         parts, held = self._held.pop(key)
         if parts > 1:
             self._held[key] = parts - 1, held - amount
+
+
+class Turns:
+    """Places for work that keeps the event loop busy. Consumers that wait for a place get the free ones in rotation.
+
+    A consumer has at most `most` of them. A place is free again one iteration of the event loop after its work, so that
+    with one place other tasks run after each piece of work.
+    """
+
+    def __init__(self, places: int, most: int) -> None:
+        self._free = places
+        self._most = most
+        self._held: Counter[Key] = Counter()
+        self._waiting: OrderedDict[Key, deque[asyncio.Future[None]]] = OrderedDict()  # the next consumer first
+
+    @asynccontextmanager
+    async def turn(self, key: Key, before_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+        """Work in a place. `before_wait` is called before a wait for one, and may refuse that by an error."""
+        loop = asyncio.get_running_loop()
+        if self._free and self._held[key] < self._most and key not in self._waiting:
+            self._take(key)
+        else:
+            before_wait()
+            turn = loop.create_future()
+            self._waiting.setdefault(key, deque()).append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._give_back(key)
+                raise
+        try:
+            yield
+        finally:
+            loop.call_soon(self._give_back, key)
+
+    def _take(self, key: Key) -> None:
+        self._free -= 1
+        self._held[key] += 1
+
+    def _give_back(self, key: Key) -> None:
+        self._free += 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+        for waiting in list(self._waiting):
+            if self._free and self._held[waiting] < self._most:
+                turns = self._waiting.pop(waiting)
+                while turns and turns[0].done():  # cancelled
+                    turns.popleft()
+                if turns:
+                    self._take(waiting)
+                    turns.popleft().set_result(None)
+                if turns:
+                    self._waiting[waiting] = turns  # last
 
 
 def rate_headers(bucket: TokenBucket) -> list[tuple[bytes, bytes]]:

@@ -17,10 +17,11 @@ from gateway.access import Key, Kind, Rate
 from gateway.errors import Overloaded, RateLimited
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import MAX_BUCKETS, RateLimiter, Shares, TokenBucket, policy_header, remaining_header
+from gateway.rates import MAX_BUCKETS, RateLimiter, Shares, TokenBucket, Turns, policy_header, remaining_header
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from tests.support.consumers import Member, keys_file
+from tests.support.loops import settle
 from tests.support.processes import wait_for
 from tests.support.servers import Server, valkey
 from tests.support.stand import NOW, Clock, serving
@@ -130,6 +131,58 @@ def test_a_consumer_holds_at_most_a_number_of_parts_and_gets_them_back():
     first()
     second()
     assert len(fill(exports, key())) == 2
+
+
+def test_turns_go_in_rotation_one_in_each_iteration_of_the_loop():
+    turns, order = Turns(1, most=1), []
+
+    async def work(name: str) -> None:
+        async with turns.turn(key(name)):
+            order.append(name)
+
+    async def run() -> None:
+        many = [asyncio.create_task(work("many")) for _ in range(6)]
+        await asyncio.sleep(0)
+        assert order == ["many"]  # the others wait for the next iterations
+        few = [asyncio.create_task(work("few")) for _ in range(2)]
+        await asyncio.gather(*many, *few)
+
+    asyncio.run(run())
+    assert order[order.index("few") :][:3] == ["few", "many", "few"]
+    assert order[-2:] == ["many", "many"]
+
+
+def test_a_consumer_has_a_part_of_the_turns_and_a_wait_may_be_refused_or_cancelled():
+    turns = Turns(4, most=2)
+    ended = asyncio.Event()
+    working: list[str] = []
+
+    async def work(name: str) -> None:
+        async with turns.turn(key(name)):
+            working.append(name)
+            await ended.wait()
+
+    def refuse() -> None:
+        raise RateLimited("too many", "requests", 1)
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(work(name)) for name in "aaaabb"]
+        await settle()
+        assert "".join(sorted(working)) == "aabb"
+        with pytest.raises(RateLimited):
+            async with turns.turn(key("c"), refuse):
+                raise AssertionError("it has a turn")
+        tasks[2].cancel()
+        tasks.append(asyncio.create_task(work("c")))
+        await settle()
+        assert len(working) == 4
+        ended.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert "".join(sorted(working)) == "aaabbc"
+        async with asyncio.timeout(30), turns.turn(key("a")), turns.turn(key("a")):
+            pass  # every place was given back
+
+    asyncio.run(run())
 
 
 def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_gone():

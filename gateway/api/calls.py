@@ -113,7 +113,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         context.hold(services.exports)
         one_shot = msgspec.structs.replace(cache_query, one_shot=True, before_wait=lambda: None)
         parts = stream(services.cache, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
-        return await exports.export_response(context, query, parts, present, form, now)
+        return await exports.export_response(services, context, query, parts, present, form, now)
     page = await read_page(
         services.cache,
         cache_query,
@@ -127,14 +127,15 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     context.read_finished = time.perf_counter()
     cursor, complete = render_cursor(query, page.after, services.signing_key) if page.after else (None, False)
     links, meta = PageLinks(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
-    calls = present(page.calls)
-    body: object = CallPage(data=calls, page=links, meta=meta)
-    if query.fields:
-        body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
-    return responses.json_response(
-        services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link
-    )
+    async with services.rendering.turn(context.party):
+        calls = present(page.calls)
+        body: object = CallPage(data=calls, page=links, meta=meta)
+        if query.fields:
+            body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
+        return responses.json_response(
+            services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link
+        )
 
 
 def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:

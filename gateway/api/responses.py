@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from litestar import Request, Response
 from msgspec import Struct
 
 from gateway.access import Consumer, Key, authorized_codes, client_filter, require_list_scopes
-from gateway.api.middleware.request_context import Lifetime, RequestContext
+from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.query import NO_FILTERS, Filters
 from gateway.cache.extents import Keep
@@ -25,7 +26,7 @@ from gateway.cache.scans import Page
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.model import Instant, Window
-from gateway.rates import RateLimiter, Shares
+from gateway.rates import RateLimiter, Shares, Turns
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
@@ -74,6 +75,8 @@ class Services(Struct, frozen=True):
     waiting: Shares  # places of requests that wait for the upstream
     exports: Shares  # places of exports
     listeners: Shares  # places of recordings
+    counting: Turns  # places of summaries, whose figures are in memory until they are rendered
+    rendering: Turns  # the place of the piece of a list that is rendered
     recordings: Recordings
     current_rights: Callable[[Key], Consumer | None]  # the current consumer
     public_extra: frozenset[str] = frozenset()
@@ -91,6 +94,12 @@ def consumer_of(context: RequestContext) -> Consumer:
     if context.consumer is None:
         raise RuntimeError("the request is not authenticated")
     return context.consumer
+
+
+def counting_turn(request: Request[Any, Any, Any]) -> AbstractAsyncContextManager[None]:
+    """Wait for a place to compute a summary, among those that wait. Raises RateLimited, Overloaded."""
+    services, context = services_of(request), context_of(request.scope)
+    return services.counting.turn(context.party, partial(context.hold, services.waiting))
 
 
 def negotiate(context: RequestContext, offered: Mapping[str, str], named: str | None = None) -> str:

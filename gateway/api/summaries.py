@@ -98,13 +98,15 @@ class ClientList(Struct, frozen=True, kw_only=True):
 )
 async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
     """Counts and talk time of one client's calls in a window, by time bucket and group."""
-    return await summary_response(request, code)
+    async with responses.counting_turn(request):
+        return await summary_response(request, code)
 
 
 @get("/calls/summary", operation_id="summarizeCalls", summary="Summarize the calls of several clients", kind="summary")
 async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
     """Counts and talk time of the calls of several clients, or of all, in a window, by time bucket and group."""
-    return await summary_response(request, None)
+    async with responses.counting_turn(request):
+        return await summary_response(request, None)
 
 
 @get("/clients", operation_id="listClients", summary="List the clients that had calls", kind="clients")
@@ -123,7 +125,8 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
         else:
             calls.update({code: len(keep(listed)) for code, listed in extent.listed.items()})
 
-    reading = await _count(services, context, cache_query, count)
+    async with responses.counting_turn(request):
+        reading = await _count(services, context, cache_query, count)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
     return responses.json_response(
         services, context, ClientList(data=rows, meta=responses.meta_of(window, reading)), window, reading
