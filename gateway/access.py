@@ -30,7 +30,8 @@ PUBLIC_EXTRA = frozenset({"Result", "InfoDigits"})  # elements in `extra` that h
 STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})
 PUBLIC_STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus"})  # the journal is personal data
 RECORDING_EXTRA = "VoiceDirectory"  # the upstream's recording address, in `extra` if a call has more than one
-PERSONAL_FILTERS = frozenset({"ani"})  # parameters that search in masked fields
+FILTER_SCOPES = {"ani": "personal", "recorded": "recordings"}  # parameters that would reveal what a scope shows
+MIN_DISTINCT = 5  # calls, of which a consumer without the scope `personal` may know how many callers made them
 
 
 class Rate(Struct, frozen=True):
@@ -98,7 +99,12 @@ def require_scope(consumer: Consumer, scope: str) -> None:
 
 def can_filter_by(consumer: Consumer, parameter: str) -> bool:
     """Whether the consumer may filter by a parameter: a filter on a masked field would reveal it."""
-    return parameter not in PERSONAL_FILTERS or "personal" in consumer.scopes
+    return parameter not in FILTER_SCOPES or FILTER_SCOPES[parameter] in consumer.scopes
+
+
+def can_count_callers(consumer: Consumer, calls: int) -> bool:
+    """Whether the consumer may know how many callers made some calls: of a few it tells which share a caller."""
+    return calls >= MIN_DISTINCT or "personal" in consumer.scopes
 
 
 def require_list_scopes(consumer: Consumer, parameters: Collection[str], *, status: bool) -> None:
@@ -106,8 +112,9 @@ def require_list_scopes(consumer: Consumer, parameters: Collection[str], *, stat
     require_scope(consumer, "calls")
     if status:
         require_scope(consumer, "status")
-    if not all(can_filter_by(consumer, parameter) for parameter in parameters):
-        require_scope(consumer, "personal")
+    for parameter in parameters:
+        if not can_filter_by(consumer, parameter):
+            require_scope(consumer, FILTER_SCOPES[parameter])
 
 
 def authorized_codes(consumer: Consumer, codes: Sequence[str]) -> tuple[str, ...]:

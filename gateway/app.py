@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 RESPONSE_CACHE_SHARE = 8  # the response cache has an eighth of GATEWAY_CACHE_BYTES, in addition to the calls
 UNSENT_SHARE = 4  # responses that are not yet read have a quarter of GATEWAY_CACHE_BYTES, in addition
 EXPORT_BYTES = 1024**2  # an export holds about half of it while it is not read
-MAX_SUMMARIES = 16  # computed at the same time; one of 20,000 rows has 10 MB
+SUMMARY_BYTES = 16 * 1024**2  # what a summary of 20,000 rows takes while it is computed
 Clock = Callable[[], float]
 
 
@@ -148,7 +148,7 @@ def create(
         Shares("requests", "requests", settings.request_concurrency, share),
         Shares("exports", "exports", settings.cache_bytes // EXPORT_BYTES + 1, share, settings.consumer_exports, 10),
         Shares("recordings", "recordings", MAX_RECORDINGS, share, retry_after=5),
-        Turns(MAX_SUMMARIES, most=MAX_SUMMARIES // 4),
+        Turns(max(4, settings.cache_bytes // SUMMARY_BYTES), most=max(2, settings.cache_bytes // SUMMARY_BYTES // 4)),
         Turns(1, most=1),
         recordings := build_recordings(settings),
         (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,

@@ -104,7 +104,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     cache_query = responses.cache_query(
-        services, context, query.codes, query.window, filters=query.filters.texts, status=query.status
+        services, context, query.codes, query.window, filters=query.filters, status=query.status
     )
     keep = responses.row_filter(context, cache_query, query.filters)
     present = presenter(services, context, status=query.status)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -116,12 +116,13 @@ def cache_query(
     codes: tuple[str, ...],
     window: Window,
     *,
-    filters: Collection[str] = (),
+    filters: Filters = NO_FILTERS,
     status: bool = False,
 ) -> Query:
     """Authorize a query, and build it for the cache. Raises Forbidden."""
     consumer = consumer_of(context)
-    require_list_scopes(consumer, filters, status=status)
+    searched = [*filters.texts, *([] if filters.recorded is None else ["recorded"])]
+    require_list_scopes(consumer, searched, status=status)
     return Query(
         codes=authorized_codes(consumer, codes),
         window=window,

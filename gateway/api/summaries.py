@@ -1,6 +1,6 @@
 """The handlers of summaries and of `/clients`: figures of a whole window, by time bucket and group.
 
-Rule: figures are computed before masking, and contain no personal data.
+Rule: figures are computed before masking. Without the scope `personal` they do not tell which calls share a caller.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from litestar.datastructures import State
 from litestar.params import FromPath
 from msgspec import Struct
 
+from gateway.access import Consumer, can_count_callers
 from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
@@ -39,11 +40,19 @@ class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
 
     calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
     connected: Annotated[int, msgspec.Meta(description="Number of answered calls.", examples=[1])]
-    unique_callers: Annotated[int, msgspec.Meta(description="Number of distinct callers, by `ani`.", examples=[2])]
-    new_callers: Annotated[
-        int,
+    unique_callers: Annotated[
+        int | None,
         msgspec.Meta(
-            description="Number of callers whose first call in the window is among these calls.", examples=[2]
+            description="Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.",
+            examples=[2],
+        ),
+    ]
+    new_callers: Annotated[
+        int | None,
+        msgspec.Meta(
+            description="Number of callers whose first call in the window is among these calls. Null without the scope "
+            "`personal`.",
+            examples=[2],
         ),
     ]
     duration_seconds: Annotated[int, msgspec.Meta(description="Sum of the durations, in seconds.", examples=[412])]
@@ -138,8 +147,9 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     services, context = responses.services_of(request), context_of(request.scope)
     responses.negotiate(context, JSON)
     query = parse_summary_query(request.scope["query_string"], code, services.clock(), services.history_start)
-    cache_query = responses.cache_query(services, context, query.codes, query.window, filters=query.filters.texts)
-    selection = query.group_by, query.filters, responses.consumer_of(context).clients
+    cache_query = responses.cache_query(services, context, query.codes, query.window, filters=query.filters)
+    consumer = responses.consumer_of(context)
+    selection = query.group_by, query.filters, consumer.clients
     spec = AggregateSpec(
         name=(query.interval, query.zone, selection),
         counted=selection,
@@ -151,7 +161,9 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     reading = await _count(services, context, cache_query, aggregator.add)
     buckets, total = aggregator.sums()
     body = CallSummary(
-        data=_rows(query, buckets), total=Totals(**_figures(total)), meta=responses.meta_of(query.window, reading)
+        data=_rows(query, buckets, consumer),
+        total=Totals(**_figures(total, consumer)),
+        meta=responses.meta_of(query.window, reading),
     )
     return responses.json_response(services, context, body, query.window, reading)
 
@@ -174,7 +186,7 @@ async def _count(
     return total or responses.empty_result(now)
 
 
-def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]]) -> list[Row]:
+def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]], consumer: Consumer) -> list[Row]:
     """One row for each bucket and group. Raises InvalidParameters for more than `MAX_ROWS` rows."""
     names = sorted({name for _, groups in buckets for name in groups}, key=lambda name: (name is None, name)) or [None]
     if len(buckets) * len(names) > MAX_ROWS:
@@ -182,18 +194,19 @@ def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]
         raise InvalidParameters([ParameterFault("groupBy", detail)])
     empty = Counts()
     return [
-        Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty)))
+        Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty), consumer))
         for start, (_, groups) in zip(query.starts, buckets, strict=True)
         for name in names
     ]
 
 
-def _figures(count: Counts) -> dict[str, Any]:
+def _figures(count: Counts, consumer: Consumer) -> dict[str, Any]:
+    """The figures that the consumer may see: distinct counts of a few calls tell which of them share a caller."""
     return {
         "calls": count.calls,
         "connected": count.connected,
-        "unique_callers": count.callers,
-        "new_callers": count.new,
+        "unique_callers": count.callers if can_count_callers(consumer, count.calls) else None,
+        "new_callers": count.new if "personal" in consumer.scopes else None,
         "duration_seconds": count.duration,
         "talk_time_seconds": count.talk,
         "mean_talk_time_seconds": count.mean_talk,

@@ -41,7 +41,11 @@ def first_call(gateway: Stand, who: Member = LISTENER) -> dict[str, Any]:
 def test_a_link_plays_the_recording_without_credentials_and_only_for_who_may_listen(gateway: Stand):
     call = first_call(gateway)
     assert re.fullmatch(r"/recordings/[A-Za-z0-9_-]+", call["recordingUrl"])
-    assert first_call(gateway, READER)["recordingUrl"] is None
+    assert gateway.client.get(CALLS, params=WINDOW, headers=READER.headers).status_code == 403
+    calls = gateway.client.get(
+        CALLS, params={k: v for k, v in WINDOW.items() if k != "recorded"}, headers=READER.headers
+    )
+    assert {one["recordingUrl"] for one in calls.json()["data"]} == {None}
     played = gateway.client.get(call["recordingUrl"])
     assert (played.status_code, played.headers["content-type"]) == (200, "audio/wav")
     assert played.content == wav(call["id"])

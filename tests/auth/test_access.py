@@ -13,6 +13,7 @@ from gateway.access import (
     Consumer,
     Rate,
     authorized_codes,
+    can_count_callers,
     can_filter_by,
     can_read,
     mask_call,
@@ -165,10 +166,18 @@ def test_a_number_keeps_two_digits(number: str | None, shown: str | None):
 
 
 def test_what_is_masked_is_not_searched():
-    assert [can_filter_by(consumer("calls"), name) for name in ("ani", "result")] == [False, True]
+    assert [can_filter_by(consumer("calls"), name) for name in ("ani", "recorded", "result")] == [False, False, True]
+    assert can_filter_by(consumer("calls", "recordings"), "recorded")
     assert can_filter_by(consumer("calls", "personal"), "ani")
     with pytest.raises(Forbidden):
         require_list_scopes(consumer("calls"), ["ani"], status=False)
+    with pytest.raises(Forbidden, match="recordings"):
+        require_list_scopes(consumer("calls", "personal"), ["recorded"], status=False)
+
+
+def test_a_masked_consumer_gets_distinct_counts_of_five_calls_at_least():
+    assert [can_count_callers(consumer("calls"), calls) for calls in (0, 4, 5)] == [False, False, True]
+    assert can_count_callers(consumer("calls", "personal"), 1)
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -39,7 +39,7 @@ def unread(gateway: Served, path: str, count: int) -> Iterator[list[socket.socke
             client = stack.enter_context(
                 gateway.connect(buffer=2048, source=f"127.0.{1 + number // 250}.{number % 250}")
             )
-            client.sendall(request(f"{path}&minDuration={number % 7}" if "format" not in path else path))
+            client.sendall(request(f"{path}&minDuration={number % 7}" if "limit" in path else path))
             clients.append(client)
         yield clients
 
