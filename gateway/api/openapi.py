@@ -35,7 +35,7 @@ all of its clients."""
 SCHEMA_REFERENCE = "#/components/schemas/{name}"
 ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(REQUIRED_FIELDS)} | {part.__name__: [] for part in NESTED.values()}
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
-RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
+RECORDING_PROBLEMS = (400, 403, 404, 405, 429, 500, 502, 503, 504)
 PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]
 
 
