@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -96,10 +96,12 @@ def consumer_of(context: RequestContext) -> Consumer:
     return context.consumer
 
 
-def counting_turn(request: Request[Any, Any, Any]) -> AbstractAsyncContextManager[None]:
-    """Wait for a place to compute a summary, among those that wait. Raises RateLimited, Overloaded."""
+@asynccontextmanager
+async def counting_turn(request: Request[Any, Any, Any]) -> AsyncIterator[None]:
+    """Compute a summary in a place, after a wait among the requests that wait. Raises RateLimited, Overloaded."""
     services, context = services_of(request), context_of(request.scope)
-    return services.counting.turn(context.party, partial(context.hold, services.waiting))
+    async with services.counting.turn(context.party, partial(context.hold, services.waiting)):
+        yield
 
 
 def negotiate(context: RequestContext, offered: Mapping[str, str], named: str | None = None) -> str:

@@ -24,6 +24,7 @@ from gateway.errors import Forbidden
 from gateway.model import Call
 
 HOUR = 3600  # seconds
+MAX_SKEW = 60  # seconds between the clocks of replicas
 SIGNATURE_SIZE = 16  # bytes; 128 bits, which cannot be guessed
 _Value = TypeVar("_Value")
 
@@ -102,6 +103,6 @@ def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
         link = LINKS.verify(token, key)
     except ValueError:
         raise Forbidden("this recording link is invalid", "link") from None
-    if now >= link.expires:
+    if not 0 < link.expires - now <= 2 * HOUR + MAX_SKEW:  # past, or made before the clock was set back
         raise Forbidden("this recording link has expired", "expired link")
     return link

@@ -76,6 +76,9 @@ def test_a_link_is_the_same_within_an_hour_and_ends_with_the_next(gateway: Stand
     gateway.clock.now += 1
     ended = gateway.client.get(link)
     assert (ended.status_code, ended.json()["type"]) == (403, "/problems/forbidden")
+    late = first_call(gateway)["recordingUrl"]
+    gateway.clock.now -= HOUR  # the clock is set back: the link does not live longer
+    assert [gateway.client.get(one).status_code for one in (late, link)] == [403, 200]
 
 
 def test_a_forged_link_a_cursor_and_a_link_with_parameters_are_refused(gateway: Stand):
