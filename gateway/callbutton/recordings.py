@@ -116,7 +116,7 @@ class Recordings:
             for _ in range(MAX_REDIRECTS + 1):
                 async with self._client.stream("GET", address, headers) as response:
                     if response.has_redirect_location:
-                        address = _redirected(address, response.headers["location"])
+                        address = redirected(address, response.headers["location"])
                         continue
                     if response.status_code == 416 and "Range" in headers:
                         del headers["Range"]  # ask for the whole recording
@@ -218,7 +218,8 @@ class ChunkReader:
         self._pipe.stop()
 
 
-def _redirected(address: str, location: str) -> str:
+def redirected(address: str, location: str) -> str:
+    """The address to which a recording is redirected. Raises UpstreamFailed for another server."""
     with suppress(ValueError):
         target = urljoin(address, location)
         secure = urlsplit(target).scheme == "https" and origin(target)[1] == origin(address)[1]

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from gateway.api.recordings import DEFAULT_RATE
-from gateway.callbutton.recordings import MAX_RECORDINGS, locate
+from gateway.callbutton.recordings import MAX_RECORDINGS, locate, redirected
+from gateway.errors import UpstreamFailed
 from gateway.simulator.recordings import part_of, wav
 from tests.support.consumers import Member, keys_file
 from tests.support.processes import wait_for
@@ -351,3 +352,33 @@ OWN = "http://callbutton.example/cb/main/jsp/mates/r.jsp?id=7%2F8"
 )
 def test_the_upstreams_own_address_counts_at_its_own_origin_alone(value: str | None, template: str, expected: str):
     assert locate(value, "7/8", template, UPSTREAM) == expected
+
+
+@pytest.mark.parametrize(
+    ("location", "followed"),
+    [
+        ("/audio/7.wav", "http://sound.example:8080/audio/7.wav"),
+        ("https://sound.example/7", "https://sound.example/7"),
+        ("https://SOUND.example:8443/7", "https://SOUND.example:8443/7"),
+        ("//sound.example:8080/7", "http://sound.example:8080/7"),
+        ("http://sound.example/7", None),
+        ("http://sound.example:81/7", None),
+        ("https://other.example/7", None),
+        ("https://sound.example.other.example/7", None),
+        ("https://sound.example@other.example/7", None),
+        ("https:///7", None),
+        ("ftp://sound.example:8080/7", None),
+        ("file:///etc/passwd", None),
+    ],
+)
+def test_a_redirect_leads_to_the_same_server_or_to_https_of_its_host(location: str, followed: str | None):
+    if followed is not None:
+        assert redirected("http://sound.example:8080/r?id=7", location) == followed
+    else:
+        with pytest.raises(UpstreamFailed):
+            redirected("http://sound.example:8080/r?id=7", location)
+
+
+def test_a_redirect_from_https_never_leads_to_http():
+    with pytest.raises(UpstreamFailed):
+        redirected("https://sound.example/7", "http://sound.example/7")
