@@ -18,8 +18,8 @@ MIB = 1024**2
 CACHE = 64 * MIB
 BOUND = 1.5 * CACHE + 100 * MIB
 UNREAD = {
-    "exports": (f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson", 300),  # of 30 MB
-    "lists": (f"/clients/{CODE}/calls?start=2026-09-01&end=2026-10-01&limit=1000", 300),
+    "exports": (f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson", 600),  # of 30 MB
+    "lists": (f"/clients/{CODE}/calls?start=2026-09-01&end=2026-10-01", 450),
 }
 
 
@@ -38,7 +38,7 @@ def unread(gateway: Served, path: str, count: int) -> Iterator[list[socket.socke
             client = stack.enter_context(
                 gateway.connect(buffer=2048, source=f"127.0.{1 + number // 250}.{number % 250}")
             )
-            client.sendall(request(f"{path}&minDuration={number // 3}" if "limit" in path else path))
+            client.sendall(request(path if "format" in path else f"{path}&limit={1000 - number}"))
             clients.append(client)
         yield clients
 
