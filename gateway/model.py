@@ -21,7 +21,7 @@ UNREADABLE = "Null if the server's value is not a number; its text is then in `e
 Instant = Annotated[datetime, Meta(tz=True)]  # in UTC
 
 
-class Certainty(StrEnum):
+class StartTimeCertainty(StrEnum):
     """How certain the start time is: `exact`, `inferred` from the server's reply, or `assumed` and maybe an hour off.
 
     The server sends local times (T4), and US clocks repeat an hour in autumn and skip one in spring. A time in the
@@ -43,7 +43,7 @@ class PhoneType(StrEnum):  # `InfoDigits` on the wire
     OTHER = "other"
 
 
-class Result(StrEnum):
+class CallResult(StrEnum):
     """The result of the call. For `other`, the server's text is in `extra`."""
 
     CONNECTED = "connected"
@@ -62,7 +62,7 @@ class SalesStatus(StrEnum):
     OTHER = "other"
 
 
-class Address(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
+class CallerAddress(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """The address at which the caller's phone is registered."""
 
     first_name: Annotated[str | None, Meta(description="First name, which may include a prefix.", examples=["Ada"])]
@@ -76,7 +76,7 @@ class Address(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     zip4: Annotated[str | None, Meta(description="The four additional digits of a ZIP+4 code.", examples=["1234"])]
 
 
-class Status(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
+class CallStatus(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """The review and sales status of the call, as set by users of Callbutton."""
 
     reviewed: Annotated[bool, Meta(description="Whether the call was reviewed.", examples=[True])]
@@ -99,7 +99,7 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     ]
     client_code: Annotated[str, Meta(description="The code of the client that was called.", examples=["8005550100"])]
     start_time: Annotated[Instant, Meta(description="When the call began.", examples=["2026-11-01T08:49:51Z"])]
-    start_time_certainty: Certainty
+    start_time_certainty: StartTimeCertainty
     campaign: Annotated[str | None, Meta(description="The id of the campaign.", examples=["4018"])]
     did: Annotated[str | None, Meta(description="The tracking number that was called.", examples=["8005550100"])]
     ani: Annotated[str | None, Meta(description="The number of the caller, if known.", examples=["3125550161"])]
@@ -108,7 +108,7 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     target: Annotated[
         str | None, Meta(description="The number that the call was forwarded to.", examples=["7735550158"])
     ]
-    result: Result
+    result: CallResult
     duration_seconds: Annotated[
         int | None, Meta(description=f"Seconds from the start to the end of the call. {UNREADABLE}", examples=[351])
     ]
@@ -129,10 +129,10 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
         ),
     ]
     address: Annotated[
-        Address | None, Meta(description="The address at which the caller's phone is registered, if known.")
+        CallerAddress | None, Meta(description="The address at which the caller's phone is registered, if known.")
     ]
     status: Annotated[
-        Status | None,
+        CallStatus | None,
         Meta(
             description="The review and sales status. Null without `include=status`, or if the server has none.",
         ),

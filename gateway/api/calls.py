@@ -17,7 +17,7 @@ from gateway import access
 from gateway.api import exports, responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
-from gateway.api.responses import JSON, Meta, Services
+from gateway.api.responses import JSON, AnswerMeta, Services
 from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
@@ -29,7 +29,7 @@ NEXT = "The `cursor` of the next page; null on the last page only."
 RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
 
 
-class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
+class PageInfo(Struct, frozen=True, kw_only=True, rename="camel"):
     """The page size, and the cursor of the next page."""
 
     limit: Annotated[int, msgspec.Meta(description="The maximum number of calls on a page.", examples=[1])]
@@ -40,15 +40,15 @@ class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
     data: Annotated[list[Call], msgspec.Meta(description="The calls, sorted by start time.")]
-    page: PageLinks
-    meta: Meta
+    page: PageInfo
+    meta: AnswerMeta
 
 
 class SingleCall(Struct, frozen=True, kw_only=True):
     """One call."""
 
     data: Call
-    meta: Meta
+    meta: AnswerMeta
 
 
 @get("/clients/{code:str}/calls", operation_id="listClientCalls", summary="List the calls of one client", kind="list")
@@ -125,7 +125,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     )
     context.read_finished = time.perf_counter()
     cursor = None if page.after is None else render_cursor(query, page.after, services.signing_key)
-    links, meta = PageLinks(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
+    links, meta = PageInfo(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
     calls = present(page.calls)
     body: object = CallPage(data=calls, page=links, meta=meta)
     if query.fields:

@@ -18,7 +18,7 @@ from litestar.handlers import HTTPRouteHandler
 from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
-from gateway.api.responses import Meta
+from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
 from gateway.formats import NESTED, REQUIRED_FIELDS, Csv, Ndjson
 from gateway.model import Call
@@ -235,7 +235,7 @@ def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
     calls = msgspec.convert(page["data"], list[Call])
     lines, table = Ndjson(), Csv()
     texts = {
-        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], Meta)),
+        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
         "text/csv": table.begin() + table.rows(calls),
     }
     return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}

@@ -216,7 +216,7 @@ HINTS: dict[object, str] = {
 }
 
 
-class Fault(Struct, frozen=True, kw_only=True):
+class ParameterError(Struct, frozen=True, kw_only=True):
     """An invalid parameter."""
 
     parameter: Annotated[str, Meta(description="The name of the parameter.")]
@@ -233,7 +233,7 @@ class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=T
     hint: Annotated[str, Meta(description="How to solve the problem.")]
     instance: Annotated[str, Meta(description="The path of the request.")]
     request_id: Annotated[str, Meta(description="The id of the request, which the log has too.")]
-    errors: Annotated[list[Fault] | UnsetType, Meta(description="Every invalid parameter.")] = UNSET
+    errors: Annotated[list[ParameterError] | UnsetType, Meta(description="Every invalid parameter.")] = UNSET
 
 
 def type_of(error: BaseException) -> ProblemType:
@@ -287,6 +287,6 @@ def render_problem(
             hint=kind.hint,
             instance=instance,
             request_id=request_id,
-            errors=[Fault(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
+            errors=[ParameterError(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
         )
     )

@@ -26,7 +26,7 @@ from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_z
 from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
-from gateway.model import EVERY_CLIENT, Call, PhoneType, Result, Window
+from gateway.model import EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
 CODE_PATTERN = "[A-Za-z0-9_.-]{1,64}"
 CODE = re.compile(CODE_PATTERN, re.ASCII)
@@ -141,7 +141,7 @@ PARAMETERS = (
     Parameter("range", _choice(*RANGES), ALL, RANGE_TEXT),
     Parameter("tz", ZONE, ALL, "The IANA time zone of dates without offset.", "America/Chicago"),
     Parameter("include", _choice("status"), "list call", "`status` adds the review and sales status of each call."),
-    Parameter("result", _members(Result), FILTERED, RESULT_TEXT, "busy,no_answer"),
+    Parameter("result", _members(CallResult), FILTERED, RESULT_TEXT, "busy,no_answer"),
     Parameter("campaign", TEXT, FILTERED, "Only calls of this campaign.", "4018"),
     Parameter("did", TEXT, FILTERED, "Only calls to this tracking number.", "8005550100"),
     Parameter("ani", TEXT, FILTERED, "Only calls from this number.", "3125550161"),
@@ -169,7 +169,7 @@ def parameters_of(route: str) -> tuple[Parameter, ...]:
 class Filters(Struct, frozen=True, array_like=True):
     """The filters of a query. Empty and None do not filter."""
 
-    result: tuple[Result, ...] = ()
+    result: tuple[CallResult, ...] = ()
     phone_type: tuple[PhoneType, ...] = ()
     campaign: str | None = None
     did: str | None = None

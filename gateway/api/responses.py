@@ -34,7 +34,7 @@ BEFORE_META = b',"meta":'  # ends the data in a body
 encode = msgspec.json.Encoder().encode
 
 
-class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
+class AnswerMeta(Struct, frozen=True, kw_only=True, rename="camel"):
     """The window of the response, and its freshness."""
 
     start: Annotated[
@@ -183,9 +183,9 @@ def empty_result(now: float) -> ReadResult:
     return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-1)
 
 
-def meta_of(window: Window, source: Page | ReadResult) -> Meta:
+def meta_of(window: Window, source: Page | ReadResult) -> AnswerMeta:
     """The `meta` of a response."""
-    return Meta(
+    return AnswerMeta(
         start=instant(window.start),
         end=instant(window.end),
         as_of=instant(source.as_of),

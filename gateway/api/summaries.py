@@ -20,9 +20,8 @@ from msgspec import Struct
 from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
-from gateway.api.responses import JSON, Meta, Services
-from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
-from gateway.cache.aggregates import Totals as Counts
+from gateway.api.responses import JSON, AnswerMeta, Services
+from gateway.cache.aggregates import AggregateSpec, Aggregator, Group, Totals
 from gateway.cache.extents import Extent
 from gateway.cache.reader import Query, ReadResult
 from gateway.cache.scans import counted
@@ -34,7 +33,7 @@ BATCH_SIZE = 20_000  # calls counted in one turn of the event loop; takes about 
 SINGLE_BUCKET = (-(10**11),)  # seconds since 1970, before any call; the same for every window, so figures are cached
 
 
-class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
+class SummaryTotals(Struct, frozen=True, kw_only=True, rename="camel"):
     """The figures of a set of calls."""
 
     calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
@@ -53,7 +52,7 @@ class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
     ]
 
 
-class Row(Totals, frozen=True, kw_only=True, rename="camel"):
+class SummaryRow(SummaryTotals, frozen=True, kw_only=True, rename="camel"):
     """The figures of one time bucket and one group."""
 
     bucket_start: Annotated[
@@ -71,9 +70,9 @@ class Row(Totals, frozen=True, kw_only=True, rename="camel"):
 class CallSummary(Struct, frozen=True, kw_only=True):
     """Figures by time bucket and group, oldest first, and of all calls of the window."""
 
-    data: Annotated[list[Row], msgspec.Meta(description="The figures, including empty buckets.")]
-    total: Totals
-    meta: Meta
+    data: Annotated[list[SummaryRow], msgspec.Meta(description="The figures, including empty buckets.")]
+    total: SummaryTotals
+    meta: AnswerMeta
 
 
 class ClientFigures(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -87,7 +86,7 @@ class ClientList(Struct, frozen=True, kw_only=True):
     """The clients that had calls in the window, sorted by code."""
 
     data: Annotated[list[ClientFigures], msgspec.Meta(description="The clients.")]
-    meta: Meta
+    meta: AnswerMeta
 
 
 @get(
@@ -97,13 +96,13 @@ class ClientList(Struct, frozen=True, kw_only=True):
     kind="summary",
 )
 async def summarize_client_calls(request: Request[Any, Any, State], code: FromPath[str]) -> Response[Any]:
-    """Counts and talk time of one client's calls in a window, by time bucket and group."""
+    """Totals and talk time of one client's calls in a window, by time bucket and group."""
     return await summary_response(request, code)
 
 
 @get("/calls/summary", operation_id="summarizeCalls", summary="Summarize the calls of several clients", kind="summary")
 async def summarize_calls(request: Request[Any, Any, State]) -> Response[Any]:
-    """Counts and talk time of the calls of several clients, or of all, in a window, by time bucket and group."""
+    """Totals and talk time of the calls of several clients, or of all, in a window, by time bucket and group."""
     return await summary_response(request, None)
 
 
@@ -148,7 +147,9 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     reading = await _count(services, context, cache_query, aggregator.add)
     buckets, total = aggregator.sums()
     body = CallSummary(
-        data=_rows(query, buckets), total=Totals(**_figures(total)), meta=responses.meta_of(query.window, reading)
+        data=_rows(query, buckets),
+        total=SummaryTotals(**_figures(total)),
+        meta=responses.meta_of(query.window, reading),
     )
     return responses.json_response(services, context, body, query.window, reading)
 
@@ -171,21 +172,21 @@ async def _count(
     return total or responses.empty_result(now)
 
 
-def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]]) -> list[Row]:
+def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Totals]]]) -> list[SummaryRow]:
     """One row for each bucket and group. Raises InvalidParameters for more than `MAX_ROWS` rows."""
     names = sorted({name for _, groups in buckets for name in groups}, key=lambda name: (name is None, name)) or [None]
     if len(buckets) * len(names) > MAX_ROWS:
         detail = f"gives {len(buckets)} buckets of {len(names)} groups, more than {MAX_ROWS} rows; use longer buckets"
         raise InvalidParameters([ParameterFault("groupBy", detail)])
-    empty = Counts()
+    empty = Totals()
     return [
-        Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty)))
+        SummaryRow(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty)))
         for start, (_, groups) in zip(query.starts, buckets, strict=True)
         for name in names
     ]
 
 
-def _figures(count: Counts) -> dict[str, Any]:
+def _figures(count: Totals) -> dict[str, Any]:
     return {
         "calls": count.calls,
         "connected": count.connected,
