@@ -85,7 +85,7 @@ class CallStatus(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
 
 
 class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """One call detail record, identified by `clientCode` and `id`.
+    """One call detail record, identified by `clientCode` and `id`. It has fewer fields with the parameter `fields`.
 
     In the cache `recording_url` is the upstream's `VoiceDirectory`; `access.mask_call` replaces it in responses.
     """
@@ -126,6 +126,7 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
             description="A link to the recording, valid until the end of the next hour without a further credential. "
             "Null without a recording, or without the scope `recordings`.",
             examples=["/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw"],
+            extra_json_schema={"format": "uri-reference"},
         ),
     ]
     address: Annotated[

@@ -16,7 +16,7 @@ from msgspec import Struct
 from gateway import access
 from gateway.api import exports, responses
 from gateway.api.middleware.request_context import RequestContext, context_of
-from gateway.api.query import ListQuery, parse_call_query, parse_list_query, render_cursor
+from gateway.api.query import MAX_LIMIT, ListQuery, parse_call_query, parse_list_query, render_cursor
 from gateway.api.responses import JSON, AnswerMeta, Services
 from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
@@ -32,7 +32,9 @@ RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cach
 class PageInfo(Struct, frozen=True, kw_only=True, rename="camel"):
     """The page size, and the cursor of the next page."""
 
-    limit: Annotated[int, msgspec.Meta(description="The maximum number of calls on a page.", examples=[1])]
+    limit: Annotated[
+        int, msgspec.Meta(description="The maximum number of calls on a page.", ge=1, le=MAX_LIMIT, examples=[1])
+    ]
     next_cursor: Annotated[str | None, msgspec.Meta(description=NEXT, examples=["uvkL5TFIUylomGu3e5M0UJOF"])]
 
 

@@ -226,14 +226,23 @@ class ParameterError(Struct, frozen=True, kw_only=True):
 class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The reason why a request failed (RFC 9457)."""
 
-    type: Annotated[str, Meta(description="The type of problem: the path of a page that explains it.")]
+    type: Annotated[
+        str,
+        Meta(
+            description="The type of problem: the path of a page that explains it.",
+            extra_json_schema={"format": "uri-reference"},
+        ),
+    ]
     title: Annotated[str, Meta(description="The type of problem in words.")]
-    status: Annotated[int, Meta(description="The HTTP status code.")]
+    status: Annotated[int, Meta(description="The HTTP status code.", ge=400, le=599)]
     detail: Annotated[str, Meta(description="The cause of the problem in this request.")]
     hint: Annotated[str, Meta(description="How to solve the problem.")]
     instance: Annotated[str, Meta(description="The path of the request.")]
     request_id: Annotated[str, Meta(description="The id of the request, which the log has too.")]
-    errors: Annotated[list[ParameterError] | UnsetType, Meta(description="Every invalid parameter.")] = UNSET
+    errors: Annotated[
+        list[ParameterError] | UnsetType,
+        Meta(description="Every invalid parameter, if the type is `invalid-parameter`."),
+    ] = UNSET
 
 
 def type_of(error: BaseException) -> ProblemType:

@@ -29,6 +29,7 @@ from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import EVERY_CLIENT, Instant
 
 MAX_ROWS = 20_000  # of a summary; about 5 MB of JSON
+MAX_SUM = 2**31 - 1  # seconds, 68 years; the contract promises int32
 BATCH_SIZE = 20_000  # calls counted in one turn of the event loop; takes about 5 ms
 SINGLE_BUCKET = (-(10**11),)  # seconds since 1970, before any call; the same for every window, so figures are cached
 
@@ -146,6 +147,10 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     aggregator = Aggregator(spec)
     reading = await _count(services, context, cache_query, aggregator.add)
     buckets, total = aggregator.sums()
+    if max(total.duration, total.talk) > MAX_SUM:
+        raise InvalidParameters(
+            [ParameterFault("start", f"gives a sum of over {MAX_SUM} seconds; choose a shorter window")]
+        )
     body = CallSummary(
         data=_rows(query, buckets),
         total=SummaryTotals(**_figures(total)),
