@@ -75,7 +75,7 @@ HEADERS = {
     "Age": "Seconds since the newest point of the window was fetched.",
     "Allow": "The allowed methods.",
     "Cache-Status": "Whether the response is from the cache (RFC 9211).",
-    "ETag": "A weak entity tag of the data; it does not depend on when the data was fetched.",
+    "ETag": "A weak entity tag of the data, whenever it was fetched. With `If-None-Match`, the same data is 304.",
     "Link": "The next page, if there is one.",
     "RateLimit": "The remaining requests, and the seconds until the full limit is available again.",
     "RateLimit-Policy": "The rate limit of this consumer, if it has one.",
@@ -198,7 +198,7 @@ def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
         "summary": handler.summary,
         "description": inspect.getdoc(handler.fn),
         "operationId": handler.operation_id,
-        "parameters": [_reference("parameters", name) for name in names],
+        "parameters": [_reference("parameters", _parameter_name(name)) for name in names],
         "responses": {status: _reference("responses", name) for status, name in responses.items()},
     }
     if kind == "recording":
@@ -208,10 +208,16 @@ def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
     return operation
 
 
+def _parameter_name(name: str) -> str:
+    """The name of a parameter's component, from which some generators make a type."""
+    return "".join(word[:1].upper() + word[1:] for word in (*name.split("_"), "parameter"))
+
+
 def _parameters(schemas: dict[str, Any]) -> dict[str, Any]:
-    """The parameters by name. Adds the enums of query parameters to `schemas`."""
+    """The parameters by name of the component. Adds the enums of query parameters to `schemas`."""
     found: dict[str, Any] = {
-        name: {"name": name, "in": "path", "required": True} | described for name, described in PATH_PARAMETERS.items()
+        _parameter_name(name): {"name": name, "in": "path", "required": True} | described
+        for name, described in PATH_PARAMETERS.items()
     }
     for parameter in (query.CLIENT, *query.PARAMETERS):
         described: dict[str, Any] = {
@@ -228,7 +234,7 @@ def _parameters(schemas: dict[str, Any]) -> dict[str, Any]:
             described["description"] += f" Example: `{example}`."
         if described["schema"].get("type") == "array":
             described |= {"style": "form", "explode": parameter is query.CLIENT}
-        found[parameter.name] = described
+        found[_parameter_name(parameter.name)] = described
     return found
 
 
