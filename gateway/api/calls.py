@@ -23,7 +23,7 @@ from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import InvalidParameters, NotFound, ParameterFault
 from gateway.formats import Projection
-from gateway.model import Call, Window
+from gateway.model import Call, Window, about
 
 NEXT = "The `cursor` of the next page; null on the last page only."
 RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
@@ -32,16 +32,14 @@ RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cach
 class PageInfo(Struct, frozen=True, kw_only=True, rename="camel"):
     """The page size, and the cursor of the next page."""
 
-    limit: Annotated[
-        int, msgspec.Meta(description="The maximum number of calls on a page.", ge=1, le=MAX_LIMIT, examples=[1])
-    ]
-    next_cursor: Annotated[str | None, msgspec.Meta(description=NEXT, examples=["uvkL5TFIUylomGu3e5M0UJOF"])]
+    limit: Annotated[int, about("The maximum number of calls on a page.", 1, ge=1, le=MAX_LIMIT)]
+    next_cursor: Annotated[str | None, about(NEXT, "uvkL5TFIUylomGu3e5M0UJOF")]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
-    data: Annotated[list[Call], msgspec.Meta(description="The calls, sorted by start time.")]
+    data: Annotated[list[Call], about("The calls, sorted by start time.")]
     page: PageInfo
     meta: AnswerMeta
 

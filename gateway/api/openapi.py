@@ -20,6 +20,7 @@ from litestar.handlers import HTTPRouteHandler
 from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
+from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
 from gateway.errors import ParameterFault
@@ -42,22 +43,21 @@ PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])
 
 
 class Route(NamedTuple):
-    """A kind of route: its tag, the component, body and description of the response 200, and statuses of problems."""
+    """A kind of route: its tag, the body and the description of the response 200, and the status codes of problems."""
 
     tag: str
-    component: str
     body: Any
     description: str
     problems: tuple[int, ...] = CALL_PROBLEMS
 
 
 ROUTES = {
-    "list": Route("calls", "CallPage", CallPage, "A page of calls as JSON, or all calls of the window otherwise."),
-    "call": Route("calls", "SingleCall", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
-    "summary": Route("summaries", "CallSummary", CallSummary, "Figures by time bucket and group, and of all calls."),
-    "clients": Route("summaries", "ClientList", ClientList, "The clients, sorted by code."),
-    "recording": Route("calls", "Recording", bytes, "The recording.", RECORDING_PROBLEMS),
-    "probe": Route("operations", "Probe", PROBE, "The check succeeded.", (405, 500, 503)),
+    "list": Route("calls", CallPage, "A page of calls as JSON, or all calls of the window otherwise."),
+    "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
+    "summary": Route("summaries", CallSummary, "Figures by time bucket and group, and of all calls."),
+    "clients": Route("summaries", ClientList, "The clients, sorted by code."),
+    "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
+    "probe": Route("operations", PROBE, "The check succeeded.", (405, 500, 503)),
 }
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
@@ -84,6 +84,7 @@ HEADERS = {
     "WWW-Authenticate": "The scheme, and the error `invalid_token` if a credential was sent (RFC 6750).",
     "X-Request-Id": "The id of the request, which the log has too.",
 }
+INTEGER_HEADERS = {"Age": "integer", "Retry-After": "integer"}
 SCHEMES = {
     "key": {
         "type": "apiKey",
@@ -102,30 +103,16 @@ FIRST_CALL = {
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
-PATH_PARAMETERS = {
-    "code": {
-        "description": "The client code, often its toll-free number.",
-        "schema": {"type": "string", "pattern": f"^{query.CODE_PATTERN}$"},
-        "example": "8005550100",
-    },
-    "call_id": {
-        "description": "The `id` of the call.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 200},
-        "example": "498200007",
-    },
-    "token": {
-        "description": "The last segment of the `recordingUrl` of a call.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
-    },
-}
-RANGE_HEADER = {
-    "name": "Range",
-    "in": "header",
-    "required": False,
-    "description": "The requested part of the recording (RFC 9110), if the Callbutton server supports ranges. "
-    "Example: `bytes=0-65535`.",
-    "schema": {"type": "string"},
-}
+CODE = ValueType({"type": "string", "pattern": f"^{query.CODE_PATTERN}$"})
+CALL_ID = ValueType({"type": "string", "minLength": 1, "maxLength": 200})
+TOKEN = ValueType({"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000})
+PART_TEXT = "The requested part of the recording (RFC 9110), if the Callbutton server supports ranges."
+PATH_PARAMETERS = (
+    Parameter("code", CODE, "", "The client code, often its toll-free number.", "8005550100"),
+    Parameter("call_id", CALL_ID, "", "The `id` of the call.", "498200007"),
+    Parameter("token", TOKEN, "", "The last segment of the `recordingUrl` of a call."),
+)
+RANGE_HEADER = Parameter("Range", ValueType({"type": "string"}), "", PART_TEXT, "bytes=0-65535")
 RECORDING_TEXT = (
     "`Content-Type` is the type of the audio; `application/octet-stream` is for generators that do not know `audio/*`."
 )
@@ -140,7 +127,8 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
             path = template.replace(":str}", "}")
             paths[path] = {"get": _operation(handler, path)}
     schemas = _schemas([route.body for route in ROUTES.values() if route.body is not bytes] + [problems.Problem])
-    parameters = _parameters(schemas)
+    located = [("path", one) for one in PATH_PARAMETERS] + [("query", one) for one in (query.CLIENT, *query.PARAMETERS)]
+    parameters = {_parameter_name(one): _parameter(place, one, schemas) for place, one in located}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -158,7 +146,10 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
             "schemas": dict(sorted(schemas.items())),
             "parameters": parameters,
             "responses": _responses(schemas),
-            "headers": {name: _header(name, text) for name, text in HEADERS.items()},
+            "headers": {
+                name: {"description": text, "schema": _bounded({"type": INTEGER_HEADERS.get(name, "string")})}
+                for name, text in HEADERS.items()
+            },
             "securitySchemes": SCHEMES,
         },
     }
@@ -187,55 +178,41 @@ def _reference(section: str, name: str) -> dict[str, str]:
 def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
     kind = handler.opt["kind"]
     route = ROUTES[kind]
-    names = [name for name in PATH_PARAMETERS if f"{{{name}}}" in path]
-    if kind in query.CLIENT.routes.split() and "code" not in names:
-        names.append(query.CLIENT.name)
-    names += [parameter.name for parameter in query.parameters_of(kind)]
-    responses = {"200": route.component} | ({"206": f"{route.component}Part"} if kind == "recording" else {})
-    responses |= {str(status): _problem_name(status) for status in sorted(route.problems)}
+    parameters = [parameter for parameter in PATH_PARAMETERS if f"{{{parameter.name}}}" in path]
+    several_clients = kind in query.CLIENT.routes.split() and not parameters
+    parameters += [*([query.CLIENT] if several_clients else []), *query.parameters_of(kind)]
+    responses = {"200": _success_name(kind)} | {str(status): _problem_name(status) for status in sorted(route.problems)}
     operation: dict[str, Any] = {
         "tags": [route.tag],
         "summary": handler.summary,
         "description": inspect.getdoc(handler.fn),
         "operationId": handler.operation_id,
-        "parameters": [_reference("parameters", _parameter_name(name)) for name in names],
+        "parameters": [_reference("parameters", _parameter_name(parameter)) for parameter in parameters],
         "responses": {status: _reference("responses", name) for status, name in responses.items()},
     }
     if kind == "recording":
-        operation["parameters"].append(RANGE_HEADER)
+        operation["parameters"].append(_parameter("header", RANGE_HEADER, {}))
+        operation["responses"]["206"] = _reference("responses", _success_name("part"))
     if kind in ("recording", "probe"):  # a recording link is a credential; probes are open
         operation["security"] = []
     return operation
 
 
-def _parameter_name(name: str) -> str:
+def _parameter_name(parameter: Parameter) -> str:
     """The name of a parameter's component, from which some generators make a type."""
-    return "".join(word[:1].upper() + word[1:] for word in (*name.split("_"), "parameter"))
+    return "".join(word[:1].upper() + word[1:] for word in (*parameter.name.split("_"), "parameter"))
 
 
-def _parameters(schemas: dict[str, Any]) -> dict[str, Any]:
-    """The parameters by name of the component. Adds the enums of query parameters to `schemas`."""
-    found: dict[str, Any] = {
-        _parameter_name(name): {"name": name, "in": "path", "required": True} | described
-        for name, described in PATH_PARAMETERS.items()
-    }
-    for parameter in (query.CLIENT, *query.PARAMETERS):
-        described: dict[str, Any] = {
-            "name": parameter.name,
-            "in": "query",
-            "required": parameter is query.CLIENT,
-            "description": parameter.description,
-            "schema": _named(parameter.kind.schema, f"A value of the parameter `{parameter.name}`.", schemas),
-        }
-        example = parameter.example
-        if parameter is query.CLIENT:
-            described["example"] = example
-        elif example is not None:  # as text: reference pages would send the example of an optional parameter
-            described["description"] += f" Example: `{example}`."
-        if described["schema"].get("type") == "array":
-            described |= {"style": "form", "explode": parameter is query.CLIENT}
-        found[_parameter_name(parameter.name)] = described
-    return found
+def _parameter(place: str, parameter: Parameter, schemas: dict[str, Any]) -> dict[str, Any]:
+    """A parameter. Adds its enum to `schemas`."""
+    required, example = place == "path" or parameter is query.CLIENT, parameter.example
+    # In the text, the example of an optional parameter is not sent by reference pages.
+    text = "" if required or example is None else f" Example: `{example}`."
+    schema = _named(parameter.kind.schema, f"A value of the parameter `{parameter.name}`.", schemas)
+    described = {"name": parameter.name, "in": place, "required": required, "schema": schema}
+    described |= {"description": parameter.description + text}
+    described |= {"style": "form", "explode": parameter is query.CLIENT} if schema.get("type") == "array" else {}
+    return described | ({"example": example} if required and example is not None else {})
 
 
 def _named(schema: Mapping[str, Any], description: str, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -246,10 +223,14 @@ def _named(schema: Mapping[str, Any], description: str, schemas: dict[str, Any])
     return {**schema, "items": _named(schema["items"], description, schemas)} if "items" in schema else {**schema}
 
 
+def _success_name(kind: str) -> str:
+    return f"{kind.title()}Response"
+
+
 def _responses(schemas: Mapping[str, Any]) -> dict[str, Any]:
-    found = {route.component: _success(route, schemas) for route in ROUTES.values()}
-    found["RecordingPart"] = found["Recording"] | {"description": f"The requested part. {RECORDING_TEXT}"}
-    statuses = sorted({status for route in ROUTES.values() for status in route.problems})
+    routes = ROUTES | {"part": ROUTES["recording"]._replace(description="The requested part of the recording.")}
+    statuses = sorted({status for route in routes.values() for status in route.problems})
+    found = {_success_name(kind): _success(route, schemas) for kind, route in routes.items()}
     return found | {_problem_name(status): _problem(status) for status in statuses}
 
 
@@ -258,20 +239,19 @@ def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
     if route.body is bytes:
         media = {"schema": {"type": "string", "format": "binary"}}
         content = dict.fromkeys(("audio/*", "application/octet-stream"), media)
-        return {"description": f"{route.description} {RECORDING_TEXT}", "content": content}
+        return {"description": f"{route.description} {RECORDING_TEXT}", "headers": _headers(), "content": content}
     schema = msgspec.json.schema_components([route.body], ref_template="#/components/schemas/{name}")[0][0]
     example = example_of(schema, schemas)
-    json = {"application/json": {"schema": schema, "example": example}}
-    if route.body is PROBE:
-        return {"description": route.description, "headers": _headers(), "content": json}
-    if route.body is not CallPage:
-        return {"description": route.description, "headers": _headers(*WINDOW_HEADERS), "content": json}
-    return {
+    described: dict[str, Any] = {
         "description": route.description,
-        "headers": _headers(*WINDOW_HEADERS, "Link"),
-        "content": json | _streams(example),
-        "links": {"call": FIRST_CALL},
+        "headers": _headers(*() if route.body is PROBE else WINDOW_HEADERS),
+        "content": {"application/json": {"schema": schema, "example": example}},
     }
+    if route.body is CallPage:
+        described["headers"] |= {"Link": _reference("headers", "Link")}
+        described["content"] |= _streams(example)
+        described["links"] = {"call": FIRST_CALL}
+    return described
 
 
 def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,11 +287,6 @@ def _problem(status: int) -> dict[str, Any]:
 
 def _headers(*names: str) -> dict[str, Any]:
     return {name: _reference("headers", name) for name in sorted((*names, "X-Request-Id"))}
-
-
-def _header(name: str, description: str) -> dict[str, Any]:
-    kind = "integer" if name in ("Age", "Retry-After") else "string"
-    return {"description": description, "schema": _bounded({"type": kind})}
 
 
 def _schemas(bodies: list[Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.params import FromPath
@@ -26,7 +25,7 @@ from gateway.cache.extents import Extent
 from gateway.cache.reader import Query, ReadResult
 from gateway.cache.scans import counted
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.model import EVERY_CLIENT, Instant
+from gateway.model import EVERY_CLIENT, Instant, about
 
 MAX_ROWS = 20_000  # of a summary; about 5 MB of JSON
 MAX_SUM = 2**31 - 1  # seconds, 68 years; the contract promises int32
@@ -37,41 +36,29 @@ SINGLE_BUCKET = (-(10**11),)  # seconds since 1970, before any call; the same fo
 class SummaryTotals(Struct, frozen=True, kw_only=True, rename="camel"):
     """The figures of a set of calls."""
 
-    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
-    connected: Annotated[int, msgspec.Meta(description="Number of answered calls.", examples=[1])]
-    unique_callers: Annotated[int, msgspec.Meta(description="Number of distinct callers, by `ani`.", examples=[2])]
-    new_callers: Annotated[
-        int,
-        msgspec.Meta(
-            description="Number of callers whose first call in the window is among these calls.", examples=[2]
-        ),
-    ]
-    duration_seconds: Annotated[int, msgspec.Meta(description="Sum of the durations, in seconds.", examples=[412])]
-    talk_time_seconds: Annotated[int, msgspec.Meta(description="Sum of the talk times, in seconds.", examples=[332])]
-    mean_talk_time_seconds: Annotated[
-        float | None, msgspec.Meta(description="Mean of the known talk times.", examples=[166.0])
-    ]
+    calls: Annotated[int, about("Number of calls.", 2)]
+    connected: Annotated[int, about("Number of answered calls.", 1)]
+    unique_callers: Annotated[int, about("Number of distinct callers, by `ani`.", 2)]
+    new_callers: Annotated[int, about("Number of callers whose first call in the window is among these calls.", 2)]
+    duration_seconds: Annotated[int, about("Sum of the durations, in seconds.", 412)]
+    talk_time_seconds: Annotated[int, about("Sum of the talk times, in seconds.", 332)]
+    mean_talk_time_seconds: Annotated[float | None, about("Mean of the known talk times.", 166.0)]
 
 
 class SummaryRow(SummaryTotals, frozen=True, kw_only=True, rename="camel"):
     """The figures of one time bucket and one group."""
 
-    bucket_start: Annotated[
-        Instant, msgspec.Meta(description="Start of the bucket.", examples=["2026-11-01T05:00:00Z"])
-    ]
+    bucket_start: Annotated[Instant, about("Start of the bucket.", "2026-11-01T05:00:00Z")]
     group: Annotated[
         str | None,
-        msgspec.Meta(
-            description="The value of the field `groupBy`; null without `groupBy`, or if the calls have no value.",
-            examples=[None],
-        ),
+        about("The value of the field `groupBy`; null without `groupBy`, or if the calls have no value.", None),
     ]
 
 
 class CallSummary(Struct, frozen=True, kw_only=True):
     """Figures by time bucket and group, oldest first, and of all calls of the window."""
 
-    data: Annotated[list[SummaryRow], msgspec.Meta(description="The figures, including empty buckets.")]
+    data: Annotated[list[SummaryRow], about("The figures, including empty buckets.")]
     total: SummaryTotals
     meta: AnswerMeta
 
@@ -79,14 +66,14 @@ class CallSummary(Struct, frozen=True, kw_only=True):
 class ClientFigures(Struct, frozen=True, kw_only=True, rename="camel"):
     """A client and its number of calls in the window."""
 
-    client_code: Annotated[str, msgspec.Meta(description="The client code.", examples=["8005550100"])]
-    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
+    client_code: Annotated[str, about("The client code.", "8005550100")]
+    calls: Annotated[int, about("Number of calls.", 2)]
 
 
 class ClientList(Struct, frozen=True, kw_only=True):
     """The clients that had calls in the window, sorted by code."""
 
-    data: Annotated[list[ClientFigures], msgspec.Meta(description="The clients.")]
+    data: Annotated[list[ClientFigures], about("The clients.")]
     meta: AnswerMeta
 
 
