@@ -103,7 +103,7 @@ def _parse_text(text: str) -> str:
 INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the time zone is known
 ZONE = ValueType({"type": "string"}, parse_zone)
 TEXT = ValueType({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, _parse_text)
-FLAG = ValueType({"type": "boolean"}, _choice("", "true", "false").parse)
+FLAG = ValueType({"type": "boolean"}, _choice("", "true", "false", "1", "0").parse)  # generated PHP sends 1 and 0
 FIELD_LIST = _words("CallField", {field: field for field in FIELDS})
 RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
@@ -386,7 +386,7 @@ def _filters(values: Mapping[str, Any]) -> Filters:
     return Filters(
         result=values.get("result", ()),
         phone_type=values.get("phoneType", ()),
-        recorded=None if "recorded" not in values else values["recorded"] == "true",
+        recorded=None if "recorded" not in values else values["recorded"] in ("true", "1"),
         min_duration=values.get("minDuration"),
         **{name: values.get(name) for name in TEXT_FILTERS},
     )

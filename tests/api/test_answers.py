@@ -159,6 +159,14 @@ def test_repeated_words_and_words_with_commas_are_the_same(gateway: Stand):
     assert ask(gateway, LIST, params=WINDOW | {"campaign": ["1", "2"]}).status_code == 400
 
 
+@pytest.mark.parametrize(("digit", "word"), [("1", "true"), ("0", "false")])
+def test_a_flag_may_be_a_digit_as_generated_php_sends_it(digit: str, word: str, gateway: Stand):
+    pages = [ask(gateway, LIST, params=WINDOW | {"recorded": text}).json()["data"] for text in (digit, word)]
+    assert pages[0] == pages[1] != []
+    assert {call["recordingUrl"] is not None for call in pages[0]} == {word == "true"}
+    assert ask(gateway, LIST, params=WINDOW | {"recorded": digit * 2}).status_code == 400
+
+
 def test_with_fields_a_call_has_those_and_the_required_ones(gateway: Stand):
     (call,) = ask(gateway, LIST, params=WINDOW | {"fields": "address.city,result", "limit": 1}).json()["data"]
     assert call.keys() == {"id", "clientCode", "startTime", "address", "result"}
