@@ -4,7 +4,9 @@ Rules:
 - JSON is one object with `data` and `meta`, one call a line.
 - NDJSON is one call a line. The last line is `{"meta": {…}}`; a text without it is incomplete.
 - CSV is RFC 4180 with a header. Nested fields are columns with dotted names, null is empty, and `extra` is JSON in one
-  column. A text that a spreadsheet would take for a formula is preceded by an apostrophe.
+  column. In a time zone it begins with a byte order mark and has local times, as Excel reads them.
+- A text that a spreadsheet would take for a formula is preceded by an apostrophe, also after a comma, semicolon, tab or
+  line end, where a spreadsheet with another separator splits it. JSON escapes the sign instead.
 - `fields` are names of columns, or `address` and `status` for all their fields. JSON and NDJSON add `REQUIRED_FIELDS`;
   CSV has only the requested columns, in the requested order.
 """
@@ -13,10 +15,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Struct
@@ -24,7 +29,12 @@ from msgspec import Struct
 from gateway.model import Call, CallerAddress, CallStatus
 
 REQUIRED_FIELDS = ("id", "clientCode", "startTime")  # they identify a call and order a list
-FORMULA_PREFIXES = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets accept full-width signs as well
+SIGNS = "=+@＝＋－＠-"  # noqa: RUF001 - spreadsheets accept full-width signs as well
+FORMULA = re.compile(rf'([\s"]*)([{SIGNS}])')
+INNER_FORMULA = re.compile(rf'([,;\t\r\n][\s"]*)([{SIGNS}])')  # after a place where another separator splits the cell
+BEGINNINGS = frozenset(f'{SIGNS} "\t\r\n')  # of formulas, and of cells that Excel may trim
+find_separator = re.compile("[,;\t\r\n]").search
+BYTE_ORDER_MARK = "\ufeff".encode()
 _encoder = msgspec.json.Encoder()
 
 
@@ -104,10 +114,11 @@ class Json:
 
 
 class Ndjson:
-    """One call a line, then `meta`."""
+    """One call a line, then `meta`, unless the end of the connection or file alone is to show that it is complete."""
 
-    def __init__(self, fields: Sequence[str] = ()) -> None:
+    def __init__(self, fields: Sequence[str] = (), *, meta: bool = True) -> None:
         self._project = Projection(fields) if fields else None
+        self._meta = meta
 
     def begin(self) -> bytes:
         """Return no bytes: NDJSON has no header."""
@@ -119,28 +130,31 @@ class Ndjson:
 
     def end(self, meta: object) -> bytes:
         """Render the last line, which shows that the text is complete."""
-        return _encoder.encode({"meta": meta}) + b"\n"
+        return _encoder.encode({"meta": meta}) + b"\n" if self._meta else b""
 
 
 class Csv:
-    """A header, then one record for each call."""
+    """A header, then one record for each call. `zone` is the time zone of Excel's dialect."""
 
-    def __init__(self, fields: Sequence[str] = ()) -> None:
+    def __init__(self, fields: Sequence[str] = (), *, zone: ZoneInfo | None = None) -> None:
         self._columns = _columns(fields)
         self._read = _reader(self._columns)
+        self._zone = zone
 
     def begin(self) -> bytes:
         """Render the header."""
-        return _records([self._columns])
+        return (BYTE_ORDER_MARK if self._zone else b"") + _records([self._columns])
 
     def rows(self, calls: Iterable[Call]) -> bytes:
         """Render one record for each call."""
-        read = self._read
+        read, zone = self._read, self._zone
         return _records(
             [
                 value
-                if value is None or type(value) is int or (type(value) is str and value[:1] not in FORMULA_PREFIXES)
-                else _cell(value)
+                if value is None
+                or type(value) is int
+                or (type(value) is str and value[:1] not in BEGINNINGS and not find_separator(value))
+                else _cell(value, zone)
                 for value in read(call)
             ]
             for call in calls
@@ -154,11 +168,16 @@ class Csv:
 FORMATS = ("json", "ndjson", "csv")
 
 
-def make_format(name: str, fields: Sequence[str] = (), *, begun: bool = False) -> Format:
-    """Make the format of one of the names in FORMATS. `begun` says that calls have already been written."""
+def make_format(
+    name: str, fields: Sequence[str] = (), *, begun: bool = False, meta: bool = True, zone: ZoneInfo | None = None
+) -> Format:
+    """Make the format of one of the names in FORMATS.
+
+    `begun` says that calls have already been written, `meta` that NDJSON has a last line. `zone` makes CSV for Excel.
+    """
     if name == "json":
         return Json(fields, begun=begun)
-    return Ndjson(fields) if name == "ndjson" else Csv(fields)
+    return Ndjson(fields, meta=meta) if name == "ndjson" else Csv(fields, zone=zone)
 
 
 def _columns(fields: Sequence[str]) -> list[str]:
@@ -191,13 +210,18 @@ def _all(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return take if len(names) > 1 else lambda value: (take(value),)
 
 
-def _cell(value: Any) -> str | None:  # noqa: ANN401 - a field of a call has one of many types
-    """Render a cell that is not None, an integer or a plain text."""
-    if not isinstance(value, str):  # an enum is a str
-        if not value and isinstance(value, dict):
-            return None
-        value = _encoder.encode(value).decode().strip('"')
-    return f"'{value}" if value[:1] in FORMULA_PREFIXES else value
+def _cell(value: Any, zone: ZoneInfo | None) -> str | None:  # noqa: ANN401 - a field of a call has one of many types
+    """Render a cell that is not None, an integer, or a text without anything that could begin a formula."""
+    if isinstance(value, dict):
+        text = _encoder.encode(value).decode() if value else ""
+        return INNER_FORMULA.sub(lambda found: f"{found[1]}\\u{ord(found[2]):04x}", text)
+    if type(value) is str:
+        text = FORMULA.sub(r"\1'\2", value, 1) if FORMULA.match(value) else value
+        text = INNER_FORMULA.sub(r"\1'\2", text)
+        return f"'{text}" if text[:1] in ("\t", "\r", "\n") else text
+    if isinstance(value, datetime) and zone is not None:
+        return value.astimezone(zone).replace(tzinfo=None).isoformat(" ", "seconds")
+    return _encoder.encode(value).decode().strip('"')
 
 
 def _records(records: Iterable[Sequence[object]]) -> bytes:

@@ -56,7 +56,6 @@ REFUSALS = (
     "rate",
     "exports",
     "several credentials",
-    "other scheme",
     "no such kind",
     "too long",
     "link",
@@ -157,6 +156,10 @@ class Metrics:
         self.dropped = counter("upstream_dropped", "POSTs that were not sent.", reason=DROP_REASONS)
         self.reply_bytes = counter("upstream_reply_bytes", "Bytes of replies read, decompressed.")
         self.calls_translated = counter("calls_translated", "Calls translated from XML.")
+        self.calls_of_unnameable_clients = counter(
+            "calls_of_unnameable_clients",
+            "Calls listed under client codes that no request can name; lists of all clients leave them out.",
+        )
         self.calls_unreadable = counter("calls_unreadable", "Calls left out: no id, or no readable StartTime.")
         self.unknown_elements = counter("unknown_elements", "Elements that the protocol does not define.")
         self.status_ignored = counter("status_flag_ignored", "Replies without the requested status.")

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -17,6 +18,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 EVERY_CLIENT = "*"  # in place of a client code
+CODE_PATTERN = "[A-Za-z0-9_.-]{1,64}"  # of a client code
+CLIENT_CODE = re.compile(CODE_PATTERN, re.ASCII)
 UNREADABLE = "Null if the server's value is not a number; its text is then in `extra`."
 Instant = Annotated[datetime, Meta(tz=True)]  # in UTC
 

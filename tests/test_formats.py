@@ -3,14 +3,16 @@
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.formats import COLUMNS, FIELDS, FORMULA_PREFIXES, Csv, Ndjson, Projection, make_format
+from gateway.formats import COLUMNS, FIELDS, Csv, Ndjson, Projection, make_format
 from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 
 ADDRESS = CallerAddress(
@@ -86,13 +88,80 @@ def test_no_cell_is_a_formula():
     assert row["status.journal"] == "'-1+1"
 
 
+FORMULAS = {
+    "Smith;=HYPERLINK(1)": "Smith;'=HYPERLINK(1)",
+    "Smith\t=HYPERLINK(1)": "Smith\t'=HYPERLINK(1)",
+    "Smith, +1": "Smith, '+1",
+    'Smith;"=1"': 'Smith;"\'=1"',
+    "Lake\n@SUM(1)": "Lake\n'@SUM(1)",
+    "a;＝1": "a;'＝1",
+    "=1;-2": "'=1;'-2",
+    "a-b; c=d": "a-b; c=d",
+    "A. Smith, Jr.": "A. Smith, Jr.",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), FORMULAS.items())
+def test_no_part_of_a_cell_is_a_formula_where_it_is_split(text: str, expected: str):
+    form = Csv(["id", "otherData"])
+    (row,) = read_csv(form.begin() + form.rows([msgspec.structs.replace(CALL, other_data=text)]))
+    assert row["otherData"] == expected
+
+
+RISKY_TEXT = st.text(st.sampled_from(" '\"=+-@＝;,\t\r\nab1"))
+
+
+def cells_split_at(body: bytes, separator: str) -> list[str]:
+    """The cells that a spreadsheet with this separator makes of a text, by quotes as RFC 4180 has them."""
+    return [cell for row in csv.reader(io.StringIO(body.decode(), newline=""), delimiter=separator) for cell in row]
+
+
+@given(RISKY_TEXT, RISKY_TEXT)
+def test_no_separator_makes_a_formula_of_any_text(first: str, second: str):
+    call = msgspec.structs.replace(CALL, other_data=first, dtmf=second, extra={first: second})
+    for fields in (["id", "otherData", "dtmf", "extra"], ["otherData", "id"], ["dtmf"]):
+        form = Csv(fields)
+        body = form.begin() + form.rows([call, call])
+        for separator in (",", ";", "\t"):
+            for cell in cells_split_at(body, separator):
+                assert not cell.strip(' "').startswith(tuple("=+-@＝")), (separator, cell)
+        for line in body.decode().splitlines():  # a program that knows no quotes
+            for cell in re.split("[,;\t]", line):
+                assert not cell.strip(' "').startswith(tuple("=+-@＝")), cell
+
+
+@given(st.dictionaries(RISKY_TEXT, RISKY_TEXT))
+def test_extra_stays_json_of_the_same_value(extra: dict[str, str]):
+    form = Csv(["extra"])
+    (row,) = read_csv(form.begin() + form.rows([msgspec.structs.replace(CALL, extra=extra)]))
+    assert json.loads(row["extra"] or "{}") == extra
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_comes_back_from_csv_and_no_formula_does(text: str):
-    call = msgspec.structs.replace(CALL, other_data=text)
+def test_any_text_comes_back_from_csv_without_the_apostrophes(text: str):
     form = Csv(["id", "otherData", "dtmf"])
-    (row,) = read_csv(form.begin() + form.rows([call]))
-    assert row["otherData"] == (f"'{text}" if text.startswith(tuple(FORMULA_PREFIXES)) else text)
-    assert not row["otherData"].startswith(tuple(FORMULA_PREFIXES))
+    (row,) = read_csv(form.begin() + form.rows([msgspec.structs.replace(CALL, other_data=text)]))
+    assert row["otherData"].replace("'", "") == text.replace("'", "")
+    assert not row["otherData"].startswith(tuple("=+-@\t\r\n＝＋－＠"))
+
+
+ZONED = {
+    "America/Chicago": "2026-11-01 01:30:00",
+    "Asia/Kolkata": "2026-11-01 12:00:00",
+    "UTC": "2026-11-01 06:30:00",
+}
+
+
+@pytest.mark.parametrize(("zone", "time"), ZONED.items(), ids=ZONED)
+def test_the_dialect_of_excel_has_a_mark_and_local_times(zone: str, time: str):
+    form = make_format("csv", ["id", "startTime"], zone=ZoneInfo(zone))
+    body = form.begin() + form.rows([CALL]) + form.end({})
+    assert body == f"\ufeffid,startTime\r\n0188,{time}\r\n".encode()
+
+
+def test_ndjson_without_its_last_line_has_calls_alone():
+    form = make_format("ndjson", ["id"], meta=False)
+    assert len((form.begin() + form.rows([CALL]) + form.end({"stale": False})).splitlines()) == 1
 
 
 FIELD_CASES = {

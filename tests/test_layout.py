@@ -48,6 +48,7 @@ OWNERS = {
     "opentelemetry": {"tracing"},
     "httpx": {"callbutton", "auth"},
     "jwt": {"auth"},
+    "cryptography": {"api", "auth"},
     "httpcore": {"callbutton"},
     "redis": {"redis_client"},
     "xmltodict": {"callbutton", "simulator"},
@@ -78,6 +79,40 @@ def parts_imported(path: Path) -> set[str]:
     ours = [name.split(".") for name in imports_of(path) if name.split(".")[0] == "gateway"]
     names = {words[1] if len(words) > 1 else "" for words in ours}
     return {name if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file() else "" for name in names}
+
+
+# The only modules that read each header of a request, from its combined value. The response cache has some as its key.
+HEADER_READERS = {
+    b"accept": {"responses", "response_cache"},
+    b"accept-encoding": {"compression", "response_cache"},
+    b"access-control-request-method": {"cors"},
+    b"authorization": {"authentication"},
+    b"cache-control": {"responses", "response_cache", "compression"},  # compression: of the response
+    b"if-none-match": {"response_cache"},
+    b"if-range": {"recordings"},
+    b"origin": {"cors"},
+    b"pragma": {"response_cache"},
+    b"range": {"recordings"},
+    b"x-api-key": {"authentication"},
+    b"x-request-id": {"request_context"},
+}
+# The only modules that touch the query as it came: to parse it, to measure it, or as a key.
+QUERY_READERS = {"calls", "summaries", "recordings", "load_shedder", "response_cache"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "api").rglob("*.py")), ids=lambda path: path.stem)
+def test_headers_and_queries_are_read_in_one_place(path: Path):
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(value=ast.Name(id="scope"), slice=ast.Constant(value="headers")):
+                assert path.stem == "request_context"
+            case ast.Subscript(slice=ast.Constant(value="query_string")):
+                assert path.stem in QUERY_READERS
+            case ast.Attribute(value=ast.Name(id="request"), attr="headers" | "cookies" | "query_params"):
+                raise AssertionError(f"line {node.lineno}: use the request context")
+            case ast.Call(func=ast.Attribute(attr="header" | "get"), args=[ast.Constant(value=bytes(name)), *_]):
+                assert path.stem in HEADER_READERS.get(name, {path.stem}), name
 
 
 def test_every_part_has_its_place():

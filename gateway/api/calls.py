@@ -15,13 +15,14 @@ from msgspec import Struct
 
 from gateway import access
 from gateway.api import exports, responses
+from gateway.api.list_query import parse_list_query, render_cursor
 from gateway.api.middleware.request_context import RequestContext, context_of
-from gateway.api.query import MAX_LIMIT, ListQuery, parse_call_query, parse_list_query, render_cursor
+from gateway.api.query import MAX_LIMIT, parse_call_query
 from gateway.api.responses import JSON, AnswerMeta, Services
 from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
-from gateway.errors import InvalidParameters, NotFound, ParameterFault
+from gateway.errors import NotFound
 from gateway.formats import Projection
 from gateway.model import Call, Window, about
 
@@ -107,8 +108,8 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     )
     keep = responses.row_filter(context, cache_query, query.filters)
     present = presenter(services, context, status=query.status)
+    query.require_format(form)
     if form in exports.FORMATS:
-        _refuse_paging(form, query)
         context.release = services.exports.begin(responses.consumer_of(context))
         one_shot = msgspec.structs.replace(cache_query, one_shot=True)
         parts = stream(services.cache, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
@@ -124,13 +125,13 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         texts=query.filters.texts,
     )
     context.read_finished = time.perf_counter()
-    cursor = None if page.after is None else render_cursor(query, page.after, services.signing_key)
+    cursor, complete = render_cursor(query, page.after, services.signing_key) if page.after else (None, False)
     links, meta = PageInfo(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
     calls = present(page.calls)
     body: object = CallPage(data=calls, page=links, meta=meta)
     if query.fields:
         body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
-    next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if cursor else ""
+    next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
     return responses.json_response(
         services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link
     )
@@ -145,13 +146,6 @@ def presenter(services: Services, context: RequestContext, *, status: bool) -> e
     return lambda calls: [
         access.mask_call(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
     ]
-
-
-def _refuse_paging(form: str, query: ListQuery) -> None:
-    name = "cursor" if query.after else "limit" if "limit" in query.given else ""
-    if name:
-        detail = f"cannot be combined with {form}, which is not paged"
-        raise InvalidParameters([ParameterFault(name, detail)])
 
 
 async def _find(

@@ -3,7 +3,7 @@
 Rules:
 - The first calls are read before the response starts, so that an early error is a normal problem response.
 - A later error closes the connection: the response has no last line and no final chunk, so the consumer notices.
-- CSV has no field to mark stale calls, so a CSV export with stale calls is an error.
+- CSV, and NDJSON without its last line, cannot mark stale calls, so such an export with stale calls is an error.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from zoneinfo import ZoneInfo
 
 from litestar.response import Stream
 
+from gateway.api.list_query import ListQuery
 from gateway.api.middleware.request_context import RequestContext
-from gateway.api.query import ListQuery
 from gateway.api.responses import JSON, combine, empty_result, meta_of, shared_headers
 from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
-from gateway.formats import Csv, Ndjson
+from gateway.formats import make_format
 from gateway.model import Call
 
 Present = Callable[[Sequence[Call]], list[Call]]  # masks calls and adds links, for one consumer
 LOGGER = logging.getLogger(__name__)
-FORMATS: dict[str, type[Ndjson] | type[Csv]] = {"ndjson": Ndjson, "csv": Csv}  # by name; these formats are streamed
+FORMATS = ("ndjson", "csv")  # these are streamed
 MEDIA_TYPES = JSON | {
     "application/x-ndjson": "ndjson",
     "text/csv": "csv",
@@ -49,7 +50,7 @@ async def export_response(
     first = await anext(parts, None)
     context.read_finished = time.perf_counter()
     if first is not None:
-        _refuse_stale(form, first)
+        _refuse_stale(form, query, first)
     headers = HEADERS[form] | shared_headers(context) | {"Cache-Control": "private, no-store"}
     if context.is_head:
         return Stream(iter([b""]), headers=headers)
@@ -65,13 +66,14 @@ async def _render(
     query: ListQuery,
     now: float,
 ) -> AsyncIterator[bytes]:
-    writer, last, total = FORMATS[form](query.fields), None, None
+    zone = ZoneInfo(query.zone) if query.dialect else None
+    writer, last, total = make_format(form, query.fields, meta=query.meta is None, zone=zone), None, None
     if beginning := writer.begin():
         yield beginning
     try:
         part = first
         while part is not None:
-            _refuse_stale(form, part)
+            _refuse_stale(form, query, part)
             if part.reading is not last:  # the parts of one span share a result
                 last, total = part.reading, combine(total, part.reading, newest_first=query.newest_first)
             for place in range(0, len(part.calls), CHUNK_SIZE):
@@ -86,6 +88,6 @@ async def _render(
         yield ending
 
 
-def _refuse_stale(form: str, part: Part) -> None:
-    if form == "csv" and part.reading.stale:
-        raise UpstreamFailed("a part of the window is only available as stale data, which CSV cannot mark")
+def _refuse_stale(form: str, query: ListQuery, part: Part) -> None:
+    if part.reading.stale and (form == "csv" or query.meta is not None):
+        raise UpstreamFailed("a part of the window is only available as stale data, which this export cannot mark")

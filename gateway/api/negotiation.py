@@ -1,17 +1,29 @@
-"""Content negotiation (RFC 9110, section 12): choose the media type and coding that a request prefers. Pure."""
+"""Reads the request headers that are lists, and chooses the media type and coding that a request prefers. Pure.
+
+Rule: a header is read here from its combined value (RFC 9110, sections 5.3 and 12), so its lines cannot disagree.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 Headers = list[tuple[bytes, bytes]]
+QUOTED = r'"(?:\\.|[^"\\])*+"?'  # a quoted string, which may contain the separators
+ELEMENT = re.compile(rf'(?:[^,"]++|{QUOTED})+')  # of a list
+PART = re.compile(rf'(?:[^;"]++|{QUOTED})+')  # of an element: its name or a parameter
+
+
+def split_list(header: str) -> list[str]:
+    """The elements of a header that is a list, without empty ones (RFC 9110, section 5.6.1)."""
+    return [element for found in ELEMENT.findall(header) if (element := found.strip())]
 
 
 def parse_weights(header: str) -> list[tuple[str, float]]:
     """Parse a header such as `text/csv, */*;q=0.5` to names and weights. An invalid weight is 0."""
     found = []
-    for part in header.split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
+    for element in split_list(header):
+        name, *parameters = [part.strip() for part in PART.findall(element)] or [""]
         weight = 1.0
         for parameter in parameters:
             key, _, value = parameter.partition("=")
@@ -20,6 +32,11 @@ def parse_weights(header: str) -> list[tuple[str, float]]:
         if name:
             found.append((name.lower(), weight))
     return found
+
+
+def parse_directives(header: str) -> set[str]:
+    """The names of the directives in `Cache-Control`, in lower case and without their arguments."""
+    return {element.partition("=")[0].strip().lower() for element in split_list(header)}
 
 
 def negotiate_media_type(accept: str, offered: Mapping[str, str]) -> str | None:

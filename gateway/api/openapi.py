@@ -25,7 +25,7 @@ from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
 from gateway.errors import ParameterFault
 from gateway.formats import Csv, Ndjson
-from gateway.model import Call
+from gateway.model import CODE_PATTERN, Call
 
 DESCRIPTION = """\
 The calls of a Callbutton call-tracking server as JSON, in UTC.
@@ -103,7 +103,7 @@ FIRST_CALL = {
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
-CODE = ValueType({"type": "string", "pattern": f"^{query.CODE_PATTERN}$"})
+CODE = ValueType({"type": "string", "pattern": f"^{CODE_PATTERN}$"})
 CALL_ID = ValueType({"type": "string", "minLength": 1, "maxLength": 200})
 TOKEN = ValueType({"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000})
 PART_TEXT = "The requested part of the recording (RFC 9110), if the Callbutton server supports ranges."

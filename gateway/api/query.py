@@ -3,32 +3,28 @@
 Rules:
 - A query string is parsed once, to a typed query. Handlers see only the typed query.
 - Parsing is strict: an unknown or repeated parameter, or an invalid value, is a fault. One error reports all faults.
+- An empty value, or one that equals the default, is as good as absent. Lists may be repeated, in one value with commas,
+  and named with brackets (`fields[]`), as HTML forms and PHP send them.
 - Filters apply to calls before masking. `access` decides which filters a consumer may use.
-- A cursor is the signed query of the next page, so it is complete without other parameters. If others are sent with
-  it, they must be equal to those of its query.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from gateway.api.signing import Signer
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
-from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
-from gateway.model import EVERY_CLIENT, Call, CallResult, PhoneType, Window
+from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
-CODE_PATTERN = "[A-Za-z0-9_.-]{1,64}"
-CODE = re.compile(CODE_PATTERN, re.ASCII)
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
 MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
@@ -47,11 +43,13 @@ GROUPS: dict[str, Callable[[Call], str | None]] = {
 class ValueType(NamedTuple):
     """A type of value: its JSON schema, and its parser, which raises ValueError with the fault.
 
-    The schema has no `default`: generated clients would send it. The `title` of an enum is the name of its component.
+    The parser takes one text, or with `several` a list of texts that are not empty. The schema has no `default`, which
+    generated clients would send. The `title` of an enum is the name of its component.
     """
 
     schema: Mapping[str, Any]
-    parse: Callable[[str], Any] = str
+    parse: Callable[[Any], Any] = str
+    several: bool = False
 
 
 class Parameter(NamedTuple):
@@ -73,16 +71,16 @@ def _choice(title: str, *names: str, **extensions: list[str]) -> ValueType:
     return ValueType({"title": title, "type": "string", "enum": list(names), **extensions}, parse)
 
 
-def _words(title: str, known: Mapping[str, Any]) -> ValueType:
-    """A list of known words. Its value has the meaning of each word once."""
+def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False) -> ValueType:
+    """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given."""
 
-    def parse(text: str) -> tuple[Any, ...]:
-        words = dict.fromkeys(text.split(","))
+    def parse(texts: Sequence[str]) -> tuple[Any, ...]:
+        words = dict.fromkeys(word for text in texts for word in text.split(",") if word)
         if unknown := [word[:64] for word in words if word not in known]:
             raise ValueError(f"has unknown values {', '.join(unknown[:5])}; the values are {', '.join(known)}")
-        return tuple(known[word] for word in words)
+        return tuple(known[word] for word in (words if ordered else known) if word in words)
 
-    return ValueType({"type": "array", "items": _choice(title, *known).schema, "minItems": 1}, parse)
+    return ValueType({"type": "array", "items": _choice(title, *known).schema}, parse, several=True)
 
 
 def _whole_number(minimum: int, maximum: int) -> ValueType:
@@ -95,16 +93,40 @@ def _whole_number(minimum: int, maximum: int) -> ValueType:
 
 
 def _parse_text(text: str) -> str:
-    if not 0 < len(text) <= MAX_TEXT:
-        raise ValueError(f"is empty or longer than {MAX_TEXT} characters")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"is longer than {MAX_TEXT} characters")
     return text
+
+
+def _parse_boolean(text: str) -> bool:
+    word = text.lower()
+    if word not in ("true", "false", "1", "0"):
+        raise ValueError("is not true or false")
+    return word in ("true", "1")
+
+
+def _parse_code(text: str) -> str:
+    if CLIENT_CODE.fullmatch(text) is None:
+        raise ValueError("is not a client code: 1 to 64 letters, digits, dots, hyphens or underscores")
+    return text
+
+
+def _parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
+    codes = tuple(dict.fromkeys(texts))
+    if len(texts) > MAX_CLIENTS:
+        raise ValueError(f"is given more than {MAX_CLIENTS} times")
+    if EVERY_CLIENT not in codes:
+        return tuple(map(_parse_code, codes))
+    if len(codes) > 1:
+        raise ValueError("cannot combine `*` with client codes")
+    return codes
 
 
 INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the time zone is known
 ZONE = ValueType({"type": "string"}, parse_zone)
-TEXT = ValueType({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, _parse_text)
-FLAG = ValueType({"type": "boolean"}, _choice("", "true", "false", "1", "0").parse)  # generated PHP sends 1 and 0
-FIELD_LIST = _words("CallField", {field: field for field in FIELDS})
+TEXT = ValueType({"type": "string", "maxLength": MAX_TEXT}, _parse_text)
+BOOLEAN = ValueType({"type": "boolean"}, _parse_boolean)
+FIELD_LIST = _words("CallField", {field: field for field in FIELDS}, ordered=True)
 RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
 SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
@@ -121,15 +143,23 @@ LIMIT_TEXT = (
     "The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the "
     "list. Not for NDJSON and CSV."
 )
-CURSOR_TEXT = "The `nextCursor` of the previous page, with the same parameters or none. Not for NDJSON and CSV."
+CURSOR_TEXT = (
+    "The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 "
+    "characters, it needs them. Not for NDJSON and CSV."
+)
 FIELDS_TEXT = (
     "The fields of each call, separated by commas; nested fields with a dot, such as `address.city`. JSON and NDJSON "
     "add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV "
     "has exactly these columns, in this order."
 )
 FORMAT_TEXT = "Overrides `Accept`. NDJSON and CSV stream the whole window."
+DIALECT_TEXT = (
+    "Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which "
+    "Excel reads as dates."
+)
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
-CLIENT = Parameter("client", ValueType({"type": "array"} | CODES), FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
+CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
+CLIENT = Parameter("client", CODE_LIST, FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
 PARAMETERS = (
     Parameter("start", INSTANT, ALL, f"{START} Inclusive. {START_DEFAULT}", "2026-11-01"),
     Parameter("end", INSTANT, ALL, f"{START} Exclusive. Default: now.", "2026-11-02T00:00:00Z"),
@@ -142,16 +172,20 @@ PARAMETERS = (
     Parameter("ani", TEXT, FILTERED, "Only calls from this number.", "3125550161"),
     Parameter("target", TEXT, FILTERED, "Only calls forwarded to this number.", "7735550158"),
     Parameter("phoneType", PHONE_TYPES, FILTERED, PHONE_TEXT, "cell"),
-    Parameter("recorded", FLAG, FILTERED, "Only calls with a recording, or only calls without one."),
+    Parameter("recorded", BOOLEAN, FILTERED, "Only calls with a recording, or only calls without one."),
     Parameter("minDuration", _whole_number(0, 9_999_999), FILTERED, "Only calls of at least this many seconds.", 30),
     Parameter("sort", SORT, "list", "Oldest call first, or newest first with `-startTime`. Default: `-startTime`."),
     Parameter("limit", _whole_number(1, MAX_LIMIT), "list", LIMIT_TEXT),
     Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
     Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
     Parameter("format", _choice("ListFormat", *FORMATS), "list", FORMAT_TEXT),
+    Parameter("dialect", _choice("CsvDialect", "excel"), "list", DIALECT_TEXT),
+    Parameter("meta", _choice("NdjsonMeta", "none"), "list", "Only for NDJSON: `none` leaves out the last line."),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
 )
+DEFAULTS: Mapping[str, Any] = {"tz": UTC, "sort": "-startTime", "limit": 100, "interval": "none"}
+BRACKETS = re.compile(r"\[\d{0,3}\]$", re.ASCII)
 
 
 def parameters_of(route: str) -> tuple[Parameter, ...]:
@@ -196,21 +230,6 @@ _TEXT_OF: dict[str, Callable[[Call], str | None]] = {name: attrgetter(name) for 
 NO_FILTERS = Filters()
 
 
-class ListQuery(Struct, frozen=True, array_like=True):
-    """A list of calls after the position `after`. `given` are the parameters as the consumer sent them."""
-
-    codes: tuple[str, ...]
-    window: Window
-    status: bool
-    newest_first: bool
-    limit: int
-    filters: Filters
-    fields: tuple[str, ...]
-    format: str | None
-    given: dict[str, list[str]]
-    after: Position | None = None
-
-
 class CallQuery(Struct, frozen=True):
     """One call, with an optional window to search."""
 
@@ -232,102 +251,76 @@ class SummaryQuery(Struct, frozen=True):
     filters: Filters
 
 
-CURSORS = Signer("cursor", ListQuery)
-
-
-def parse_list_query(
-    query_string: bytes, code: str | None, now: float, history_start: int, signing_key: bytes
-) -> ListQuery:
-    """Parse the query of a list. `code` is the client in the path, if there is one. Raises InvalidParameters."""
-    parameters = _Parameters(query_string, "list", with_client=code is None)
-    if "cursor" in parameters.given:
-        return _parse_cursor(parameters, code, signing_key)
-    codes, window = parameters.codes(code), parameters.window(now, history_start)
-    values = parameters.checked()
-    return ListQuery(
-        codes=codes,
-        window=window,
-        status="include" in values,
-        newest_first=values.get("sort") != "startTime",
-        limit=values.get("limit", 100),
-        filters=_filters(values),
-        fields=values.get("fields", ()),
-        format=values.get("format"),
-        given=parameters.given,
-    )
-
-
-def render_cursor(query: ListQuery, after: Position, signing_key: bytes) -> str:
-    """Render the cursor of the page after a position."""
-    return CURSORS.sign(replace(query, after=after), signing_key)
-
-
 def parse_call_query(query_string: bytes, code: str, now: float, history_start: int) -> CallQuery:
     """Parse the query of one call. `code` is the client in the path. Raises InvalidParameters."""
-    parameters = _Parameters(query_string, "call")
-    parameters.codes(code)
+    parameters = Parameters(query_string, "call", code)
     window = parameters.window(now, history_start)
     values = parameters.checked()
-    has_window = not parameters.given.keys().isdisjoint(("start", "end", "range"))
+    has_window = not values.keys().isdisjoint(("start", "end", "range"))
     return CallQuery(code, window if has_window else None, "include" in values, values.get("fields", ()))
 
 
 def parse_summary_query(query_string: bytes, code: str | None, now: float, history_start: int) -> SummaryQuery:
     """Parse the query of a summary. `code` is the client in the path, if there is one. Raises InvalidParameters."""
-    parameters = _Parameters(query_string, "summary", with_client=code is None)
-    codes, window = parameters.codes(code), parameters.window(now, history_start, needs_start=True)
+    parameters = Parameters(query_string, "summary", code)
+    parameters.require_client()
+    window = parameters.window(now, history_start, needs_start=True)
     values = parameters.checked()
-    interval, zone = values.get("interval", "none"), parameters.zone
+    interval, zone = values.get("interval", DEFAULTS["interval"]), parameters.zone
     starts = tuple(bucket_starts(window, interval, zone))
-    return SummaryQuery(codes, window, interval, str(zone), starts, values.get("groupBy"), _filters(values))
+    group_by = values.get("groupBy")
+    return SummaryQuery(values["client"], window, interval, str(zone), starts, group_by, make_filters(values))
 
 
 def parse_clients_query(query_string: bytes, now: float, history_start: int) -> Window:
     """Parse the query of the list of clients, which is a window. Raises InvalidParameters."""
-    parameters = _Parameters(query_string, "clients")
+    parameters = Parameters(query_string, "clients")
     window = parameters.window(now, history_start, needs_start=True)
     parameters.checked()
     return window
 
 
-class _Parameters:
-    """The parameters of a request: `given` as the consumer sent them, the parsed `values`, and the `faults` so far."""
+class Parameters:
+    """The parameters of a request: the parsed `values` that are not empty or defaults, and the `faults` so far.
 
-    def __init__(self, query_string: bytes, route: str, *, with_client: bool = False) -> None:
+    `code`, the client in the path, is the value of `client`.
+    """
+
+    def __init__(self, query_string: bytes, route: str, code: str | None = None) -> None:
         known = {parameter.name: parameter for parameter in parameters_of(route)}
-        if with_client:
+        if code is None and route in CLIENT.routes.split():
             known["client"] = CLIENT
         try:
             pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict")
         except ValueError:
             raise InvalidParameters([ParameterFault("query", "is not URL-encoded UTF-8")]) from None
-        self.given: dict[str, list[str]] = {}
         self.values: dict[str, Any] = {}
         self.faults: list[ParameterFault] = []
+        given: dict[str, list[str]] = {}
         for name, text in pairs:
-            self.given.setdefault(name, []).append(text)
-        for name, texts in self.given.items():
-            try:
-                self.values[name] = _parse(known, name, texts)
-            except ValueError as error:
-                self.fault(name[:64], error)
+            bare = BRACKETS.sub("", name)
+            known_as = bare if bare in known and known[bare].kind.several else name
+            if text or known_as not in known:
+                given.setdefault(known_as, []).append(text)
+        if code is not None:
+            self._add("code", partial(_parse_code, code))
+            self.values["client"] = (self.values.pop("code", ""),)
+        for name, texts in given.items():
+            self._add(name, partial(_parse, known, name, texts))
         self.zone: ZoneInfo = self.values.get("tz", UTC)
 
     def fault(self, name: str, detail: object) -> None:
         """Add a fault."""
         self.faults.append(ParameterFault(name, str(detail)))
 
-    def codes(self, code: str | None) -> tuple[str, ...]:
-        """The client codes: the one in the path, else those of `client`."""
-        try:
-            return _parse_codes(self.given.get("client", ())) if code is None else (_parse_code(code),)
-        except ValueError as error:
-            self.fault("client" if code is None else "code", error)
-            return ()
+    def require_client(self) -> None:
+        """Check that there is a client."""
+        if "client" not in self.values and all(fault.parameter != "client" for fault in self.faults):
+            self.fault("client", "is required; `client=*` selects every client")
 
     def window(self, now: float, history_start: int, *, needs_start: bool = False) -> Window:
         """The window. With `needs_start`, its start is required, because the whole window is read."""
-        if needs_start and self.given.keys().isdisjoint(("start", "range")):
+        if needs_start and self.values.keys().isdisjoint(("start", "range")):
             self.fault("start", "is required without `range`")
         return parse_window(self.values, self.zone, now, history_start, self.faults)
 
@@ -337,56 +330,33 @@ class _Parameters:
             raise InvalidParameters(self.faults)
         return self.values
 
+    def _add(self, name: str, parse: Callable[[], object]) -> None:
+        try:
+            value = parse()
+        except ValueError as error:
+            self.fault(name[:64], error)
+        else:
+            if value not in ((), DEFAULTS.get(name)):
+                self.values[name] = value
+
 
 def _parse(known: Mapping[str, Parameter], name: str, texts: list[str]) -> object:
     if name not in known:
         raise ValueError(f"is not a parameter of this path; the parameters are {', '.join(sorted(known))}")
-    if name == "client":
-        return texts
     kind = known[name].kind
-    if len(texts) > 1 and kind.schema["type"] != "array":  # some generated clients repeat the parameter of a list
+    if kind.several:
+        return kind.parse(texts)
+    if len(texts) > 1:
         raise ValueError("is given more than once")
-    return kind.parse(",".join(texts))
+    return kind.parse(texts[0])
 
 
-def _parse_code(text: str) -> str:
-    if CODE.fullmatch(text) is None:
-        raise ValueError("is not a client code: 1 to 64 letters, digits, dots, hyphens or underscores")
-    return text
-
-
-def _parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
-    codes = tuple(dict.fromkeys(texts))
-    if not codes:
-        raise ValueError("is required; `client=*` selects every client")
-    if len(texts) > MAX_CLIENTS:
-        raise ValueError(f"is given more than {MAX_CLIENTS} times")
-    if EVERY_CLIENT not in codes:
-        return tuple(map(_parse_code, codes))
-    if len(codes) > 1:
-        raise ValueError("cannot combine `*` with client codes")
-    return codes
-
-
-def _parse_cursor(parameters: _Parameters, code: str | None, signing_key: bytes) -> ListQuery:
-    beside = {name: texts for name, texts in parameters.given.items() if name != "cursor"}
-    codes = parameters.codes(code) if code is not None or "client" in beside else None
-    cursor = parameters.checked()["cursor"]
-    try:
-        query = CURSORS.verify(cursor, signing_key)
-        if (codes is not None and codes != query.codes) or (beside and beside != query.given):
-            parameters.fault("cursor", "belongs to a list with other parameters; send it without them")
-    except ValueError:
-        parameters.fault("cursor", "is not a cursor of this gateway; start again from the first page")
-    parameters.checked()
-    return query
-
-
-def _filters(values: Mapping[str, Any]) -> Filters:
+def make_filters(values: Mapping[str, Any]) -> Filters:
+    """The filters among parsed values."""
     return Filters(
         result=values.get("result", ()),
         phone_type=values.get("phoneType", ()),
-        recorded=None if "recorded" not in values else values["recorded"] in ("true", "1"),
+        recorded=values.get("recorded"),
         min_duration=values.get("minDuration"),
         **{name: values.get(name) for name in TEXT_FILTERS},
     )

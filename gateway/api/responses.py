@@ -1,4 +1,4 @@
-"""The parts that all responses about calls share: services, negotiation, the cache query, `meta`, headers and 304."""
+"""The parts that all responses about calls share: services, negotiation, the cache query, `meta` and headers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from msgspec import Struct
 
 from gateway.access import Consumer, authorized_codes, client_filter, require_list_scopes
 from gateway.api.middleware.request_context import Lifetime, RequestContext
-from gateway.api.middleware.response_cache import etag_matches
-from gateway.api.negotiation import negotiate_media_type
+from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.query import NO_FILTERS, Filters
 from gateway.cache.extents import Keep
 from gateway.cache.reader import Cache, Query, ReadResult
@@ -119,7 +118,7 @@ def json_response(
     data_end: bytes = BEFORE_META,
     next_link: str = "",
 ) -> Response[bytes]:
-    """Render a JSON response, or 304. `ETag` covers the body up to the last `data_end`."""
+    """Render a JSON response. `ETag` covers the body up to the last `data_end`."""
     encoded, now = encode(body), services.clock()
     if not source.stale:
         # A window that ends in the future gets new calls every second.
@@ -134,8 +133,6 @@ def json_response(
     }
     if next_link:
         headers["Link"] = f'<{services.public_url}{next_link}>; rel="next"'
-    if etag_matches(context.header(b"if-none-match"), etag):
-        return Response(b"", status_code=304, headers=headers)
     return Response(encoded, media_type="application/json", headers=headers)
 
 
@@ -184,7 +181,7 @@ def instant(seconds: float) -> datetime:
 
 
 def _no_cache(context: RequestContext) -> bool:
-    return "no-cache" in context.header(b"cache-control").lower()
+    return "no-cache" in parse_directives(context.header(b"cache-control"))
 
 
 def _no_cache_ignored(context: RequestContext) -> str:

@@ -15,11 +15,12 @@ from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
+from litestar.utils import normalize_path
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway import errors
 from gateway.api import calls, openapi, problems, recordings, reference, summaries
-from gateway.api.middleware.authentication import Authentication, audit
+from gateway.api.middleware.authentication import UNMATCHED, Authentication, audit
 from gateway.api.middleware.compression import Compression
 from gateway.api.middleware.cors import Cors
 from gateway.api.middleware.head import HeadMiddleware
@@ -134,12 +135,20 @@ def problem_response(request: Request[Any, Any, State], error: Exception) -> Res
 
 
 def route_finder(app: Litestar) -> Callable[[str], str]:
-    """A function that finds the route template of a path, for requests refused before the router."""
+    """A function that finds the route template of a path, for requests refused before the router.
+
+    As the router does, it ignores needless slashes.
+    """
     templates = [
         (re.compile(re.sub(r"\\{[^}]+\\}", "[^/]+", re.escape(route.path_format))), route.path_format)
         for route in app.routes
     ]
-    return lambda path: next((template for pattern, template in templates if pattern.fullmatch(path)), "unmatched")
+
+    def route_of(path: str) -> str:
+        normal = normalize_path(path)
+        return next((template for pattern, template in templates if pattern.fullmatch(normal)), UNMATCHED)
+
+    return route_of
 
 
 def create_api(

@@ -1,7 +1,7 @@
 """Signed values as URL-safe text, and links to recordings. Clients can read them; only this gateway can make them.
 
 Rules:
-- The kind (`cursor`, `recording`) is part of the signature, so a cursor is never accepted as a link.
+- The kind (`recording`) is part of the signature, so no other signed value is accepted as a link.
 - The signature is keyed BLAKE2b. It takes a fifth of the time of HMAC, and a page has 100 links.
 - A link to a recording is also the credential, because an `<audio>` element cannot send headers. It names client, call
   and consumer, and expires at the end of the next clock hour, so that responses with links change only once an hour.

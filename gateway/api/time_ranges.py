@@ -17,9 +17,9 @@ from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
 
 INSTANT = re.compile(
-    r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2})?)(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
+    r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(\.\d{1,9})?)?)([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
 )
-MIN_INSTANT, MAX_INSTANT = datetime(1900, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+YEARS = range(1900, 9000)  # of a date as it is written; the years around them keep every time zone in bounds
 MAX_BUCKETS = 10_000  # of a summary; about 14 months of hours, 5 MB of JSON
 HOUR = 3600  # seconds
 QUARTER = 900  # seconds; UTC offsets have been multiples of a quarter of an hour since 1972
@@ -50,34 +50,37 @@ def parse_zone(text: str) -> ZoneInfo:
 def parse_window(
     values: Mapping[str, str], zone: ZoneInfo, now: float, history_start: int, faults: list[ParameterFault]
 ) -> Window:
-    """Parse `start` and `end`, or `range`. Fractions of a second extend the window. Adds errors to `faults`."""
+    """Parse `start` and `end`, or `range`. Fractions of a second extend the window. Adds errors to `faults`.
+
+    A window before the beginning of history is empty, and so is one without `end` that starts in the future: its end
+    is its start, so that a consumer that continues from `end` neither skips nor repeats calls.
+    """
     current = math.ceil(now)
     if (name := values.get("range")) is not None:
         faults += [
             ParameterFault(other, "cannot be combined with `range`") for other in ("start", "end") if other in values
         ]
         first, after = RANGES[name](datetime.fromtimestamp(now, zone).date())
-        start = max(history_start, midnight(first, zone))
-        return Window(start, max(start + 1, current if after is None else midnight(after, zone)))
-    before = len(faults)
-    start, end = history_start, current
-    try:
-        if "start" in values:
-            start = max(history_start, _parse_instant(values["start"], zone)[0])
-    except ValueError as error:
-        faults.append(ParameterFault("start", str(error)))
-    try:
-        if "end" in values:
-            end = sum(_parse_instant(values["end"], zone))
-    except ValueError as error:
-        faults.append(ParameterFault("end", str(error)))
-    if len(faults) == before and start >= end:
-        if "end" in values and end <= history_start:
-            first_day = datetime.fromtimestamp(history_start, UTC).date()
-            faults.append(ParameterFault("end", f"is not after {first_day}, the beginning of the history"))
-        else:
-            faults.append(ParameterFault("start", "is not before `end`" if "end" in values else "is in the future"))
-    return Window(start, end)
+        start, end = midnight(first, zone), current if after is None else midnight(after, zone)
+    else:
+        edges = _parse_edges(values, zone, faults)
+        end = edges.get("end", max(current, edges.get("start", current)))
+        start = edges.get("start", min(history_start, end))
+        if start > end:
+            faults.append(ParameterFault("start", "is after `end`"))
+    return Window(min(max(start, history_start), end), end)
+
+
+def _parse_edges(values: Mapping[str, str], zone: ZoneInfo, faults: list[ParameterFault]) -> dict[str, int]:
+    edges = {}
+    for name in ("start", "end"):
+        try:
+            if name in values:
+                seconds, has_fraction = _parse_instant(values[name], zone)
+                edges[name] = seconds + (has_fraction and name == "end")
+        except ValueError as error:
+            faults.append(ParameterFault(name, str(error)))
+    return edges
 
 
 def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
@@ -86,20 +89,19 @@ def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
     Raises ValueError.
     """
     match = INSTANT.fullmatch(text)
+    if match is not None and int(text[:4]) not in YEARS:
+        raise ValueError(f"is not between the years {YEARS.start} and {YEARS.stop}")
     try:
         if match is None:
             raise ValueError
-        day, clock, fraction, offset = match.groups()
+        day, clock, fraction, offset = match.groups(default="")
         # In a query string, a plus sign that is not URL-encoded is a space.
-        suffix = "+00:00" if offset in ("Z", "z") else (offset or "").replace(" ", "+")
-        instant = datetime.fromisoformat(f"{day}T{clock or '00:00'}{suffix}")
+        suffix = "+00:00" if offset in ("Z", "z") else offset.replace(" ", "+")
+        instant = datetime.fromisoformat(f"{day}T{clock.removesuffix(fraction) or '00:00'}{suffix}")
         instant = instant if suffix else _in_zone(instant, zone)
-        in_bounds = MIN_INSTANT <= instant.astimezone(UTC) <= MAX_INSTANT
     except (ValueError, OverflowError):
         raise ValueError("is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)") from None
-    if not in_bounds:
-        raise ValueError(f"is not between the years {MIN_INSTANT.year} and {MAX_INSTANT.year}")
-    return int(instant.timestamp()), bool((fraction or "").strip(".0"))
+    return int(instant.timestamp()), bool(fraction.strip(".0"))
 
 
 def _in_zone(wall: datetime, zone: ZoneInfo) -> datetime:
@@ -124,7 +126,8 @@ def bucket_starts(window: Window, interval: str, zone: ZoneInfo) -> list[int]:
     """The starts of the buckets of a window, the first at or before its start. Raises InvalidParameters."""
     if interval == "none":
         return [window.start]
-    first, last = (datetime.fromtimestamp(edge, zone).date() for edge in (window.start, window.end - 1))
+    edges = window.start, max(window.start, window.end - 1)
+    first, last = (datetime.fromtimestamp(edge, zone).date() for edge in edges)
     shortest = {"hour": HOUR, "day": 82800, "week": 7 * 82800, "month": 28 * 82800}[interval]
     if (window.end - window.start) / shortest > MAX_BUCKETS:
         detail = f"gives more than {MAX_BUCKETS} buckets for this window; choose a longer interval or a shorter window"

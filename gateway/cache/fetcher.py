@@ -34,7 +34,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.model import EVERY_CLIENT, Window
+from gateway.model import CLIENT_CODE, EVERY_CLIENT, Window
 
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
 
@@ -168,7 +168,9 @@ class Fetcher:
 
 def attributed(code: str, fetched: Fetched) -> Fetched:
     """Attribute a reply to one code to it."""
-    if code == EVERY_CLIENT or (set(fetched.calls) <= {code} and set(fetched.unreadable) <= {code}):
+    if code == EVERY_CLIENT:
+        return addressable(fetched)
+    if set(fetched.calls) <= {code} and set(fetched.unreadable) <= {code}:
         return fetched
     calls = [
         call if echoed == code else msgspec.structs.replace(call, client_code=code)
@@ -176,6 +178,15 @@ def attributed(code: str, fetched: Fetched) -> Fetched:
         for call in found
     ]
     return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: sum(fetched.unreadable.values())})
+
+
+def addressable(fetched: Fetched) -> Fetched:
+    """Count the calls of clients that no request can name as unreadable: no endpoint knows these clients."""
+    calls, unreadable = dict(fetched.calls), dict(fetched.unreadable)
+    for code in fetched.calls:
+        if CLIENT_CODE.fullmatch(code) is None:
+            unreadable[code] = unreadable.get(code, 0) + len(calls.pop(code))
+    return msgspec.structs.replace(fetched, calls=calls, unreadable=unreadable)
 
 
 def _is_splittable(error: UpstreamError) -> bool:

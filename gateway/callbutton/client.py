@@ -32,7 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.model import Call, StartTimeCertainty, Window
+from gateway.model import CLIENT_CODE, Call, StartTimeCertainty, Window
 
 LOGGER = logging.getLogger(__name__)
 RETRY_WITHIN = 0.5  # of a POST's deadline; a later retry might time out and count as an outage
@@ -185,6 +185,8 @@ class UpstreamClient:
         for certainty in (StartTimeCertainty.INFERRED, StartTimeCertainty.ASSUMED):
             if count := certainties.count(certainty):
                 metrics.ambiguous_times.labels(certainty.value).inc(count)
+        unnamed = sum(len(calls) for code, calls in reply.calls.items() if CLIENT_CODE.fullmatch(code) is None)
+        metrics.calls_of_unnameable_clients.inc(unnamed)
         unreadable = sum(reply.unreadable.values())
         metrics.calls_unreadable.inc(unreadable)
         metrics.unknown_elements.inc(reply.unknown_elements)

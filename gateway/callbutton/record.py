@@ -45,6 +45,7 @@ ENVELOPE = (
 ).split()
 SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
 MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
+MAX_ID = 200  # characters; the contract has no longer ids, and cursors hold one
 MAX_NAMES = 1000  # spellings of names that are remembered for one reply
 MAX_SHARED_TEXTS = 50_000  # texts of one reply that are kept so that equal values are one object
 
@@ -109,6 +110,7 @@ class RecordReader:
         None without an id or a readable StartTime. Raises ValueError if elements are nested too deeply.
         """
         identity = (element.get("ID") or attribute(element, "ID")).strip()
+        identity = identity if len(identity) <= MAX_ID else ""
         texts, earlier = NO_TEXTS.copy(), dict[str, list[str]]()
         if len(element.keys()) > 1 or not identity:
             others = [(name, value) for name, value in element.items() if canonical(name) != "ID"]

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import xmltodict
 
 from gateway.callbutton.central_time import WallRange
+from gateway.model import CLIENT_CODE, EVERY_CLIENT
 
-CLIENT_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}|\*", re.ASCII)
 DECLARATION = '<?xml version="1.0"?>\n'  # as printed in the document, without an encoding
 
 
@@ -22,7 +21,7 @@ def render_request(
     """Render the body of a POST for the calls of `codes` in a range of wall times; None is all. Raises ValueError."""
     elements: list[tuple[str, str | None]] = []
     for code in codes:
-        if CLIENT_CODE.fullmatch(code) is None:
+        if code != EVERY_CLIENT and CLIENT_CODE.fullmatch(code) is None:
             raise ValueError("a client code has invalid characters")
         elements.append(("ClientCode", code))
         if status:

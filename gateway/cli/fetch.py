@@ -85,10 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         if arguments.output is None:
-            asyncio.run(Exporter(settings, first, write_stdout, lambda _: None).run(now))
+            asyncio.run(Exporter(settings, first, write_stdout, lambda _: None, meta=True).run(now))
             return 0
         with closing(PartialFile(arguments.output, first, restart=arguments.restart)) as partial:
-            asyncio.run(Exporter(settings, partial.checkpoint, partial.write, partial.save).run(now))
+            asyncio.run(Exporter(settings, partial.checkpoint, partial.write, partial.save, meta=False).run(now))
             partial.finish()
     except errors.UpstreamError as error:
         print_error(f"export failed: {error}\nwhat to do: {advice_on(error)}; {_resume_hint(arguments)}")
@@ -122,7 +122,7 @@ def _resume_hint(arguments: argparse.Namespace) -> str:
 
 def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: float) -> Checkpoint:
     """Parse the arguments to a checkpoint before the first call. Raises ValueError."""
-    from gateway.api.query import parse_list_query
+    from gateway.api.list_query import parse_list_query
 
     suffix = arguments.output.suffix.lower() if arguments.output else ""
     query_parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
@@ -176,7 +176,10 @@ class Progress:
 
 
 class Exporter:
-    """Exports calls from a checkpoint on. `write` receives the data; `save` receives each checkpoint."""
+    """Exports calls from a checkpoint on. `write` receives the data; `save` receives each checkpoint.
+
+    `meta` says whether NDJSON has a last line. A finished file needs none: its name shows that it is complete.
+    """
 
     def __init__(
         self,
@@ -184,13 +187,15 @@ class Exporter:
         checkpoint: Checkpoint,
         write: Callable[[bytes], object],
         save: Callable[[Checkpoint], object],
+        *,
+        meta: bool,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
         self._write = write
         self._save = save
         fields = [field for field in checkpoint.parameters["fields"].split(",") if field]
-        self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0)
+        self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0, meta=meta)
         self._codes = tuple(checkpoint.parameters["clients"].split(","))
         self._status = checkpoint.parameters["status"] == "true"
         self._progress = Progress(*checkpoint.window)

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -91,12 +93,16 @@ BAD = {
     "no result": (f"{CALLS}?result=lost", "result"),
     "a result of two that is none": (f"{CALLS}?result=busy,lost", "result"),
     "no type of phone": (f"{CALLS}?phoneType=fax", "phoneType"),
-    "an empty filter": (f"{CALLS}?campaign=", "campaign"),
+    "a filter that is too long": (f"{CALLS}?campaign={'x' * 201}", "campaign"),
     "no boolean": (f"{CALLS}?recorded=yes", "recorded"),
     "no number": (f"{CALLS}?minDuration=-1", "minDuration"),
     "no field": (f"{CALLS}?fields=id,name", "fields"),
     "no format": (f"{CALLS}?format=xml", "format"),
     "a limit of a stream": (f"{CALLS}?format=csv&limit=10", "limit"),
+    "a limit of a stream beside its default": (f"{CALLS}?format=ndjson&limit=101&sort=-startTime", "limit"),
+    "a dialect of JSON": (f"{CALLS}?dialect=excel", "dialect"),
+    "a dialect of NDJSON": (f"{CALLS}?dialect=excel&format=ndjson", "dialect"),
+    "no last line of CSV": (f"{CALLS}?meta=none&format=csv", "meta"),
     "a cursor of a stream": (f"{CALLS}?format=ndjson&cursor=x", "cursor"),
     "a list's parameter": (f"{CALLS}/summary?start=2026-11-01&limit=10", "limit"),
     "a summary's parameter": (f"{CALLS}?interval=day", "interval"),
@@ -160,6 +166,30 @@ def test_streams_hold_the_whole_window_in_order(stand: Make, sort: str):
     assert [row["address.city"] for row in rows] == [
         call["address"]["city"] if call["address"] else "" for call in calls
     ]
+
+
+def test_the_dialect_of_excel_is_in_the_zone_of_the_query(stand: Make):
+    gateway = stand()
+    plain = gateway.get(CALLS, **FOLD, format="csv", fields="id,startTime").text.splitlines()
+    body = gateway.get(
+        CALLS, **FOLD, format="csv", fields="id,startTime", dialect="excel", tz="America/Chicago"
+    ).content
+    assert body.startswith(b"\xef\xbb\xbfid,startTime\r\n")
+    lines = body.decode("utf-8-sig").splitlines()
+    for line, local in zip(plain[1:], lines[1:], strict=True):
+        time = datetime.fromisoformat(line.partition(",")[2]).astimezone(ZoneInfo("America/Chicago"))
+        assert local == f"{line.partition(',')[0]},{time:%Y-%m-%d %H:%M:%S}"
+
+
+def test_a_stream_without_its_last_line_is_never_stale(stand: Make):
+    gateway = stand()
+    live = {"start": "2026-11-18T00:00:00Z", "end": "2026-11-18T11:00:00Z", "format": "ndjson"}
+    whole = gateway.get(CALLS, **live).text.splitlines()
+    assert gateway.get(CALLS, **live, meta="none").text.splitlines() == whole[:-1]
+    gateway.simulator.misbehave("http-500")
+    gateway.clock.now += 600
+    assert gateway.get(CALLS, **live).status_code == 200
+    assert gateway.get(CALLS, **live, meta="none").status_code == 502
 
 
 def test_a_window_to_come_is_an_empty_stream(stand: Make):

@@ -10,9 +10,11 @@ import brotli  # type: ignore[import-untyped]
 import httpx
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.api.middleware.request_context import combine_fields
-from gateway.api.negotiation import negotiate_coding, negotiate_media_type, with_vary
+from gateway.api.negotiation import negotiate_coding, negotiate_media_type, parse_weights, split_list, with_vary
 from gateway.api.routes import document
 from gateway.simulator.server import Options
 from tests.support.consumers import Member, keys_file
@@ -20,6 +22,7 @@ from tests.support.lists import CALLS, FOLD
 from tests.support.processes import wait_for
 from tests.support.stand import Make
 
+KEY = Member("all").key
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda body: zstandard.ZstdDecompressor().decompressobj().decompress(body),
     "br": brotli.decompress,
@@ -51,6 +54,36 @@ def test_the_most_specific_range_of_media_types_counts():
     assert negotiate_media_type("text/*;q=0.1, text/csv;q=0.9, application/json;q=0.5", offered) == "csv"
     assert negotiate_media_type("*/*, application/json;q=0", offered) == "csv"
     assert negotiate_media_type("image/png", offered) is None
+
+
+LISTS = {
+    "": [],
+    " , ,": [],
+    "a,b , c": ["a", "b", "c"],
+    'W/"a,b", "c"': ['W/"a,b"', '"c"'],
+    'Digest realm="x, Bearer y", uri="/"': ['Digest realm="x, Bearer y"', 'uri="/"'],
+    r'a;b="\",", c': [r'a;b="\","', "c"],
+    'a, "b, c': ["a", '"b, c'],
+}
+
+
+@pytest.mark.parametrize(("header", "elements"), LISTS.items())
+def test_a_list_is_split_outside_of_quotes(header: str, elements: list[str]):
+    assert split_list(header) == elements
+
+
+@given(st.text('a,;" \\=q'))
+def test_any_list_is_split_alike_with_empty_elements_around_it(text: str):
+    elements = split_list(text)
+    assert all(element.strip() == element != "" for element in elements)
+    assert split_list(", ".join(elements)) == elements
+    assert split_list(f",, {text}") == elements
+
+
+def test_quoted_parameters_do_not_end_a_media_type():
+    assert parse_weights('text/csv;note="a, b;q=1";q=0.2, application/json') == [
+        ("text/csv", 0.2), ("application/json", 1.0),
+    ]  # fmt: skip
 
 
 def test_vary_names_each_header_once():
@@ -238,6 +271,61 @@ def test_repeated_header_fields_are_one_list_for_every_layer(stand: Make):
 def test_repeated_fields_are_joined_in_order():
     fields = [(b"accept", b"a"), (b"host", b"h"), (b"accept", b"b")]
     assert combine_fields(fields) == {b"accept": b"a, b", b"host": b"h"}
+
+
+VALUES = {
+    "Accept": ["text/csv", "application/json;q=0.5", "*/*;q=0.1", "text/csv;q=0", "image/png", ""],
+    "Accept-Encoding": ["gzip", "br;q=0.5", "zstd;q=0", "*;q=0.3", "identity", ""],
+    "Authorization": ["Basic dXNlcjpwYXNz", "Bearer", "", f"Bearer {KEY}", "Bearer cbg_other"],
+    "X-API-Key": [KEY, "", "cbg_other"],
+    "Cache-Control": ["no-cache", "max-age=0", ""],
+    "If-None-Match": ['W/"x"', "*", ""],
+    "Origin": ["https://app.example", "https://other.example"],
+    "X-Request-Id": ["one", "two"],
+    "traceparent": ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x"],
+}
+LINES = st.lists(st.sampled_from([(name, value) for name, values in VALUES.items() for value in values]), max_size=8)
+VARYING = {"date", "server-timing", "x-request-id"}
+
+
+def seen(answer: httpx.Response) -> tuple[object, ...]:
+    """What a client sees of an answer, apart from ids and times of the request."""
+    headers = sorted((name, value) for name, value in answer.headers.multi_items() if name not in VARYING)
+    body = {} if answer.headers.get("content-type") == "application/problem+json" else answer.content
+    return answer.status_code, answer.headers["x-request-id"] in ("one", "two"), headers, body
+
+
+def test_any_lines_of_headers_are_the_same_as_their_combination(stand: Make, tmp_path: Path):
+    origins = frozenset({"https://app.example"})
+    keys = keys_file(tmp_path, Member("all", scopes=("calls", "personal", "refresh")))
+    gateway = stand(auth="keys", keys_file=keys, cors_origins=origins)
+    client = httpx.Client(base_url=gateway.client.base_url, timeout=60)
+    client.headers.clear()
+    statuses = set()
+
+    @settings(max_examples=60)
+    @given(LINES)
+    def check(lines: list[tuple[str, str]]) -> None:
+        combined: dict[str, list[str]] = {}
+        for name, value in lines:
+            combined.setdefault(name, []).append(value)
+        together = [(name, ", ".join(values).strip()) for name, values in combined.items()]
+        client.get(CALLS, params=FOLD, headers=together)  # afterwards both are answered from the same caches
+        answers = [client.get(CALLS, params=FOLD, headers=one) for one in (lines, together, lines)]
+        assert len({str(seen(answer)) for answer in answers}) == 1
+        statuses.add(answers[0].status_code)
+
+    check()
+    client.close()
+    assert {200, 401} <= statuses
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"accept", b"range", b"x"]), st.sampled_from([b"", b"a", b"b, c"]))))
+def test_combining_again_changes_nothing(fields: list[tuple[bytes, bytes]]):
+    combined = combine_fields(fields)
+    assert combine_fields(list(combined.items())) == combined
+    for name, value in combined.items():
+        assert value == b", ".join(each for other, each in fields if other == name)
 
 
 def test_every_path_of_the_contract_is_looked_at_here():

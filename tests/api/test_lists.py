@@ -1,8 +1,10 @@
 """End-to-end tests of lists of calls, with a simulator as upstream and real sockets on both sides."""
 
 import asyncio
+import json
 import logging
 import re
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -14,7 +16,7 @@ from gateway.simulator.calls import calls_of_hour
 from gateway.simulator.server import Options
 from tests.support.lists import CALLS, FOLD, every_call
 from tests.support.processes import wait_for
-from tests.support.stand import Make
+from tests.support.stand import Make, serving
 
 
 @pytest.mark.parametrize("sort", ["startTime", "-startTime"])
@@ -99,7 +101,8 @@ BAD = {
     "a zone": ("tz=Mars/Olympus", "tz"),
     "a path as zone": ("tz=../../etc/passwd", "tz"),
     "a cursor": ("cursor=abc", "cursor"),
-    "an empty date": ("start=", "start"),
+    "an unknown one without value": ("since=", "since"),
+    "a date in brackets": ("start[]=2026-01-01", "start[]"),
 }
 
 
@@ -175,6 +178,55 @@ def test_calls_that_cannot_be_read_are_counted_in_the_answer(stand: Make):
     gateway = stand(Options(faults=("unreadable",)))
     assert gateway.get(CALLS, **FOLD).json()["meta"]["unreadable"] == 2
     assert gateway.metric("calls_unreadable_total") == 2
+
+
+LISTED = ("8005550100", "Acme Plumbing", "+18005550102", "a/b", "Zoë", "x" * 65, "*", "acme-2")
+
+
+async def upstream_of_odd_codes(scope: Any, receive: Any, send: Any) -> None:
+    """A Callbutton server with two calls for each of LISTED, on 2026-11-01; under the first code, if one is asked."""
+    if scope["type"] == "lifespan":
+        return
+    asked = re.findall("<ClientCode>(.*?)</ClientCode>", (await receive())["body"].decode())
+    clients = "".join(
+        f"<Client><ClientCode>{code}</ClientCode><CallDetails>"
+        + "".join(
+            f'<Call ID="{code}-{number}"><StartTime>11/01/2026 0{number}:30:00</StartTime></Call>' for number in (4, 5)
+        )
+        + "</CallDetails></Client>"
+        for code in (LISTED if asked == ["*"] else LISTED[1:2] if asked == ["alias"] else asked)
+    )
+    body = (
+        '<?xml version="1.0"?><Callbutton version="B"><CallbuttonService><GetCallDetailsResponse status="OK">'
+        f"{clients}</GetCallDetailsResponse></CallbuttonService></Callbutton>"
+    )
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/xml")]})
+    await send({"type": "http.response.body", "body": body.encode(), "more_body": False})
+
+
+def test_what_is_listed_can_be_asked_and_the_rest_is_counted(stand: Make):
+    day = {"start": "2026-11-01", "end": "2026-11-02"}
+    with serving(upstream_of_odd_codes) as port:
+        gateway = stand(upstream_url=f"http://127.0.0.1:{port}/xml.jsp")
+        listed = gateway.get("/clients", **day).json()
+        assert [row["clientCode"] for row in listed["data"]] == ["8005550100", "acme-2"]
+        every = gateway.get("/calls", client="*", **day).json()
+        assert {call["clientCode"] for call in every["data"]} == {"8005550100", "acme-2"}
+        summary = gateway.get("/calls/summary", client="*", groupBy="client", **day).json()
+        assert {row["group"]: row["calls"] for row in summary["data"]} == {"8005550100": 2, "acme-2": 2}
+        lines = gateway.get("/calls", client="*", format="ndjson", **day).text.splitlines()
+        assert len(lines) == 5
+        left_out = 2 * (len(LISTED) - 2)
+        assert [answer["meta"]["unreadable"] for answer in (listed, every, summary)] == [left_out] * 3
+        assert json.loads(lines[-1])["meta"]["unreadable"] >= left_out
+        assert gateway.metric("calls_of_unnameable_clients_total") == left_out
+        for row in listed["data"]:
+            calls = gateway.get(f"/clients/{row['clientCode']}/calls", **day).json()["data"]
+            assert len(calls) == row["calls"]
+        echoed = gateway.get("/clients/alias/calls", **day).json()["data"]  # listed under its customer's name
+        assert [(call["id"], call["clientCode"]) for call in echoed] == [
+            ("Acme Plumbing-5", "alias"), ("Acme Plumbing-4", "alias"),
+        ]  # fmt: skip
 
 
 def test_a_charset_that_nobody_announced_is_repaired_and_counted(stand: Make):

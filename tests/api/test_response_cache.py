@@ -126,6 +126,35 @@ def test_each_coding_is_held_as_it_was_compressed(stand: Make):
     assert gateway.metric("repeats_total") == 2
 
 
+def test_a_client_that_always_sends_a_condition_fills_the_cache(stand: Make):
+    gateway = stand()
+    tag = gateway.get(CALLS, **PAST).headers["etag"]
+    gateway.clock.now += MAX_TTL + 1  # the stored response has expired
+    for repeats in (0, 1, 2):
+        unchanged = gateway.client.get(CALLS, params=PAST, headers={"If-None-Match": tag})
+        assert (unchanged.status_code, unchanged.content, gateway.metric("repeats_total")) == (304, b"", repeats)
+        assert unchanged.headers["etag"] == tag
+        assert not {"content-type", "content-encoding"} & unchanged.headers.keys()
+    whole = gateway.get(CALLS, **PAST)
+    assert (whole.status_code, gateway.metric("repeats_total")) == (200, 3)
+    assert whole.json()["data"]
+
+
+def test_conditions_mean_the_same_for_hits_misses_and_head(stand: Make):
+    gateway = stand()
+    tag = gateway.get(CALLS, **PAST).headers["etag"]
+    conditions = {tag: 304, tag.removeprefix("W/"): 304, f'"x", {tag}': 304, "*": 304, '"x"': 200, "": 200, "x": 200}
+    for condition, status in conditions.items():
+        for bypass in ({}, {"Pragma": "x"}):
+            headers = {"If-None-Match": condition, **bypass}
+            for method in ("GET", "HEAD"):
+                answer = gateway.client.request(method, CALLS, params=PAST, headers=headers)
+                assert answer.status_code == status, (condition, method)
+    stream = gateway.client.get(CALLS, params=PAST | {"format": "csv"}, headers={"If-None-Match": "*"})
+    assert stream.status_code == 200  # a stream has no tag
+    assert gateway.client.get(f"{CALLS}/no", params=PAST, headers={"If-None-Match": "*"}).status_code == 404
+
+
 BODY = b"[]"
 CONSUMER = Consumer(name="dashboard", clients=("*",), scopes=frozenset({"calls"}))
 

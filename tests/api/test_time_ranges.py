@@ -13,7 +13,7 @@ from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
 
 HOUR = 3600
-CHICAGO = ZoneInfo("America/Chicago")
+CHICAGO, UTC_ZONE = ZoneInfo("America/Chicago"), ZoneInfo("UTC")
 ZONES = ["America/Chicago", "Asia/Kolkata", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Beirut", "UTC"]
 
 
@@ -65,22 +65,52 @@ def test_a_name_that_iana_does_not_have_is_refused(name: str):
         parse_zone(name)
 
 
-ORDERS = {
-    "backwards": ({"start": "2026-11-02", "end": "2026-11-01"}, "start", "is not before `end`"),
-    "future": ({"start": "2030-01-01"}, "start", "is in the future"),
-    "before history": (
-        {"start": "1990-01-01", "end": "1991-01-01"},
-        "end",
-        "is not after 2000-01-01, the beginning of the history",
-    ),
+BEGINNING, TODAY = seconds("2000-01-01T00:00Z"), seconds("2026-11-27T00:00Z")
+EMPTY = {
+    "since the end of the last answer": ({"start": "2026-11-27T00:00:01Z"}, TODAY + 1),
+    "future": ({"start": "2030-01-01T00:00Z"}, seconds("2030-01-01T00:00Z")),
+    "no length": ({"start": "2026-11-01T00:00Z", "end": "2026-11-01T00:00Z"}, seconds("2026-11-01T00:00Z")),
+    "before history": ({"start": "1990-01-01", "end": "1991-01-01"}, seconds("1991-01-01T00:00-06:00")),
+    "before history, without start": ({"end": "1991-01-01"}, seconds("1991-01-01T00:00-06:00")),
 }
 
 
-@pytest.mark.parametrize(("values", "name", "fault"), ORDERS.values(), ids=ORDERS)
-def test_an_empty_window_is_refused_with_its_reason(values: dict[str, str], name: str, fault: str):
+@pytest.mark.parametrize(("values", "edge"), EMPTY.values(), ids=EMPTY)
+def test_a_window_without_calls_is_empty_and_no_fault(values: dict[str, str], edge: int):
     faults: list[ParameterFault] = []
-    parse_window(values, CHICAGO, seconds("2026-11-27T00:00Z"), seconds("2000-01-01T00:00Z"), faults)
-    assert [(one.parameter, one.detail) for one in faults] == [(name, fault)]
+    assert parse_window(values, CHICAGO, TODAY + 0.5, BEGINNING, faults) == Window(edge, edge)
+    assert not faults
+
+
+@pytest.mark.parametrize("interval", ["none", "hour", "day", "week", "month"])
+def test_an_empty_window_is_in_one_bucket(interval: str):
+    midnight = seconds("2026-11-01T00:00-05:00")
+    assert len(bucket_starts(Window(midnight, midnight), interval, CHICAGO)) == 1
+
+
+def test_a_window_begins_at_the_earliest_with_the_history():
+    faults: list[ParameterFault] = []
+    assert parse_window({"start": "1900-01-01"}, CHICAGO, TODAY, BEGINNING, faults) == Window(BEGINNING, TODAY)
+    assert parse_window({"range": "this_year"}, CHICAGO, BEGINNING + 60, BEGINNING, faults).start == BEGINNING
+    assert parse_window({"range": "last_month"}, UTC_ZONE, BEGINNING + 60, BEGINNING, faults) == Window(
+        BEGINNING, BEGINNING
+    )
+    assert not faults
+
+
+def test_a_start_after_the_end_is_refused_with_its_reason():
+    faults: list[ParameterFault] = []
+    parse_window({"start": "2026-11-02", "end": "2026-11-01"}, CHICAGO, TODAY, BEGINNING, faults)
+    assert [(one.parameter, one.detail) for one in faults] == [("start", "is after `end`")]
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-01T10:05.5Z", "2026-11-01T10.5Z", "2026-11-01T10", "2026-11-01T10:05:30.Z", "2026-11-01T24:00Z"]
+)
+def test_only_seconds_have_fractions(text: str):
+    faults: list[ParameterFault] = []
+    parse_window({"start": text}, CHICAGO, TODAY, BEGINNING, faults)
+    assert [fault.parameter for fault in faults] == ["start"]
 
 
 def test_a_zone_that_moves_by_half_an_hour_has_a_short_hour():
@@ -140,13 +170,13 @@ def test_too_many_buckets_are_refused():
 
 
 @given(st.integers(seconds("2001-01-01T00:00Z"), seconds("2035-01-01T00:00Z")), st.sampled_from(ZONES))
-def test_a_range_is_never_empty_and_begins_at_a_midnight(now: int, name: str):
+def test_a_range_begins_at_a_midnight_and_ends_by_now(now: int, name: str):
     zone = ZoneInfo(name)
     for words in RANGES:
         faults: list[ParameterFault] = []
         window = parse_window({"range": words}, zone, now, 0, faults)
         assert not faults
-        assert window.start < window.end <= now + 1
+        assert window.start <= window.end <= now
         before, first = (datetime.fromtimestamp(window.start - less, zone).date() for less in (1, 0))
         assert before < first
 

@@ -133,6 +133,7 @@ def test_a_journal_that_was_not_asked_for_is_dropped_with_all_that_is_in_it():
 
 UNREADABLE = {
     "no id": ("", START),
+    "an id that is too long": (f'ID="{"1" * 201}"', START),
     "an empty id": ('ID=" "', START),
     "no StartTime": ('ID="1"', ""),
     "a StartTime in words": ('ID="1"', "<StartTime>soon</StartTime>"),

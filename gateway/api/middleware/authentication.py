@@ -1,9 +1,11 @@
 """Authentication, and the rate limit of each consumer.
 
 Rules:
-- Only paths that match `OPEN_PATHS` exactly are open. Every other path needs a credential, even if it has no route.
-- A credential is sent once, in `X-API-Key` or as `Authorization: Bearer`. It is not accepted in the URL, which proxies
-  log: there it is an unknown parameter.
+- Only paths that match `OPEN_PATHS` exactly are open. Every other path needs a credential. Without one, a path that has
+  no route is not found, whatever was sent.
+- A request has one credential, in `X-API-Key`, as `Authorization: Bearer`, or in both. Empty ones and other schemes are
+  none, because proxies and generated clients add them. It is not accepted in the URL, which proxies log: there it is an
+  unknown parameter.
 - A recording link is its own credential, which the handler verifies. Its path is therefore open.
 - This layer sets the consumer in the request context. Handlers of calls fail without it.
 - Every refusal is counted by reason and logged in one line, with consumer and route but without the credential.
@@ -20,6 +22,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gateway.access import ANONYMOUS, Consumer
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
+from gateway.api.negotiation import split_list
 from gateway.auth.authenticator import Authenticator
 from gateway.errors import RateLimited, Refusal, Unauthenticated
 from gateway.metrics import Metrics
@@ -27,10 +30,9 @@ from gateway.rates import RateLimiter, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN_PATHS = re.compile(
-    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[A-Za-z0-9._-]+)?|problems/[a-z-]+"
-    r"|recordings/[A-Za-z0-9_-]+)",
-    re.ASCII,
+    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
 )
+UNMATCHED = "unmatched"  # in place of the route of a path that has none
 RouteOf = Callable[[str], str]
 
 
@@ -93,7 +95,10 @@ class Authentication:
             await self._app(scope, receive, send)
 
     async def _refuse(self, scope: HTTPScope, send: Send, error: Refusal) -> None:
-        scope["path_template"] = self._route_of(scope["path"])
+        scope["path_template"] = route = self._route_of(scope["path"])
+        if route == UNMATCHED and isinstance(error, Unauthenticated):
+            await problems.send_problem(send, problems.NOT_FOUND, scope["path"], context_of(scope).request_id)
+            return
         audit(self._metrics, scope, error)
         headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
         request_id = context_of(scope).request_id
@@ -102,21 +107,17 @@ class Authentication:
 
 def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
     """The credential of a request, and whether it was sent as a bearer token. Raises Unauthenticated."""
-    key, authorization = headers.get(b"x-api-key"), headers.get(b"authorization")
-    if key is not None and authorization is not None:
-        raise Unauthenticated("the request has more than one credential", "several credentials")
-    if key is not None:
-        credential, bearer = key.decode("latin-1").strip(), False
-    elif authorization is not None:
-        scheme, _, rest = authorization.decode("latin-1").strip().partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("the scheme of the header Authorization is not Bearer", "other scheme")
-        credential, bearer = rest.strip(), True
-    else:
+    key, authorization = (headers.get(name, b"").decode("latin-1") for name in (b"x-api-key", b"authorization"))
+    found = dict.fromkeys(split_list(key), False)
+    for text in split_list(authorization):
+        scheme, *token = text.split(maxsplit=1)
+        if scheme.lower() == "bearer":
+            found |= dict.fromkeys(token, True)
+    if not found:
         raise Unauthenticated("the request has no credential", problems.NO_CREDENTIAL)
-    if "," in credential:  # a repeated header; neither keys nor tokens contain a comma
+    if len(found) > 1:
         raise Unauthenticated("the request has more than one credential", "several credentials")
-    return credential, bearer
+    return found.popitem()
 
 
 def audit(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:

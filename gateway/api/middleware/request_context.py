@@ -2,6 +2,7 @@
 
 Rules:
 - It is outside Litestar, whose own middleware does not see 404 and 405.
+- It combines repeated header fields (RFC 9110, section 5.3). No other layer sees them as they came.
 - Logs and labels contain route templates, never paths or queries, because client codes are telephone numbers.
 - Bodies are sent in chunks, so that a slow client does not fill the buffer of the server.
 - While the process shuts down, every response closes its connection.
@@ -93,11 +94,12 @@ class RequestContextMiddleware:
         if scope["type"] != ScopeType.HTTP:
             await self._lifespan(scope, receive, send)
         else:
+            scope["headers"] = list(combine_fields(scope["headers"]).items())
             with tracing.span("request", headers=scope["headers"]) as span:
                 await self._serve(scope, receive, send, span)
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span | None) -> None:
-        headers = combine_fields(scope["headers"])
+        headers = dict(scope["headers"])
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
         context = RequestContext(request_id, headers, started)
         scope.setdefault("state", {})["context"] = context

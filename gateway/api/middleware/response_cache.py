@@ -5,8 +5,9 @@ Rules:
   whose work it saves. A handler that sets `lifetime` in the request context allows its response to be stored.
 - The key is everything that a response depends on: consumer, path, query, Accept and Accept-Encoding. An entry is only
   served to an equal consumer, so a change of rights invalidates it.
-- `Age`, `Cache-Status` and 304 are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods
-  other than GET, bypass the cache.
+- `Age` and `Cache-Status` are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods other
+  than GET, bypass the cache.
+- 304 is decided here alone, for responses from the cache and from inside alike: what is stored is always whole.
 - An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
 - The size is bounded in bytes, including keys and expired entries, and enforced when a response is stored (T8).
 """
@@ -21,7 +22,7 @@ from msgspec import Struct
 
 from gateway.access import Consumer
 from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
-from gateway.api.negotiation import Headers
+from gateway.api.negotiation import Headers, split_list
 from gateway.metrics import RequestMetrics
 
 MAX_TTL = 60.0  # seconds; the cache of calls needs no finer knowledge of which extents are in use
@@ -43,9 +44,7 @@ class Entry(Struct, frozen=True):
 
     consumer: Consumer | None
     route: str
-    etag: str
     headers: Headers
-    headers_of_304: Headers
     body: bytes
     lifetime: Lifetime
     size: int
@@ -65,10 +64,12 @@ class ResponseCache:
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve from the cache, or store the response."""
-        if scope["method"] != "GET":
-            return self._app(scope, receive, send)
         context = context_of(scope)
         headers, consumer = context.headers, context.consumer
+        if (condition := headers.get(b"if-none-match")) is not None:
+            send = conditional(send, condition.decode("latin-1"))
+        if scope["method"] != "GET":
+            return self._app(scope, receive, send)
         key = (
             None if consumer is None else consumer.name,
             scope["raw_path"],
@@ -84,25 +85,20 @@ class ResponseCache:
             self._drop(key)
             return self._serve_and_store(scope, receive, send, key)
         self._entries.move_to_end(key)
-        return self._serve_entry(scope, send, entry, now, headers.get(b"if-none-match"))
+        return self._serve_entry(scope, send, entry, now)
 
-    async def _serve_entry(
-        self, scope: HTTPScope, send: Send, entry: Entry, now: float, condition: bytes | None
-    ) -> None:
+    async def _serve_entry(self, scope: HTTPScope, send: Send, entry: Entry, now: float) -> None:
         lifetime = entry.lifetime
         self._metrics.repeats += 1
         scope["path_template"] = entry.route
-        status, kept, body = 200, entry.headers, entry.body
-        if condition is not None and etag_matches(condition.decode("latin-1"), entry.etag):
-            status, kept, body = 304, entry.headers_of_304, b""
         age = now - lifetime.as_of
         headers = [
-            *kept,
+            *entry.headers,
             (b"age", b"%d" % age if age > 0 else b"0"),
             (b"cache-status", b"callbutton-gateway; hit; ttl=%d" % (lifetime.fresh_until - now)),
         ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": entry.body, "more_body": False})
 
     def _serve_and_store(self, scope: HTTPScope, receive: Receive, send: Send, key: Key) -> Awaitable[None]:
         headers: Headers = []
@@ -122,8 +118,7 @@ class ResponseCache:
 
     def _store(self, scope: HTTPScope, key: Key, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
         kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED_HEADERS]
-        etag = dict(kept).get(b"etag")
-        if etag is None:
+        if b"etag" not in dict(kept):
             return
         now = self._clock()
         fields = sum(len(name) + len(value) + FIELD_OVERHEAD for name, value in kept)
@@ -131,9 +126,7 @@ class ResponseCache:
         self._entries[key] = entry = Entry(
             consumer=context_of(scope).consumer,
             route=str(scope.get("path_template")),
-            etag=etag.decode(),
             headers=kept,
-            headers_of_304=[pair for pair in kept if pair[0] not in BODY_HEADERS],
             body=body,
             lifetime=Lifetime(
                 lifetime.as_of, lifetime.fresh_until, min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
@@ -153,7 +146,27 @@ class ResponseCache:
             self.size -= entry.size
 
 
+def conditional(send: Send, condition: str) -> Send:
+    """Send a response 200 as 304 without its body if its entity tag matches If-None-Match."""
+    unchanged = False
+
+    async def send_if_changed(message: Message) -> None:
+        nonlocal unchanged
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            tags = [value.decode("latin-1") for name, value in message["headers"] if name.lower() == b"etag"]
+            if unchanged := any(etag_matches(condition, tag) for tag in tags):
+                kept = [(name, value) for name, value in message["headers"] if name.lower() not in BODY_HEADERS]
+                message = {"type": "http.response.start", "status": 304, "headers": kept}
+        elif message["type"] == "http.response.body" and unchanged:
+            if message["more_body"]:
+                return
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_if_changed
+
+
 def etag_matches(condition: str, etag: str) -> bool:
     """Whether If-None-Match matches an entity tag, by weak comparison (RFC 9110, section 8.8.3.2)."""
-    given = {tag.strip().removeprefix("W/") for tag in condition.split(",")}
+    given = {tag.removeprefix("W/") for tag in split_list(condition)}
     return "*" in given or etag.removeprefix("W/") in given
