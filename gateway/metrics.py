@@ -149,7 +149,9 @@ class Metrics:
         self.limit = gauge("upstream_limit", "Adaptive limit of POSTs in flight.")
         self.circuit = gauge("upstream_circuit_state", "The circuit breaker: 0 closed, 1 half-open, 2 open.")
         self.healthy = gauge(
-            "upstream_healthy", "1 if the upstream replied to the last POST, with success or not; else 0."
+            "upstream_healthy",
+            "1 if the upstream replied to the last POST; 0 after a failure that counts for all client codes, or if the "
+            "gateway's address seems to be refused.",
         )
         self.healthy.set(1)
         self.retries = counter("upstream_retries", "POSTs sent again after a failure.")

@@ -119,7 +119,9 @@ def problem_response(request: Request[Any, Any, State], error: Exception) -> Res
         if isinstance(error, errors.InvalidParameters):
             faults = error.faults
         else:
-            detail = error.message if isinstance(error, errors.UpstreamRejected) else str(error)
+            detail = (
+                error.message if isinstance(error, errors.UpstreamRejected) and not error.client_code else str(error)
+            )
     elif isinstance(error, NotFoundException):
         kind = problems.NOT_FOUND
     elif isinstance(error, MethodNotAllowedException):

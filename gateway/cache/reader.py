@@ -4,7 +4,8 @@ Rules:
 - A read rests on values that it holds (extents that were looked up or that its flights brought), so that no eviction
   removes anything from it (T1). If any part cannot be fetched, the read fails, or is marked stale (T3).
 - Freshness is judged once, when the read is planned. Extents that it fetches or joins are fresh for it.
-- A reader that joined a flight that failed sends the gap once more itself.
+- A reader that joined a flight that failed, or shared it with other client codes, sends the gap once more itself. A
+  read never fails for a code that it does not ask for.
 - Of two versions of a call the later POST's counts (T2), whichever of the two is asked for.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 
 import msgspec
@@ -26,14 +28,15 @@ from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
 from gateway.cache.level1 import SKEW, Level1
 from gateway.cache.level2 import LAYOUT, Found, Level2
-from gateway.cache.single_flight import Gap, SingleFlight
+from gateway.cache.single_flight import Gap, SingleFlight, Subscription
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
-from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
+from gateway.errors import NotSent, UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
 
+MAX_ATTEMPTS = 4  # of a read: together, first windows alone, the rest together, the rest alone
 MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
 
@@ -123,6 +126,13 @@ def make_result(held: ExtentsByCode, window: Window, now: float, rules: Mapping[
         seconds_stale=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
         unreadable=sum(unreadable.values()),
     )
+
+
+def _may_succeed_alone(one: Subscription, error: UpstreamError, query: Query) -> bool:
+    """Whether a batch failed, and a POST for the code of a gap alone may be answered."""
+    if error.disconnected or one.alone:
+        return False
+    return one.is_batched(query.codes if isinstance(error, NotSent) else ())
 
 
 class Cache:
@@ -253,33 +263,55 @@ class Cache:
         self, query: Query, missing: list[Gap], rules: Mapping[str, Rule], held: ExtentsByCode
     ) -> tuple[int, bool]:
         """Fetch gaps into `held`. Returns how many were sent, and whether any flight was joined."""
-        posts, joined = 0, False
-        for last in (False, True):
+        posts, joined, clock = 0, False, asyncio.get_running_loop().time
+        later: list[Gap] = []
+        for attempt in range(MAX_ATTEMPTS):
             subscriptions = self._single_flight.subscribe(
                 missing, rules, status=query.status, no_cache=query.no_cache, until=query.deadline
             )
-            missing = []
+            failed: list[Gap] = []
             try:
                 for one in subscriptions:
                     try:
-                        async with asyncio.timeout_at(query.deadline):
-                            extents = await one.wait()
-                    except TimeoutError:
-                        raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
-                    except UpstreamError:
-                        if last or not one.joined:
+                        extents = await self._wait(one, query)
+                    except UpstreamError as error:
+                        in_time = query.deadline is None or clock() < query.deadline
+                        again = (one.joined and attempt == 0) or _may_succeed_alone(one, error, query)
+                        if attempt == MAX_ATTEMPTS - 1 or not (in_time and again):
+                            if len(query.codes) > 1 and one.alone and not error.disconnected:
+                                raise error.naming(one.gap.code) from error
                             raise
-                        missing.append(one.gap)
-                    else:
-                        for extent in extents:
-                            held[one.gap.code] = overlay(held[one.gap.code], extent)
+                        extents, rest = one.parts()
+                        failed += rest
+                    for extent in extents:
+                        held[one.gap.code] = overlay(held[one.gap.code], extent)
                     joined, posts = joined or one.joined, posts + (not one.joined)
             finally:
                 for one in subscriptions:
                     one.release()
-            if not missing:
+            if not failed and not later:
                 break
+            if attempt == 0:  # the first window of each code tells which code fails
+                first = {gap.code: gap for gap in reversed(failed)}
+                later = [gap for gap in failed if gap is not first[gap.code]]
+                missing = [gap._replace(alone=True) for gap in first.values()]
+            else:
+                missing = [gap._replace(alone=gap.alone or attempt > 1) for gap in failed] + later
+                later = []
         return posts, joined
+
+    async def _wait(self, one: Subscription, query: Query) -> list[Extent]:
+        """Wait for a subscription until the deadline; for a batch half as long, so that a code can be sent alone."""
+        now = asyncio.get_running_loop().time()
+        late = UpstreamTimeout("the answer is still being fetched", answering=False)
+        for limit in (query.deadline and (now + query.deadline) / 2, query.deadline):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(limit):
+                    return await one.wait()
+            if one.is_batched():
+                raise late
+        one.alone = True
+        raise late
 
     def _revalidate(self, held: ExtentsByCode, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
         """Fetch points that soon reach the maximum age in the background, a few windows for each read."""

@@ -107,14 +107,14 @@ class UpstreamClient:
         """POST, and retry once if the error is retryable, within one deadline."""
         body = render_request(codes, wall_range, status=status, flag_element=self._settings.flag_element)
         loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
-        until = NO_DEADLINE
+        until, suspect = NO_DEADLINE, self._admission.has_suspect(codes)
         self._retries.earn()
         try:
             async with self._admission.slot(codes, waiters):
                 until = loop.time() + deadline
-                return await self._post(body, until, status=status)
+                return await self._post(body, until, status=status, single=len(codes) == 1)
         except UpstreamError as error:
-            if not is_retryable(error) or self._others_fail() or not self._retries.spend():
+            if suspect or not is_retryable(error) or self._others_fail() or not self._retries.spend():
                 raise
             failure = error
         await asyncio.sleep(backoff(random.random()))  # noqa: S311 - not a secret
@@ -123,20 +123,20 @@ class UpstreamClient:
             with suppress(NotSent):
                 async with self._admission.slot(codes, waiters, latest):
                     self._metrics.retries.inc()
-                    return await self._post(body, until, status=status)
+                    return await self._post(body, until, status=status, single=len(codes) == 1)
         self._retries.give_back()
         raise failure
 
     def _others_fail(self) -> bool:
-        """Whether another POST has failed since the last success. Only isolated failures are retried."""
+        """Whether another code's POST has failed since the last success. Only isolated failures are retried."""
         return self._admission.breaker.failures > 1
 
-    async def _post(self, body: bytes, until: float, *, status: bool) -> Fetched:
+    async def _post(self, body: bytes, until: float, *, status: bool, single: bool) -> Fetched:
         sent = self._clock()
         outcome = "cancelled"
         try:
             with tracing.span("POST"):
-                reply = await self._receive(body, until, status=status)
+                reply = await self._receive(body, until, status=status, single=single)
             outcome = "ok"
         except UpstreamError as error:
             outcome = OUTCOMES[type(error)]
@@ -148,7 +148,7 @@ class UpstreamClient:
         self._count(reply)
         return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
 
-    async def _receive(self, body: bytes, until: float, *, status: bool) -> Reply:
+    async def _receive(self, body: bytes, until: float, *, status: bool, single: bool) -> Reply:
         """POST, and parse the response as it arrives. Raises UpstreamError."""
         async with self._transport.post(body, until) as answer:
             if answer.status in (401, 403):
@@ -160,7 +160,7 @@ class UpstreamClient:
                     retry_after=answer.retry_after,
                 )
             with tracing.span("parse") as parsing:
-                parser = ReplyParser(status=status, charset=answer.charset)
+                parser = ReplyParser(status=status, charset=answer.charset, single=single)
                 async for piece in answer.chunks:
                     self._metrics.reply_bytes.inc(len(piece))
                     parser.feed(piece)

@@ -9,6 +9,7 @@ Rules, liberal as to form and strict as to sense:
 - Within a `Client` every `CallDetails` belongs to the `ClientCode` before it. Several of both are read.
 - A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
   code counts once: the last one (T2).
+- An ERROR that only says that no calls were found is an empty reply, if one client code was requested.
 - Anything that is not well-formed, has a DOCTYPE, is too deep or too long, or is not the protocol is
   `UpstreamMalformed`, which says where.
 """
@@ -39,6 +40,19 @@ MAX_ELEMENTS = 50_000  # elements in the tree; a slice has at most 2,048
 MAX_RECORD_SIZE = 1024 * 1024
 MAX_PROLOG_SIZE = 65536  # characters before the root element
 REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
+# An ERROR that is no error: "No calls found for this period.", "There are no records", "Call details not found".
+NOUN = r"(?:call )?(?:calls?|details?|records?|results?|rows?|data|history|activity|match(?:es)?|entr(?:y|ies))"
+NO_CALLS = re.compile(
+    rf"(?:sorry, )?(?:(?:there (?:are|were|is|was) |found )?(?:no|0|zero) (?:\w+ )?{NOUN}"
+    rf"|{NOUN} (?:(?:was|were|could be) )?not found|nothing found)"
+    r"(?: (?:(?:was|were) )?(?:found|available|returned|match\w*|exists?|recorded)\b)?"
+    r"(?: (?:for|in|on|between|within|during|from|with|since|your|the|that)\b(?:[^:;]|(?<=\d):(?=\d))*)?"
+    r"(?:: ?[\w.-]+)?[ .!]*",
+    re.IGNORECASE,
+)
+TROUBLE = re.compile(
+    r"\b(?:err|fail|time|invalid|not valid|unavail|denied|unauth|connect|database|server)", re.IGNORECASE
+)
 RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
 MISC = r"(?>[ \t\r\n]++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: no character is searched twice
 DOCTYPE = re.compile(MISC + "<!DOCTYPE", re.DOTALL)
@@ -58,8 +72,9 @@ class Reply(Struct):
 class ReplyParser:
     """Reads one reply as it arrives: `feed` pieces of the body, then `close`."""
 
-    def __init__(self, *, status: bool = False, charset: str | None = None) -> None:
+    def __init__(self, *, status: bool = False, charset: str | None = None, single: bool = False) -> None:
         self._status = status
+        self._single = single  # whether one client code was requested
         self._text = TextDecoder(charset)
         self._prolog: str | None = ""  # None once the root has begun
         builder = TreeBuilder()
@@ -101,9 +116,10 @@ class ReplyParser:
             count = "several" if responses else "no"
             raise UpstreamMalformed(f"the Callbutton server's answer has {count} GetCallDetailsResponse")
         verdict = attribute(responses[0], "status").upper()
-        if verdict != "OK":
+        if verdict == "OK":
+            self._take(complete=True)
+        elif not (verdict == "ERROR" and self._single and _says_no_calls(_message(responses[0]))):
             raise self._failure(verdict, responses[0])
-        self._take(complete=True)
         calls = {code: self._settled(code) for code in self._calls}
         return Reply(
             calls=calls,
@@ -262,10 +278,18 @@ class ReplyParser:
             return UpstreamUnauthorized(said.get("Username"), said.get("Authentication"))
         if verdict != "ERROR":
             return UpstreamMalformed("the Callbutton server's answer has a status that the protocol does not know")
-        message = "".join(c for c in " ".join("".join(response.itertext()).split()) if c.isprintable())[:200]
+        message = _message(response)
         if REJECTED.search(message):
             return UpstreamRejected(message)
         return UpstreamFailed("the Callbutton server answered ERROR", reported=True)
+
+
+def _message(response: Element) -> str:
+    return "".join(c for c in " ".join("".join(response.itertext()).split()) if c.isprintable())[:200]
+
+
+def _says_no_calls(message: str) -> bool:
+    return NO_CALLS.fullmatch(message) is not None and TROUBLE.search(message) is None
 
 
 def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:

@@ -63,6 +63,7 @@ class Timer:
         self._until = until
         self._began = asyncio.get_running_loop().time()
         self.answering = False  # whether a byte of the answer has come
+        self.closed = False  # whether the server has closed the connection
         self.received = 0  # bytes of body, decoded
 
     def left(self) -> float:
@@ -85,7 +86,7 @@ class TimedStream(httpcore.AsyncNetworkStream):
         """Read some bytes."""
         timer = current_timer.get()
         data = await self._stream.read(max(max_bytes, READ_SIZE), timer.left())
-        timer.answering = timer.answering or bool(data)
+        timer.answering, timer.closed = timer.answering or bool(data), not data
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
@@ -112,10 +113,11 @@ class TimedStream(httpcore.AsyncNetworkStream):
 
 
 class TimedBackend(httpcore.AsyncNetworkBackend):
-    """Makes connections that keep the flight's time."""
+    """Makes connections that keep the flight's time, to the server or, if `to_proxy`, to a proxy."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, to_proxy: bool) -> None:
         self._backend = httpcore.AnyIOBackend()
+        self._to_proxy = to_proxy
 
     async def connect_tcp(
         self,
@@ -127,7 +129,12 @@ class TimedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect."""
         left = current_timer.get().left()
-        return TimedStream(await self._backend.connect_tcp(host, port, left, local_address, socket_options))
+        try:
+            return TimedStream(await self._backend.connect_tcp(host, port, left, local_address, socket_options))
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            if self._to_proxy:
+                raise httpcore.ProxyError from error
+            raise
 
 
 class Body(httpx.AsyncByteStream):
@@ -170,7 +177,7 @@ class TimedTransport(httpx.AsyncBaseTransport):
             "ssl_context": tls,
             "max_connections": connections,
             "keepalive_expiry": KEEPALIVE,
-            "network_backend": TimedBackend(),
+            "network_backend": TimedBackend(to_proxy=bool(proxy)),
         }
         if proxy:
             via = httpx.Proxy(parse_url(proxy, "proxy"))
@@ -278,26 +285,45 @@ class Transport:
 
 
 def _timed_out(error: Exception, timer: Timer) -> UpstreamError:
-    connecting = isinstance(error, httpcore.ConnectTimeout)
-    when = "took no connection" if connecting else "did not begin to answer"
+    disconnected = isinstance(error, httpcore.ConnectTimeout)
+    when = "took no connection" if disconnected else "did not begin to answer"
     when = "did not finish its answer" if timer.answering else when
-    return UpstreamTimeout(f"the Callbutton server {when} in time", answering=timer.answering, connecting=connecting)
+    text = f"the Callbutton server {when} in time"
+    return UpstreamTimeout(text, answering=timer.answering, disconnected=disconnected)
 
 
 def _not_connected(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
     obstacle = Obstacle.PROXY if isinstance(error, httpcore.ProxyError) else _obstacle(error)
-    return UpstreamUnreachable(f"no connection to the Callbutton server: {OBSTACLES[obstacle]}", obstacle)
+    text = OBSTACLES[obstacle]
+    if obstacle is Obstacle.PROXY and (cause := error.__context__) is not None:  # of `TimedBackend`
+        timed_out = isinstance(cause, httpcore.ConnectTimeout)
+        text = f"the proxy cannot be reached: {'it takes too long' if timed_out else OBSTACLES[_obstacle(cause)]}"
+    return UpstreamUnreachable(f"no connection to the Callbutton server: {text}", obstacle)
 
 
-def _broken_off(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
+def _broken_off(error: Exception, timer: Timer) -> UpstreamError:
     if not timer.answering:
         text = "the Callbutton server closed the connection without a reply"
         return UpstreamUnreachable(text, Obstacle.CLOSED)
-    return UpstreamMalformed(
-        f"the Callbutton server's reply is truncated, or is not HTTP, after {timer.received} bytes of body"
-    )
+    if timer.closed or isinstance(error, httpcore.NetworkError):
+        return UpstreamMalformed(f"the Callbutton server's reply is truncated after {timer.received} bytes of body")
+    text = str(error)
+    what = next((what for start, what in INVALID_HTTP.items() if text.startswith(start)), "is not valid HTTP")
+    return UpstreamMalformed(f"the Callbutton server's reply {what}, after {timer.received} bytes of body")
 
 
+# What h11 refuses, by the beginning of its message, of which the rest may quote the reply.
+INVALID_HTTP = {
+    "illegal status line": "does not begin with an HTTP status line",
+    "illegal header line": "has a header line that is not valid HTTP",
+    "Illegal header": "has a header that is not valid HTTP",
+    "bad Content-Length": "has a Content-Length that is not a number",
+    "conflicting Content-Length": "has several Content-Length headers that differ",
+    "multiple Transfer-Encoding": "has several Transfer-Encoding headers",
+    "Only Transfer-Encoding": "has a Transfer-Encoding that is not supported",
+    "Receive buffer too long": "has a header or chunk line that is too long",
+    "illegal chunk": "has a chunk that is not valid HTTP",
+}
 # What each error of httpcore means. The first kind that fits counts: ConnectError is a NetworkError.
 ERRORS: dict[type[Exception], Callable[[Exception, Timer], UpstreamError]] = {
     httpcore.TimeoutException: _timed_out,
@@ -319,7 +345,7 @@ def translated_errors() -> Iterator[None]:
         raise translate(error, current_timer.get()) from error
 
 
-def _obstacle(error: Exception) -> Obstacle:
+def _obstacle(error: BaseException) -> Obstacle:
     """Find the obstacle among the causes of an error."""
     found: list[BaseException | None] = [error]
     while found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -476,3 +477,37 @@ def test_pieces_of_any_size_give_the_same_reply():
             parser.feed(body[at : at + size])
             at += size
         assert parser.close() == whole
+
+
+NO_CALLS = """No calls found|No calls found.|NO CALLS FOUND!|No calls found for this period.|There are no records
+There were no calls during that period|No call details found for client 8005550100|No matching records found|No data
+0 calls found|Zero results|Nothing found|Call details not found|Calls were not found|No call history found
+No calls were found between 06/01/2026 07:00:00 and 06/01/2026 08:00:00.|No calls match your request
+Sorry, no calls found
+No Calls Found: 8005550100|No calls found for client code custcode_1|No results returned|No entries exist"""
+FAILURES = """Connection time out|No data: connection time out|No records found: database error
+No data available: try again
+No calls found due to database timeout|No calls found because of an internal error|No calls could be read|No connection
+Data not found because the server is down|Client code not found|No client code found|No permission for calls|
+Date range not valid|No date found|Calls not readable"""
+
+
+def reported(message: str, *, single: bool) -> Reply:
+    inside = f'<GetCallDetailResponse status="ERROR"> {message} </GetCallDetailResponse>'
+    text = f"<Callbutton><CallbuttonService>{inside}</CallbuttonService></Callbutton>"
+    parser = ReplyParser(single=single)
+    parser.feed(text.encode())
+    return parser.close()
+
+
+@pytest.mark.parametrize("message", re.split(r"[|\n]", NO_CALLS))
+def test_an_error_that_no_calls_were_found_is_an_empty_reply_to_one_code(message: str):
+    assert reported(message, single=True).calls == {}
+    with pytest.raises((UpstreamFailed, UpstreamRejected)):  # of several codes it may mean one
+        reported(message, single=False)
+
+
+@pytest.mark.parametrize("message", re.split(r"[|\n]", FAILURES))
+def test_an_error_with_another_reason_is_an_error(message: str):
+    with pytest.raises((UpstreamFailed, UpstreamRejected)):
+        reported(message, single=True)

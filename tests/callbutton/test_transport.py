@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway import __version__
 from gateway.callbutton.transport import Timer, Transport, UpstreamLimits, current_timer, translated_errors
-from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import Obstacle, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
 QUICK = UpstreamLimits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
@@ -149,6 +150,58 @@ BROKEN = {
 def test_a_broken_answer_is_malformed(pieces: tuple[bytes, ...]):
     with pytest.raises(UpstreamMalformed):
         outcome(answering(*pieces))
+
+
+INVALID = {
+    "does not begin with an HTTP status line, after 0": b"220 smtp.example ready\r\n\r\n",
+    "has a header line that is not valid HTTP, after 0": HEAD + b"Set Cookie: secret\r\n\r\n",
+    "has a Content-Length that is not a number, after 0": HEAD + b"Content-Length: many\r\n\r\n",
+    "has several Content-Length headers that differ, after 0": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "has a Transfer-Encoding that is not supported, after 0": HEAD + b"Transfer-Encoding: secret\r\n\r\n",
+    "has a header or chunk line that is too long, after 0": HEAD + b"X: " + b"secret" * 40_000,
+    "has a chunk that is not valid HTTP, after 0": HEAD + b"Transfer-Encoding: chunked\r\n\r\nsecret\r\n",
+    "is not valid HTTP, after 3": HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcsecret\r\n",
+    "is truncated after 3": HEAD + b"Content-Length: 9\r\n\r\nabc",
+    "is truncated after 0": HEAD + b"Content-Len",
+}
+
+
+@pytest.mark.parametrize("said", INVALID)
+def test_a_reply_that_is_not_http_is_told_as_what_it_is_and_not_quoted(said: str):
+    with pytest.raises(UpstreamMalformed, match=said) as caught:
+        outcome(answering(INVALID[said]))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [("http://127.0.0.1:{port}", "the port refuses it"), ("http://proxy.invalid:3128", "its name is not found")],
+    ids=["refuses", "unknown"],
+)
+def test_a_proxy_that_cannot_be_reached_is_told_as_such(proxy: str, reason: str):
+    async def run() -> None:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            address = proxy.format(port=bound.getsockname()[1])
+            transport = Transport("http://callbutton.invalid/xml.jsp", UpstreamLimits(), address)
+            with pytest.raises(UpstreamUnreachable, match=f"the proxy cannot be reached: {reason}") as caught:
+                await post(transport)
+            assert caught.value.obstacle is Obstacle.PROXY
+            assert caught.value.disconnected
+            await transport.close()
+
+    asyncio.run(run())
+
+
+def test_a_proxy_that_refuses_the_request_does_not_let_it_through():
+    async def run() -> None:
+        async with serving(answering(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")) as url:
+            transport = Transport("https://callbutton.invalid/xml.jsp", UpstreamLimits(), url.removesuffix("/xml.jsp"))
+            with pytest.raises(UpstreamUnreachable, match="the proxy does not let it through"):
+                await post(transport)
+            await transport.close()
+
+    asyncio.run(run())
 
 
 def test_a_connection_closed_without_an_answer_is_unreachable():
