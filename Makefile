@@ -52,7 +52,7 @@ openapi: $(READY)  ## Write openapi/openapi.yaml
 docs: $(READY)  ## Write the generated pages of docs/
 	@$(BIN)/python -m docs.generate
 
-clients-tools: $(READY)  ## Install the Python tools of tests/api/test_clients.py, which also needs Java, Go and npm
+clients-tools: $(READY)  ## Install the Python tools of tests/api/test_clients.py, which also needs Java, Go, PHP, Ruby and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
 
 schemathesis: $(READY)  ## Test a running gateway against the OpenAPI document with over 20,000 requests

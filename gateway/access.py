@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.errors import Forbidden
-from gateway.model import EVERY_CLIENT, Call, Status
+from gateway.model import EVERY_CLIENT, Call, CallStatus
 
 SCOPES = ("calls", "personal", "status", "recordings", "refresh")
 CLIENT_PATTERN = re.compile(r"\*|[A-Za-z0-9_.-]{1,64}|[A-Za-z0-9_.-]{1,63}\*", re.ASCII)
@@ -169,7 +169,7 @@ def mask_call(
         dtmf=None,
         other_data=None,
         recording_url=recording_url,
-        status=visible and Status(reviewed=visible.reviewed, sales=visible.sales, journal=None),
+        status=visible and CallStatus(reviewed=visible.reviewed, sales=visible.sales, journal=None),
         extra=_public(call.extra, public_extra, status=shows_status) if call.extra else call.extra,
     )
 

@@ -17,39 +17,39 @@ from gateway import access
 from gateway.api import exports, responses
 from gateway.api.list_query import parse_list_query, render_cursor
 from gateway.api.middleware.request_context import RequestContext, context_of
-from gateway.api.query import parse_call_query
-from gateway.api.responses import JSON, Meta, Services
+from gateway.api.query import MAX_LIMIT, parse_call_query
+from gateway.api.responses import JSON, AnswerMeta, Services
 from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import NotFound
 from gateway.formats import Projection
-from gateway.model import Call, Window
+from gateway.model import Call, Window, about
 
 NEXT = "The `cursor` of the next page; null on the last page only."
 RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
 
 
-class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
+class PageInfo(Struct, frozen=True, kw_only=True, rename="camel"):
     """The page size, and the cursor of the next page."""
 
-    limit: Annotated[int, msgspec.Meta(description="The maximum number of calls on a page.", examples=[1])]
-    next_cursor: Annotated[str | None, msgspec.Meta(description=NEXT, examples=["uvkL5TFIUylomGu3e5M0UJOF"])]
+    limit: Annotated[int, about("The maximum number of calls on a page.", 1, ge=1, le=MAX_LIMIT)]
+    next_cursor: Annotated[str | None, about(NEXT, "uvkL5TFIUylomGu3e5M0UJOF")]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
-    data: Annotated[list[Call], msgspec.Meta(description="The calls, sorted by start time.")]
-    page: PageLinks
-    meta: Meta
+    data: Annotated[list[Call], about("The calls, sorted by start time.")]
+    page: PageInfo
+    meta: AnswerMeta
 
 
 class SingleCall(Struct, frozen=True, kw_only=True):
     """One call."""
 
     data: Call
-    meta: Meta
+    meta: AnswerMeta
 
 
 @get("/clients/{code:str}/calls", operation_id="listClientCalls", summary="List the calls of one client", kind="list")
@@ -126,7 +126,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     )
     context.read_finished = time.perf_counter()
     cursor, complete = render_cursor(query, page.after, services.signing_key) if page.after else (None, False)
-    links, meta = PageLinks(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
+    links, meta = PageInfo(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
     async with services.rendering.turn(context.party):
         calls = present(page.calls)

@@ -14,9 +14,10 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 from litestar.types import Send
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway import errors
+from gateway.model import about
 
 Headers = Sequence[tuple[bytes, bytes]]
 MEDIA_TYPE = "application/problem+json"
@@ -220,24 +221,26 @@ HINTS: dict[object, str] = {
 }
 
 
-class Fault(Struct, frozen=True, kw_only=True):
+class ParameterError(Struct, frozen=True, kw_only=True):
     """An invalid parameter."""
 
-    parameter: Annotated[str, Meta(description="The name of the parameter.")]
-    detail: Annotated[str, Meta(description="Why it is invalid.")]
+    parameter: Annotated[str, about("The name of the parameter.")]
+    detail: Annotated[str, about("Why it is invalid.")]
 
 
 class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The reason why a request failed (RFC 9457)."""
 
-    type: Annotated[str, Meta(description="The type of problem: the path of a page that explains it.")]
-    title: Annotated[str, Meta(description="The type of problem in words.")]
-    status: Annotated[int, Meta(description="The HTTP status code.")]
-    detail: Annotated[str, Meta(description="The cause of the problem in this request.")]
-    hint: Annotated[str, Meta(description="How to solve the problem.")]
-    instance: Annotated[str, Meta(description="The path of the request.")]
-    request_id: Annotated[str, Meta(description="The id of the request, which the log has too.")]
-    errors: Annotated[list[Fault] | UnsetType, Meta(description="Every invalid parameter.")] = UNSET
+    type: Annotated[str, about("The type of problem: the path of a page that explains it.", form="uri-reference")]
+    title: Annotated[str, about("The type of problem in words.")]
+    status: Annotated[int, about("The HTTP status code.", ge=400, le=599)]
+    detail: Annotated[str, about("The cause of the problem in this request.")]
+    hint: Annotated[str, about("How to solve the problem.")]
+    instance: Annotated[str, about("The path of the request.")]
+    request_id: Annotated[str, about("The id of the request, which the log has too.")]
+    errors: Annotated[
+        list[ParameterError] | UnsetType, about("Every invalid parameter, if the type is `invalid-parameter`.")
+    ] = UNSET
 
 
 def type_of(error: BaseException) -> ProblemType:
@@ -297,6 +300,6 @@ def render_problem(
             hint=kind.hint,
             instance=instance,
             request_id=request_id,
-            errors=[Fault(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
+            errors=[ParameterError(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
         )
     )

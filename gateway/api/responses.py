@@ -25,7 +25,7 @@ from gateway.cache.reader import Cache, Query, ReadResult
 from gateway.cache.scans import Page
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
-from gateway.model import Instant, Window
+from gateway.model import Instant, Window, about
 from gateway.rates import RateLimiter, Shares, Turns
 
 JSON = {"application/json": "json"}
@@ -35,32 +35,15 @@ BEFORE_META = b',"meta":'  # ends the data in a body
 encode = msgspec.json.Encoder().encode
 
 
-class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
+class AnswerMeta(Struct, frozen=True, kw_only=True, rename="camel"):
     """The window of the response, and its freshness."""
 
-    start: Annotated[
-        Instant, msgspec.Meta(description="Start of the window (inclusive).", examples=["2026-11-01T05:00:00Z"])
-    ]
-    end: Annotated[
-        Instant, msgspec.Meta(description="End of the window (exclusive).", examples=["2026-11-01T09:00:00Z"])
-    ]
-    as_of: Annotated[
-        Instant,
-        msgspec.Meta(description="When the newest point of the window was fetched.", examples=["2026-11-01T12:00:00Z"]),
-    ]
-    oldest_fetch: Annotated[
-        Instant,
-        msgspec.Meta(
-            description="When the oldest data in the response was fetched.", examples=["2026-11-01T11:00:00Z"]
-        ),
-    ]
-    stale: Annotated[bool, msgspec.Meta(description=STALE, examples=[False])]
-    unreadable: Annotated[
-        int,
-        msgspec.Meta(
-            description="Number of calls left out because they have no id or no valid start time.", examples=[0]
-        ),
-    ]
+    start: Annotated[Instant, about("Start of the window (inclusive).", "2026-11-01T05:00:00Z")]
+    end: Annotated[Instant, about("End of the window (exclusive).", "2026-11-01T09:00:00Z")]
+    as_of: Annotated[Instant, about("When the newest point of the window was fetched.", "2026-11-01T12:00:00Z")]
+    oldest_fetch: Annotated[Instant, about("When the oldest data in the response was fetched.", "2026-11-01T11:00:00Z")]
+    stale: Annotated[bool, about(STALE, False)]
+    unreadable: Annotated[int, about("Number of calls left out because they have no id or no valid start time.", 0)]
 
 
 class Services(Struct, frozen=True):
@@ -196,9 +179,9 @@ def empty_result(now: float) -> ReadResult:
     return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-1)
 
 
-def meta_of(window: Window, source: Page | ReadResult) -> Meta:
+def meta_of(window: Window, source: Page | ReadResult) -> AnswerMeta:
     """The `meta` of a response."""
-    return Meta(
+    return AnswerMeta(
         start=instant(window.start),
         end=instant(window.end),
         as_of=instant(source.as_of),

@@ -6,7 +6,6 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import cache
 from typing import Any, TypeVar
 
@@ -93,25 +92,21 @@ def _once(build: Callable[[], _T]) -> Callable[[], _T]:
 
 
 @_once
-def _document() -> dict[str, Any]:
-    return openapi.build(HANDLERS)
+def document_json() -> bytes:
+    """The OpenAPI document as JSON."""
+    return msgspec.json.encode(openapi.build(HANDLERS))
 
 
 def document() -> dict[str, Any]:
     """A copy of the OpenAPI document."""
-    return deepcopy(_document())
-
-
-@_once
-def document_json() -> bytes:
-    """The OpenAPI document as JSON."""
-    return msgspec.json.encode(_document())
+    copy: dict[str, Any] = msgspec.json.decode(document_json())
+    return copy
 
 
 @_once
 def document_yaml() -> str:
     """The OpenAPI document as YAML."""
-    return yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def problem_response(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.params import FromPath
@@ -21,82 +20,71 @@ from gateway.access import Consumer, can_count_callers
 from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
-from gateway.api.responses import JSON, Meta, Services
-from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
-from gateway.cache.aggregates import Totals as Counts
+from gateway.api.responses import JSON, AnswerMeta, Services
+from gateway.cache.aggregates import AggregateSpec, Aggregator, Group, Totals
 from gateway.cache.extents import Extent
 from gateway.cache.reader import Query, ReadResult
 from gateway.cache.scans import counted
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.model import EVERY_CLIENT, Instant
+from gateway.model import EVERY_CLIENT, Instant, about
 
 MAX_ROWS = 20_000  # of a summary; about 5 MB of JSON
+MAX_SUM = 2**31 - 1  # seconds, 68 years; the contract promises int32
 BATCH_SIZE = 20_000  # calls counted in one turn of the event loop; takes about 5 ms
 SINGLE_BUCKET = (-(10**11),)  # seconds since 1970, before any call; the same for every window, so figures are cached
 
 
-class Totals(Struct, frozen=True, kw_only=True, rename="camel"):
+class SummaryTotals(Struct, frozen=True, kw_only=True, rename="camel"):
     """The figures of a set of calls."""
 
-    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
-    connected: Annotated[int, msgspec.Meta(description="Number of answered calls.", examples=[1])]
+    calls: Annotated[int, about("Number of calls.", 2)]
+    connected: Annotated[int, about("Number of answered calls.", 1)]
     unique_callers: Annotated[
         int | None,
-        msgspec.Meta(
-            description="Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.",
-            examples=[2],
-        ),
+        about("Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.", 2),
     ]
     new_callers: Annotated[
         int | None,
-        msgspec.Meta(
-            description="Number of callers whose first call in the window is among these calls. Null without the scope "
-            "`personal`.",
-            examples=[2],
+        about(
+            "Number of callers whose first call in the window is among these calls. Null without the scope `personal`.",
+            2,
         ),
     ]
-    duration_seconds: Annotated[int, msgspec.Meta(description="Sum of the durations, in seconds.", examples=[412])]
-    talk_time_seconds: Annotated[int, msgspec.Meta(description="Sum of the talk times, in seconds.", examples=[332])]
-    mean_talk_time_seconds: Annotated[
-        float | None, msgspec.Meta(description="Mean of the known talk times.", examples=[166.0])
-    ]
+    duration_seconds: Annotated[int, about("Sum of the durations, in seconds.", 412)]
+    talk_time_seconds: Annotated[int, about("Sum of the talk times, in seconds.", 332)]
+    mean_talk_time_seconds: Annotated[float | None, about("Mean of the known talk times.", 166.0)]
 
 
-class Row(Totals, frozen=True, kw_only=True, rename="camel"):
+class SummaryRow(SummaryTotals, frozen=True, kw_only=True, rename="camel"):
     """The figures of one time bucket and one group."""
 
-    bucket_start: Annotated[
-        Instant, msgspec.Meta(description="Start of the bucket.", examples=["2026-11-01T05:00:00Z"])
-    ]
+    bucket_start: Annotated[Instant, about("Start of the bucket.", "2026-11-01T05:00:00Z")]
     group: Annotated[
         str | None,
-        msgspec.Meta(
-            description="The value of the field `groupBy`; null without `groupBy`, or if the calls have no value.",
-            examples=[None],
-        ),
+        about("The value of the field `groupBy`; null without `groupBy`, or if the calls have no value.", None),
     ]
 
 
 class CallSummary(Struct, frozen=True, kw_only=True):
     """Figures by time bucket and group, oldest first, and of all calls of the window."""
 
-    data: Annotated[list[Row], msgspec.Meta(description="The figures, including empty buckets.")]
-    total: Totals
-    meta: Meta
+    data: Annotated[list[SummaryRow], about("The figures, including empty buckets.")]
+    total: SummaryTotals
+    meta: AnswerMeta
 
 
 class ClientFigures(Struct, frozen=True, kw_only=True, rename="camel"):
     """A client and its number of calls in the window."""
 
-    client_code: Annotated[str, msgspec.Meta(description="The client code.", examples=["8005550100"])]
-    calls: Annotated[int, msgspec.Meta(description="Number of calls.", examples=[2])]
+    client_code: Annotated[str, about("The client code.", "8005550100")]
+    calls: Annotated[int, about("Number of calls.", 2)]
 
 
 class ClientList(Struct, frozen=True, kw_only=True):
     """The clients that had calls in the window, sorted by code."""
 
-    data: Annotated[list[ClientFigures], msgspec.Meta(description="The clients.")]
-    meta: Meta
+    data: Annotated[list[ClientFigures], about("The clients.")]
+    meta: AnswerMeta
 
 
 @get(
@@ -160,9 +148,13 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     aggregator = Aggregator(spec)
     reading = await _count(services, context, cache_query, aggregator.add)
     buckets, total = aggregator.sums()
+    if max(total.duration, total.talk) > MAX_SUM:
+        raise InvalidParameters(
+            [ParameterFault("start", f"gives a sum of over {MAX_SUM} seconds; choose a shorter window")]
+        )
     body = CallSummary(
         data=_rows(query, buckets, consumer),
-        total=Totals(**_figures(total, consumer)),
+        total=SummaryTotals(**_figures(total, consumer)),
         meta=responses.meta_of(query.window, reading),
     )
     return responses.json_response(services, context, body, query.window, reading)
@@ -186,21 +178,23 @@ async def _count(
     return total or responses.empty_result(now)
 
 
-def _rows(query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Counts]]], consumer: Consumer) -> list[Row]:
+def _rows(
+    query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Totals]]], consumer: Consumer
+) -> list[SummaryRow]:
     """One row for each bucket and group. Raises InvalidParameters for more than `MAX_ROWS` rows."""
     names = sorted({name for _, groups in buckets for name in groups}, key=lambda name: (name is None, name)) or [None]
     if len(buckets) * len(names) > MAX_ROWS:
         detail = f"gives {len(buckets)} buckets of {len(names)} groups, more than {MAX_ROWS} rows; use longer buckets"
         raise InvalidParameters([ParameterFault("groupBy", detail)])
-    empty = Counts()
+    empty = Totals()
     return [
-        Row(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty), consumer))
+        SummaryRow(bucket_start=responses.instant(start), group=name, **_figures(groups.get(name, empty), consumer))
         for start, (_, groups) in zip(query.starts, buckets, strict=True)
         for name in names
     ]
 
 
-def _figures(count: Counts, consumer: Consumer) -> dict[str, Any]:
+def _figures(count: Totals, consumer: Consumer) -> dict[str, Any]:
     """The figures that the consumer may see: distinct counts of a few calls tell which of them share a caller."""
     return {
         "calls": count.calls,

@@ -32,7 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.model import CLIENT_CODE, Call, Certainty, Window
+from gateway.model import CLIENT_CODE, Call, StartTimeCertainty, Window
 
 LOGGER = logging.getLogger(__name__)
 RETRY_WITHIN = 0.5  # of a POST's deadline; a later retry might time out and count as an outage
@@ -182,7 +182,7 @@ class UpstreamClient:
         metrics = self._metrics
         certainties = [call.start_time_certainty for calls in reply.calls.values() for call in calls]
         metrics.calls_translated.inc(len(certainties))
-        for certainty in (Certainty.INFERRED, Certainty.ASSUMED):
+        for certainty in (StartTimeCertainty.INFERRED, StartTimeCertainty.ASSUMED):
             if count := certainties.count(certainty):
                 metrics.ambiguous_times.labels(certainty.value).inc(count)
         unnamed = sum(len(calls) for code, calls in reply.calls.items() if CLIENT_CODE.fullmatch(code) is None)

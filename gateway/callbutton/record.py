@@ -16,7 +16,7 @@ from itertools import islice
 from xml.etree.ElementTree import Element
 
 from gateway.callbutton import central_time
-from gateway.model import Address, Call, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus
 
 FIELDS = (
     "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory "
@@ -30,15 +30,15 @@ EXTRA_NAMES = {key: f"Address.{name}" for name, key in ADDRESS_KEYS.items()}
 NO_TEXTS: dict[str, str | None] = dict.fromkeys((*FIELDS, *ADDRESS_KEYS.values()))
 PHONE_TYPES = {"": PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
 RESULTS = {
-    "connected": Result.CONNECTED,
-    "busy": Result.BUSY,
-    "no answer": Result.NO_ANSWER,
-    "abandoned": Result.ABANDONED,
+    "connected": CallResult.CONNECTED,
+    "busy": CallResult.BUSY,
+    "no answer": CallResult.NO_ANSWER,
+    "abandoned": CallResult.ABANDONED,
 }
 SALES = {"": SalesStatus.NONE, "called back": SalesStatus.CALLED_BACK, "made sale": SalesStatus.MADE_SALE}
 REVIEWED = {"": False, "reviewed": True, "unreviewed": False}
 SECONDS = {str(seconds): seconds for seconds in range(3600)}  # most calls take less than an hour
-NO_STATUS = Status(reviewed=False, sales=SalesStatus.NONE, journal=None)
+NO_STATUS = CallStatus(reviewed=False, sales=SalesStatus.NONE, journal=None)
 ENVELOPE = (
     "Callbutton Username Authentication CallbuttonService GetCallDetailsResponse GetCallDetailResponse status Client "
     "ClientCode CallDetails Call ID"
@@ -195,7 +195,7 @@ class RecordReader:
             self._shared.clear()
         address = None
         if first or last or street or city or postal or middle or secondary or state or postal4:
-            address = Address(
+            address = CallerAddress(
                 first_name=keep(first, first) if first else None,
                 middle_initial=keep(middle, middle) if middle else None,
                 last_name=keep(last, last) if last else None,
@@ -217,7 +217,7 @@ class RecordReader:
             other_data=keep(other, other) if other else None,
             phone_type=PHONE_TYPES.get(digits.lower() if digits else "") or _other_phone_type(digits, extra),
             target=keep(target, target) if target else None,
-            result=(RESULTS.get(result.lower()) if result else Result.OTHER) or _result(result, extra),
+            result=(RESULTS.get(result.lower()) if result else CallResult.OTHER) or _result(result, extra),
             duration_seconds=SECONDS[duration] if duration in SECONDS else _seconds("Duration", duration, extra),
             talk_time_seconds=SECONDS[talk] if talk in SECONDS else _seconds("TalkTime", talk, extra),
             index_number=keep(index, index) if index else None,
@@ -249,22 +249,22 @@ def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:
     return PhoneType.OTHER
 
 
-def _result(text: str | None, extra: dict[str, str]) -> Result:
+def _result(text: str | None, extra: dict[str, str]) -> CallResult:
     """A result that is not spelled as in the document: with other white space, or of another name."""
-    result = RESULTS.get(_words(text or ""), Result.OTHER)
-    if result is Result.OTHER:
+    result = RESULTS.get(_words(text or ""), CallResult.OTHER)
+    if result is CallResult.OTHER:
         extra.setdefault("Result", text or "")
     return result
 
 
-def _status(reviewed: str, sales: str, journal: str | None, extra: dict[str, str]) -> Status:
+def _status(reviewed: str, sales: str, journal: str | None, extra: dict[str, str]) -> CallStatus:
     sold = SALES.get(sales.lower()) or SALES.get(_words(sales), SalesStatus.OTHER)
     if sold is SalesStatus.OTHER:
         extra.setdefault("SalesStatus", sales)
     seen = REVIEWED.get(reviewed.lower())
     if seen is None:
         extra.setdefault("ReviewedStatus", reviewed)
-    return Status(reviewed=seen or False, sales=sold, journal=journal or None)
+    return CallStatus(reviewed=seen or False, sales=sold, journal=journal or None)
 
 
 def _seconds(name: str, text: str | None, extra: dict[str, str]) -> int | None:

@@ -29,7 +29,7 @@ from gateway.callbutton import central_time
 from gateway.callbutton.record import NO_STATUS, RecordReader, attribute, canonical
 from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
-from gateway.model import Call, Certainty
+from gateway.model import Call, StartTimeCertainty
 
 CHUNK_SIZE = 65536  # bytes
 SLICE_SIZE = 8192  # characters; small enough that no garbage collection runs while the elements of a slice exist
@@ -254,7 +254,7 @@ class ReplyParser:
             if call is None:
                 self._unreadable[code] += 1
                 continue
-            if call.start_time_certainty is not Certainty.EXACT:
+            if call.start_time_certainty is not StartTimeCertainty.EXACT:
                 self._uncertain.add(code)
             if call.id in found:  # the last one of an id counts, at its own place in the order
                 del found[call.id]
@@ -265,7 +265,9 @@ class ReplyParser:
         calls = list(self._calls[code].values())
         if code in self._uncertain:
             for index, instant in central_time.infer_folds([call.start_time for call in calls]).items():
-                calls[index] = replace(calls[index], start_time=instant, start_time_certainty=Certainty.INFERRED)
+                calls[index] = replace(
+                    calls[index], start_time=instant, start_time_certainty=StartTimeCertainty.INFERRED
+                )
         if self._records.status_seen:  # calls before the first status have none yet
             calls = [call if call.status else replace(call, status=NO_STATUS) for call in calls]
         return calls

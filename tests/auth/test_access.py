@@ -23,9 +23,9 @@ from gateway.access import (
     require_scope,
 )
 from gateway.errors import Forbidden
-from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 
-ADDRESS = Address(
+ADDRESS = CallerAddress(
     first_name="Ada", middle_initial=None, last_name="Lovelace", street="1 Main St", secondary=None, city="Chicago",
     state="IL", zip="60601", zip4=None,
 )  # fmt: skip
@@ -33,21 +33,21 @@ CALL = Call(
     id="1",
     client_code="8005550100",
     start_time=datetime(2026, 11, 1, tzinfo=UTC),
-    start_time_certainty=Certainty.EXACT,
+    start_time_certainty=StartTimeCertainty.EXACT,
     campaign="4018",
     did="8005550100",
     ani="3125550161",
     other_data="print ad",
     phone_type=PhoneType.OTHER,
     target="7735550158",
-    result=Result.OTHER,
+    result=CallResult.OTHER,
     duration_seconds=351,
     talk_time_seconds=332,
     index_number="0042",
     dtmf="1",
     recording_url="http://callbutton.example/secret",
     address=ADDRESS,
-    status=Status(reviewed=True, sales=SalesStatus.OTHER, journal="Called Ada back"),
+    status=CallStatus(reviewed=True, sales=SalesStatus.OTHER, journal="Called Ada back"),
     extra={
         "Result": "Fax",
         "InfoDigits": "x",
@@ -125,7 +125,7 @@ def test_without_personal_what_tells_of_the_caller_is_masked_and_the_rest_is_not
         dtmf=None,
         other_data=None,
         recording_url=None,
-        status=Status(reviewed=True, sales=SalesStatus.OTHER, journal=None),
+        status=CallStatus(reviewed=True, sales=SalesStatus.OTHER, journal=None),
         extra={"Result": "Fax", "InfoDigits": "x", "SalesStatus": "Lost"},
     )
 

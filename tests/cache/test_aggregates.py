@@ -17,7 +17,7 @@ from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
 from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
-from gateway.model import Call, Result, Window
+from gateway.model import Call, CallResult, Window
 from tests.support.upstream import NOW, Upstream, ask, cache_of, call
 
 ZONES = ["UTC", "America/Chicago", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham"]
@@ -35,7 +35,7 @@ def calls_near(draw: st.DrawFn, first: int) -> list[Call]:
         msgspec.structs.replace(
             call(str(number), first + at, campaign=draw(st.sampled_from([None, "1", "2"]))),
             ani=draw(st.sampled_from([None, "1", "2", "3", "4"])),
-            result=draw(st.sampled_from([Result.CONNECTED, Result.BUSY])),
+            result=draw(st.sampled_from([CallResult.CONNECTED, CallResult.BUSY])),
             talk_time_seconds=draw(st.sampled_from([None, 0, 7])),
         )
         for number, at in enumerate(dict.fromkeys(starts))  # the first call is unambiguous
@@ -57,7 +57,7 @@ def plain(calls: Sequence[Call], starts: Sequence[int], *, grouped: bool) -> dic
     return {
         key: (
             len(found),
-            sum(one.result is Result.CONNECTED for one in found),
+            sum(one.result is CallResult.CONNECTED for one in found),
             sum(one.duration_seconds or 0 for one in found),
             sum(one.talk_time_seconds or 0 for one in found),
             sum(one.talk_time_seconds is not None for one in found),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway import app
 from gateway.cache.extents import make_extent, make_extent_of_all
 from gateway.cache.level2 import LAYOUT, Found, pack, unpack
-from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
+from gateway.model import EVERY_CLIENT, CallerAddress, CallStatus, SalesStatus, Window
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
 from tests.support.processes import wait_for
@@ -32,11 +32,11 @@ ANY = float("inf")  # the clock of an in-process upstream differs from the serve
 
 
 def test_an_extent_is_what_it_was_after_packing():
-    address = Address(
+    address = CallerAddress(
         first_name="A", middle_initial=None, last_name=None, street="1 Road", secondary=None, city=None, state="IL",
         zip="02134", zip4=None,
     )  # fmt: skip
-    status = Status(reviewed=True, sales=SalesStatus.MADE_SALE, journal="é")
+    status = CallStatus(reviewed=True, sales=SalesStatus.MADE_SALE, journal="é")
     full = msgspec.structs.replace(
         call("1", NOW - 60), address=address, status=status, ani="0012", extra={"X.Y": "1\n2"}
     )

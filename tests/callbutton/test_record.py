@@ -5,7 +5,7 @@ from xml.etree.ElementTree import fromstring
 import pytest
 
 from gateway.callbutton.record import RecordReader
-from gateway.model import Call, Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 
 START = "<StartTime>06/01/2026 07:30:00</StartTime>"
 
@@ -21,14 +21,14 @@ def test_a_record_with_a_start_alone_is_a_call_of_nothing_else():
         id="1",
         client_code="a",
         start_time=read(START).start_time,
-        start_time_certainty=Certainty.EXACT,
+        start_time_certainty=StartTimeCertainty.EXACT,
         campaign=None,
         did=None,
         ani=None,
         other_data=None,
         phone_type=PhoneType.NORMAL,
         target=None,
-        result=Result.OTHER,
+        result=CallResult.OTHER,
         duration_seconds=None,
         talk_time_seconds=None,
         index_number=None,
@@ -50,24 +50,24 @@ def test_unknown_values_are_other_and_their_text_is_kept():
         "<ReviewedStatus>Maybe</ReviewedStatus>",
         status=True,
     )
-    assert (call.result, call.phone_type) == (Result.OTHER, PhoneType.OTHER)
-    assert call.status == Status(reviewed=False, sales=SalesStatus.OTHER, journal=None)
+    assert (call.result, call.phone_type) == (CallResult.OTHER, PhoneType.OTHER)
+    assert call.status == CallStatus(reviewed=False, sales=SalesStatus.OTHER, journal=None)
     assert call.extra == {"Result": "Voicemail", "InfoDigits": "z", "SalesStatus": "Lost", "ReviewedStatus": "Maybe"}
 
 
 VALUES = {
-    "other case": ("<Result>CONNECTED</Result><InfoDigits>C</InfoDigits>", Result.CONNECTED, PhoneType.CELL),
+    "other case": ("<Result>CONNECTED</Result><InfoDigits>C</InfoDigits>", CallResult.CONNECTED, PhoneType.CELL),
     "other white space": (
         "<Result> No\n answer </Result><InfoDigits> p</InfoDigits>",
-        Result.NO_ANSWER,
+        CallResult.NO_ANSWER,
         PhoneType.PAYPHONE,
     ),
-    "empty": ("<Result/><InfoDigits></InfoDigits>", Result.OTHER, PhoneType.NORMAL),
+    "empty": ("<Result/><InfoDigits></InfoDigits>", CallResult.OTHER, PhoneType.NORMAL),
 }
 
 
 @pytest.mark.parametrize(("elements", "result", "phone_type"), VALUES.values(), ids=VALUES)
-def test_values_are_compared_without_case_and_white_space(elements: str, result: Result, phone_type: PhoneType):
+def test_values_are_compared_without_case_and_white_space(elements: str, result: CallResult, phone_type: PhoneType):
     call = read(START + elements)
     assert (call.result, call.phone_type, call.extra) == (result, phone_type, {})
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.callbutton.record import ADDRESS_FIELDS, FIELDS, STATUS_FIELDS
 from gateway.callbutton.reply import MAX_ELEMENTS, MAX_RECORD_SIZE, RESPONSES, Reply, ReplyParser, parse_reply
 from gateway.errors import UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
-from gateway.model import Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 from tests.support.paths import DATA
 
 SAMPLES = DATA / "samples"
@@ -59,15 +59,15 @@ def test_the_sample_reply_is_read_element_by_element():
         "8005550100",
         "2026-06-01T12:30:00+00:00",
     )
-    assert call.start_time_certainty is Certainty.EXACT
+    assert call.start_time_certainty is StartTimeCertainty.EXACT
     assert (call.campaign, call.did, call.ani, call.other_data) == ("4471", "8005550100", "3125550100", "web")
-    assert (call.phone_type, call.target, call.result) == (PhoneType.CELL, "3125550199", Result.NO_ANSWER)
+    assert (call.phone_type, call.target, call.result) == (PhoneType.CELL, "3125550199", CallResult.NO_ANSWER)
     assert (call.duration_seconds, call.talk_time_seconds, call.index_number, call.dtmf) == (63, 0, "0042", "1#")
     assert call.recording_url is not None
     assert call.address is not None
     assert (call.address.first_name, call.address.last_name, call.address.secondary) == ("Zoë", "O'Neill", None)
     assert (call.address.zip, call.address.zip4) == ("02134", "0123")
-    assert call.status == Status(reviewed=True, sales=SalesStatus.MADE_SALE, journal="Called back.\nWants <two>.")
+    assert call.status == CallStatus(reviewed=True, sales=SalesStatus.MADE_SALE, journal="Called back.\nWants <two>.")
     assert call.extra == {}
 
 

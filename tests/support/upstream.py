@@ -15,7 +15,7 @@ from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError
 from gateway.metrics import Metrics
-from gateway.model import Call, Certainty, PhoneType, Result, Window
+from gateway.model import Call, CallResult, PhoneType, StartTimeCertainty, Window
 
 NOW = 1_790_000_000
 HOUR = 3600
@@ -29,14 +29,14 @@ def call(identity: str, start: int, code: str = "a", campaign: str | None = None
         id=identity,
         client_code=code,
         start_time=datetime.fromtimestamp(start, UTC),
-        start_time_certainty=Certainty.EXACT,
+        start_time_certainty=StartTimeCertainty.EXACT,
         campaign=campaign,
         did=None,
         ani=None,
         other_data=None,
         phone_type=PhoneType.NORMAL,
         target=None,
-        result=Result.CONNECTED,
+        result=CallResult.CONNECTED,
         duration_seconds=1,
         talk_time_seconds=None,
         index_number=None,
