@@ -31,9 +31,11 @@ DAY = 86_400  # seconds
 STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
 CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
 TAG_NAME = re.compile(r"</?\w+")
+SECONDS = re.compile(r"(?<=\d)(:\d\d):\d\d *</StartTime>")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 FAULTS = {
+    "ampersand": "a bare & and references of HTML in values",
     "charset": "windows-1252 bytes, not announced in a header or declaration",
     "date-error": "ERROR about the date range",
     "descending": "newest calls first",
@@ -50,6 +52,7 @@ FAULTS = {
     "http-503": "HTTP status 503",
     "lower-case": "element names in lower case",
     "no-status": "the status flag is ignored",
+    "other-form": "StartTimes with AM or PM and without seconds",
     "omit-empty": "clients without calls are left out",
     "other-spelling": "failures in GetCallDetailsResponse instead of GetCallDetailResponse",
     "reset": "the connection is closed in the middle of the body",
@@ -181,6 +184,10 @@ class Simulator:
     async def _answer(self, receive: Receive, send: Send, request: Request, address: str, faults: set[str]) -> None:
         charset = "cp1252" if "charset" in faults else "utf-8"
         text = "".join(self._reply(request, address, faults))
+        if "ampersand" in faults:
+            text = text.replace("</CallerName>", "</CallerName><Company>R&D&nbsp;Caf&eacute;</Company>")
+        if "other-form" in faults:
+            text = SECONDS.sub(r"\1 PM</StartTime>", text)
         if "lower-case" in faults:
             text = TAG_NAME.sub(lambda tag: tag[0].lower(), text)
         if "doctype" in faults:

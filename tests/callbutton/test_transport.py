@@ -103,6 +103,23 @@ def test_gzip_of_several_members_is_read_to_its_end():
     assert outcome(answering(head, packed))[2] == b"<a></a>"
 
 
+NO_CODINGS = ["UTF-8", "none", "identity", "utf-8, identity", "", "text/xml; charset=utf-8", "8bit", "binary"]
+
+
+@pytest.mark.parametrize("words", NO_CODINGS)
+def test_a_content_encoding_that_is_no_coding_is_ignored(words: str):
+    head = HEAD + f"Content-Encoding: {words}\r\nContent-Length: 4\r\n\r\n".encode()
+    assert outcome(answering(head + b"<a/>"))[2] == b"<a/>"
+
+
+@pytest.mark.parametrize("words", ["gzip", "X-GZIP", "UTF-8, gzip", "identity,gzip"])
+@pytest.mark.parametrize("zeros", [0, 1, 512, 200_000])
+def test_zeros_after_gzip_are_ignored(words: str, zeros: int):
+    packed = gzip.compress(b"<a>") + b"\0" * 10 + gzip.compress(b"</a>") + b"\0" * zeros
+    head = HEAD + f"Content-Encoding: {words}\r\nContent-Length: {len(packed)}\r\n\r\n".encode()
+    assert outcome(answering(head, packed[:40], packed[40:]))[2] == b"<a></a>"
+
+
 def test_a_content_type_that_cannot_be_read_has_no_charset():
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset*=a; charset*0=b\r\nContent-Length: 0\r\n\r\n"
     assert outcome(answering(head)) == (200, None, b"")
@@ -138,6 +155,8 @@ BROKEN = {
     "gzip cut off": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" + gzip.compress(b"x" * 99)[:20],),
     "not gzip": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",),
     "an encoding that was not requested": (HEAD + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",),
+    "compressed twice": (HEAD + b"Content-Encoding: gzip, gzip\r\nContent-Length: 5\r\n\r\nhello",),
+    "junk after gzip": (HEAD + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(b"x") + b"\0x",),
     "too large": (HEAD + b"Content-Length: 200000\r\n\r\n", b"x" * 200_000),
     "a gzip bomb": (
         HEAD + b"Content-Encoding: gzip\r\n\r\n",

@@ -208,8 +208,10 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
         (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
         (["error"], 1, ADVICE[errors.UpstreamFailed]),
         (["html"], 1, ADVICE[errors.UpstreamMalformed]),
+        (["other-form"], 1, "ask Callbutton to send StartTime as MM/DD/YYYY HH:MM:SS, not as 00/00/0000 00:00 PM"),
+        (["ampersand"], 0, "works: calls with status"),
     ],
-    ids=["none", "no-status", "unauthorized", "date-error", "error", "html"],
+    ids=["none", "no-status", "unauthorized", "date-error", "error", "html", "other-form", "ampersand"],
 )
 def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: str):
     with simulated(*fault) as address:
