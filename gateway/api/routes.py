@@ -190,7 +190,7 @@ def create_api(
     def outermost(app: HTTPApp, litestar: Litestar) -> RequestContextMiddleware:
         app = LoadShedder(app, max_requests, shutdown)
         app = Cors(app, cors_origins) if cors_origins else app
-        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown)
+        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, route_finder(litestar))
 
     litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
     cached = ResponseCache(

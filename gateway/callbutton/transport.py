@@ -42,7 +42,7 @@ CHUNK_SIZE = 64 * 1024  # bytes of body between two turns of the event loop
 READ_SIZE = 4 * CHUNK_SIZE  # bytes; what asyncio takes from a socket at once
 KEEPALIVE = 5  # seconds that an idle connection is kept, as httpx keeps it
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
-SUPPORTED = ([], ["gzip"], ["x-gzip"])
+SUPPORTED: tuple[list[str], ...] = ([], ["gzip"], ["x-gzip"])
 CODINGS = frozenset(
     ("gzip", "x-gzip", "br", "compress", "dcb", "dcz", "deflate", "exi", "pack200-gzip", "x-compress", "zstd")
 )

@@ -30,6 +30,8 @@ MAX_REQUESTS = 1000  # requests kept for tests; bounds the memory of long runs
 DAY = 86_400  # seconds
 STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
 CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
+BOUNDS = {"clients": (1, 10_000), "calls_per_day": (0, 1_000_000), "history": (0, 36_500), "latency": (0, 86_400)}
+RATE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 TAG_NAME = re.compile(r"</?\w+")
 SECONDS = re.compile(r"(?<=\d)(:\d\d):\d\d *</StartTime>")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -82,12 +84,15 @@ class Options:
     flag_element: str = "StatusFlag"
 
     def __post_init__(self) -> None:
+        for name, (least, most) in BOUNDS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{value} is not a valid number for {name}: choose one from {least} to {most}")
         for fault in self.faults:
-            name, _, rate = fault.partition(":")
+            name, colon, rate = fault.partition(":")
             if name.partition("@")[0] not in FAULTS:
                 raise ValueError(f"{fault!r} is not a fault; choose from {', '.join(FAULTS)}")
-            if rate and not 0 <= float(rate) <= 1:
-                raise ValueError(f"the rate of {fault!r} is not between 0 and 1")
+            if colon and not (RATE.fullmatch(rate) and float(rate) <= 1):
+                raise ValueError(f"the rate of {fault!r} is not a number from 0 to 1")
         for allowed in self.allowed:
             ip_network(allowed)
 

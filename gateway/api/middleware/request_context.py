@@ -15,7 +15,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -26,7 +26,7 @@ from gateway import tracing
 from gateway.access import Consumer
 from gateway.api import problems
 from gateway.api.negotiation import Headers
-from gateway.logs import AccessLog
+from gateway.logs import AccessEntry, AccessLog
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
 
@@ -79,8 +79,15 @@ class RequestContextMiddleware:
     operator: RequestContextMiddleware | None = None
 
     def __init__(
-        self, app: HTTPApp, lifespan: ASGIApp, metrics: Metrics, access_log: AccessLog, shutdown: Shutdown
+        self,
+        app: HTTPApp,
+        lifespan: ASGIApp,
+        metrics: Metrics,
+        access_log: AccessLog,
+        shutdown: Shutdown,
+        route_of: Callable[[str], str],
     ) -> None:
+        self._route_of = route_of
         self.shutdown = shutdown
         self._app = app
         self._lifespan = lifespan
@@ -103,12 +110,12 @@ class RequestContextMiddleware:
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
         context = RequestContext(request_id, headers, started)
         scope.setdefault("state", {})["context"] = context
-        status = CLIENT_CLOSED
+        status, cache = CLIENT_CLOSED, ""
 
         def send_with_headers(message: Message) -> Awaitable[None]:
-            nonlocal status
+            nonlocal status, cache
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, cache = message["status"], cache_status(message["headers"])
                 closing = CLOSE_HEADERS if self.shutdown.begun.is_set() else ()
                 own = (b"x-request-id", request_id.encode())
                 message["headers"] = [*message["headers"], *context.response_headers, *SECURITY_HEADERS, *closing, own]
@@ -132,11 +139,14 @@ class RequestContextMiddleware:
                 context.release()
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
+            route = str(scope.get("path_template") or self._route_of(scope["path"]))
             requests.in_flight -= 1
             consumer = context.consumer
             requests.add(method, route, status, seconds, consumer.label if consumer else "")
-            self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
+            name, trace = consumer.name if consumer else "", tracing.trace_id()
+            self._access_log.write(
+                AccessEntry(time.time(), request_id, method, route, status, seconds, name, cache, trace)
+            )
             if span is not None:
                 span.update_name(f"{method} {route}")
                 span.set_attributes({"http.request.method": method, "http.route": route, "request.id": request_id})
@@ -154,6 +164,15 @@ def combine_fields(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list,
     if len(headers) != len(fields):
         headers = {name: b", ".join([value for other, value in fields if other == name]) for name in headers}
     return headers
+
+
+def cache_status(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The word of `Cache-Status` for the access log: hit, stale, partial or miss; empty without the field."""
+    for name, value in headers:
+        if name.lower() == b"cache-status":
+            _, word, *others = value.decode("latin-1").split("; ")
+            return "stale" if any(other.startswith("ttl=-") for other in others) else word.removeprefix("fwd=")
+    return ""
 
 
 async def send_in_chunks(message: HTTPResponseBodyEvent, send: Send) -> None:
