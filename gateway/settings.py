@@ -108,8 +108,11 @@ def parse_fraction(text: str) -> float:
 
 
 def parse_date(text: str) -> int:
-    """Parse a date to its first second in UTC, in seconds since 1970. Raises ValueError."""
-    return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+    """Parse a date from 1900 on to its first second in UTC, in seconds since 1970. Raises ValueError."""
+    date = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    if date.year < 1900:  # the upstream's times begin there
+        raise ValueError(text)
+    return int(date.timestamp())
 
 
 def parse_url(text: str) -> str:
