@@ -16,7 +16,7 @@ from gateway.cli import COMMANDS, load
 
 PLACES = (
     "If the shell does not find callbutton-gateway: it is in the folder bin of the virtual environment, as "
-    ".venv/bin/callbutton-gateway after `make`; python -m gateway in that environment is the same."
+    ".venv/bin/callbutton-gateway after `make demo`; python -m gateway in that environment is the same."
 )
 
 
