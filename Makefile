@@ -14,8 +14,8 @@ help:  ## List the targets
 demo: $(READY)  ## Run the gateway in front of a simulated Callbutton server, and print commands to try
 	@$(BIN)/callbutton-gateway demo
 
-test: $(READY)  ## Run the tests (about 10 minutes); a test without its program is skipped, with the reason
-	@echo "== tests (about 10 minutes); tests that need a program that is not installed are skipped, see the end"
+test: $(READY)  ## Run the tests (about 10 minutes), without those whose programs are not installed
+	@echo "== tests (about 10 minutes); the end lists the tests that are skipped, with the program that each needs"
 	@$(BIN)/python -m pytest -q -rs
 
 lint: $(READY)  ## Run ruff and mypy

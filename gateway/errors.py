@@ -134,7 +134,14 @@ class UpstreamFailed(UpstreamError):  # noqa: N818
 
 
 class UpstreamMalformed(UpstreamError):  # noqa: N818
-    """The reply does not follow the protocol, or is truncated. The text says where."""
+    """The reply does not follow the protocol, or is truncated. The text says where.
+
+    `start_time_form` is the form of its times if that is what does not follow it, such as `00/00/0000 00:00 PM`.
+    """
+
+    def __init__(self, detail: str, *, start_time_form: str = "") -> None:
+        super().__init__(detail)
+        self.start_time_form = start_time_form
 
 
 class Obstacle(StrEnum):

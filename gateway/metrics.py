@@ -41,7 +41,16 @@ AGES = (15, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 31 * 86400)  # s
 # Known label values.
 OUTCOMES = ("ok", "unauthorized", "rejected", "error", "malformed", "unreachable", "timeout", "cancelled")
 DROP_REASONS = ("full", "late", "unwanted", "circuit-open")
-REPAIRS = ("illegal_character", "unknown_charset")
+REPAIRS = (
+    "bare_ampersand",
+    "byte_order_mark",
+    "cesu_8",
+    "html_reference",
+    "illegal_character",
+    "leading_space",
+    "unknown_charset",
+    "windows_1252",
+)
 CERTAINTIES = ("inferred", "assumed")  # not "exact", which almost every time is
 LOOKUPS = ("hit", "partial", "miss")
 SHARED_LOOKUPS = ("found", "miss", "unavailable", "unreadable")

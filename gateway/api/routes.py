@@ -186,7 +186,8 @@ def create_api(
     def outermost(app: HTTPApp, litestar: Litestar) -> RequestContextMiddleware:
         app = LoadShedder(app, shutdown)
         app = Cors(app, cors_origins) if cors_origins else app
-        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, unsent)
+        routes = route_finder(litestar)
+        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, unsent, routes)
 
     litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
     cached = ResponseCache(

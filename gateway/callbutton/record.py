@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from xml.etree.ElementTree import Element
 
@@ -44,6 +45,9 @@ ENVELOPE = (
     "ClientCode CallDetails Call ID"
 ).split()
 SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
+FEWEST_DIGITS = 6  # of a date and a time, as in 1/2/09 3:04
+MAX_FORM = 40  # characters
+KEPT_WORDS = ("AM", "PM", "T", "Z")  # of a date and time in another form; others may be anything
 MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
 MAX_ID = 200  # characters; the contract has no longer ids, and cursors hold one
 MAX_NAMES = 1000  # spellings of names that are remembered for one reply
@@ -93,12 +97,13 @@ class RecordReader:
     """Reads the records of one reply.
 
     `unknown` counts the elements that the document does not know. `status_seen` is set once a record has an element
-    that the status flag asks for.
+    that the status flag asks for. `other_form` is the form of the first StartTime that is not in the document's.
     """
 
     def __init__(self, *, status: bool) -> None:
         self.unknown = 0
         self.status_seen = False
+        self.other_form = ""
         self._status = status
         self._shared: dict[str, str] = {}
         self._call_keys = Keys({name: name for name in FIELDS}, "")
@@ -189,6 +194,7 @@ class RecordReader:
         try:
             start_time, certainty = central_time.parse_wall(start)
         except ValueError:
+            self.other_form = self.other_form or _other_form(start)
             return None
         keep = self._shared.setdefault
         if len(self._shared) > MAX_SHARED_TEXTS:
@@ -242,6 +248,17 @@ class RecordReader:
         for name, all_texts in texts_of.items():
             if joined := "\n".join(text for text in all_texts if text):
                 extra[name] = joined
+
+
+def _other_form(text: str) -> str:
+    """The form of a date and time that is not in the document's, such as `00/00/0000 00:00 PM`; else empty.
+
+    It has no digit or name of the text.
+    """
+    if central_time.WALL.fullmatch(text) or sum(map(str.isdigit, text)) < FEWEST_DIGITS:
+        return ""
+    words = re.sub(r"[^\W\d_]+", lambda word: word[0] if word[0].upper() in KEPT_WORDS else "x", text[:MAX_FORM])
+    return re.sub(r"\d", "0", words)
 
 
 def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:

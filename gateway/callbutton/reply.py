@@ -10,6 +10,7 @@ Rules, liberal as to form and strict as to sense:
 - A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
   code counts once: the last one (T2).
 - An ERROR that only says that no calls were found is an empty reply, if one client code was requested.
+- A reply with calls of which none can be read, because their StartTimes have another form, is `UpstreamMalformed`.
 - Anything that is not well-formed, has a DOCTYPE, is too deep or too long, or is not the protocol is
   `UpstreamMalformed`, which says where.
 """
@@ -121,6 +122,11 @@ class ReplyParser:
         elif not (verdict == "ERROR" and self._single and _says_no_calls(_message(responses[0]))):
             raise self._failure(verdict, responses[0])
         calls = {code: self._settled(code) for code in self._calls}
+        if (form := self._records.other_form) and not any(calls.values()):
+            raise UpstreamMalformed(
+                f"no StartTime of the Callbutton server's answer has the form MM/DD/YYYY HH:MM:SS: it sends {form}",
+                start_time_form=form,
+            )
         return Reply(
             calls=calls,
             unreadable=dict(self._unreadable),

@@ -42,6 +42,10 @@ CHUNK_SIZE = 64 * 1024  # bytes of body between two turns of the event loop
 READ_SIZE = 4 * CHUNK_SIZE  # bytes; what asyncio takes from a socket at once
 KEEPALIVE = 5  # seconds that an idle connection is kept, as httpx keeps it
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
+SUPPORTED: tuple[list[str], ...] = ([], ["gzip"], ["x-gzip"])
+CODINGS = frozenset(
+    ("gzip", "x-gzip", "br", "compress", "dcb", "dcz", "deflate", "exi", "pack200-gzip", "x-compress", "zstd")
+)
 SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
@@ -256,23 +260,27 @@ class Transport:
             current_timer.reset(token)
 
     async def _chunks(self, response: httpx.Response, timer: Timer) -> AsyncIterator[bytes]:
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", "gzip", "x-gzip", ""):
+        # Words that are no coding, such as `UTF-8`, are ignored, as by curl and browsers.
+        words = re.split(r"[\s,;]+", response.headers.get("content-encoding", "").lower())
+        codings = [word for word in words if word in CODINGS]
+        if codings not in SUPPORTED:
             raise UpstreamMalformed("the Callbutton server's reply has an unsupported content encoding")
-        inflate = zlib.decompressobj(31) if "gzip" in encoding else None
+        inflate = zlib.decompressobj(31) if codings else None
         async for raw in response.aiter_raw():
             data = raw
             while data:
                 if inflate is None:
                     chunk, data = data[:CHUNK_SIZE], data[CHUNK_SIZE:]
                 else:
+                    if inflate.eof:  # another member (RFC 1952), or zeros, which gzip ignores
+                        if not (data := data.lstrip(b"\0")):
+                            break
+                        inflate = zlib.decompressobj(31)
                     try:
                         chunk = inflate.decompress(data, CHUNK_SIZE)
                     except zlib.error as error:
                         raise UpstreamMalformed("the Callbutton server's reply is not valid gzip") from error
-                    data = inflate.unconsumed_tail
-                    if inflate.eof and inflate.unused_data:  # another member (RFC 1952)
-                        data, inflate = inflate.unused_data, zlib.decompressobj(31)
+                    data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
                 timer.received += len(chunk)
                 if timer.received > self._limits.max_bytes:
                     raise UpstreamMalformed(

@@ -30,10 +30,14 @@ MAX_REQUESTS = 1000  # requests kept for tests; bounds the memory of long runs
 DAY = 86_400  # seconds
 STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
 CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
+BOUNDS = {"clients": (1, 10_000), "calls_per_day": (0, 1_000_000), "history": (0, 36_500), "latency": (0, 86_400)}
+RATE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 TAG_NAME = re.compile(r"</?\w+")
+SECONDS = re.compile(r"(?<=\d)(:\d\d):\d\d *</StartTime>")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 FAULTS = {
+    "ampersand": "a bare & and references of HTML in values",
     "charset": "windows-1252 bytes, not announced in a header or declaration",
     "date-error": "ERROR about the date range",
     "descending": "newest calls first",
@@ -50,6 +54,7 @@ FAULTS = {
     "http-503": "HTTP status 503",
     "lower-case": "element names in lower case",
     "no-status": "the status flag is ignored",
+    "other-form": "StartTimes with AM or PM and without seconds",
     "omit-empty": "clients without calls are left out",
     "other-spelling": "failures in GetCallDetailsResponse instead of GetCallDetailResponse",
     "reset": "the connection is closed in the middle of the body",
@@ -79,12 +84,15 @@ class Options:
     flag_element: str = "StatusFlag"
 
     def __post_init__(self) -> None:
+        for name, (least, most) in BOUNDS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{value} is not a valid number for {name}: choose one from {least} to {most}")
         for fault in self.faults:
-            name, _, rate = fault.partition(":")
+            name, colon, rate = fault.partition(":")
             if name.partition("@")[0] not in FAULTS:
                 raise ValueError(f"{fault!r} is not a fault; choose from {', '.join(FAULTS)}")
-            if rate and not 0 <= float(rate) <= 1:
-                raise ValueError(f"the rate of {fault!r} is not between 0 and 1")
+            if colon and not (RATE.fullmatch(rate) and float(rate) <= 1):
+                raise ValueError(f"the rate of {fault!r} is not a number from 0 to 1")
         for allowed in self.allowed:
             ip_network(allowed)
 
@@ -181,6 +189,10 @@ class Simulator:
     async def _answer(self, receive: Receive, send: Send, request: Request, address: str, faults: set[str]) -> None:
         charset = "cp1252" if "charset" in faults else "utf-8"
         text = "".join(self._reply(request, address, faults))
+        if "ampersand" in faults:
+            text = text.replace("</CallerName>", "</CallerName><Company>R&D&nbsp;Caf&eacute;</Company>")
+        if "other-form" in faults:
+            text = SECONDS.sub(r"\1 PM</StartTime>", text)
         if "lower-case" in faults:
             text = TAG_NAME.sub(lambda tag: tag[0].lower(), text)
         if "doctype" in faults:

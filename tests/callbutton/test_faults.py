@@ -159,6 +159,20 @@ FAULTS = {
         kept=True,
         metric='text_repairs_total{repair="illegal_character"}',
     ),
+    "a bare ampersand": Fault(
+        answers(document(client(call(more="<OtherData>R&D</OtherData>")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="bare_ampersand"}',
+    ),
+    "a reference of HTML": Fault(
+        answers(document(client(call(more="<OtherData>Caf&eacute;</OtherData>")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="html_reference"}',
+    ),
     "NUL padding after the document": Fault(
         answers(SOUND + "\0" * 100),
         OK,
@@ -168,6 +182,9 @@ FAULTS = {
     ),
     "a blank line before the declaration": Fault(answers(f"\r\n{SOUND}"), OK, calls=("1",), kept=True),
     "a byte order mark": Fault(answers(f"\ufeff{SOUND}"), OK, calls=("1",), kept=True),
+    "Content-Encoding: UTF-8": Fault(
+        answers(SOUND, headers="Content-Encoding: UTF-8\r\n"), OK, calls=("1",), kept=True
+    ),
     "a namespace prefix": Fault(
         answers(re.sub(r"<(/?)(?=\w)", r"<\1c:", SOUND).replace("<c:Callbutton ", "<c:Callbutton xmlns:c='urn:c' ")),
         OK,
@@ -197,6 +214,9 @@ FAULTS = {
         calls=("1",),
         kept=True,
         metric="calls_unreadable_total",
+    ),
+    "every StartTime in another form": Fault(
+        answers(document(client(call(start="06/01/2026 07:30 AM") + call("2", start="06/01/2026 07:40 AM")))), MALFORMED
     ),
     "a negative duration": Fault(answers(document(client(call().replace(">5<", ">-5<")))), OK, calls=("1",), kept=True),
     "an id twice, with different content": Fault(

@@ -161,6 +161,59 @@ def test_calls_that_cannot_be_read_are_left_out_and_counted():
     assert found.unreadable == {"a": 3}
 
 
+OTHER_FORMS = {
+    "06/01/2026 07:30 PM": "00/00/0000 00:00 PM",
+    "06/01/2026 7:30:15 am": "00/00/0000 0:00:00 am",
+    "06/01/2026 07:30": "00/00/0000 00:00",
+    "2026-06-01T07:30:00Z": "0000-00-00T00:00:00Z",
+    "2026-06-01 07:30:00.123": "0000-00-00 00:00:00.000",
+    "Monday, 1 June 2026 07:30": "x, 0 x 0000 00:00",
+    "1780317000": "0000000000",
+    "06/01/2026 07:30:00 " + "x" * 99: "00/00/0000 00:00:00 x",
+}
+
+
+@pytest.mark.parametrize(("text", "form"), OTHER_FORMS.items(), ids=OTHER_FORMS.values())
+def test_a_reply_whose_times_all_have_another_form_is_malformed_and_says_the_form(text: str, form: str):
+    other = f'<Call ID="1"><StartTime>{text}</StartTime></Call>'
+    with pytest.raises(UpstreamMalformed, match=re.escape(f"it sends {form}") + "$") as caught:
+        parse_reply(ok(client(other * 2) + client("", "b") + client(other + '<Call ID="2"/>', "c")))
+    assert caught.value.start_time_form == form
+    sound = parse_reply(ok(client(other) + client(f'<Call ID="1">{START}</Call>', "b")))
+    assert (sound.unreadable, len(sound.calls["b"])) == ({"a": 1}, 1)
+
+
+@pytest.mark.parametrize("text", ["", "unknown", "06/31/2026 07:30:00", "12/31/9999 23:59:59", "n/a 12"])
+def test_a_single_call_without_a_readable_time_leaves_the_reply_sound(text: str):
+    found = parse_reply(reply(f'<Call ID="1"><StartTime>{text}</StartTime></Call>'))
+    assert (found.calls, found.unreadable) == ({"a": []}, {"a": 1})
+
+
+VALUES = {
+    "Smith & Sons": "Smith & Sons",
+    "R&D": "R&D",
+    "A&": "A&",
+    "&": "&",
+    "a&nbsp;b": "a\u00a0b",
+    "Caf&eacute; &copy;": "Café ©",
+    "&LT;b&GT; &AMP;amp;": "<b> &amp;",
+    "&rsqb;&rsqb;>": "]]>",
+    "&amp;nbsp;": "&nbsp;",
+    "<![CDATA[R&D &eacute; &#0;]]>&eacute;": "R&D &eacute; &#0;é",
+    "<!-- & &eacute; -->&eacute;": "é",
+    "&#X41;&#x42;&#67;&#;": "ABC&#;",
+}
+
+
+@pytest.mark.parametrize(("written", "value"), VALUES.items(), ids=VALUES)
+def test_ampersands_and_references_of_html_are_read_as_they_are_meant(written: str, value: str):
+    body = reply(f'<Call ID="1">{START}<OtherData>{written}</OtherData><X a="{"R&D"}">1</X></Call>')
+    for size in (1, 7, len(body)):
+        (call,) = in_pieces(body, size).calls["a"]
+        assert call.other_data == value
+        assert call.extra == {"X": "1", "X.@a": "R&D"}
+
+
 def test_an_ignored_status_flag_is_told():
     found = parse_reply(reply(f'<Call ID="1">{START}</Call>'), status=True)
     assert (found.status_ignored, found.calls["a"][0].status) == (True, None)
@@ -181,7 +234,10 @@ LIBERAL = {
     "a byte order mark after a blank line": b"\n\xef\xbb\xbf" + REPLY,
     "two byte order marks": b"\xef\xbb\xbf\xef\xbb\xbf" + REPLY,
     "a byte order mark before the root": REPLY.replace(b"?>", b"?>\xef\xbb\xbf", 1),
+    "a byte order mark after a comment": REPLY.replace(b"?>", b"?>\n<!-- a -->\xef\xbb\xbf\n", 1),
+    "a byte order mark at the end": REPLY + b"\xef\xbb\xbf\r\n",
     "UTF-16": REPLY.decode().encode("utf-16"),
+    "UTF-16 without a byte order mark": REPLY.decode().encode("utf-16-le"),
     "NUL padding": REPLY + b"\0\0\0",
     "lower case": REPLY.replace(b"Call ID", b"call id")
     .replace(b"</Call>", b"</call>")

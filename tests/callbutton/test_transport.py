@@ -19,12 +19,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
 
 from gateway import __version__
 from gateway.callbutton.transport import Timer, Transport, UpstreamLimits, current_timer, translated_errors
 from gateway.errors import Obstacle, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
-QUICK = UpstreamLimits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
+LIMITS = UpstreamLimits(first_byte=20, idle=20, deadline=60, concurrency=2, max_bytes=100_000)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -64,7 +65,7 @@ async def post(transport: Transport) -> tuple[int, str | None, bytes]:
         return answer.status, answer.charset, b"".join([piece async for piece in answer.chunks])
 
 
-def outcome(handler: Handler, limits: UpstreamLimits = QUICK) -> tuple[int, str | None, bytes]:
+def outcome(handler: Handler, limits: UpstreamLimits = LIMITS) -> tuple[int, str | None, bytes]:
     async def run() -> tuple[int, str | None, bytes]:
         async with serving(handler) as url:
             transport = Transport(url, limits)
@@ -103,6 +104,23 @@ def test_gzip_of_several_members_is_read_to_its_end():
     assert outcome(answering(head, packed))[2] == b"<a></a>"
 
 
+NO_CODINGS = ["UTF-8", "none", "identity", "utf-8, identity", "", "text/xml; charset=utf-8", "8bit", "binary"]
+
+
+@pytest.mark.parametrize("words", NO_CODINGS)
+def test_a_content_encoding_that_is_no_coding_is_ignored(words: str):
+    head = HEAD + f"Content-Encoding: {words}\r\nContent-Length: 4\r\n\r\n".encode()
+    assert outcome(answering(head + b"<a/>"))[2] == b"<a/>"
+
+
+@pytest.mark.parametrize("words", ["gzip", "X-GZIP", "UTF-8, gzip", "identity,gzip"])
+@pytest.mark.parametrize("zeros", [0, 1, 512, 200_000])
+def test_zeros_after_gzip_are_ignored(words: str, zeros: int):
+    packed = gzip.compress(b"<a>") + b"\0" * 10 + gzip.compress(b"</a>") + b"\0" * zeros
+    head = HEAD + f"Content-Encoding: {words}\r\nContent-Length: {len(packed)}\r\n\r\n".encode()
+    assert outcome(answering(head, packed[:40], packed[40:]))[2] == b"<a></a>"
+
+
 def test_a_content_type_that_cannot_be_read_has_no_charset():
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset*=a; charset*0=b\r\nContent-Length: 0\r\n\r\n"
     assert outcome(answering(head)) == (200, None, b"")
@@ -111,24 +129,24 @@ def test_a_content_type_that_cannot_be_read_has_no_charset():
 def test_headers_dripped_byte_by_byte_do_not_evade_the_time_out():
     drip = answering(*[bytes([byte]) for byte in HEAD], pause=0.05)
     with pytest.raises(UpstreamTimeout) as caught:
-        outcome(drip)
+        outcome(drip, replace(LIMITS, deadline=2))
     assert caught.value.answering
 
 
 def test_a_body_dripped_within_the_idle_time_ends_with_the_deadline():
     with pytest.raises(UpstreamTimeout, match="did not finish"):
-        outcome(answering(HEAD + b"Content-Length: 100\r\n\r\n", *[b"x"] * 100, pause=0.1))
+        outcome(answering(HEAD + b"Content-Length: 100\r\n\r\n", *[b"x"] * 100, pause=0.1), replace(LIMITS, deadline=2))
 
 
 def test_no_answer_within_the_first_byte_time_is_a_time_out():
     with pytest.raises(UpstreamTimeout, match="did not begin") as caught:
-        outcome(answering(b"", pause=5))
+        outcome(answering(b"", pause=60), replace(LIMITS, first_byte=0.3))
     assert not caught.value.answering
 
 
 def test_a_pause_longer_than_the_idle_time_is_a_time_out():
     with pytest.raises(UpstreamTimeout, match="did not finish"):
-        outcome(answering(HEAD + b"Content-Length: 9\r\n\r\n<", b"a/>", pause=0.6))
+        outcome(answering(HEAD + b"Content-Length: 9\r\n\r\n<", b"a/>", pause=60), replace(LIMITS, idle=0.3))
 
 
 BROKEN = {
@@ -138,6 +156,8 @@ BROKEN = {
     "gzip cut off": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" + gzip.compress(b"x" * 99)[:20],),
     "not gzip": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",),
     "an encoding that was not requested": (HEAD + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",),
+    "compressed twice": (HEAD + b"Content-Encoding: gzip, gzip\r\nContent-Length: 5\r\n\r\nhello",),
+    "junk after gzip": (HEAD + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(b"x") + b"\0x",),
     "too large": (HEAD + b"Content-Length: 200000\r\n\r\n", b"x" * 200_000),
     "a gzip bomb": (
         HEAD + b"Content-Encoding: gzip\r\n\r\n",
@@ -250,7 +270,7 @@ def test_a_request_has_the_credentials_of_its_address_and_never_a_cookie():
     async def run() -> int:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port: int = server.sockets[0].getsockname()[1]
-        transport = Transport(f"http://some%40body:secret@127.0.0.1:{port}/a/xml.jsp?b=c", QUICK)
+        transport = Transport(f"http://some%40body:secret@127.0.0.1:{port}/a/xml.jsp?b=c", LIMITS)
         for _ in range(2):
             await post(transport)
         await transport.close()
@@ -285,7 +305,7 @@ def test_a_proxy_that_is_set_is_used():
     async def run() -> None:
         answer = answering(HEAD + b"Content-Length: 0\r\n\r\n")
         async with serving(answer) as url:
-            transport = Transport("http://callbutton.invalid/xml.jsp", QUICK, url.removesuffix("/xml.jsp"))
+            transport = Transport("http://callbutton.invalid/xml.jsp", LIMITS, url.removesuffix("/xml.jsp"))
             assert (await post(transport))[0] == 200
             await transport.close()
 
@@ -303,7 +323,7 @@ def test_a_proxy_receives_the_credentials_of_its_address():
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             proxy = f"http://some%40body:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            transport = Transport("http://callbutton.invalid/xml.jsp", QUICK, proxy)
+            transport = Transport("http://callbutton.invalid/xml.jsp", LIMITS, proxy)
             assert (await post(transport))[0] == 200
             await transport.close()
 
@@ -373,7 +393,7 @@ FOREIGN = [
 @pytest.mark.parametrize("kind", FOREIGN, ids=[kind.__name__ for kind in FOREIGN])
 def test_every_error_of_httpcore_becomes_one_of_ours_and_stays_its_cause(kind: type[Exception], answering: bool):
     async def run() -> None:
-        timer = Timer(QUICK, 0)
+        timer = Timer(LIMITS, 0)
         timer.answering = answering
         current_timer.set(timer)
         with translated_errors():

@@ -30,7 +30,7 @@ from gateway.rates import RateLimiter, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN_PATHS = re.compile(
-    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
+    r"/(|healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
 )
 UNMATCHED = "unmatched"  # in place of the route of a path that has none
 RouteOf = Callable[[str], str]

@@ -15,7 +15,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
@@ -29,7 +29,7 @@ from gateway.access import Consumer, Key, Kind
 from gateway.api import problems
 from gateway.api.negotiation import Headers
 from gateway.errors import Overloaded, RateLimited
-from gateway.logs import AccessLog
+from gateway.logs import AccessEntry, AccessLog
 from gateway.metrics import Metrics
 from gateway.rates import Shares
 from gateway.shutdown import Shutdown
@@ -119,7 +119,9 @@ class RequestContextMiddleware:
         access_log: AccessLog,
         shutdown: Shutdown,
         unsent: Shares,
+        route_of: Callable[[str], str],
     ) -> None:
+        self._route_of = route_of
         self.shutdown = shutdown
         self._app = app
         self._lifespan = lifespan
@@ -143,10 +145,10 @@ class RequestContextMiddleware:
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
         context = RequestContext(request_id, headers, started, address=(scope["client"] or ("",))[0])
         scope.setdefault("state", {})["context"] = context
-        status, start = CLIENT_CLOSED, None
+        status, start, cache = CLIENT_CLOSED, None, ""
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status, start
+            nonlocal status, start, cache
             if message["type"] == "http.response.start":
                 start = message
                 return
@@ -161,7 +163,7 @@ class RequestContextMiddleware:
                 if large and (error := self._no_room(context, len(message["body"]))):
                     await problems.send_error(send_with_headers, error, scope["path"], request_id)
                     return
-                status = beginning["status"]
+                status, cache = beginning["status"], cache_status(beginning["headers"])
                 closing = CLOSE_HEADERS if self.shutdown.begun.is_set() else ()
                 own = (b"x-request-id", request_id.encode())
                 beginning["headers"] = [
@@ -196,11 +198,14 @@ class RequestContextMiddleware:
                 give_back()
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
+            route = str(scope.get("path_template") or self._route_of(scope["path"]))
             requests.in_flight -= 1
             consumer = context.consumer
             requests.add(method, route, status, seconds, consumer.label if consumer else "")
-            self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
+            name, trace = consumer.name if consumer else "", tracing.trace_id()
+            self._access_log.write(
+                AccessEntry(time.time(), request_id, method, route, status, seconds, name, cache, trace)
+            )
             if span is not None:
                 span.update_name(f"{method} {route}")
                 span.set_attributes({"http.request.method": method, "http.route": route, "request.id": request_id})
@@ -226,6 +231,15 @@ def combine_fields(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list,
     if len(headers) != len(fields):
         headers = {name: b", ".join([value for other, value in fields if other == name]) for name in headers}
     return headers
+
+
+def cache_status(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The word of `Cache-Status` for the access log: hit, stale, partial or miss; empty without the field."""
+    for name, value in headers:
+        if name.lower() == b"cache-status":
+            _, word, *others = value.decode("latin-1").split("; ")
+            return "stale" if any(other.startswith("ttl=-") for other in others) else word.removeprefix("fwd=")
+    return ""
 
 
 async def send_in_chunks(message: HTTPResponseBodyEvent, send: Send) -> None:
