@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -48,7 +49,8 @@ class Fetch(Protocol):
         """Send a POST, unless no reader waits for it when its turn comes."""
 
 
-Store = Callable[[str, Extent, bool], None]  # client code, extent, with status
+# Client code, extent, with status; returns the extents to answer with, which are others if the reply is doubted.
+Store = Callable[[str, Extent, bool], list[Extent]]
 
 
 class FetchState(Struct):
@@ -157,13 +159,12 @@ class Fetcher:
         if window.end >= state.now:  # open: points after the POST count as fetched by it
             window = Window(window.start, max(window.end, math.ceil(fetched.sent + self._fresh)))
         if code == EVERY_CLIENT:
-            unreadable = sum(fetched.unreadable.values())
+            unreadable = list(chain.from_iterable(fetched.unreadable.values()))
             extent = make_extent_of_all(window, fetched.sent, fetched.calls, unreadable)
         else:
-            calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
+            calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
             extent = make_extent(window, fetched.sent, calls, unreadable)
-        self._store(code, extent, state.status)
-        state.results[code].extents.append(extent)
+        state.results[code].extents += self._store(code, extent, state.status)
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:
@@ -177,7 +178,10 @@ def attributed(code: str, fetched: Fetched) -> Fetched:
         for echoed, found in fetched.calls.items()
         for call in found
     ]
-    return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: sum(fetched.unreadable.values())})
+    unreadable = [
+        msgspec.structs.replace(one, client_code=code) for found in fetched.unreadable.values() for one in found
+    ]
+    return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: unreadable})
 
 
 def addressable(fetched: Fetched) -> Fetched:

@@ -12,11 +12,13 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
+from datetime import UTC, datetime
 from itertools import islice
 from xml.etree.ElementTree import Element
 
 from gateway.callbutton import central_time
-from gateway.model import Address, Call, PhoneType, Result, SalesStatus, Status
+from gateway.model import Address, Call, PhoneType, Result, SalesStatus, Status, UnreadableCall
 
 FIELDS = (
     "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory "
@@ -44,6 +46,8 @@ ENVELOPE = (
     "ClientCode CallDetails Call ID"
 ).split()
 SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+NO_ID = "?"  # begins the names of records without an id
 MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
 MAX_ID = 200  # characters; the contract has no longer ids, and cursors hold one
 MAX_NAMES = 1000  # spellings of names that are remembered for one reply
@@ -104,10 +108,10 @@ class RecordReader:
         self._call_keys = Keys({name: name for name in FIELDS}, "")
         self._address_keys = Keys(ADDRESS_KEYS, "Address.")
 
-    def read(self, element: Element, code: str) -> Call | None:
+    def read(self, element: Element, code: str) -> Call | UnreadableCall:
         """The call of a `Call` element, by the client code that it stands under.
 
-        None without an id or a readable StartTime. Raises ValueError if elements are nested too deeply.
+        Raises ValueError if elements are nested too deeply.
         """
         identity = (element.get("ID") or attribute(element, "ID")).strip()
         identity = identity if len(identity) <= MAX_ID else ""
@@ -165,7 +169,7 @@ class RecordReader:
                     texts[key] = None
         texts["Address"] = ""
 
-    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | None:
+    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | UnreadableCall:
         """The call of a record's texts: a copy of NO_TEXTS that they were put into, and earlier ones by key."""
         # fmt: off
         (start, campaign, did, ani, other, digits, target, result, duration, talk, index, voice, _,
@@ -184,12 +188,12 @@ class RecordReader:
                 status = _status(reviewed or "", sales or "", journal, extra)
             elif self.status_seen:
                 status = NO_STATUS
-        if not identity or not start:
-            return None
         try:
-            start_time, certainty = central_time.parse_wall(start)
+            start_time, certainty = central_time.parse_wall(start or "")
         except ValueError:
-            return None
+            return UnreadableCall(identity or _digest(texts), code, EARLIEST, LATEST)
+        if not identity:
+            return UnreadableCall(_digest(texts), code, start_time, start_time)
         keep = self._shared.setdefault
         if len(self._shared) > MAX_SHARED_TEXTS:
             self._shared.clear()
@@ -242,6 +246,11 @@ class RecordReader:
         for name, all_texts in texts_of.items():
             if joined := "\n".join(text for text in all_texts if text):
                 extra[name] = joined
+
+
+def _digest(texts: Texts) -> str:
+    """Name a record without an id by its texts, after a mark."""
+    return NO_ID + hashlib.blake2b(repr(texts).encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:
