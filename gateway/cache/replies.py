@@ -49,6 +49,9 @@ class Replies:
                 before[code] |= ids
         if len(self._missed) > MAX_MISSED:
             self._missed.clear()
+        for code, ids in new.ids.items() if self._missed else ():
+            for id_ in ids:
+                self._missed.pop((status, code, id_), None)
         missing = [(status, code, id_) for code, ids in before.items() for id_ in ids - new.ids_of(code)]
         few = max(MIN_LOSS - 1, sum(map(len, before.values())) // 2)
         if len(missing) > few:
