@@ -9,7 +9,7 @@ from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import make_extent
 from gateway.cache.replies import Replies
 from gateway.callbutton.record import NO_STATUS
-from gateway.model import Certainty, SalesStatus, Status, Window
+from gateway.model import Call, Certainty, SalesStatus, Status, Window
 from tests.support.upstream import DAY, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids
 
 FOLD = 1_793_512_800  # 2026-11-01T06:00:00Z, when wall 01:00 comes for the first time
@@ -23,7 +23,7 @@ def make_replies() -> Replies:
 @pytest.mark.parametrize(("held", "kept", "doubted"), [(40, 19, True), (40, 20, False), (21, 1, True), (19, 0, False)])
 def test_a_reply_that_loses_much_is_doubted_until_another_agrees(held: int, kept: int, doubted: bool):
     upstream = Upstream()
-    every = [(0, call(str(number), NOW - number - 1)) for number in range(held)]
+    every: list[tuple[float, Call]] = [(0, call(str(number), NOW - number - 1)) for number in range(held)]
     upstream.published = every
 
     async def run() -> None:
@@ -45,7 +45,7 @@ def test_a_reply_that_loses_much_is_doubted_until_another_agrees(held: int, kept
 
 def test_a_reply_that_has_the_calls_again_ends_the_doubt():
     upstream = Upstream()
-    every = [(0, call(str(number), NOW - number - 1)) for number in range(40)]
+    every: list[tuple[float, Call]] = [(0, call(str(number), NOW - number - 1)) for number in range(40)]
 
     async def run() -> None:
         cache = cache_of(upstream)
