@@ -35,7 +35,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.model import CLIENT_CODE, EVERY_CLIENT, Window
+from gateway.model import CLIENT_CODE, EVERY_CLIENT, UnreadableCall, Window
 
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
 
@@ -189,7 +189,8 @@ def addressable(fetched: Fetched) -> Fetched:
     calls, unreadable = dict(fetched.calls), dict(fetched.unreadable)
     for code in fetched.calls:
         if CLIENT_CODE.fullmatch(code) is None:
-            unreadable[code] = unreadable.get(code, 0) + len(calls.pop(code))
+            records = [UnreadableCall(call.id, code, call.start_time, call.start_time) for call in calls.pop(code)]
+            unreadable[code] = unreadable.get(code, []) + records
     return msgspec.structs.replace(fetched, calls=calls, unreadable=unreadable)
 
 
