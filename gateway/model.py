@@ -144,6 +144,19 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     ]
 
 
+class UnreadableCall(Struct, frozen=True, array_like=True, gc=False):
+    """A record that is not a Call, because it has no id or no readable StartTime. It is counted once (T3).
+
+    `id` is the record's, or else a digest of its texts. It started from `start_time` to `latest`: both are its
+    StartTime, or else those of the calls beside it in the reply.
+    """
+
+    id: str
+    client_code: str
+    start_time: Instant
+    latest: Instant
+
+
 class Window(Struct, frozen=True, order=True):
     """A half-open UTC interval `[start, end)`, in whole seconds since 1970."""
 

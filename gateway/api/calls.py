@@ -89,11 +89,11 @@ async def get_client_call(
         if page.calls:
             context.read_finished = time.perf_counter()
             (call,) = presenter(services, context, status=query.status)(page.calls)
-            meta = responses.meta_of(window, page)
+            meta = responses.meta_of(window, page.provenance, page.unreadable)
             body: object = SingleCall(data=call, meta=meta)
             if query.fields:
                 body = {"data": Projection(query.fields)(call), "meta": meta}
-            return responses.json_response(services, context, body, window, page)
+            return responses.json_response(services, context, body, meta, page.provenance)
     raise NotFound("this client has no call with this id in the searched window")
 
 
@@ -123,10 +123,12 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         after=query.after,
         keep=keep,
         texts=query.filters.texts,
+        sees=responses.client_sight(context),
     )
     context.read_finished = time.perf_counter()
     cursor, complete = render_cursor(query, page.after, services.signing_key) if page.after else (None, False)
-    links, meta = PageInfo(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
+    links = PageInfo(limit=query.limit, next_cursor=cursor)
+    meta = responses.meta_of(query.window, page.provenance, page.unreadable)
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
     async with services.rendering.turn(context.party):
         calls = present(page.calls)
@@ -134,7 +136,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         if query.fields:
             body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
         return responses.json_response(
-            services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link
+            services, context, body, meta, page.provenance, data_end=b'],"page":', next_link=next_link
         )
 
 

@@ -17,7 +17,8 @@ from litestar.response import Stream
 
 from gateway.api.list_query import ListQuery
 from gateway.api.middleware.request_context import RequestContext
-from gateway.api.responses import JSON, Services, combine, empty_result, meta_of, shared_headers
+from gateway.api.responses import JSON, Services, client_sight, empty_result, meta_of, shared_headers
+from gateway.cache.reader import Provenance
 from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import make_format
@@ -73,15 +74,17 @@ async def _render(
     now: float,
 ) -> AsyncIterator[bytes]:
     zone = ZoneInfo(query.zone) if query.dialect else None
-    writer, last, total = make_format(form, query.fields, meta=query.meta is None, zone=zone), None, None
+    writer, sees = make_format(form, query.fields, meta=query.meta is None, zone=zone), client_sight(context)
+    total: Provenance | None = None
+    unreadable = 0
     if beginning := writer.begin():
         yield beginning
     try:
         part = first
         while part is not None:
             _refuse_stale(form, query, part)
-            if part.reading is not last:  # the parts of one span share a result
-                last, total = part.reading, combine(total, part.reading, newest_first=query.newest_first)
+            total = total.combine(part.reading, newest_first=query.newest_first) if total else part.reading
+            unreadable += sum(sees(record.client_code) for record in part.unreadable)
             for place in range(0, len(part.calls), CHUNK_SIZE):
                 async with services.rendering.turn(context.party):
                     chunk = writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
@@ -91,7 +94,7 @@ async def _render(
         context.aborted = True
         LOGGER.warning("export aborted", extra={"fields": {"error": type(error).__name__, "format": form}})
         raise
-    if ending := writer.end(meta_of(query.window, total or empty_result(now))):
+    if ending := writer.end(meta_of(query.window, total or empty_result(now), unreadable)):
         yield ending
 
 

@@ -16,13 +16,13 @@ import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, Key, authorized_codes, client_filter, require_list_scopes
+from gateway.access import Consumer, Key, authorized_codes, can_read, client_filter, require_list_scopes
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.query import NO_FILTERS, Filters
 from gateway.cache.extents import Keep
-from gateway.cache.reader import Cache, Query, ReadResult
-from gateway.cache.scans import Page
+from gateway.cache.reader import Cache, Provenance, Query
+from gateway.cache.scans import Sees
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.model import Instant, Window, about
@@ -31,6 +31,10 @@ from gateway.rates import RateLimiter, Shares, Turns
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
 STALE = "Whether a part is older than the freshness rule allows, for instance because the server failed."
+UNREADABLE = (
+    "Number of calls left out because they have no id or no valid start time. On a page, of those between its "
+    "beginning and that of the next page."
+)
 BEFORE_META = b',"meta":'  # ends the data in a body
 encode = msgspec.json.Encoder().encode
 
@@ -43,7 +47,7 @@ class AnswerMeta(Struct, frozen=True, kw_only=True, rename="camel"):
     as_of: Annotated[Instant, about("When the newest point of the window was fetched.", "2026-11-01T12:00:00Z")]
     oldest_fetch: Annotated[Instant, about("When the oldest data in the response was fetched.", "2026-11-01T11:00:00Z")]
     stale: Annotated[bool, about(STALE, False)]
-    unreadable: Annotated[int, about("Number of calls left out because they have no id or no valid start time.", 0)]
+    unreadable: Annotated[int, about(UNREADABLE, 0)]
 
 
 class Services(Struct, frozen=True):
@@ -124,23 +128,28 @@ def row_filter(context: RequestContext, cache_query: Query, filters: Filters = N
     return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
 
 
+def client_sight(context: RequestContext) -> Sees:
+    """A function that tells whether the consumer may know of a client."""
+    return partial(can_read, consumer_of(context))
+
+
 def json_response(
     services: Services,
     context: RequestContext,
     body: object,
-    window: Window,
-    source: Page | ReadResult,
+    meta: AnswerMeta,
+    source: Provenance,
     *,
     data_end: bytes = BEFORE_META,
     next_link: str = "",
 ) -> Response[bytes]:
-    """Render a JSON response. `ETag` covers the body up to the last `data_end`."""
+    """Render a JSON response. `ETag` covers the body up to the last `data_end`, and `meta.unreadable`."""
     encoded, now = encode(body), services.clock()
     if not source.stale:
         # A window that ends in the future gets new calls every second.
-        until = math.inf if window.end <= now else math.ceil(now)
+        until = math.inf if meta.end.timestamp() <= now else math.ceil(now)
         context.lifetime = Lifetime(source.as_of, now - source.seconds_stale, until)
-    etag = _entity_tag(encoded[: encoded.rindex(data_end)], has_next=bool(next_link))
+    etag = _entity_tag(encoded[: encoded.rindex(data_end)], meta.unreadable, has_next=bool(next_link))
     headers = {
         "ETag": etag,
         "Age": str(max(0, int(now - source.as_of))),
@@ -159,27 +168,12 @@ def shared_headers(context: RequestContext) -> dict[str, str]:
     return {"Cache-Control": "private", "Vary": VARY, "Server-Timing": timing}
 
 
-def combine(before: ReadResult | None, reading: ReadResult, *, newest_first: bool = False) -> ReadResult:
-    """Combine the results of two neighbouring spans, of which `before` was read first."""
-    if before is None:
-        return reading
-    return ReadResult(
-        as_of=before.as_of if newest_first else reading.as_of,
-        oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
-        seconds_stale=max(before.seconds_stale, reading.seconds_stale),
-        stale=before.stale or reading.stale,
-        unreadable=before.unreadable + reading.unreadable,
-        lookup=reading.lookup if before.lookup == reading.lookup else "partial",
-        collapsed=reading.collapsed and before.collapsed,
-    )
-
-
-def empty_result(now: float) -> ReadResult:
+def empty_result(now: float) -> Provenance:
     """The result of reading an empty window."""
-    return ReadResult(as_of=now, oldest_fetch=now, seconds_stale=-1)
+    return Provenance(as_of=now, oldest_fetch=now, seconds_stale=-1)
 
 
-def meta_of(window: Window, source: Page | ReadResult) -> AnswerMeta:
+def meta_of(window: Window, source: Provenance, unreadable: int) -> AnswerMeta:
     """The `meta` of a response."""
     return AnswerMeta(
         start=instant(window.start),
@@ -187,7 +181,7 @@ def meta_of(window: Window, source: Page | ReadResult) -> AnswerMeta:
         as_of=instant(source.as_of),
         oldest_fetch=instant(source.oldest_fetch),
         stale=source.stale,
-        unreadable=source.unreadable,
+        unreadable=unreadable,
     )
 
 
@@ -206,12 +200,13 @@ def _no_cache_ignored(context: RequestContext) -> str:
     return '; detail="no-cache needs the scope refresh"' if ignored else ""
 
 
-def _entity_tag(data: bytes, *, has_next: bool) -> str:
-    """A weak entity tag: a hash of the data and of whether a next page exists, but not of `meta`."""
-    return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if has_next else b"end").hexdigest()}"'
+def _entity_tag(data: bytes, unreadable: int, *, has_next: bool) -> str:
+    """A weak entity tag: a hash of the data, of what is left out of it, and of whether a next page exists."""
+    key = b"%d %d" % (unreadable, has_next)
+    return f'W/"{hashlib.blake2b(data, digest_size=12, key=key).hexdigest()}"'
 
 
-def _cache_status(source: Page | ReadResult) -> str:
+def _cache_status(source: Provenance) -> str:
     """The `Cache-Status` of a response (RFC 9211). A negative ttl is the time since it became stale."""
     if source.lookup == "hit" or source.stale:
         return f"hit; ttl={-math.ceil(source.seconds_stale)}"

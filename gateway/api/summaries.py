@@ -23,8 +23,8 @@ from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_s
 from gateway.api.responses import JSON, AnswerMeta, Services
 from gateway.cache.aggregates import AggregateSpec, Aggregator, Group, Totals
 from gateway.cache.extents import Extent
-from gateway.cache.reader import Query, ReadResult
-from gateway.cache.scans import counted
+from gateway.cache.reader import Provenance, Query
+from gateway.cache.scans import counted, unreadable_of
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import EVERY_CLIENT, Instant, about
 
@@ -123,11 +123,9 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
             calls.update({code: len(keep(listed)) for code, listed in extent.listed.items()})
 
     async with responses.counting_turn(request):
-        reading = await _count(services, context, cache_query, count)
+        meta, source = await _count(services, context, cache_query, count)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
-    return responses.json_response(
-        services, context, ClientList(data=rows, meta=responses.meta_of(window, reading)), window, reading
-    )
+    return responses.json_response(services, context, ClientList(data=rows, meta=meta), meta, source)
 
 
 async def summary_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes]:
@@ -146,26 +144,24 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
         keep=responses.row_filter(context, cache_query, query.filters),
     )
     aggregator = Aggregator(spec)
-    reading = await _count(services, context, cache_query, aggregator.add)
+    meta, source = await _count(services, context, cache_query, aggregator.add)
     buckets, total = aggregator.sums()
     if max(total.duration, total.talk) > MAX_SUM:
         raise InvalidParameters(
             [ParameterFault("start", f"gives a sum of over {MAX_SUM} seconds; choose a shorter window")]
         )
-    body = CallSummary(
-        data=_rows(query, buckets, consumer),
-        total=SummaryTotals(**_figures(total, consumer)),
-        meta=responses.meta_of(query.window, reading),
-    )
-    return responses.json_response(services, context, body, query.window, reading)
+    totals = SummaryTotals(**_figures(total, consumer))
+    body = CallSummary(data=_rows(query, buckets, consumer), total=totals, meta=meta)
+    return responses.json_response(services, context, body, meta, source)
 
 
 async def _count(
     services: Services, context: RequestContext, cache_query: Query, count: Callable[[Extent], None]
-) -> ReadResult:
-    """Call `count` with every extent of a window, and return the combined result. Raises UpstreamError."""
-    now, since = services.clock(), 0
-    total: ReadResult | None = None
+) -> tuple[AnswerMeta, Provenance]:
+    """Call `count` with every extent of a window. Returns `meta`, and what it rests on. Raises UpstreamError."""
+    now, since, unreadable = services.clock(), 0, 0
+    total: Provenance | None = None
+    sees = responses.client_sight(context)
     async for part in counted(services.cache, cache_query, now, services.deadline):
         for extent in part.extents:
             count(extent)
@@ -173,9 +169,11 @@ async def _count(
             if since > BATCH_SIZE:
                 since = 0
                 await asyncio.sleep(0)
-        total = responses.combine(total, part.reading)
+        unreadable += len(unreadable_of(part.extents, sees))
+        total = total.combine(part.reading) if total else part.reading
     context.read_finished = time.perf_counter()
-    return total or responses.empty_result(now)
+    total = total or responses.empty_result(now)
+    return responses.meta_of(cache_query.window, total, unreadable), total
 
 
 def _rows(

@@ -49,6 +49,7 @@ class ClientProfile(Struct):
     grown: float = 0
     hold_until: float = 0
     last_duration: float = 0
+    has_status: bool = False  # whether a reply had its calls' status, so that the upstream knows the flag
 
 
 class ClientProfiles:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -37,7 +38,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.model import CLIENT_CODE, EVERY_CLIENT, Window
+from gateway.model import CLIENT_CODE, EVERY_CLIENT, UnreadableCall, Window
 
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
 
@@ -51,7 +52,8 @@ class Fetch(Protocol):
         """Send a POST, unless no reader waits for it when its turn comes."""
 
 
-Store = Callable[[str, Extent, bool], None]  # client code, extent, with status
+# Client code, extent, with status; returns the extents to answer with, which are others if the reply is doubted.
+Store = Callable[[str, Extent, bool], list[Extent]]
 
 
 class FetchState(Struct):
@@ -171,13 +173,12 @@ class Fetcher:
         if window.end >= state.now:  # open: points after the POST count as fetched by it
             window = Window(window.start, max(window.end, math.ceil(fetched.sent + self._fresh)))
         if code == EVERY_CLIENT:
-            unreadable = sum(fetched.unreadable.values())
+            unreadable = list(chain.from_iterable(fetched.unreadable.values()))
             extent = make_extent_of_all(window, fetched.sent, fetched.calls, unreadable)
         else:
-            calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
+            calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
             extent = make_extent(window, fetched.sent, calls, unreadable)
-        self._store(code, extent, state.status)
-        state.results[code].extents.append(extent)
+        state.results[code].extents += self._store(code, extent, state.status)
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:
@@ -188,12 +189,15 @@ def attributed(code: str, fetched: Fetched) -> Fetched:
     if listed <= {code}:
         return fetched
     if code in listed:
-        calls = fetched.calls.get(code, [])
-        return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: fetched.unreadable.get(code, 0)})
+        calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
+        return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: unreadable})
     if len(listed) > 1:
         raise UpstreamMalformed("the Callbutton server's reply lists other client codes than the one requested")
     calls = [msgspec.structs.replace(call, client_code=code) for found in fetched.calls.values() for call in found]
-    return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: sum(fetched.unreadable.values())})
+    unreadable = [
+        msgspec.structs.replace(one, client_code=code) for found in fetched.unreadable.values() for one in found
+    ]
+    return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: unreadable})
 
 
 def addressable(fetched: Fetched) -> Fetched:
@@ -201,7 +205,8 @@ def addressable(fetched: Fetched) -> Fetched:
     calls, unreadable = dict(fetched.calls), dict(fetched.unreadable)
     for code in fetched.calls:
         if CLIENT_CODE.fullmatch(code) is None:
-            unreadable[code] = unreadable.get(code, 0) + len(calls.pop(code))
+            records = [UnreadableCall(call.id, code, call.start_time, call.start_time) for call in calls.pop(code)]
+            unreadable[code] = unreadable.get(code, []) + records
     return msgspec.structs.replace(fetched, calls=calls, unreadable=unreadable)
 
 

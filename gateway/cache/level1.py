@@ -88,6 +88,15 @@ class Level1:
                         found = overlay(found, extent.within(window))
         return found
 
+    def clients_held(self, codes: Iterable[str], window: Window, *, status: bool) -> list[str]:
+        """Those of the codes of which extents are held, beside those of every client, on the days of a window."""
+        kinds = (True,) if status else (True, False)
+        return [
+            code
+            for code in codes
+            if any((code, kind, None) in self._days for kind in kinds) or self._days_held((code,), kinds, window)
+        ]
+
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
         """The days of a window of which something is held, in order, at the cost of the smaller of the two."""
         first, after = window.start // DAY, -(-window.end // DAY)

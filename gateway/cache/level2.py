@@ -28,7 +28,7 @@ from gateway.cache.extents import DAY, Extent, ExtentsByCode, by_day, covers, ma
 from gateway.cache.level1 import LONG
 from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
-from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, Window
+from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, UnreadableCall, Window
 from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
@@ -170,13 +170,13 @@ def _values(kind: type, **others: object) -> GenericAlias:
 _ADDRESS = _values(CallerAddress)
 _STATUS = _values(CallStatus)
 _CALL = _values(Call, address=_ADDRESS | None, status=_STATUS | None)
-_FIELDS = [
-    (name, str(hint)) for kind in (Call, CallerAddress, CallStatus) for name, hint in get_type_hints(kind).items()
-]
+_KINDS = (Call, CallerAddress, CallStatus, UnreadableCall)
+_FIELDS = [(name, str(hint)) for kind in _KINDS for name, hint in get_type_hints(kind).items()]
 LAYOUT = f"{VERSION}.{hashlib.sha256(repr(_FIELDS).encode()).hexdigest()[:8]}"
 
 _encoder = msgspec.msgpack.Encoder()
-_EXTENT: Any = tuple[bool, int, int, float, int, GenericAlias(dict, (str, GenericAlias(tuple, (_CALL, ...))))]  # type: ignore[misc]
+_CALLS = GenericAlias(dict, (str, GenericAlias(tuple, (_CALL, ...))))
+_EXTENT: Any = tuple[bool, int, int, float, list[UnreadableCall], _CALLS]  # type: ignore[valid-type]
 _decoder = msgspec.msgpack.Decoder(_EXTENT)
 
 

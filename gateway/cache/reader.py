@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 
@@ -22,18 +22,28 @@ from msgspec import Struct
 
 from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
-from gateway.cache.extents import Extent, ExtentsByCode, covers, lateness, merge, overlay, overlay_all, repeated_ids
+from gateway.cache.extents import (
+    Extent,
+    ExtentsByCode,
+    covers,
+    deduplicated,
+    lateness,
+    overlay,
+    overlay_all,
+    overlay_clients,
+)
 from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
 from gateway.cache.level1 import SKEW, Level1
 from gateway.cache.level2 import LAYOUT, Found, Level2
+from gateway.cache.replies import Replies
 from gateway.cache.single_flight import Gap, SingleFlight, Subscription
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
 from gateway.errors import NotSent, UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.metrics import Metrics
-from gateway.model import Call, Window
+from gateway.model import EVERY_CLIENT, Call, Window
 from gateway.redis_client import RedisClient
 
 MAX_ATTEMPTS = 4  # of a read: together, first windows alone, the rest together, the rest alone
@@ -69,65 +79,58 @@ class Query(Struct, frozen=True, kw_only=True):
     before_wait: Callable[[], None] = lambda: None
 
 
-class ReadResult(Struct, kw_only=True, dict=True):
-    """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
+class Provenance(Struct, kw_only=True):
+    """What an answer rests on. Instants are seconds since 1970.
 
     `seconds_stale` is the time for which the stalest point has been stale, negative while all is fresh. `lookup` is
-    hit, partial or miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps it sent.
+    hit, partial or miss; `collapsed`: it rests on flights of other readers alone.
     """
 
     as_of: float
     oldest_fetch: float
     seconds_stale: float
     stale: bool = False
-    unreadable: int = 0
-    used: ExtentsByCode = msgspec.field(default_factory=dict)
     lookup: str = "hit"
     collapsed: bool = False
+
+    def combine(self, following: Provenance, *, newest_first: bool = False) -> Provenance:
+        """Combine with that of the span that was read next."""
+        both = self, following
+        return Provenance(
+            as_of=self.as_of if newest_first else following.as_of,
+            oldest_fetch=min(one.oldest_fetch for one in both),
+            seconds_stale=max(one.seconds_stale for one in both),
+            stale=any(one.stale for one in both),
+            lookup=self.lookup if self.lookup == following.lookup else "partial",
+            collapsed=any(one.collapsed for one in both) and all(one.collapsed or one.lookup == "hit" for one in both),
+        )
+
+
+class ReadResult(Provenance, kw_only=True, dict=True):
+    """The extents of a window by client code, and their calls, unordered. `posts` counts the gaps that were sent."""
+
+    used: ExtentsByCode = msgspec.field(default_factory=dict)
     posts: int = 0
 
     @cached_property
     def extents(self) -> list[Extent]:
-        """All extents of the window."""
+        """All extents of the window, as they were fetched."""
         return [extent for extents in self.used.values() for extent in extents]
 
     @cached_property
-    def calls(self) -> list[Call]:
-        """The calls, merged when first asked for."""
-        return merge(self.extents)
+    def distinct(self) -> Sequence[Extent]:
+        """All extents of the window, with one version of each record, the later POST's (T2)."""
+        return deduplicated(self.extents)
 
-    def calls_with(self, texts: Mapping[str, str]) -> Sequence[Call]:
-        """The calls, without the extents of which none can have these texts, by the names of fields."""
-        if not texts or repeated_ids(self.extents):  # a version without them may be the later one (T2)
-            return self.calls
-        return [
-            call
-            for extent in self.extents
-            if all(extent.may_have(field, text) for field, text in texts.items())
-            for call in extent.calls
-        ]
+    @property
+    def calls(self) -> list[Call]:
+        """The calls, one version of each."""
+        return [call for extent in self.distinct for call in extent.calls]
 
     @property
     def size(self) -> int:
         """The number of calls in its extents."""
         return sum(len(extent.calls) for extent in self.extents)
-
-
-def make_result(held: ExtentsByCode, window: Window, now: float, rules: Mapping[str, Rule]) -> ReadResult:
-    """Make a reading of extents that cover the window."""
-    used = {
-        code: [extent.view(window) for extent in found if extent.window.overlaps(window)]
-        for code, found in held.items()
-    }
-    every = [extent for extents in used.values() for extent in extents]
-    unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
-    return ReadResult(
-        used=used,
-        as_of=min(extent.sent for extent in every if extent.window.end == window.end),
-        oldest_fetch=min(extent.sent for extent in every),
-        seconds_stale=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
-        unreadable=sum(unreadable.values()),
-    )
 
 
 def _may_succeed_alone(one: Subscription, error: UpstreamError, query: Query) -> bool:
@@ -153,6 +156,7 @@ class Cache:
         self._clock = clock
         self._level1 = Level1(settings.cache_bytes, metrics)
         self._profiles = ClientProfiles(settings.max_span, settings.batch)
+        self._replies = Replies(self._profiles, settings.plain.minimum)
         fresh = settings.plain.minimum
         fetcher = Fetcher(fetch, self._profiles, self._store, clock, fresh)
         self._leases: Leases | None = None
@@ -194,7 +198,7 @@ class Cache:
             self._metrics.lookups.labels("hit" if code not in incomplete else "partial" if extents else "miss").inc()
         self._metrics.read_gaps.observe(len(missing))
         complete = all(covers(found, window) for found in held.values())
-        before = make_result(held, window, now, rules) if complete else None
+        before = self._result(held, window, now, rules, status=query.status) if complete else None
         if before is not None and not missing:
             self._revalidate(held, now, rules, status=query.status)
             self._metrics.rows.labels("ledger").inc(before.size)
@@ -214,35 +218,90 @@ class Cache:
             return self._stale(before)
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
-        reading = make_result(held, window, now, rules)
+        reading = self._result(held, window, now, rules, status=query.status)
+        reading.stale = reading.seconds_stale > 0  # a reply that is doubted
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
         self._metrics.rows.labels("ledger").inc(min(kept, known, reading.size))
         self._metrics.rows.labels("upstream").inc(max(0, reading.size - min(kept, known)))
         return reading
 
-    def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
-        """The second in which the cache last saw a call start, however long ago; None if it never did."""
-        now = self._clock()
-        for extent in reversed(self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status)):
-            for call in extent.calls:
-                if call.id == identity:
-                    second = int(call.start_time.timestamp())
-                    return Window(second, second + 1)
-        return None
+    async def held(self, query: Query) -> list[Extent]:
+        """The extents of a query that are in process, however old. Nothing is fetched."""
+        now, found = self._clock(), list[Extent]()
+        for code in query.codes if query.window.start < query.window.end else ():
+            extents = self._level1.lookup(code, query.window, now, status=query.status)
+            found += self._view(code, extents, query.window, now, status=query.status)
+            await asyncio.sleep(0)  # a long window of many clients must not hold the loop
+        return found
 
-    def _store(self, code: str, extent: Extent, status: bool) -> None:
-        """Store an extent, and note how late its calls were published where the cache had looked before."""
-        for seconds in lateness(self._level1.lookup(code, extent.window, extent.sent, status=status), extent):
+    def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
+        """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
+        now = self._clock()
+        found = [
+            (extent.sent, extent.window.start, call.start_time)
+            for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status)
+            if (bounds := extent.id_ranges.get(code)) and bounds[0] <= identity <= bounds[1]
+            for call in extent.calls
+            if call.id == identity
+        ]
+        if not found:
+            return None
+        second = int(max(found)[2].timestamp())
+        return Window(second, second + 1)
+
+    def _result(
+        self, held: ExtentsByCode, window: Window, now: float, rules: Mapping[str, Rule], *, status: bool
+    ) -> ReadResult:
+        """Make a reading of extents that cover the window."""
+        used = {code: self._view(code, found, window, now, status=status) for code, found in held.items()}
+        every = [extent for extents in used.values() for extent in extents]
+        return ReadResult(
+            used=used,
+            as_of=min(extent.sent for extent in every if extent.window.end == window.end),
+            oldest_fetch=min(extent.sent for extent in every),
+            seconds_stale=max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+        )
+
+    def _view(self, code: str, extents: Iterable[Extent], window: Window, now: float, *, status: bool) -> list[Extent]:
+        """The parts of extents inside a window. Later extents of single clients overlay those of every client (T9)."""
+        inside = [extent.view(window) for extent in extents if extent.window.overlaps(window)]
+        if code != EVERY_CLIENT:
+            return inside
+        listed = set[str]().union(*[extent.listed or () for extent in inside])
+        own = {
+            client: self._level1.lookup(client, window, now, status=status)
+            for client in self._level1.clients_held(listed, window, status=status)
+        }
+        return [part for extent in inside for part in overlay_clients(extent, own)] if own else inside
+
+    def _store(self, code: str, extent: Extent, status: bool) -> list[Extent]:
+        """Store what a reply found, and return the extents to answer with: if it is doubted, those held before it.
+
+        Notes how late its calls were published where the cache had looked before.
+        """
+        held = self._level1.lookup(code, extent.window, self._clock(), status=status)
+        for seconds in lateness(held, extent):
             self._metrics.lateness.observe(seconds)
-        self._level1.store(code, extent, status=status)
+        inside = [one.within(extent.window) for one in held]
+        new, believed = self._replies.compare(extent, inside, status=status)
+        parts = [new]
+        for one in [] if believed else inside:
+            parts = [part for rest in parts for part in rest.without(one.window)]
+        for part in parts:
+            self._level1.store(code, part, status=status)
+        return parts if believed else inside + parts
 
     def _keep(self, found: Found) -> bool:
-        """Store an extent of level 2 in level 1, unless a clock was wrong."""
-        if found.extent.sent > self._clock() + SKEW:
+        """Store an extent of level 2 in level 1, unless a clock was wrong or it is doubted."""
+        code, status, extent = found
+        if extent.sent > self._clock() + SKEW:
             self._metrics.skew.inc()
             return False
-        self._level1.store(found.code, found.extent, status=found.status)
+        held = self._level1.lookup(code, extent.window, self._clock(), status=status)
+        if not self._replies.believes(extent, [one.within(extent.window) for one in held], status=status):
+            return False
+        self._level1.store(code, extent, status=status)
         return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:

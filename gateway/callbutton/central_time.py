@@ -122,11 +122,9 @@ def render_wall(instant: int) -> str:
     return datetime.fromtimestamp(instant, ZONE).strftime("%m/%d/%Y %H:%M:%S")
 
 
-def in_fold(instant: datetime) -> bool:
-    """Whether the wall time of an instant is ambiguous."""
-    seconds = int(instant.timestamp())
-    fold = fold_near(seconds)
-    return fold is not None and fold.start <= seconds < fold.end
+def is_same_wall_time(one: datetime, other: datetime) -> bool:
+    """Whether two instants are readings of one wall time."""
+    return render_wall(int(one.timestamp())) == render_wall(int(other.timestamp()))
 
 
 def infer_folds(times: Sequence[datetime]) -> dict[int, datetime]:

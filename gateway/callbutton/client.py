@@ -32,7 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.model import CLIENT_CODE, Call, StartTimeCertainty, Window
+from gateway.model import CLIENT_CODE, Call, StartTimeCertainty, UnreadableCall, Window
 
 LOGGER = logging.getLogger(__name__)
 RETRY_WITHIN = 0.5  # of a POST's deadline; a later retry might time out and count as an outage
@@ -60,7 +60,7 @@ class Fetched(Struct, frozen=True):
 
     sent: float
     calls: dict[str, list[Call]]
-    unreadable: dict[str, int]
+    unreadable: dict[str, list[UnreadableCall]]
     status_ignored: bool
 
 
@@ -187,7 +187,7 @@ class UpstreamClient:
                 metrics.ambiguous_times.labels(certainty.value).inc(count)
         unnamed = sum(len(calls) for code, calls in reply.calls.items() if CLIENT_CODE.fullmatch(code) is None)
         metrics.calls_of_unnameable_clients.inc(unnamed)
-        unreadable = sum(reply.unreadable.values())
+        unreadable = sum(map(len, reply.unreadable.values()))
         metrics.calls_unreadable.inc(unreadable)
         metrics.unknown_elements.inc(reply.unknown_elements)
         for repair, count in reply.repairs.items():

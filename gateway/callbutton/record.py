@@ -12,12 +12,14 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import re
+from datetime import UTC, datetime
 from itertools import islice
 from xml.etree.ElementTree import Element
 
 from gateway.callbutton import central_time
-from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, UnreadableCall
 
 FIELDS = (
     "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory "
@@ -48,6 +50,8 @@ SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for
 FEWEST_DIGITS = 6  # of a date and a time, as in 1/2/09 3:04
 MAX_FORM = 40  # characters
 KEPT_WORDS = ("AM", "PM", "T", "Z")  # of a date and time in another form; others may be anything
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+NO_ID = "?"  # begins the names of records without an id
 MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
 MAX_ID = 200  # characters; the contract has no longer ids, and cursors hold one
 MAX_NAMES = 1000  # spellings of names that are remembered for one reply
@@ -109,10 +113,10 @@ class RecordReader:
         self._call_keys = Keys({name: name for name in FIELDS}, "")
         self._address_keys = Keys(ADDRESS_KEYS, "Address.")
 
-    def read(self, element: Element, code: str) -> Call | None:
+    def read(self, element: Element, code: str) -> Call | UnreadableCall:
         """The call of a `Call` element, by the client code that it stands under.
 
-        None without an id or a readable StartTime. Raises ValueError if elements are nested too deeply.
+        Raises ValueError if elements are nested too deeply.
         """
         identity = (element.get("ID") or attribute(element, "ID")).strip()
         identity = identity if len(identity) <= MAX_ID else ""
@@ -170,7 +174,7 @@ class RecordReader:
                     texts[key] = None
         texts["Address"] = ""
 
-    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | None:
+    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | UnreadableCall:
         """The call of a record's texts: a copy of NO_TEXTS that they were put into, and earlier ones by key."""
         # fmt: off
         (start, campaign, did, ani, other, digits, target, result, duration, talk, index, voice, _,
@@ -189,13 +193,13 @@ class RecordReader:
                 status = _status(reviewed or "", sales or "", journal, extra)
             elif self.status_seen:
                 status = NO_STATUS
-        if not identity or not start:
-            return None
         try:
-            start_time, certainty = central_time.parse_wall(start)
+            start_time, certainty = central_time.parse_wall(start or "")
         except ValueError:
-            self.other_form = self.other_form or _other_form(start)
-            return None
+            self.other_form = self.other_form or _other_form(start or "")
+            return UnreadableCall(identity or _digest(texts), code, EARLIEST, LATEST)
+        if not identity:
+            return UnreadableCall(_digest(texts), code, start_time, start_time)
         keep = self._shared.setdefault
         if len(self._shared) > MAX_SHARED_TEXTS:
             self._shared.clear()
@@ -259,6 +263,11 @@ def _other_form(text: str) -> str:
         return ""
     words = re.sub(r"[^\W\d_]+", lambda word: word[0] if word[0].upper() in KEPT_WORDS else "x", text[:MAX_FORM])
     return re.sub(r"\d", "0", words)
+
+
+def _digest(texts: Texts) -> str:
+    """Name a record without an id by its texts, after a mark."""
+    return NO_ID + hashlib.blake2b(repr(texts).encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:

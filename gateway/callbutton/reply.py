@@ -7,8 +7,8 @@ Rules, liberal as to form and strict as to sense:
 - Elements at places that the document does not describe are passed over, and counted within a response.
 - Names are compared without case and namespace. Both spellings of the response element may carry success and failure.
 - Within a `Client` every `CallDetails` belongs to the `ClientCode` before it. Several of both are read.
-- A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
-  code counts once: the last one (T2).
+- A record without an id or a readable StartTime is an `UnreadableCall`, and counted (T3). An id that comes twice under
+  one client code counts once: the last one (T2).
 - An ERROR that only says that no calls were found is an empty reply, if one client code was requested.
 - A reply with calls of which none can be read, because their StartTimes have another form, is `UpstreamMalformed`.
 - Anything that is not well-formed, has a DOCTYPE, is too deep or too long, or is not the protocol is
@@ -27,10 +27,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.callbutton import central_time
-from gateway.callbutton.record import NO_STATUS, RecordReader, attribute, canonical
+from gateway.callbutton.record import EARLIEST, LATEST, NO_ID, NO_STATUS, RecordReader, attribute, canonical
 from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
-from gateway.model import Call, StartTimeCertainty
+from gateway.model import Call, StartTimeCertainty, UnreadableCall
 
 CHUNK_SIZE = 65536  # bytes
 SLICE_SIZE = 8192  # characters; small enough that no garbage collection runs while the elements of a slice exist
@@ -64,10 +64,18 @@ class Reply(Struct):
     """The content of one reply. Calls are by client code as the upstream spells it, in the order of the reply."""
 
     calls: dict[str, list[Call]]
-    unreadable: dict[str, int]
+    unreadable: dict[str, list[UnreadableCall]]
     unknown_elements: int
     status_ignored: bool
     repairs: Counter[str]
+
+
+class Unreadable(Struct):
+    """An unreadable record, and the calls before and after it in the reply."""
+
+    record: UnreadableCall
+    before: Call | None
+    after: Call | None = None
 
 
 class ReplyParser:
@@ -88,7 +96,8 @@ class ReplyParser:
         self._records = RecordReader(status=status)
         self._calls: dict[str, dict[str, Call]] = {}
         self._uncertain: set[str] = set()  # client codes with a call whose time may be in a fold
-        self._unreadable: Counter[str] = Counter()
+        self._unreadable: dict[str, list[Unreadable]] = {}
+        self._equal = Counter[str]()  # unreadable records without id, in the Client that is growing
         self._unknown = 0
 
     def feed(self, data: bytes) -> None:
@@ -129,7 +138,7 @@ class ReplyParser:
             )
         return Reply(
             calls=calls,
-            unreadable=dict(self._unreadable),
+            unreadable={code: _placed(found, calls[code]) for code, found in self._unreadable.items()},
             unknown_elements=self._unknown + self._records.unknown,
             status_ignored=self._status and not self._records.status_seen and any(calls.values()),
             repairs=self._text.repairs,
@@ -241,6 +250,8 @@ class ReplyParser:
         if growing:
             self._remove(client, len(children) - 1)
             self._code = kept
+        else:
+            self._equal.clear()
 
     def _remove(self, element: Element, count: int) -> None:
         if count > 0:
@@ -249,6 +260,7 @@ class ReplyParser:
 
     def _take_calls(self, elements: list[Element], code: str) -> None:
         read, found = self._records.read, self._calls[code]
+        unreadable = self._unreadable.get(code, [])
         for element in elements:
             if canonical(element.tag) != "Call":
                 self._unknown += 1
@@ -257,9 +269,16 @@ class ReplyParser:
                 call = read(element, code)
             except ValueError as error:
                 self._refuse(str(error))
-            if call is None:
-                self._unreadable[code] += 1
+            if isinstance(call, UnreadableCall):
+                if call.id.startswith(NO_ID):  # equal ones differ, unless it is the Client that is repeated
+                    self._equal[call.id] += 1
+                    call = replace(call, id=f"{call.id} {self._equal[call.id]}")
+                unreadable = self._unreadable.setdefault(code, unreadable)
+                unreadable.append(Unreadable(call, next(reversed(found.values()), None)))
                 continue
+            if unreadable and unreadable[-1].after is None:
+                for one in unreadable:
+                    one.after = one.after or call
             if call.start_time_certainty is not StartTimeCertainty.EXACT:
                 self._uncertain.add(code)
             if call.id in found:  # the last one of an id counts, at its own place in the order
@@ -296,6 +315,20 @@ def _message(response: Element) -> str:
 
 def _says_no_calls(message: str) -> bool:
     return NO_CALLS.fullmatch(message) is not None and TROUBLE.search(message) is None
+
+
+def _placed(found: list[Unreadable], calls: list[Call]) -> list[UnreadableCall]:
+    """Place the unreadable records of one client code between the calls beside them."""
+    descending = bool(calls) and calls[-1].start_time < calls[0].start_time
+    placed: dict[str, UnreadableCall] = {}
+    for one in found:
+        record, beside = one.record, (one.before, one.after)
+        if record.start_time == EARLIEST:
+            first, last = reversed(beside) if descending else beside
+            starts = first.start_time if first else EARLIEST, last.start_time if last else LATEST
+            record = replace(record, start_time=min(starts), latest=max(starts))
+        placed[record.id] = record
+    return list(placed.values())
 
 
 def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:

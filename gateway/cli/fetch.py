@@ -280,25 +280,26 @@ class Exporter:
         timeout = self._settings.upstream_deadline * READ_DEADLINES
         recent = {tuple(key) for key in self._checkpoint.recent}
         written: list[Call] = []  # the calls of the present span
-        first = True
+        unreadable, first = 0, True
         async for part in stream(cache, query, now, timeout, newest_first=False):
             calls = [call for call in part.calls if (call.client_code, call.id) not in recent]
             self._write(self._format.rows(calls))
             written += calls
+            unreadable += len(part.unreadable)
             if not first:  # the first part is the beginning of a span, all others complete one
-                self._save_checkpoint(part.reading, written)
+                self._save_checkpoint(part.reading, written, unreadable)
                 recent = {(call.client_code, call.id) for call in written}
-                written = []
+                written, unreadable = [], 0
             first = False
 
-    def _save_checkpoint(self, reading: ReadResult, written: list[Call]) -> None:
+    def _save_checkpoint(self, reading: ReadResult, written: list[Call], unreadable: int) -> None:
         """Save a checkpoint after a span, whose calls are `written`."""
         checkpoint = self._checkpoint
         self._checkpoint = msgspec.structs.replace(
             checkpoint,
             reached=min(checkpoint.window[1], max(extent.window.end for extent in reading.extents)),
             calls=checkpoint.calls + len(written),
-            unreadable=checkpoint.unreadable + reading.unreadable,
+            unreadable=checkpoint.unreadable + unreadable,
             as_of=reading.as_of,
             oldest_fetch=min(reading.oldest_fetch, checkpoint.oldest_fetch or reading.oldest_fetch),
             recent=[(call.client_code, call.id) for call in written],
@@ -320,7 +321,7 @@ class Exporter:
             self._checkpoint,
             window=(self._checkpoint.window[0], int(fetched.sent)),
             calls=len(calls),
-            unreadable=sum(fetched.unreadable.values()),
+            unreadable=sum(map(len, fetched.unreadable.values())),
             as_of=fetched.sent,
             oldest_fetch=fetched.sent,
         )

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import parse_qs
@@ -61,7 +61,7 @@ FAULTS = {
     "truncate": "the body ends in the middle",
     "unauthorized": "UNAUTHORIZED",
     "unknown": "more unknown elements, one of them nested",
-    "unreadable": "two more calls, one without id and one without StartTime",
+    "unreadable": "two more records a day, one without id and one without StartTime",
 }
 
 
@@ -254,18 +254,34 @@ class Simulator:
             calls = list(self._calls(code, request)) if code in everyone else []
             if "omit-empty" in faults and not calls:
                 continue
-            if "descending" in faults:
-                calls.reverse()
-            if "disorder" in faults:
-                random.Random(code).shuffle(calls)
             status = flags.get(code, flags.get("*", False)) and "no-status" not in faults
-            listed = "".join(_call_xml(call, status=status, unknown="unknown" in faults) for call in calls)
+            records: list[tuple[float, str]] = [
+                (call.start, _call_xml(call, status=status, unknown="unknown" in faults)) for call in calls
+            ]
             if "unreadable" in faults:
-                listed += '<Call><StartTime>01/02/2009 03:04:05</StartTime></Call><Call ID="x"><DID>1</DID></Call>'
+                records = sorted([*records, *self._unreadable(request)])
+            if "descending" in faults:
+                records.reverse()
+            if "disorder" in faults:
+                random.Random(code).shuffle(records)
+            listed = "".join(record for _, record in records)
             shown = ("X" if "echo" in faults else "") + escape(code)
             client = f"<Client><ClientCode>{shown}</ClientCode><CallDetails>{listed}</CallDetails></Client>"
             yield client * (2 if "duplicates" in faults else 1)
         yield "</GetCallDetailsResponse></CallbuttonService></Callbutton>\n"
+
+    def _unreadable(self, request: Request) -> Iterator[tuple[float, str]]:
+        """Two records of each day at 00:30:00: one without id, and one without StartTime."""
+        now = datetime.fromtimestamp(self.clock(), UTC).astimezone(CENTRAL).replace(tzinfo=None)
+        last = now if request.end is None else min(request.end, now)
+        day = now - timedelta(days=self.options.history) if request.start is None else request.start
+        wall = day.replace(hour=0, minute=30, second=0, microsecond=0)
+        while wall <= last:
+            if wall >= day:
+                start = wall.replace(tzinfo=CENTRAL).timestamp()
+                yield start, f"<Call><StartTime>{wall:%m/%d/%Y %H:%M:%S}</StartTime></Call>"
+                yield start, f'<Call ID="x{wall:%Y%m%d}"><DID>1</DID></Call>'
+            wall += timedelta(days=1)
 
     def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
         now, options = self.clock(), self.options

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.api.query import Filters
 from gateway.api.time_ranges import bucket_starts
 from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
-from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, not_superseded, repeated_ids
+from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, repeated_ids
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.model import Call, CallResult, Window
@@ -222,7 +222,6 @@ def test_many_ids_that_two_extents_share_take_no_more_steps_than_ids():
     after = make_extent(Window(DAY, 2 * DAY), 2, [call(str(n), DAY + n) for n in range(many)])
     began = time.process_time()
     assert [len(one.calls) for one in deduplicated([before, after])] == [0, many]
-    assert not_superseded(before.calls, [before], [after], ties=False) == []
     assert time.process_time() - began < 10  # a comparison call by call takes minutes
 
 

@@ -25,7 +25,7 @@ from tests.support.processes import wait_for
 from tests.support.replicas import Replica, run, settled
 from tests.support.servers import Server, redis, running, valkey
 from tests.support.stand import serving
-from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids
+from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids, unreadable
 
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
@@ -41,9 +41,9 @@ def test_an_extent_is_what_it_was_after_packing():
     full = msgspec.structs.replace(
         call("1", NOW - 60), address=address, status=status, ani="0012", extra={"X.Y": "1\n2"}
     )
-    extent = make_extent(LAST_HOUR, NOW + 0.123456, [full, call("2", NOW - 50)], 3)
+    extent = make_extent(LAST_HOUR, NOW + 0.123456, [full, call("2", NOW - 50)], [unreadable("x", NOW - 70)])
     assert unpack("a", pack("a", extent, status=True)) == (True, extent)
-    every = make_extent_of_all(LAST_HOUR, NOW + 0.5, {"a": [full], "b": []}, 1)
+    every = make_extent_of_all(LAST_HOUR, NOW + 0.5, {"a": [full], "b": []}, [unreadable("x", NOW - 70, "b")])
     assert unpack(EVERY_CLIENT, pack(EVERY_CLIENT, every, status=False)) == (False, every)
     assert (
         len(pack("a", make_extent(LAST_HOUR, 1.0, [call(str(n), NOW - n - 1) for n in range(100)]), status=False))

@@ -43,7 +43,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.model import Window
+from gateway.model import UnreadableCall, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, HOUR, LAST_HOUR, NOW, Faulty, Upstream, ask, cache_of, call, ids
@@ -341,7 +341,8 @@ def test_a_reply_to_one_code_holds_its_calls_or_those_of_the_one_other_that_is_l
         nonlocal posts
         posts += 1
         calls = {code: [call(identity, NOW - 60, code) for identity in found] for code, found in listed.items()}
-        return Fetched(NOW, calls, {"b": 3} if "a" in listed else {}, status_ignored=False)
+        unreadable = {"b": [UnreadableCall("9", "b", instant(NOW - 60), instant(NOW - 60))]} if "a" in listed else {}
+        return Fetched(NOW, calls, unreadable, status_ignored=False)
 
     async def run() -> None:
         cache = Cache(
@@ -353,7 +354,7 @@ def test_a_reply_to_one_code_holds_its_calls_or_those_of_the_one_other_that_is_l
             return
         reading = await cache.read(ask(["a"], Window(NOW - DAY, NOW)))
         assert [(one.client_code, one.id) for one in reading.calls] == [("a", identity) for identity in outcome]
-        assert reading.unreadable == 0  # those of b
+        assert not any(extent.unreadable for extent in reading.extents)  # those of b
 
     asyncio.run(run())
     assert posts == 1  # a shorter window might list one other code, whose calls are not a's

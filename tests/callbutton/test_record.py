@@ -5,14 +5,22 @@ from xml.etree.ElementTree import fromstring
 import pytest
 
 from gateway.callbutton.record import RecordReader
-from gateway.model import Call, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
+from gateway.model import (
+    Call,
+    CallResult,
+    CallStatus,
+    PhoneType,
+    SalesStatus,
+    StartTimeCertainty,
+    UnreadableCall,
+)
 
 START = "<StartTime>06/01/2026 07:30:00</StartTime>"
 
 
 def read(elements: str, *, status: bool = False, attributes: str = 'ID="1"') -> Call:
     call = RecordReader(status=status).read(fromstring(f"<Call {attributes}>{elements}</Call>"), "a")
-    assert call is not None
+    assert isinstance(call, Call)
     return call
 
 
@@ -89,7 +97,7 @@ def test_unknown_elements_are_kept_and_counted():
         "<Address><Country>US</Country></Address></Call>"
     )
     call = reader.read(element, "a")
-    assert call is not None
+    assert isinstance(call, Call)
     assert call.extra == {"@k": "v", "X": "1\n2", "Y.@k": "v", "Y.Z": "3", "Address.Country": "US"}
     assert reader.unknown == 6
 
@@ -145,7 +153,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("attributes", "elements"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_record_without_an_id_or_a_readable_start_is_no_call(attributes: str, elements: str):
-    assert RecordReader(status=False).read(fromstring(f"<Call {attributes}>{elements}</Call>"), "a") is None
+    record = RecordReader(status=False).read(fromstring(f"<Call {attributes}>{elements}</Call>"), "a")
+    assert isinstance(record, UnreadableCall)
 
 
 @pytest.mark.parametrize("name", ["Foo", "Journal", "City"])

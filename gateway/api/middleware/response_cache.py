@@ -3,8 +3,9 @@
 Rules:
 - It is inside authentication, so that every request is authenticated and counted, and outside compression and Litestar,
   whose work it saves. A handler that sets `lifetime` in the request context allows its response to be stored.
-- The key is everything that a response depends on: consumer, path, query, Accept and Accept-Encoding. An entry is only
-  served to an equal consumer, so a change of rights invalidates it.
+- The key is everything that a response depends on: consumer, path, query, Accept and Accept-Encoding, and the quarter
+  of an hour, because relative windows such as `range=yesterday` change at midnight in their time zone. An entry is
+  only served to an equal consumer, so a change of rights invalidates it.
 - `Age` and `Cache-Status` are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods other
   than GET, bypass the cache.
 - 304 is decided here alone, for responses from the cache and from inside alike: what is stored is always whole.
@@ -36,7 +37,8 @@ COMPUTED_HEADERS = {
     b"x-request-id",
 }  # computed for each response, so not stored
 BODY_HEADERS = {b"content-length", b"content-type", b"content-encoding"}  # not sent with 304
-EntryKey = tuple[Key | None, bytes, bytes, bytes, bytes]
+QUARTER = 900  # seconds; days begin at quarters of an hour in every time zone
+EntryKey = tuple[Key | None, bytes, bytes, bytes, bytes, int]
 
 
 class Entry(Struct, frozen=True):
@@ -66,7 +68,7 @@ class ResponseCache:
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve from the cache, or store the response."""
         context = context_of(scope)
-        headers, consumer = context.headers, context.consumer
+        headers, consumer, now = context.headers, context.consumer, self._clock()
         if (condition := headers.get(b"if-none-match")) is not None:
             send = conditional(send, condition.decode("latin-1"))
         if scope["method"] != "GET":
@@ -77,11 +79,11 @@ class ResponseCache:
             scope["query_string"],
             headers.get(b"accept", b""),
             headers.get(b"accept-encoding", b""),
+            int(now // QUARTER),
         )
         entry = self._entries.get(key)
         if entry is None or b"cache-control" in headers or b"pragma" in headers:
             return self._serve_and_store(scope, receive, send, key)
-        now = self._clock()
         if not entry.stored <= now < entry.lifetime.until or (
             entry.consumer is not consumer and entry.consumer != consumer
         ):
@@ -135,7 +137,7 @@ class ResponseCache:
                 lifetime.as_of, lifetime.fresh_until, min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
             ),
             stored=now,
-            size=ENTRY_OVERHEAD + fields + len(body) + sum(len(part) for part in key if part),
+            size=ENTRY_OVERHEAD + fields + len(body) + sum(len(part) for part in key if isinstance(part, bytes)),
         )
         self.size += entry.size
         if abs(now - self._swept) >= MAX_TTL:
