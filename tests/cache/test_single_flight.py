@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from gateway.cache.client_profiles import MAX_POSTS, ClientProfiles
-from gateway.cache.extents import Extent, covers, overlay, overlay_all
+from gateway.cache.extents import Extent, covers, instant, overlay, overlay_all
 from gateway.cache.freshness import (
     MAX_READ_POSTS,
     Rule,
