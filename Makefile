@@ -14,8 +14,8 @@ help:  ## List the targets
 demo: $(READY)  ## Run the gateway in front of a simulated Callbutton server, and print commands to try
 	@$(BIN)/callbutton-gateway demo
 
-test: $(READY)  ## Run the tests (about 10 minutes); a test without its program is skipped, with the reason
-	@echo "== tests (about 10 minutes); tests that need a program that is not installed are skipped, see the end"
+test: $(READY)  ## Run the tests (about 10 minutes), without those whose programs are not installed
+	@echo "== tests (about 10 minutes); the end lists the tests that are skipped, with the program that each needs"
 	@$(BIN)/python -m pytest -q -rs
 
 lint: $(READY)  ## Run ruff and mypy
@@ -52,7 +52,7 @@ openapi: $(READY)  ## Write openapi/openapi.yaml
 docs: $(READY)  ## Write the generated pages of docs/
 	@$(BIN)/python -m docs.generate
 
-clients-tools: $(READY)  ## Install the Python tools of tests/api/test_clients.py, which also needs Java, Go and npm
+clients-tools: $(READY)  ## Install the Python tools of tests/api/test_clients.py, which also needs Java, Go, PHP, Ruby and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock
 
 schemathesis: $(READY)  ## Test a running gateway against the OpenAPI document with over 20,000 requests

@@ -1,6 +1,7 @@
 """Count the POSTs that a failing upstream receives, at 200 requests per second, half of which a stale answer can serve.
 
-The gateway runs in a separate process, the simulator in this one. Prints the figures of each fault.
+Before that, compare misses of other clients while three readers wait for a client that the upstream never answers. The
+gateway runs in a separate process, the simulator in this one. Prints the figures of each fault.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -26,6 +27,8 @@ from gateway.simulator.server import PATH, Options, Simulator, create
 RATE = 200  # requests a second
 CLIENTS = 20
 FAILING, HEALED = 6.0, 8.0  # seconds
+SILENT, SILENT_READERS = "8005550100", 3
+READERS, MISSES = 4, 100  # of the other clients at a time, and in each of five turns
 SETTINGS = {
     "GATEWAY_AUTH": "none",
     "GATEWAY_PORT": "0",
@@ -173,8 +176,59 @@ async def measure(simulator: Simulator, address: str, fault: str) -> None:
     print(f"  POSTs after recovery      {simulator.posts - healed_posts}")
 
 
+async def misses(client: httpx.AsyncClient, turn: int) -> Answered:
+    """Read windows of the other clients that are not in the cache, some at a time."""
+    answered, numbers = Answered(), iter(range(MISSES))
+
+    async def read() -> None:
+        for number in numbers:
+            code = f"8005550{101 + number % (CLIENTS - 1)}"
+            start = datetime.now(UTC) - timedelta(days=10 + 20 * turn + number // (CLIENTS - 1))
+            began = time.perf_counter()
+            window = f"start={start:%Y-%m-%dT%H:00:00Z}&end={start + timedelta(hours=1):%Y-%m-%dT%H:00:00Z}"
+            answer = await client.get(f"/clients/{code}/calls?{window}")
+            kind = "answered" if answer.status_code == 200 else answer.json()["type"].removeprefix("/problems/")
+            answered.add(kind, time.perf_counter() - began)
+
+    await asyncio.gather(*(read() for _ in range(READERS)))
+    return answered
+
+
+async def measure_fairness(address: str, other: str) -> None:
+    """Print how long misses take at a gateway with readers of a silent client, and at one without them, in turns."""
+    medians: dict[str, list[float]] = {address: [], other: []}
+    refused = 0
+    async with AsyncExitStack() as stack:
+        client, control = [
+            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=None)) for url in (address, other)
+        ]
+
+        async def wait(reader: int) -> None:
+            for day in range(1, 28):
+                await client.get(f"/clients/{SILENT}/calls?start=2026-0{reader + 1}-{day:02}&end=2026-0{reader + 1}-28")
+
+        waiting = [asyncio.create_task(wait(reader)) for reader in range(SILENT_READERS)]
+        for turn in range(5):
+            for url, session in ((address, client), (other, control)):
+                answered = await misses(session, turn)
+                if turn:  # the first warms up
+                    medians[url].append(statistics.median(answered.seconds["answered"]))
+                refused += MISSES - answered["answered"]
+        posts = await sample(client, "upstream_posts_in_flight")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    beside, alone = (statistics.median(medians[url]) for url in (address, other))
+    print(f"{SILENT_READERS} readers of a client that is never answered ({posts:.0f} POSTs), {READERS} of others")
+    print(f"  misses of others, p50     {1000 * alone:.1f} ms without them, {1000 * beside:.1f} ms with them")
+    print(f"  ratio, refused            {beside / alone:.2f}, {refused} of {10 * MISSES}")
+
+
 def main() -> None:
-    """Run every fault."""
+    """Compare clients, then run every fault."""
+    simulator = create(Options(clients=CLIENTS, faults=(f"hang@{SILENT}",)))
+    with simulated(simulator) as upstream, gateway(upstream) as (_, address), gateway(upstream) as (_, other):
+        asyncio.run(measure_fairness(address, other))
     for fault in ("http-503", "http-500", "hang"):
         simulator = create(Options(clients=CLIENTS))
         more = {"GATEWAY_UPSTREAM_TIMEOUT": "1s"} if fault == "hang" else {}

@@ -22,7 +22,7 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     access           authorization and masking; pure
     circuit_breaker  stops requests to a server that seems down; pure
     shutdown         the state of the shutdown, shared by server and application
-    model            Call, Address, Status, Window: frozen Structs
+    model            Call, CallerAddress, CallStatus, Window: frozen Structs
     errors           the tree of errors
     simulator/       a stand-in Callbutton server; imports nothing from the other parts
 

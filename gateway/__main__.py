@@ -14,12 +14,18 @@ from collections.abc import Iterable, Sequence
 from gateway import __version__
 from gateway.cli import COMMANDS, load
 
+PLACES = (
+    "If the shell does not find callbutton-gateway: it is in the folder bin of the virtual environment, as "
+    ".venv/bin/callbutton-gateway after `make demo`; python -m gateway in that environment is the same."
+)
+
 
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of the command line, with these commands only: loading all of them takes time."""
     root = argparse.ArgumentParser(
         prog="callbutton-gateway",
         description="A REST/JSON gateway for a Callbutton XML server. COMMAND --help shows the options and an example.",
+        epilog=PLACES,
     )
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from enum import StrEnum
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.errors import Forbidden
-from gateway.model import EVERY_CLIENT, Call, Status
+from gateway.model import EVERY_CLIENT, Call, CallStatus
 
 SCOPES = ("calls", "personal", "status", "recordings", "refresh")
 CLIENT_PATTERN = re.compile(r"\*|[A-Za-z0-9_.-]{1,64}|[A-Za-z0-9_.-]{1,63}\*", re.ASCII)
@@ -29,7 +30,8 @@ PUBLIC_EXTRA = frozenset({"Result", "InfoDigits"})  # elements in `extra` that h
 STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})
 PUBLIC_STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus"})  # the journal is personal data
 RECORDING_EXTRA = "VoiceDirectory"  # the upstream's recording address, in `extra` if a call has more than one
-PERSONAL_FILTERS = frozenset({"ani"})  # parameters that search in masked fields
+FILTER_SCOPES = {"ani": "personal", "recorded": "recordings"}  # parameters that would reveal what a scope shows
+MIN_DISTINCT = 5  # calls, of which a consumer without the scope `personal` may know how many callers made them
 
 
 class Rate(Struct, frozen=True):
@@ -39,21 +41,39 @@ class Rate(Struct, frozen=True):
     seconds: int
 
 
-class Consumer(Struct, frozen=True, kw_only=True):
-    """A program that calls the API, and its rights.
+class Kind(StrEnum):
+    """What a consumer is known by: an access key, a bearer token, or, without authentication, its address alone."""
 
-    `label` is its name in metrics: the name in the keys file, or OIDC_LABEL for every consumer with a token.
-    """
+    KEY = "key"
+    TOKEN = "token"  # noqa: S105 - a kind, not a secret
+    ADDRESS = "address"
+
+
+class Consumer(Struct, frozen=True, kw_only=True):
+    """A program that calls the API, and its rights. Names are unique within a kind only."""
 
     name: str
     clients: tuple[str, ...]
     scopes: frozenset[str]
     rate: Rate | None = None
-    label: str = ""
+    kind: Kind = Kind.KEY
+
+    @property
+    def key(self) -> Key:
+        """Its identity, for everything that is kept for each consumer."""
+        return self.kind, self.name
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics: the name in the keys file, or OIDC_LABEL for every consumer with a token."""
+        if self.kind is Kind.TOKEN:
+            return OIDC_LABEL
+        return f"{self.kind}/{self.name}" if self.name == OIDC_LABEL else self.name  # no name contains a slash
 
 
+Key = tuple[Kind, str]
 OIDC_LABEL = "oidc"
-ANONYMOUS = Consumer(name="anyone", clients=(EVERY_CLIENT,), scopes=frozenset(SCOPES), label="anyone")
+ANONYMOUS = Consumer(name="anyone", clients=(EVERY_CLIENT,), scopes=frozenset(SCOPES), kind=Kind.ADDRESS)
 
 
 def parse_rate(text: str) -> Rate:
@@ -79,7 +99,12 @@ def require_scope(consumer: Consumer, scope: str) -> None:
 
 def can_filter_by(consumer: Consumer, parameter: str) -> bool:
     """Whether the consumer may filter by a parameter: a filter on a masked field would reveal it."""
-    return parameter not in PERSONAL_FILTERS or "personal" in consumer.scopes
+    return parameter not in FILTER_SCOPES or FILTER_SCOPES[parameter] in consumer.scopes
+
+
+def can_count_callers(consumer: Consumer, calls: int) -> bool:
+    """Whether the consumer may know how many callers made some calls: of a few it tells which share a caller."""
+    return calls >= MIN_DISTINCT or "personal" in consumer.scopes
 
 
 def require_list_scopes(consumer: Consumer, parameters: Collection[str], *, status: bool) -> None:
@@ -87,8 +112,9 @@ def require_list_scopes(consumer: Consumer, parameters: Collection[str], *, stat
     require_scope(consumer, "calls")
     if status:
         require_scope(consumer, "status")
-    if not all(can_filter_by(consumer, parameter) for parameter in parameters):
-        require_scope(consumer, "personal")
+    for parameter in parameters:
+        if not can_filter_by(consumer, parameter):
+            require_scope(consumer, FILTER_SCOPES[parameter])
 
 
 def authorized_codes(consumer: Consumer, codes: Sequence[str]) -> tuple[str, ...]:
@@ -143,7 +169,7 @@ def mask_call(
         dtmf=None,
         other_data=None,
         recording_url=recording_url,
-        status=visible and Status(reviewed=visible.reviewed, sales=visible.sales, journal=None),
+        status=visible and CallStatus(reviewed=visible.reviewed, sales=visible.sales, journal=None),
         extra=_public(call.extra, public_extra, status=shows_status) if call.extra else call.extra,
     )
 

@@ -22,13 +22,13 @@ from gateway.auth.key_file import KeyFile
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.callbutton.client import UpstreamClient, UpstreamSettings
-from gateway.callbutton.recordings import Recordings
+from gateway.callbutton.recordings import MAX_RECORDINGS, Recordings
 from gateway.callbutton.transport import UpstreamLimits
 from gateway.logs import AccessLog
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.rate_sync import RateSync
-from gateway.rates import ExportLimiter, RateLimiter
+from gateway.rates import RateLimiter, Shares, Turns
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, variable
 from gateway.shutdown import Shutdown
@@ -36,6 +36,9 @@ from gateway.shutdown import Shutdown
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
+UNSENT_SHARE = 4  # responses that are not yet read have a quarter of GATEWAY_CACHE_BYTES, in addition
+EXPORT_BYTES = 1024**2  # an export holds about half of it while it is not read
+SUMMARY_BYTES = 16 * 1024**2  # what a summary of 20,000 rows takes while it is computed
 Clock = Callable[[], float]
 
 
@@ -143,6 +146,7 @@ def create(
     memory = Memory(settings.cache_bytes)
     cache = build_cache(settings, upstream, metrics, clock, shared, memory)
     authenticator = build_authenticator(settings, metrics, memory, clock)
+    share = settings.consumer_share
     services = Services(
         cache,
         clock,
@@ -150,9 +154,13 @@ def create(
         settings.history_start,
         settings.request_deadline,
         rates := RateLimiter(memory),
-        ExportLimiter(settings.consumer_exports),
+        Shares("requests", "requests", settings.request_concurrency, share),
+        Shares("exports", "exports", settings.cache_bytes // EXPORT_BYTES + 1, share, settings.consumer_exports, 10),
+        Shares("recordings", "recordings", MAX_RECORDINGS, share, retry_after=5),
+        Turns(max(4, settings.cache_bytes // SUMMARY_BYTES), most=max(2, settings.cache_bytes // SUMMARY_BYTES // 4)),
+        Turns(1, most=1),
         recordings := build_recordings(settings),
-        (lambda name, label: ANONYMOUS) if authenticator is None else authenticator.current_rights,  # noqa: ARG005 - without authentication every consumer has all rights
+        (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,
         settings.extra_public,
         settings.public_url,
     )
@@ -165,7 +173,7 @@ def create(
         shutdown := Shutdown(),
         memory=memory,
         metrics_port=settings.metrics_port,
-        max_requests=settings.request_concurrency,
+        unsent=Shares("bytes unread", "unread", settings.cache_bytes // UNSENT_SHARE, share),
         cors_origins=settings.cors_origins,
     )
     litestar.on_startup.append(checkpoint)  # imports the backend of anyio, 28 ms, which the first POST would do

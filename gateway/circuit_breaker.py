@@ -8,6 +8,7 @@
 Rules:
 - Pauses are from MIN_PAUSE to MAX_PAUSE. Half of each is random, so that replicas do not probe at the same time.
 - The outcome of a request that was admitted before the last change of state is ignored.
+- A `trusted` request may be the probe before the pause has ended. If it fails, the pause stays as it is.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ class CircuitBreaker:
         """The time at which the pause ends, if the breaker is not closed."""
         return self._until
 
-    def admits(self, now: float) -> bool:
+    def admits(self, now: float, *, trusted: bool = False) -> bool:
         """Whether a request may be sent."""
-        return self.state is State.CLOSED or (self.state is State.OPEN and now >= self._until)
+        return self.state is State.CLOSED or (self.state is State.OPEN and (trusted or now >= self._until))
 
-    def admit(self, now: float) -> Permit | None:
+    def admit(self, now: float, *, trusted: bool = False) -> Permit | None:
         """Admit a request; None if it must not be sent.
 
         The caller reports the outcome once: `succeed`, `fail` or `withdraw`.
         """
-        if not self.admits(now):
+        if not self.admits(now, trusted=trusted):
             return None
         if self.state is State.OPEN:
             self._change_to(State.HALF_OPEN)
@@ -77,16 +78,18 @@ class CircuitBreaker:
                 self._change_to(State.CLOSED)
 
     def fail(self, permit: Permit, now: float, *, excused: bool = False) -> None:
-        """Report that the server failed. A failure that is `excused` counts but does not open a closed breaker."""
+        """Report that the server failed. A failure that is `excused` does not count while the breaker is closed."""
         if not self.counts(permit):
             return
-        if self.state is State.HALF_OPEN:
+        if self.state is State.HALF_OPEN and now < self._until:
+            self._change_to(State.OPEN)
+        elif self.state is State.HALF_OPEN:
             self._pause = min(MAX_PAUSE, 2 * self._pause)
             self._open(now)
-            return
-        self.failures += 1
-        if self.failures >= self._threshold and not excused:
-            self._open(now)
+        elif not excused:
+            self.failures += 1
+            if self.failures >= self._threshold:
+                self._open(now)
 
     def withdraw(self, permit: Permit, now: float) -> None:
         """Report that the request has no outcome, for example a cancelled one. The next request may be the probe."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class GatewayError(Exception):
@@ -73,7 +73,7 @@ class Forbidden(Refusal):
 
 
 class RateLimited(Refusal):
-    """The consumer has reached its rate or its number of exports."""
+    """The consumer has reached its rate, or its share of what consumers share."""
 
 
 class NotFound(GatewayError):  # noqa: N818
@@ -85,7 +85,25 @@ class NotAcceptable(GatewayError):  # noqa: N818
 
 
 class UpstreamError(GatewayError):
-    """The upstream gave no usable reply."""
+    """The upstream gave no usable reply.
+
+    `disconnected`: no connection was made, so every POST would fail. `client_code`: the code that the text names.
+    """
+
+    disconnected = False
+    client_code: str | None = None
+
+    def naming(self, client_code: str) -> Self:
+        """A copy whose text names a client code, for a request with several."""
+        error = type(self).__new__(type(self))
+        error.args = self.args
+        error.__dict__ |= {**self.__dict__, "client_code": client_code}
+        return error
+
+    def __str__(self) -> str:
+        """The text, with the client code."""
+        text = super().__str__()
+        return f"client {self.client_code}: {text}" if self.client_code else text
 
 
 class UpstreamUnauthorized(UpstreamError):  # noqa: N818
@@ -116,7 +134,14 @@ class UpstreamFailed(UpstreamError):  # noqa: N818
 
 
 class UpstreamMalformed(UpstreamError):  # noqa: N818
-    """The reply does not follow the protocol, or is truncated. The text says where."""
+    """The reply does not follow the protocol, or is truncated. The text says where.
+
+    `start_time_form` is the form of its times if that is what does not follow it, such as `00/00/0000 00:00 PM`.
+    """
+
+    def __init__(self, detail: str, *, start_time_form: str = "") -> None:
+        super().__init__(detail)
+        self.start_time_form = start_time_form
 
 
 class Obstacle(StrEnum):
@@ -136,15 +161,16 @@ class UpstreamUnreachable(UpstreamError):  # noqa: N818
     def __init__(self, detail: str, obstacle: Obstacle = Obstacle.ROUTE) -> None:
         super().__init__(detail)
         self.obstacle = obstacle
+        self.disconnected = obstacle is not Obstacle.CLOSED
 
 
 class UpstreamTimeout(UpstreamError):  # noqa: N818
-    """A deadline passed: before the connection was made (`connecting`), or after the reply began (`answering`)."""
+    """A deadline passed: before the connection was made (`disconnected`), or after the reply began (`answering`)."""
 
-    def __init__(self, detail: str, *, answering: bool, connecting: bool = False) -> None:
+    def __init__(self, detail: str, *, answering: bool, disconnected: bool = False) -> None:
         super().__init__(detail)
         self.answering = answering
-        self.connecting = connecting
+        self.disconnected = disconnected
 
 
 class NotSent(UpstreamError):  # noqa: N818
@@ -161,3 +187,10 @@ class UpstreamCircuitOpen(NotSent):
 
 class Overloaded(NotSent):
     """Not sent: the queue is full, the turn would come too late, or the flight has no POSTs left."""
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error and its causes: their frames hold the whole reply."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

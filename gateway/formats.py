@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Struct
 
-from gateway.model import Address, Call, Status
+from gateway.model import Call, CallerAddress, CallStatus
 
 REQUIRED_FIELDS = ("id", "clientCode", "startTime")  # they identify a call and order a list
 SIGNS = "=+@＝＋－＠-"  # noqa: RUF001 - spreadsheets accept full-width signs as well
@@ -43,7 +43,7 @@ def _attributes(struct: type[Struct]) -> dict[str, str]:
     return {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
 
 
-NESTED: dict[str, type[Struct]] = {"address": Address, "status": Status}
+NESTED: dict[str, type[Struct]] = {"address": CallerAddress, "status": CallStatus}
 ATTRIBUTES = {name: _attributes(part) for name, part in NESTED.items()} | {"": _attributes(Call)}
 COLUMNS = tuple(
     column

@@ -6,7 +6,8 @@ Rules:
 - uvicorn receives complete requests only, head and body, so that its idle timeout applies to connections without a
   request. A request must be complete `request_timeout` after its first byte (the first request: after the connection
   was opened) and is at most `request_size` long. Line ends before a request are ignored. A body without a length is
-  refused: no resource of this API takes a body.
+  refused: no resource of this API takes a body. A client that waits for `100 Continue` gets it with the head.
+- A request has one valid Host, as HTTP/1.1 demands (RFC 9112, section 3.2).
 - A client that reads no part of a response for `write_timeout` is disconnected, also while its connection closes.
 - HTTP/1.0 has no chunked bodies: the end of the connection ends the body.
 """
@@ -25,6 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_END, ANY_HEAD_END = b"\r\n\r\n", re.compile(rb"\r?\n\r?\n")  # uvicorn refuses heads with other ends
 BODY = re.compile(rb"\r\n(?:content-length:[ \t]*(\d{1,18})|transfer-encoding:)", re.IGNORECASE)
+EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+NOTABLE = re.compile(rb"\r\n(content-length|transfer-encoding|expect|host):[ \t]*([^\r\n]*)", re.IGNORECASE)
+HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?[ \t]*")
 CHUNKED = b"transfer-encoding: chunked\r\n"
 MAX_GATHERED = 64 * 1024  # bytes; more is sent at once; asyncio's high-water mark
 RESERVED_DESCRIPTORS = 100  # file descriptors that connections leave for files, the upstream and Redis
@@ -106,6 +111,7 @@ class Guard(asyncio.Protocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - the arguments of uvicorn's protocol
         self._http = Protocol(self._refuse_invalid, *arguments, **named)
         self._received = bytearray()  # the beginning of an incomplete request
+        self._continued = False  # whether the client was told to send the body of that request
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -160,10 +166,16 @@ class Guard(asyncio.Protocol):
                     HTTPStatus.BAD_REQUEST, f"the request is longer than {limit} bytes, or its body has no length"
                 )
             elif not size or size > len(received):
+                if size and not self._continued and self._is_idle() and EXPECT.search(received):
+                    self._continued = True
+                    self._transport.write(CONTINUE)
                 break
+            elif not has_host(received):
+                self._refuse(HTTPStatus.BAD_REQUEST, "the request does not have one valid Host")
             else:
-                request = bytes(received[:size])
+                request = EXPECT.sub(b"", bytes(received[:size]), 1)  # uvicorn would answer it after the body
                 del received[:size]
+                self._continued = False
                 self._stop("request")
                 if request.partition(b"\r\n")[0].endswith(b" HTTP/1.0"):
                     self._pass_on_last(request)
@@ -174,11 +186,15 @@ class Guard(asyncio.Protocol):
 
     def _pass_on_last(self, request: bytes) -> None:
         """Pass on a request of HTTP/1.0, unless it was pipelined, and close the connection after the response."""
-        if self._http.cycle is None or self._http.cycle.response_complete:
+        if self._is_idle():
             self._transport.without_chunks = True
             self._http.data_received(request)
         self._received.clear()
         self._http.shutdown()
+
+    def _is_idle(self) -> bool:
+        """Whether every request passed on is answered."""
+        return self._http.cycle is None or self._http.cycle.response_complete
 
     def _abort_later(self) -> None:
         self._start("write", self.limits.write_timeout, self.abort)
@@ -203,9 +219,18 @@ class Guard(asyncio.Protocol):
 
 
 def is_unusual(head: bytes) -> bool:
-    """Whether a request has a body or uses HTTP/1.0."""
-    low = head.lower()
-    return b"\ncontent-length:" in low or b"\ntransfer-encoding:" in low or b" http/1.0\r\n" in low
+    """Whether a request has a body or an expectation, uses HTTP/1.0, or does not have one valid Host."""
+    fields = NOTABLE.findall(head)
+    usual = len(fields) == 1 and len(fields[0][0]) == len(b"host") and HOST.fullmatch(fields[0][1])
+    return not usual or b" HTTP/1.0\r\n" in head
+
+
+def has_host(request: bytes | bytearray) -> bool:
+    """Whether a request has one valid Host. In HTTP/1.0 it may lack it. Data that is not HTTP is left to uvicorn."""
+    head, _, _ = request.partition(HEAD_END)
+    hosts = [value for name, value in NOTABLE.findall(head) if name.lower() == b"host"]
+    optional = not head.partition(b"\r\n")[0].endswith(b" HTTP/1.1")
+    return all(HOST.fullmatch(host) for host in hosts) and (len(hosts) == 1 or (optional and not hosts))
 
 
 def size_of_request(received: bytearray) -> int:

@@ -4,6 +4,7 @@ Rules:
 - No personal data. Our log calls have a constant message, the event, and `extra={"fields": {…}}`. Neither contains
   phone numbers, names, paths or text of the upstream.
 - The type of an exception and its places in the code are logged, never its text.
+- Exceptions that nothing caught are logged in the same way, and so are Python's warnings.
 - Messages of libraries may contain values: those of asyncio contain the text of exceptions and the arguments of
   callbacks. Only the words before the first value are logged.
 """
@@ -14,14 +15,17 @@ import asyncio
 import logging
 import re
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
 from gateway import tracing
 
+LOGGER = logging.getLogger("gateway")
 WORDS = re.compile(r"[A-Za-z ,.;_-]*(?!\w)")  # the start of a message, up to a digit, quote, bracket or path
 
 
@@ -70,15 +74,25 @@ class ConsoleFormatter(logging.Formatter):
         return f"{time:%H:%M:%S} {level:7} {event} {rest}".rstrip()
 
 
-# End in seconds since 1970, request id, method, route, status, duration in seconds, trace id or an empty text.
-AccessEntry = tuple[float, str, str, str, int, float, str]
+class AccessEntry(NamedTuple):
+    """A request that ended at `time`, in seconds since 1970. Fields that do not apply are empty."""
+
+    time: float
+    request_id: str
+    method: str
+    route: str  # a template
+    status: int
+    seconds: float
+    consumer: str = ""  # its name
+    cache: str = ""  # of `Cache-Status`: hit, stale, partial or miss
+    trace_id: str = ""
 
 
 class AccessLog:
     """One line for each request.
 
-    The fields are route templates, enums and numbers, so nothing needs escaping. Lines are buffered and written
-    together, as at full speed writing each of them would take longer than a cached response.
+    The fields are route templates, enums and numbers, so only the name of a consumer needs escaping. Lines are buffered
+    and written together, as at full speed writing each of them would take longer than a cached response.
     """
 
     FLUSH_INTERVAL = 0.1  # seconds; the delay of a line
@@ -91,15 +105,13 @@ class AccessLog:
         self._buffer: list[AccessEntry] = []
         self._second, self._shown = 0, ""
 
-    def write(
-        self, now: float, request_id: str, method: str, route: str, status: int, seconds: float, trace: str = ""
-    ) -> None:
-        """Add a request that ended at `now`, in seconds since 1970."""
+    def write(self, entry: AccessEntry) -> None:
+        """Add a request."""
         if self._off:
             return
         if not self._buffer:
             asyncio.get_running_loop().call_later(self.FLUSH_INTERVAL, self.flush)
-        self._buffer.append((now, request_id, method, route, status, seconds, trace))
+        self._buffer.append(entry)
         if len(self._buffer) >= self.MAX_LINES:
             self.flush()
 
@@ -112,25 +124,36 @@ class AccessLog:
             stream.flush()
 
     def _line(self, entry: AccessEntry) -> str:
-        now, request_id, method, route, status, seconds, trace = entry
+        now, request_id, method, route, status, seconds, consumer, cache, trace = entry
         second = int(now)
         if second != self._second:
             form = "%H:%M:%S" if self._console else "%Y-%m-%dT%H:%M:%S"
             self._second, self._shown = second, datetime.fromtimestamp(second, UTC).strftime(form)
+        consumer = msgspec.json.encode(consumer).decode()
         if self._console:
             line = f"{self._shown} info    {method} {route} {status} {seconds:.6f} requestId={request_id}"
-            return f"{line} traceId={trace}\n" if trace else f"{line}\n"
-        line = (
+            others = {"consumer": consumer.strip('"'), "cache": cache, "traceId": trace}
+            return line + "".join(f" {name}={text}" for name, text in others.items() if text) + "\n"
+        return (
             f'{{"time":"{self._shown}.{int((now - second) * 1000):03}Z","level":"info","logger":"gateway.access",'
             f'"event":"request","requestId":"{request_id}","method":"{method}","route":"{route}",'
             f'"status":{status},"seconds":{seconds:.6f}'
+            + (f',"consumer":{consumer}' if len(consumer) > 2 else "")
+            + (f',"cache":"{cache}"' if cache else "")
+            + (f',"traceId":"{trace}"' if trace else "")
+            + "}\n"
         )
-        return f'{line},"traceId":"{trace}"}}\n' if trace else f"{line}}}\n"
 
 
 def is_console(form: str) -> bool:
     """Whether log lines are text: GATEWAY_LOG_FORMAT is `console`, or empty and standard error is a terminal."""
     return form == "console" or (not form and sys.stderr.isatty())
+
+
+def log_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Log an exception that nothing caught."""
+    if error is not None:
+        LOGGER.error("exception was not caught", exc_info=(kind, error, trace))
 
 
 def configure(form: str, level: str) -> None:
@@ -140,6 +163,11 @@ def configure(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    sys.excepthook = log_exception
+    sys.unraisablehook = lambda hook: log_exception(hook.exc_type, hook.exc_value, hook.exc_traceback)
+    threading.excepthook = lambda hook: log_exception(hook.exc_type, hook.exc_value, hook.exc_traceback)
+    logging.raiseExceptions = False  # a line that cannot be formatted would be printed with its values
     for noisy in ("httpx", "httpcore"):  # they log URLs
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings: invalid requests, Upgrade

@@ -41,7 +41,16 @@ AGES = (15, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 31 * 86400)  # s
 # Known label values.
 OUTCOMES = ("ok", "unauthorized", "rejected", "error", "malformed", "unreachable", "timeout", "cancelled")
 DROP_REASONS = ("full", "late", "unwanted", "circuit-open")
-REPAIRS = ("illegal_character", "unknown_charset")
+REPAIRS = (
+    "bare_ampersand",
+    "byte_order_mark",
+    "cesu_8",
+    "html_reference",
+    "illegal_character",
+    "leading_space",
+    "unknown_charset",
+    "windows_1252",
+)
 CERTAINTIES = ("inferred", "assumed")  # not "exact", which almost every time is
 LOOKUPS = ("hit", "partial", "miss")
 SHARED_LOOKUPS = ("found", "miss", "unavailable", "unreadable")
@@ -55,6 +64,9 @@ REFUSALS = (
     "scope",
     "rate",
     "exports",
+    "requests",
+    "recordings",
+    "unread",
     "several credentials",
     "no such kind",
     "too long",
@@ -149,7 +161,9 @@ class Metrics:
         self.limit = gauge("upstream_limit", "Adaptive limit of POSTs in flight.")
         self.circuit = gauge("upstream_circuit_state", "The circuit breaker: 0 closed, 1 half-open, 2 open.")
         self.healthy = gauge(
-            "upstream_healthy", "1 if the upstream replied to the last POST, with success or not; else 0."
+            "upstream_healthy",
+            "1 if the upstream replied to the last POST; 0 after a failure that counts for all client codes, or if the "
+            "gateway's address seems to be refused.",
         )
         self.healthy.set(1)
         self.retries = counter("upstream_retries", "POSTs sent again after a failure.")

@@ -4,7 +4,7 @@ Rules:
 - Every Struct is frozen; a changed value is a new one.
 - Every instant is UTC. Wall time (naive US Central Time) exists only inside `gateway/callbutton/`.
 - Phone numbers, ids, ZIP codes and index numbers are strings, never numbers (T7). An absent value is None.
-- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `Meta`
+- The OpenAPI document takes its texts from here: the first paragraph of a docstring describes the schema, `about`
   describes a field.
 """
 
@@ -24,7 +24,13 @@ UNREADABLE = "Null if the server's value is not a number; its text is then in `e
 Instant = Annotated[datetime, Meta(tz=True)]  # in UTC
 
 
-class Certainty(StrEnum):
+def about(text: str, *examples: object, ge: int | None = None, le: int | None = None, form: str | None = None) -> Meta:
+    """Describe a field for the OpenAPI document: its text, examples, limits, and JSON schema's `format`."""
+    extra = {"format": form} if form else None
+    return Meta(description=text, examples=list(examples) or None, ge=ge, le=le, extra_json_schema=extra)
+
+
+class StartTimeCertainty(StrEnum):
     """How certain the start time is: `exact`, `inferred` from the server's reply, or `assumed` and maybe an hour off.
 
     The server sends local times (T4), and US clocks repeat an hour in autumn and skip one in spring. A time in the
@@ -46,7 +52,7 @@ class PhoneType(StrEnum):  # `InfoDigits` on the wire
     OTHER = "other"
 
 
-class Result(StrEnum):
+class CallResult(StrEnum):
     """The result of the call. For `other`, the server's text is in `extra`."""
 
     CONNECTED = "connected"
@@ -65,88 +71,90 @@ class SalesStatus(StrEnum):
     OTHER = "other"
 
 
-class Address(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
+class CallerAddress(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """The address at which the caller's phone is registered."""
 
-    first_name: Annotated[str | None, Meta(description="First name, which may include a prefix.", examples=["Ada"])]
-    middle_initial: Annotated[str | None, Meta(description="Middle name or initial.", examples=["K."])]
-    last_name: Annotated[str | None, Meta(description="Last name, which may include a suffix.", examples=["Lovelace"])]
-    street: Annotated[str | None, Meta(description="Street and number.", examples=["12 Lake Shore Drive"])]
-    secondary: Annotated[str | None, Meta(description="Apartment, suite or floor.", examples=["Apt 4"])]
-    city: Annotated[str | None, Meta(description="City.", examples=["Chicago"])]
-    state: Annotated[str | None, Meta(description="US state or Canadian province, two letters.", examples=["IL"])]
-    zip: Annotated[str | None, Meta(description="ZIP code with its leading zeros, or postal code.", examples=["60601"])]
-    zip4: Annotated[str | None, Meta(description="The four additional digits of a ZIP+4 code.", examples=["1234"])]
+    first_name: Annotated[str | None, about("First name, which may include a prefix.", "Ada")]
+    middle_initial: Annotated[str | None, about("Middle name or initial.", "K.")]
+    last_name: Annotated[str | None, about("Last name, which may include a suffix.", "Lovelace")]
+    street: Annotated[str | None, about("Street and number.", "12 Lake Shore Drive")]
+    secondary: Annotated[str | None, about("Apartment, suite or floor.", "Apt 4")]
+    city: Annotated[str | None, about("City.", "Chicago")]
+    state: Annotated[str | None, about("US state or Canadian province, two letters.", "IL")]
+    zip: Annotated[str | None, about("ZIP code with its leading zeros, or postal code.", "60601")]
+    zip4: Annotated[str | None, about("The four additional digits of a ZIP+4 code.", "1234")]
 
 
-class Status(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
+class CallStatus(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """The review and sales status of the call, as set by users of Callbutton."""
 
-    reviewed: Annotated[bool, Meta(description="Whether the call was reviewed.", examples=[True])]
+    reviewed: Annotated[bool, about("Whether the call was reviewed.", True)]
     sales: SalesStatus
-    journal: Annotated[str | None, Meta(description="Notes about the call.", examples=["Wants a quote."])]
+    journal: Annotated[str | None, about("Notes about the call.", "Wants a quote.")]
 
 
 class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """One call detail record, identified by `clientCode` and `id`.
+    """One call detail record, identified by `clientCode` and `id`. It has fewer fields with the parameter `fields`.
 
     In the cache `recording_url` is the upstream's `VoiceDirectory`; `access.mask_call` replaces it in responses.
     """
 
     id: Annotated[
         str,
-        Meta(
-            description="The id of the call, unique within its client. It is text: leading zeros are significant.",
-            examples=["498200007"],
-        ),
+        about("The id of the call, unique within its client. It is text: leading zeros are significant.", "498200007"),
     ]
-    client_code: Annotated[str, Meta(description="The code of the client that was called.", examples=["8005550100"])]
-    start_time: Annotated[Instant, Meta(description="When the call began.", examples=["2026-11-01T08:49:51Z"])]
-    start_time_certainty: Certainty
-    campaign: Annotated[str | None, Meta(description="The id of the campaign.", examples=["4018"])]
-    did: Annotated[str | None, Meta(description="The tracking number that was called.", examples=["8005550100"])]
-    ani: Annotated[str | None, Meta(description="The number of the caller, if known.", examples=["3125550161"])]
-    other_data: Annotated[str | None, Meta(description="Free text set by the client.", examples=["print ad"])]
+    client_code: Annotated[str, about("The code of the client that was called.", "8005550100")]
+    start_time: Annotated[Instant, about("When the call began.", "2026-11-01T08:49:51Z")]
+    start_time_certainty: StartTimeCertainty
+    campaign: Annotated[str | None, about("The id of the campaign.", "4018")]
+    did: Annotated[str | None, about("The tracking number that was called.", "8005550100")]
+    ani: Annotated[str | None, about("The number of the caller, if known.", "3125550161")]
+    other_data: Annotated[str | None, about("Free text set by the client.", "print ad")]
     phone_type: PhoneType
-    target: Annotated[
-        str | None, Meta(description="The number that the call was forwarded to.", examples=["7735550158"])
-    ]
-    result: Result
-    duration_seconds: Annotated[
-        int | None, Meta(description=f"Seconds from the start to the end of the call. {UNREADABLE}", examples=[351])
-    ]
+    target: Annotated[str | None, about("The number that the call was forwarded to.", "7735550158")]
+    result: CallResult
+    duration_seconds: Annotated[int | None, about(f"Seconds from the start to the end of the call. {UNREADABLE}", 351)]
     talk_time_seconds: Annotated[
-        int | None, Meta(description=f"Seconds from the answer to the end of the call. {UNREADABLE}", examples=[332])
+        int | None, about(f"Seconds from the answer to the end of the call. {UNREADABLE}", 332)
     ]
     index_number: Annotated[
-        str | None,
-        Meta(description="The index number that is announced to the target after the call.", examples=["0042"]),
+        str | None, about("The index number that is announced to the target after the call.", "0042")
     ]
-    dtmf: Annotated[str | None, Meta(description="The keys that the caller pressed.", examples=["1"])]
+    dtmf: Annotated[str | None, about("The keys that the caller pressed.", "1")]
     recording_url: Annotated[
         str | None,
-        Meta(
-            description="A link to the recording, valid until the end of the next hour without a further credential. "
+        about(
+            "A link to the recording, valid until the end of the next hour without a further credential. "
             "Null without a recording, or without the scope `recordings`.",
-            examples=["/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw"],
+            "/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw",
+            form="uri-reference",
         ),
     ]
-    address: Annotated[
-        Address | None, Meta(description="The address at which the caller's phone is registered, if known.")
-    ]
+    address: Annotated[CallerAddress | None, about("The address at which the caller's phone is registered, if known.")]
     status: Annotated[
-        Status | None,
-        Meta(
-            description="The review and sales status. Null without `include=status`, or if the server has none.",
-        ),
+        CallStatus | None,
+        about("The review and sales status. Null without `include=status`, or if the server has none."),
     ]
     extra: Annotated[
         dict[str, str],
-        Meta(
-            description="Elements of the server's reply that the protocol does not define, as text by dotted name.",
-            examples=[{"Weather": "rain"}],
+        about(
+            "Elements of the server's reply that the protocol does not define, as text by dotted name.",
+            {"Weather": "rain"},
         ),
     ]
+
+
+class UnreadableCall(Struct, frozen=True, array_like=True, gc=False):
+    """A record that is not a Call, because it has no id or no readable StartTime. It is counted once (T3).
+
+    `id` is the record's, or else a digest of its texts. It started from `start_time` to `latest`: both are its
+    StartTime, or else those of the calls beside it in the reply.
+    """
+
+    id: str
+    client_code: str
+    start_time: Instant
+    latest: Instant
 
 
 class Window(Struct, frozen=True, order=True):

@@ -12,7 +12,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from gateway.rates import Key, RateLimiter
+from gateway.access import Key
+from gateway.rates import RateLimiter
 from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
@@ -65,6 +66,6 @@ class RateSync:
 
     async def _add(self, batch: Sequence[tuple[Key, int]]) -> list[int]:
         """Add the spent tokens to the sums in Redis; returns the new sums. Raises Unavailable."""
-        keys = [f"{PREFIX}{label}/{name}" for (label, name), _ in batch]
+        keys = [f"{PREFIX}{kind}/{name}" for (kind, name), _ in batch]
         totals = await self._shared.run("spent", SCRIPT, keys, [*(str(own) for _, own in batch), SUM_TTL])
         return [int(total) for total in totals]

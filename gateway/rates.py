@@ -1,4 +1,4 @@
-"""Rate limits and limits of exports, for each consumer. Pure; time is an argument, in seconds since 1970.
+"""Rate limits of consumers, and what they share fairly. Time is an argument, in seconds since 1970.
 
 Requests are counted with token buckets: a bucket holds as many tokens as the rate allows requests in its period, starts
 full and refills evenly; each request takes one token. (The library `limits` has no token bucket: its fixed windows
@@ -7,19 +7,19 @@ allow twice the rate at a boundary, and its moving windows store an entry for ea
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 
 from msgspec import Struct
 
-from gateway.access import ANONYMOUS, Consumer, Rate
-from gateway.errors import RateLimited
+from gateway.access import Key, Rate
+from gateway.errors import Overloaded, RateLimited
 from gateway.memory import Lru, Memory
 
-EXPORT_RETRY_AFTER = 10.0  # seconds; many exports end within them
-Key = tuple[str, str]  # label and name of a consumer
 PART = 1 / 16  # of the memory, for buckets: consumers with tokens are not limited in number
 BUCKET_BYTES = 500  # of a bucket and its key
 
@@ -69,21 +69,15 @@ class RateLimiter:
     def __init__(self, memory: Memory | None = None) -> None:
         self._buckets: Lru[Key, TokenBucket] = Lru(memory or Memory(), PART)
 
-    def bucket(self, consumer: Consumer, now: float) -> TokenBucket:
-        """The bucket of a consumer. If the rate has changed, the same fraction of tokens remains.
-
-        Raises ValueError for a consumer without a rate.
-        """
-        if consumer.rate is None:
-            raise ValueError(f"{consumer.name} has no rate")
-        key = consumer.label, consumer.name
+    def bucket(self, key: Key, rate: Rate, now: float) -> TokenBucket:
+        """The bucket of a consumer. If the rate has changed, the same fraction of tokens remains."""
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = TokenBucket(consumer.rate, consumer.rate.requests, now)
-            self._buckets.put(key, bucket, BUCKET_BYTES + len(consumer.name))
-        elif bucket.rate != consumer.rate:
-            bucket.tokens *= consumer.rate.requests / bucket.rate.requests
-            bucket.rate = consumer.rate
+            bucket = TokenBucket(rate, rate.requests, now)
+            self._buckets.put(key, bucket, BUCKET_BYTES + len(key[1]))
+        elif bucket.rate != rate:
+            bucket.tokens *= rate.requests / bucket.rate.requests
+            bucket.rate = rate
         return bucket
 
     def take_spent(self) -> list[tuple[Key, int]]:
@@ -116,29 +110,97 @@ class RateLimiter:
                 bucket.total = None
 
 
-class ExportLimiter:
-    """Counts the exports in progress of each consumer, and allows at most `max_exports`."""
+class Shares:
+    """A quantity that consumers hold parts of, such as places or bytes, and that is shared fairly.
 
-    def __init__(self, max_exports: int) -> None:
-        self._max_exports = max_exports
-        self._in_progress: Counter[Key] = Counter()
+    A consumer may take more while it holds at most `share / (1 - share)` times what is free. So one consumer alone
+    holds about `share` of it, several hold equal parts, and some is left for the next. (Dynamic thresholds: Choudhury
+    and Hahne, 1998, for the buffers of switches.) The last part taken may exceed the rest. A consumer holds at most
+    `most` parts. `name` says what the parts are, and `reason` is the label of a refusal.
+    """
 
-    def begin(self, consumer: Consumer) -> Callable[[], None]:
-        """Count one more export; returns a function to call once, when it ends. Raises RateLimited."""
-        key = consumer.label, consumer.name
-        if consumer is ANONYMOUS:  # all consumers share it if GATEWAY_AUTH is none
-            return lambda: None
-        if self._in_progress[key] >= self._max_exports:
-            raise RateLimited(
-                f"this consumer has {self._max_exports} exports in progress", "exports", EXPORT_RETRY_AFTER
-            )
-        self._in_progress[key] += 1
-        return partial(self._end, key)
+    def __init__(
+        self, name: str, reason: str, size: int, share: float, most: float = math.inf, retry_after: int = 1
+    ) -> None:
+        self._name = name
+        self._reason = reason
+        self._share = share
+        self._most = most
+        self._retry_after = retry_after
+        self._free = size
+        self._held: dict[Key, tuple[int, int]] = {}  # how many parts, and their sum
 
-    def _end(self, key: Key) -> None:
-        self._in_progress[key] -= 1
-        if not self._in_progress[key]:
-            del self._in_progress[key]
+    def take(self, key: Key, amount: int = 1) -> Callable[[], None]:
+        """Take a part; returns a function to call once, to give it back. Raises RateLimited, Overloaded."""
+        parts, held = self._held.get(key, (0, 0))
+        if self._free <= 0:
+            raise Overloaded(f"too many {self._name} are in progress", self._retry_after)
+        if parts >= self._most or held * (1 - self._share) > self._free * self._share:
+            raise RateLimited(f"this consumer has {parts} {self._name} in progress", self._reason, self._retry_after)
+        self._held[key] = parts + 1, held + amount
+        self._free -= amount
+        return partial(self._give_back, key, amount)
+
+    def _give_back(self, key: Key, amount: int) -> None:
+        self._free += amount
+        parts, held = self._held.pop(key)
+        if parts > 1:
+            self._held[key] = parts - 1, held - amount
+
+
+class Turns:
+    """Places for work that keeps the event loop busy. Consumers that wait for a place get the free ones in rotation.
+
+    A consumer has at most `most` of them. A place is free again one iteration of the event loop after its work, so that
+    with one place other tasks run after each piece of work.
+    """
+
+    def __init__(self, places: int, most: int) -> None:
+        self._free = places
+        self._most = most
+        self._held: Counter[Key] = Counter()
+        self._waiting: OrderedDict[Key, deque[asyncio.Future[None]]] = OrderedDict()  # the next consumer first
+
+    @asynccontextmanager
+    async def turn(self, key: Key, before_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+        """Work in a place. `before_wait` is called before a wait for one, and may refuse that by an error."""
+        loop = asyncio.get_running_loop()
+        if self._free and self._held[key] < self._most and key not in self._waiting:
+            self._take(key)
+        else:
+            before_wait()
+            turn = loop.create_future()
+            self._waiting.setdefault(key, deque()).append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._give_back(key)
+                raise
+        try:
+            yield
+        finally:
+            loop.call_soon(self._give_back, key)
+
+    def _take(self, key: Key) -> None:
+        self._free -= 1
+        self._held[key] += 1
+
+    def _give_back(self, key: Key) -> None:
+        self._free += 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+        for waiting in list(self._waiting):
+            if self._free and self._held[waiting] < self._most:
+                turns = self._waiting.pop(waiting)
+                while turns and turns[0].done():  # cancelled
+                    turns.popleft()
+                if turns:
+                    self._take(waiting)
+                    turns.popleft().set_result(None)
+                if turns:
+                    self._waiting[waiting] = turns  # last
 
 
 def rate_headers(bucket: TokenBucket) -> list[tuple[bytes, bytes]]:

@@ -52,7 +52,7 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
     """The TLS context of two PEM files, for TLS 1.2 and later. Raises OSError (ssl.SSLError is a subclass)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate, key, password="")  # an encrypted key fails, instead of asking at the terminal
     return context
 
 

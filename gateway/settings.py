@@ -86,9 +86,18 @@ def parse_positive_duration(text: str) -> float:
     return seconds
 
 
+def parse_span(text: str) -> float:
+    """Parse a duration of at least a second to whole seconds. Raises ValueError."""
+    if (seconds := parse_duration(text) // 1) < 1:
+        raise ValueError(text)
+    return seconds
+
+
 def parse_size(text: str) -> int:
-    """Parse a size to bytes. Raises ValueError."""
-    return int(parse_quantity(text, BYTES))
+    """Parse a size above zero to bytes. Raises ValueError."""
+    if (size := int(parse_quantity(text, BYTES))) < 1:
+        raise ValueError(text)
+    return size
 
 
 def parse_fraction(text: str) -> float:
@@ -99,8 +108,11 @@ def parse_fraction(text: str) -> float:
 
 
 def parse_date(text: str) -> int:
-    """Parse a date to its first second in UTC, in seconds since 1970. Raises ValueError."""
-    return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+    """Parse a date from 1900 on to its first second in UTC, in seconds since 1970. Raises ValueError."""
+    date = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    if date.year < 1900:  # the upstream's times begin there
+        raise ValueError(text)
+    return int(date.timestamp())
 
 
 def parse_url(text: str) -> str:
@@ -169,6 +181,7 @@ def choice(*words: str) -> Parser[str]:
 TEXT = Parser("text", str)
 DURATION = Parser("a duration such as 250ms, 15s, 10m, 2h or 7d", parse_duration)
 POSITIVE_DURATION = Parser("a duration above zero such as 250ms, 15s, 10m, 2h or 7d", parse_positive_duration)
+SPAN = Parser("a duration of at least 1s such as 2h or 31d", parse_span)
 SIZE = Parser("a size such as 64KiB, 256MiB or 1GiB", parse_size)
 FRACTION = Parser("a number above 0 and at most 1", parse_fraction)
 URL = Parser("an http:// or https:// URL", parse_url)
@@ -215,14 +228,24 @@ class Settings:
     )
     # A request in flight takes about 10 kB of memory and a socket.
     request_concurrency: int = option(
-        whole_number(1, 100_000), "1000", "The limit of requests in flight. Further requests are answered with 503."
+        whole_number(1, 100_000),
+        "1000",
+        "The limit of requests that wait for the upstream. Further ones are answered with 503; what is in the cache is "
+        "always answered.",
+    )
+    consumer_share: float = option(
+        FRACTION,
+        "0.5",
+        "The part that one consumer alone may hold of what all consumers share: requests that wait for the upstream, "
+        "exports, recordings, and bytes of responses that it has not read. Several consumers hold equal parts. A "
+        "consumer that exceeds its part is answered with 429. Without authentication each client address is one.",
     )
     drain_delay: float = option(
         DURATION, "5s", "The time for which requests are accepted after SIGTERM, while `/readyz` answers 503."
     )
     # 1000: servers of 2009 have a few hundred threads.
     upstream_concurrency: int = option(whole_number(1, 1000), "8", "The limit of POSTs in flight.")
-    upstream_max_span: float = option(POSITIVE_DURATION, "31d", "The longest window that a POST asks for.")
+    upstream_max_span: float = option(SPAN, "31d", "The longest window that a POST asks for.")
     # 1000: such a POST has about 60 kB.
     upstream_batch: int = option(whole_number(1, 1000), "50", "The maximum number of clients in a POST.")
     upstream_max_bytes: int = option(SIZE, "64MiB", "The maximum size of a reply, decompressed.")
@@ -348,7 +371,11 @@ def parse_settings(environment: Mapping[str, str], removed: Mapping[str, str] = 
         except ValueError as error:
             shown = "the value" if entry.secret or "@" in text else repr(text[:MAX_SHOWN])  # user:password@host
             raise SettingsError(f"{key}: {shown} is not {entry.parser.accepts}", name) from error
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.fresh_min > settings.fresh_max:
+        text = f"GATEWAY_FRESH_MIN is longer than GATEWAY_FRESH_MAX ({settings.fresh_max:g} seconds): reduce it"
+        raise SettingsError(text, "fresh_min")
+    return settings
 
 
 def removed_settings(environment: Mapping[str, str], removed: Mapping[str, str] = REMOVED) -> list[str]:

@@ -82,7 +82,8 @@ def is_enabled(environment: Mapping[str, str]) -> bool:
 def check() -> None:
     """Check that OpenTelemetry is installed. Raises ValueError."""
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise ValueError(f"{ENDPOINTS[0]} is set, but OpenTelemetry is not installed: install callbutton-gateway[otel]")
+        text = "OpenTelemetry is not installed: run pip install '.[otel]' in the source folder"
+        raise ValueError(f"{ENDPOINTS[0]} is set, but {text}")
 
 
 def start() -> Callable[[], None]:

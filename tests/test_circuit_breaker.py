@@ -48,13 +48,28 @@ def test_an_answer_between_failures_keeps_it_closed():
     assert state_of(breaker) is State.CLOSED
 
 
-def test_excused_failures_count_but_do_not_open_it():
+def test_excused_failures_do_not_count_but_end_a_probe():
     breaker = CircuitBreaker(THRESHOLD, lambda: 1.0)
     for _ in range(50):
         breaker.fail(admit(breaker, 0), 0, excused=True)
-    assert (state_of(breaker), breaker.failures) == (State.CLOSED, 50)
-    breaker.fail(admit(breaker, 0), 0)
+    assert (state_of(breaker), breaker.failures) == (State.CLOSED, 0)
+    breaker = broken()
+    breaker.fail(admit(breaker, 1), 1, excused=True)
     assert state_of(breaker) is State.OPEN
+
+
+def test_a_trusted_request_probes_during_the_pause_and_does_not_lengthen_it():
+    breaker = broken()
+    assert breaker.admit(0.5) is None
+    early = breaker.admit(0.5, trusted=True)
+    assert early is not None
+    assert breaker.admit(0.6, trusted=True) is None  # one at a time
+    breaker.fail(early, 0.7)
+    assert (state_of(breaker), breaker.until) == (State.OPEN, 1.0)
+    again = breaker.admit(0.8, trusted=True)
+    assert again is not None
+    breaker.succeed(again)
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_it_probes_with_one_request_and_closes_when_that_is_answered():

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.formats import COLUMNS, FIELDS, Csv, Ndjson, Projection, make_format
-from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 
-ADDRESS = Address(
+ADDRESS = CallerAddress(
     first_name="Ada",
     middle_initial=None,
     last_name='Love"lace, Countess',
@@ -30,21 +30,21 @@ CALL = Call(
     id="0188",
     client_code="8005550100",
     start_time=datetime(2026, 11, 1, 6, 30, tzinfo=UTC),
-    start_time_certainty=Certainty.EXACT,
+    start_time_certainty=StartTimeCertainty.EXACT,
     campaign="4471",
     did="8005550100",
     ani="3125550100",
     other_data="=HYPERLINK(1)",
     phone_type=PhoneType.CELL,
     target="+13125550199",
-    result=Result.NO_ANSWER,
+    result=CallResult.NO_ANSWER,
     duration_seconds=63,
     talk_time_seconds=None,
     index_number="0042",
     dtmf="@1",
     recording_url=None,
     address=ADDRESS,
-    status=Status(reviewed=False, sales=SalesStatus.MADE_SALE, journal="-1+1"),
+    status=CallStatus(reviewed=False, sales=SalesStatus.MADE_SALE, journal="-1+1"),
     extra={"Lead": "Núñez, a; b"},
 )
 BARE = msgspec.structs.replace(CALL, address=None, status=None, extra={}, other_data=None)

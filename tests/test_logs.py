@@ -5,21 +5,27 @@ import gc
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvloop
 
-from gateway.logs import AccessLog, ConsoleFormatter, JsonFormatter, event_of
+from gateway.logs import AccessEntry, AccessLog, ConsoleFormatter, JsonFormatter, event_of
 from tests.support.processes import wait_in_loop_for
+
+ENTRY = AccessEntry(1_795_000_000.25, "abc", "GET", "/calls", 200, 0.0015)
+FULL = ENTRY._replace(consumer='a"b\n', cache="hit", trace_id="4bf9")
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"),
+    ("form", "entry", "expected"),
     [
         (
             "json",
+            ENTRY,
             {
                 "time": "2026-11-18T11:06:40.250Z",
                 "level": "info",
@@ -32,14 +38,38 @@ from tests.support.processes import wait_in_loop_for
                 "seconds": 0.0015,
             },
         ),
-        ("console", "11:06:40 info    GET /calls 200 0.001500 requestId=abc"),
+        ("console", ENTRY, "11:06:40 info    GET /calls 200 0.001500 requestId=abc"),
+        (
+            "json",
+            FULL,
+            {
+                "time": "2026-11-18T11:06:40.250Z",
+                "level": "info",
+                "logger": "gateway.access",
+                "event": "request",
+                "requestId": "abc",
+                "method": "GET",
+                "route": "/calls",
+                "status": 200,
+                "seconds": 0.0015,
+                "consumer": 'a"b\n',
+                "cache": "hit",
+                "traceId": "4bf9",
+            },
+        ),
+        (
+            "console",
+            FULL,
+            r"11:06:40 info    GET /calls 200 0.001500 requestId=abc consumer=a\"b\n cache=hit traceId=4bf9",
+        ),
     ],
+    ids=["json", "console", "json, every field", "console, every field"],
 )
-def test_a_request_is_one_line_that_appears_soon(form: str, expected: object):
+def test_a_request_is_one_line_that_appears_soon(form: str, entry: AccessEntry, expected: object):
     stream = io.StringIO()
 
     async def serve() -> None:
-        AccessLog(form, "info", stream).write(1_795_000_000.25, "abc", "GET", "/calls", 200, 0.0015)
+        AccessLog(form, "info", stream).write(entry)
         await wait_in_loop_for(stream.getvalue, "a line")
 
     asyncio.run(serve())
@@ -113,8 +143,38 @@ def test_a_level_above_info_has_no_line_for_each_request():
 
     async def serve() -> None:
         log = AccessLog("json", "warning", stream)
-        log.write(1_795_000_000.0, "abc", "GET", "/calls", 200, 0.0015)
+        log.write(ENTRY)
         log.flush()
 
     asyncio.run(serve())
     assert stream.getvalue() == ""
+
+
+UNCAUGHT = """\
+import threading, warnings, weakref
+from gateway import logs
+logs.configure("json", "info")
+
+def fail(*_):
+    raise KeyError("8005550100")
+
+class Thing:
+    __del__ = fail
+
+Thing()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+warnings.warn("8005550100")
+logs.LOGGER.info("8005550100 %s %s", "one")
+fail()
+"""
+
+
+def test_exceptions_that_nothing_catches_and_warnings_do_not_show_their_values():
+    done = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, text=True, timeout=60, check=False)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert [line.get("error") for line in lines] == ["KeyError", "KeyError", None, "KeyError"]
+    assert lines[2]["logger"] == "py.warnings"
+    assert "8005550100" not in done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.access import Consumer, Rate
+from gateway.access import Kind, Rate
 from gateway.cache.aggregates import AggregateSpec, Aggregator
 from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all
@@ -19,7 +19,7 @@ from gateway.model import Window
 from gateway.rates import RateLimiter
 from gateway.turns import finish
 from tests.support.memory import traced_memory
-from tests.support.upstream import DAY, HOUR, NOW, Faulty, ask, cache_of, call
+from tests.support.upstream import DAY, HOUR, NOW, Faulty, ask, cache_of, call, unreadable
 
 BOUND = 2**18
 Fill = Callable[[int], object]  # fills something with a distinct key
@@ -47,6 +47,11 @@ def extents(make: Callable[[int], tuple[str, Extent]]) -> Callable[[Memory], Fil
 def some_calls(number: int) -> tuple[str, Extent]:
     found = [call(f"{number}-{n}", NOW - n - 1, f"c{number}", campaign=f"campaign {n}") for n in range(20)]
     return f"c{number}", make_extent(Window(NOW - HOUR, NOW), NOW + number, found)
+
+
+def unreadable_records(number: int) -> tuple[str, Extent]:
+    found = [unreadable(f"{number}-{n}", NOW - n - 1, f"c{number}", NOW) for n in range(20)]
+    return f"c{number}", make_extent(Window(NOW - HOUR, NOW), NOW + number, [], found)
 
 
 def every_client(number: int) -> tuple[str, Extent]:
@@ -82,8 +87,8 @@ def profiles(memory: Memory) -> Fill:
 
     def fill(number: int) -> None:
         code = f"{number:064}"
-        known.echoed(code, [code])
-        known.overloaded([code], 32 * DAY, NOW + number)
+        known.echoed(code, {code: [call(str(number), NOW)]})
+        known.overloaded(code, 32 * DAY, NOW + number)
         known.of(code).last_duration = number / 3
 
     return fill
@@ -91,9 +96,7 @@ def profiles(memory: Memory) -> Fill:
 
 def buckets(memory: Memory) -> Fill:
     rates = RateLimiter(memory)
-    return lambda number: rates.bucket(
-        Consumer(name=f"{number:064}", clients=(), scopes=frozenset(), rate=Rate(10, 1)), NOW
-    ).take(NOW + number / 7)
+    return lambda number: rates.bucket((Kind.TOKEN, f"{number:064}"), Rate(10, 1), NOW).take(NOW + number / 7)
 
 
 FILLS = {
@@ -103,6 +106,7 @@ FILLS = {
         lambda n: ("a", make_extent(Window(NOW + n * 60, NOW + n * 60 + 60), NOW + n, []))
     ),
     "calls": extents(some_calls),
+    "unreadable records": extents(unreadable_records),
     "every client": extents(every_client),
     "aggregates": aggregates,
     "profiles": profiles,

@@ -13,7 +13,7 @@ from gateway import metrics
 from gateway.callbutton import client
 from gateway.callbutton.wait_queue import DropReason
 from gateway.metrics import PREFIX, Metrics, RequestMetrics
-from gateway.model import Certainty
+from gateway.model import StartTimeCertainty
 from tests.support.tools import tool
 
 GATEWAY = Path(metrics.__file__).parent
@@ -50,7 +50,7 @@ def test_request_metrics_are_a_counter_a_histogram_and_a_gauge():
     [
         (metrics.OUTCOMES, {*client.OUTCOMES.values(), "ok", "cancelled"}),
         (metrics.DROP_REASONS, set(DropReason)),
-        (metrics.CERTAINTIES, set(Certainty) - {Certainty.EXACT}),
+        (metrics.CERTAINTIES, set(StartTimeCertainty) - {StartTimeCertainty.EXACT}),
     ],
     ids=["outcomes", "drop reasons", "certainties"],
 )

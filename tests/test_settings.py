@@ -12,19 +12,22 @@ from tests.support.paths import ROOT
 
 URL = "https://callbutton.example/xml.jsp"
 DURATIONS = [("250ms", 0.25), ("15s", 15), ("1.5m", 90), ("2h", 7200), ("7d", 604800)]
-POSITIVE = ["upstream_timeout", "upstream_idle_timeout", "upstream_deadline", "request_deadline", "upstream_max_span"]
+POSITIVE = ["upstream_timeout", "upstream_idle_timeout", "upstream_deadline", "request_deadline"]
 GOOD: list[tuple[str, str, object]] = [
     ("upstream_url", URL, URL),
     ("upstream_proxy", "http://proxy.example:3128", "http://proxy.example:3128"),
     *((name, text, value) for name in [*POSITIVE, "fresh_max"] for text, value in DURATIONS[:2]),
+    *(("upstream_max_span", text, value) for text, value in [("1s", 1), ("90500ms", 90), ("31d", 31 * 86400)]),
     *(("fresh_min", text, value) for text, value in [*DURATIONS, ("0s", 0)]),
     ("upstream_concurrency", "1", 1),
     ("request_concurrency", "50", 50),
+    ("consumer_share", "0.25", 0.25),
     ("drain_delay", "0s", 0),
     ("upstream_batch", "1000", 1000),
     ("upstream_max_bytes", "64KiB", 65536),
     ("status_flag_element", "Flag_2.x-y", "Flag_2.x-y"),
     ("history_start", "1970-01-02", 86400),
+    ("history_start", "1900-01-01", -2_208_988_800),
     ("fresh_ratio", "1", 1.0),
     ("fresh_status_ratio", "0.005", 0.005),
     ("stale_while_revalidate", "30s", 30),
@@ -68,15 +71,21 @@ BAD = [
     ("fresh_max", "99999999999999999999d"),
     ("upstream_proxy", "http://"),
     *((name, text) for name in [*POSITIVE, "fresh_max"] for text in ["0s", "15"]),
+    *(("upstream_max_span", text) for text in ["0s", "1ms", "999ms", "15"]),
     ("fresh_min", "-1s"),
+    ("upstream_max_bytes", "0.5B"),
+    ("cache_bytes", "0MiB"),
     ("fresh_min", "15 parsecs"),
     ("upstream_concurrency", "0"),
     ("request_concurrency", "0"),
+    ("consumer_share", "0"),
+    ("consumer_share", "1.5"),
     ("drain_delay", "5"),
     ("upstream_batch", "1001"),
     ("upstream_max_bytes", "64MB"),
     ("status_flag_element", "<x>"),
     ("history_start", "2000-02-30"),
+    ("history_start", "0001-01-01"),
     ("fresh_ratio", "0"),
     ("fresh_status_ratio", "1.1"),
     ("stale_while_revalidate", "yes"),
@@ -117,7 +126,7 @@ def test_every_setting_has_its_cases():
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD, ids=[f"{name}={text}" for name, text, _ in GOOD])
 def test_a_good_value_is_read(name: str, text: str, value: object):
-    assert value == getattr(parse_settings({variable(name): text}), name)
+    assert value == getattr(parse_settings({variable("fresh_min"): "0s", variable(name): text}), name)
 
 
 @pytest.mark.parametrize(("name", "text"), BAD, ids=[f"{name}={text}" for name, text in BAD])
@@ -128,6 +137,14 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_variable_and_its_sect
     section = f"{PAGE}#{variable(name).lower()}"
     assert line == f"{variable(name)}: {shown} is not {OPTIONS[name].parser.accepts}; see {section}"
     assert f"\n## {variable(name)}\n" in (ROOT / PAGE).read_text("utf-8")
+
+
+def test_the_minimum_of_freshness_is_at_most_its_maximum():
+    section = f"{PAGE}#gateway_fresh_min"
+    line = complaint({variable("fresh_min"): "2h", variable("fresh_max"): "60m"})
+    assert line == f"GATEWAY_FRESH_MIN is longer than GATEWAY_FRESH_MAX (3600 seconds): reduce it; see {section}"
+    assert complaint({variable("fresh_max"): "14s"}).startswith("GATEWAY_FRESH_MIN is longer")  # than its default
+    assert parse_settings({variable("fresh_min"): "1h", variable("fresh_max"): "60m"}).fresh_min == 3600
 
 
 def test_a_line_break_in_a_bad_value_does_not_break_the_line():

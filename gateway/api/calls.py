@@ -17,39 +17,39 @@ from gateway import access
 from gateway.api import exports, responses
 from gateway.api.list_query import parse_list_query, render_cursor
 from gateway.api.middleware.request_context import RequestContext, context_of
-from gateway.api.query import parse_call_query
-from gateway.api.responses import JSON, Meta, Services
+from gateway.api.query import MAX_LIMIT, parse_call_query
+from gateway.api.responses import JSON, AnswerMeta, Services
 from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import NotFound
 from gateway.formats import Projection
-from gateway.model import Call, Window
+from gateway.model import Call, Window, about
 
 NEXT = "The `cursor` of the next page; null on the last page only."
 RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
 
 
-class PageLinks(Struct, frozen=True, kw_only=True, rename="camel"):
+class PageInfo(Struct, frozen=True, kw_only=True, rename="camel"):
     """The page size, and the cursor of the next page."""
 
-    limit: Annotated[int, msgspec.Meta(description="The maximum number of calls on a page.", examples=[1])]
-    next_cursor: Annotated[str | None, msgspec.Meta(description=NEXT, examples=["uvkL5TFIUylomGu3e5M0UJOF"])]
+    limit: Annotated[int, about("The maximum number of calls on a page.", 1, ge=1, le=MAX_LIMIT)]
+    next_cursor: Annotated[str | None, about(NEXT, "uvkL5TFIUylomGu3e5M0UJOF")]
 
 
 class CallPage(Struct, frozen=True, kw_only=True):
     """A page of calls."""
 
-    data: Annotated[list[Call], msgspec.Meta(description="The calls, sorted by start time.")]
-    page: PageLinks
-    meta: Meta
+    data: Annotated[list[Call], about("The calls, sorted by start time.")]
+    page: PageInfo
+    meta: AnswerMeta
 
 
 class SingleCall(Struct, frozen=True, kw_only=True):
     """One call."""
 
     data: Call
-    meta: Meta
+    meta: AnswerMeta
 
 
 @get("/clients/{code:str}/calls", operation_id="listClientCalls", summary="List the calls of one client", kind="list")
@@ -89,11 +89,11 @@ async def get_client_call(
         if page.calls:
             context.read_finished = time.perf_counter()
             (call,) = presenter(services, context, status=query.status)(page.calls)
-            meta = responses.meta_of(window, page)
+            meta = responses.meta_of(window, page.provenance, page.unreadable)
             body: object = SingleCall(data=call, meta=meta)
             if query.fields:
                 body = {"data": Projection(query.fields)(call), "meta": meta}
-            return responses.json_response(services, context, body, window, page)
+            return responses.json_response(services, context, body, meta, page.provenance)
     raise NotFound("this client has no call with this id in the searched window")
 
 
@@ -104,16 +104,16 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     cache_query = responses.cache_query(
-        services, context, query.codes, query.window, filters=query.filters.texts, status=query.status
+        services, context, query.codes, query.window, filters=query.filters, status=query.status
     )
     keep = responses.row_filter(context, cache_query, query.filters)
     present = presenter(services, context, status=query.status)
     query.require_format(form)
     if form in exports.FORMATS:
-        context.release = services.exports.begin(responses.consumer_of(context))
-        one_shot = msgspec.structs.replace(cache_query, one_shot=True)
+        context.hold(services.exports)
+        one_shot = msgspec.structs.replace(cache_query, one_shot=True, before_wait=lambda: None)
         parts = stream(services.cache, one_shot, now, services.deadline, newest_first=query.newest_first, keep=keep)
-        return await exports.export_response(context, query, parts, present, form, now)
+        return await exports.export_response(services, context, query, parts, present, form, now)
     page = await read_page(
         services.cache,
         cache_query,
@@ -123,18 +123,21 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         after=query.after,
         keep=keep,
         texts=query.filters.texts,
+        sees=responses.client_sight(context),
     )
     context.read_finished = time.perf_counter()
     cursor, complete = render_cursor(query, page.after, services.signing_key) if page.after else (None, False)
-    links, meta = PageLinks(limit=query.limit, next_cursor=cursor), responses.meta_of(query.window, page)
-    calls = present(page.calls)
-    body: object = CallPage(data=calls, page=links, meta=meta)
-    if query.fields:
-        body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
+    links = PageInfo(limit=query.limit, next_cursor=cursor)
+    meta = responses.meta_of(query.window, page.provenance, page.unreadable)
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
-    return responses.json_response(
-        services, context, body, query.window, page, data_end=b'],"page":', next_link=next_link
-    )
+    async with services.rendering.turn(context.party):
+        calls = present(page.calls)
+        body: object = CallPage(data=calls, page=links, meta=meta)
+        if query.fields:
+            body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
+        return responses.json_response(
+            services, context, body, meta, page.provenance, data_end=b'],"page":', next_link=next_link
+        )
 
 
 def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:

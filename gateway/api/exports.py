@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,7 +17,8 @@ from litestar.response import Stream
 
 from gateway.api.list_query import ListQuery
 from gateway.api.middleware.request_context import RequestContext
-from gateway.api.responses import JSON, combine, empty_result, meta_of, shared_headers
+from gateway.api.responses import JSON, Services, client_sight, empty_result, meta_of, shared_headers
+from gateway.cache.freshness import Provenance
 from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import make_format
@@ -44,7 +44,13 @@ HEADERS = {
 
 
 async def export_response(
-    context: RequestContext, query: ListQuery, parts: AsyncIterator[Part], present: Present, form: str, now: float
+    services: Services,
+    context: RequestContext,
+    query: ListQuery,
+    parts: AsyncIterator[Part],
+    present: Present,
+    form: str,
+    now: float,
 ) -> Stream:
     """Start streaming the parts of a window. Raises GatewayError for an error before the first calls."""
     first = await anext(parts, None)
@@ -54,10 +60,11 @@ async def export_response(
     headers = HEADERS[form] | shared_headers(context) | {"Cache-Control": "private, no-store"}
     if context.is_head:
         return Stream(iter([b""]), headers=headers)
-    return Stream(_render(context, first, parts, present, form, query, now), headers=headers)
+    return Stream(_render(services, context, first, parts, present, form, query, now), headers=headers)
 
 
 async def _render(
+    services: Services,
     context: RequestContext,
     first: Part | None,
     parts: AsyncIterator[Part],
@@ -67,24 +74,27 @@ async def _render(
     now: float,
 ) -> AsyncIterator[bytes]:
     zone = ZoneInfo(query.zone) if query.dialect else None
-    writer, last, total = make_format(form, query.fields, meta=query.meta is None, zone=zone), None, None
+    writer, sees = make_format(form, query.fields, meta=query.meta is None, zone=zone), client_sight(context)
+    total: Provenance | None = None
+    unreadable = 0
     if beginning := writer.begin():
         yield beginning
     try:
         part = first
         while part is not None:
             _refuse_stale(form, query, part)
-            if part.reading is not last:  # the parts of one span share a result
-                last, total = part.reading, combine(total, part.reading, newest_first=query.newest_first)
+            total = total.combine(part.reading, newest_first=query.newest_first) if total else part.reading
+            unreadable += sum(sees(record.client_code) for record in part.unreadable)
             for place in range(0, len(part.calls), CHUNK_SIZE):
-                yield writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
-                await asyncio.sleep(0)
+                async with services.rendering.turn(context.party):
+                    chunk = writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
+                yield chunk
             part = await anext(parts, None)
     except GatewayError as error:
         context.aborted = True
         LOGGER.warning("export aborted", extra={"fields": {"error": type(error).__name__, "format": form}})
         raise
-    if ending := writer.end(meta_of(query.window, total or empty_result(now))):
+    if ending := writer.end(meta_of(query.window, total or empty_result(now), unreadable)):
         yield ending
 
 

@@ -2,14 +2,16 @@
 
 Rules:
 - Each fact has one source: paths, summaries and operation ids are those of the handlers, schemas and examples those of
-  the response Structs, parameters those of `query.PARAMETERS`, and problems those of `problems.PROBLEM_TYPES`.
+  the response Structs, parameters those of `query.PARAMETERS`, and problems those of `problems.BY_NAME`.
+- Schemas, enums, parameters, responses and headers are components: each is written once, under a name of its own.
 - Building the document has no side effects. It creates no Litestar application, which would change the logging.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -18,9 +20,11 @@ from litestar.handlers import HTTPRouteHandler
 from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
-from gateway.api.responses import Meta
+from gateway.api.query import Parameter, ValueType
+from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
-from gateway.formats import NESTED, REQUIRED_FIELDS, Csv, Ndjson
+from gateway.errors import ParameterFault
+from gateway.formats import Csv, Ndjson
 from gateway.model import CODE_PATTERN, Call
 
 DESCRIPTION = """\
@@ -32,10 +36,9 @@ Lists are paged: send the `nextCursor` of a page as `cursor` to get the next pag
 Authenticate with an access key, in `X-API-Key` or as `Authorization: Bearer`, or with a bearer token of an OpenID
 Connect issuer. The clients and scopes of the credential decide which calls and fields are visible; `client=*` selects
 all of its clients."""
-SCHEMA_REFERENCE = "#/components/schemas/{name}"
-ALWAYS_PRESENT: dict[str, list[str]] = {"Call": list(REQUIRED_FIELDS)} | {part.__name__: [] for part in NESTED.values()}
+MAX_INTEGER = 2**31 - 1  # of int32; generators make a `bigint` or a string of int64
 CALL_PROBLEMS = (400, 401, 403, 405, 406, 422, 429, 500, 502, 503, 504)
-RECORDING_PROBLEMS = (400, 403, 404, 405, 500, 502, 503, 504)
+RECORDING_PROBLEMS = (400, 403, 404, 405, 429, 500, 502, 503, 504)
 PROBE: Any = Annotated[dict[str, str], msgspec.Meta(examples=[{"status": "ok"}])]
 
 
@@ -49,40 +52,39 @@ class Route(NamedTuple):
 
 
 ROUTES = {
-    "list": Route("calls", CallPage, "A page of calls as JSON, or all calls of the window as NDJSON or CSV."),
+    "list": Route("calls", CallPage, "A page of calls as JSON, or all calls of the window otherwise."),
     "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
     "summary": Route("summaries", CallSummary, "Figures by time bucket and group, and of all calls."),
     "clients": Route("summaries", ClientList, "The clients, sorted by code."),
     "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
-    "probe": Route("operations", PROBE, "The check succeeded.", (405,)),
+    "probe": Route("operations", PROBE, "The check succeeded.", (405, 500, 503)),
 }
-PROBLEM_BY_STATUS = {kind.status: kind for kind in problems.BY_NAME.values()} | {
-    404: problems.NOT_FOUND,
-    502: problems.UNREACHABLE,
-    503: problems.OVERLOADED,
-}  # the description and example of each status code
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
     {"name": "operations", "description": "For operators of the gateway."},
     {"name": "summaries", "description": "Figures about calls."},
 ]
-HEADERS = {
-    "X-Request-Id": "The id of the request, which the log has too.",
-    "Age": "Seconds since the newest point of the window was fetched.",
-    "Cache-Status": "Whether the response is from the cache (RFC 9211).",
-    "ETag": "A weak entity tag of the data; it does not depend on when the data was fetched.",
-    "Server-Timing": "Milliseconds to read the cache, and to write the response.",
-}
+WINDOW_HEADERS = ("Age", "Cache-Status", "ETag", "RateLimit", "RateLimit-Policy", "Server-Timing")
 PROBLEM_HEADERS = {
-    401: {"WWW-Authenticate": "The scheme, and the error `invalid_token` if a credential was sent (RFC 6750)."},
-    405: {"Allow": "The allowed methods."},
-    429: {"Retry-After": "Seconds to wait before the next attempt."},
-    503: {"Retry-After": "Seconds to wait before the next attempt."},
-}
-RATE_HEADERS = {
-    "RateLimit-Policy": "The rate limit of this consumer, if it has one.",
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    429: ("RateLimit", "RateLimit-Policy", "Retry-After"),
+    503: ("Retry-After",),
+}  # besides X-Request-Id
+HEADERS = {
+    "Age": "Seconds since the newest point of the window was fetched.",
+    "Allow": "The allowed methods.",
+    "Cache-Status": "Whether the response is from the cache (RFC 9211).",
+    "ETag": "A weak entity tag of the data, whenever it was fetched. With `If-None-Match`, the same data is 304.",
+    "Link": "The next page, if there is one.",
     "RateLimit": "The remaining requests, and the seconds until the full limit is available again.",
+    "RateLimit-Policy": "The rate limit of this consumer, if it has one.",
+    "Retry-After": "Seconds to wait before the next attempt.",
+    "Server-Timing": "Milliseconds to read the cache, and to write the response.",
+    "WWW-Authenticate": "The scheme, and the error `invalid_token` if a credential was sent (RFC 6750).",
+    "X-Request-Id": "The id of the request, which the log has too.",
 }
+INTEGER_HEADERS = {"Age": "integer", "Retry-After": "integer"}
 SCHEMES = {
     "key": {
         "type": "apiKey",
@@ -101,41 +103,32 @@ FIRST_CALL = {
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
-PATH_PARAMETERS = {
-    "code": {
-        "description": "The client code, often its toll-free number.",
-        "schema": {"type": "string", "pattern": f"^{CODE_PATTERN}$"},
-        "example": "8005550100",
-    },
-    "call_id": {
-        "description": "The `id` of the call.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 200},
-        "example": "498200007",
-    },
-    "token": {
-        "description": "The last segment of the `recordingUrl` of a call.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000},
-    },
-}
-RANGE_HEADER = {
-    "name": "Range",
-    "in": "header",
-    "required": False,
-    "description": "The requested part of the recording (RFC 9110), if the Callbutton server supports ranges.",
-    "schema": {"type": "string"},
-    "example": "bytes=0-65535",
-}
+CODE = ValueType({"type": "string", "pattern": f"^{CODE_PATTERN}$"})
+CALL_ID = ValueType({"type": "string", "minLength": 1, "maxLength": 200})
+TOKEN = ValueType({"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000})
+PART_TEXT = "The requested part of the recording (RFC 9110), if the Callbutton server supports ranges."
+PATH_PARAMETERS = (
+    Parameter("code", CODE, "", "The client code, often its toll-free number.", "8005550100"),
+    Parameter("call_id", CALL_ID, "", "The `id` of the call.", "498200007"),
+    Parameter("token", TOKEN, "", "The last segment of the `recordingUrl` of a call."),
+)
+RANGE_HEADER = Parameter("Range", ValueType({"type": "string"}), "", PART_TEXT, "bytes=0-65535")
+RECORDING_TEXT = (
+    "`Content-Type` is the type of the audio; `application/octet-stream` is for generators that do not know `audio/*`."
+)
 
 
 def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
     """Build the document of the handlers in the schema. The option `kind` of a handler names its entry in `ROUTES`."""
-    schemas = _components(problems.Problem)
     paths = {}
     for handler in handlers:
         if handler.include_in_schema is not False:
             (template,) = handler.paths
             path = template.replace(":str}", "}")
-            paths[path] = {"get": _operation(handler, path, schemas)}
+            paths[path] = {"get": _operation(handler, path)}
+    schemas = _schemas([route.body for route in ROUTES.values() if route.body is not bytes] + [problems.Problem])
+    located = [("path", one) for one in PATH_PARAMETERS] + [("query", one) for one in (query.CLIENT, *query.PARAMETERS)]
+    parameters = {_parameter_name(one): _parameter(place, one, schemas) for place, one in located}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -149,7 +142,16 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
         "security": [{name: []} for name in SCHEMES],
         "tags": TAGS,
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": SCHEMES},
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "parameters": parameters,
+            "responses": _responses(schemas),
+            "headers": {
+                name: {"description": text, "schema": _bounded({"type": INTEGER_HEADERS.get(name, "string")})}
+                for name, text in HEADERS.items()
+            },
+            "securitySchemes": SCHEMES,
+        },
     }
 
 
@@ -169,64 +171,86 @@ def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Any:  #
     raise ValueError(f"a field has no example: {schema}")
 
 
-def _operation(handler: HTTPRouteHandler, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
+def _reference(section: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{section}/{name}"}
+
+
+def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
     kind = handler.opt["kind"]
     route = ROUTES[kind]
+    parameters = [parameter for parameter in PATH_PARAMETERS if f"{{{parameter.name}}}" in path]
+    several_clients = kind in query.CLIENT.routes.split() and not parameters
+    parameters += [*([query.CLIENT] if several_clients else []), *query.parameters_of(kind)]
+    responses = {"200": _success_name(kind)} | {str(status): _problem_name(status) for status in sorted(route.problems)}
     operation: dict[str, Any] = {
         "tags": [route.tag],
         "summary": handler.summary,
         "description": inspect.getdoc(handler.fn),
         "operationId": handler.operation_id,
-        "parameters": [*_path_parameters(path), *_query_parameters(path, kind)],
-        "responses": {"200": _success(route, kind, schemas)},
+        "parameters": [_reference("parameters", _parameter_name(parameter)) for parameter in parameters],
+        "responses": {status: _reference("responses", name) for status, name in responses.items()},
     }
     if kind == "recording":
-        operation["parameters"].append(RANGE_HEADER)
-        content = operation["responses"]["200"]["content"]
-        operation["responses"]["206"] = {"description": "The requested part of the recording.", "content": content}
+        operation["parameters"].append(_parameter("header", RANGE_HEADER, {}))
+        operation["responses"]["206"] = _reference("responses", _success_name("part"))
     if kind in ("recording", "probe"):  # a recording link is a credential; probes are open
         operation["security"] = []
-    for status in sorted(route.problems):
-        operation["responses"][str(status)] = _problem(status)
     return operation
 
 
-def _path_parameters(path: str) -> list[dict[str, Any]]:
-    names = [name for name in PATH_PARAMETERS if f"{{{name}}}" in path]
-    return [{"name": name, "in": "path", "required": True} | PATH_PARAMETERS[name] for name in names]
+def _parameter_name(parameter: Parameter) -> str:
+    """The name of a parameter's component, from which some generators make a type."""
+    return "".join(word[:1].upper() + word[1:] for word in (*parameter.name.split("_"), "parameter"))
 
 
-def _query_parameters(path: str, kind: str) -> Iterator[dict[str, Any]]:
-    several_clients = kind in query.CLIENT.routes.split() and "{code}" not in path
-    for parameter in (*([query.CLIENT] if several_clients else []), *query.parameters_of(kind)):
-        yield {
-            "name": parameter.name,
-            "in": "query",
-            "required": parameter is query.CLIENT,
-            "description": parameter.description,
-            "schema": dict(parameter.kind.schema),
-        } | ({} if parameter.example is None else {"example": parameter.example})
+def _parameter(place: str, parameter: Parameter, schemas: dict[str, Any]) -> dict[str, Any]:
+    """A parameter. Adds its enum to `schemas`."""
+    required, example = place == "path" or parameter is query.CLIENT, parameter.example
+    # In the text, the example of an optional parameter is not sent by reference pages.
+    text = "" if required or example is None else f" Example: `{example}`."
+    schema = _named(parameter.kind.schema, f"A value of the parameter `{parameter.name}`.", schemas)
+    described = {"name": parameter.name, "in": place, "required": required, "schema": schema}
+    described |= {"description": parameter.description + text}
+    described |= {"style": "form", "explode": parameter is query.CLIENT} if schema.get("type") == "array" else {}
+    return described | ({"example": example} if required and example is not None else {})
 
 
-def _success(route: Route, kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """The response 200. Adds its schemas to `schemas`."""
+def _named(schema: Mapping[str, Any], description: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """A schema in which each enum is a reference to a component. Adds the component, if it is new."""
+    if "title" in schema:
+        schemas.setdefault(schema["title"], {**schema, "description": description})
+        return _reference("schemas", schema["title"])
+    return {**schema, "items": _named(schema["items"], description, schemas)} if "items" in schema else {**schema}
+
+
+def _success_name(kind: str) -> str:
+    return f"{kind.title()}Response"
+
+
+def _responses(schemas: Mapping[str, Any]) -> dict[str, Any]:
+    routes = ROUTES | {"part": ROUTES["recording"]._replace(description="The requested part of the recording.")}
+    statuses = sorted({status for route in routes.values() for status in route.problems})
+    found = {_success_name(kind): _success(route, schemas) for kind, route in routes.items()}
+    return found | {_problem_name(status): _problem(status) for status in statuses}
+
+
+def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """The response 200."""
     if route.body is bytes:
-        schema = {"type": "string", "format": "binary"}
-        return {"description": route.description, "content": {"audio/*": {"schema": schema}}}
-    schemas |= _components(route.body)
-    ((schema,), _) = msgspec.json.schema_components([route.body], ref_template=SCHEMA_REFERENCE)
-    content = {"application/json": {"schema": schema, "example": example_of(schema, schemas)}}
-    if kind == "probe":
-        return {"description": route.description, "content": content}
+        media = {"schema": {"type": "string", "format": "binary"}}
+        content = dict.fromkeys(("audio/*", "application/octet-stream"), media)
+        return {"description": f"{route.description} {RECORDING_TEXT}", "headers": _headers(), "content": content}
+    schema = msgspec.json.schema_components([route.body], ref_template="#/components/schemas/{name}")[0][0]
+    example = example_of(schema, schemas)
     described: dict[str, Any] = {
         "description": route.description,
-        "headers": _headers(HEADERS | RATE_HEADERS),
-        "content": content,
+        "headers": _headers(*() if route.body is PROBE else WINDOW_HEADERS),
+        "content": {"application/json": {"schema": schema, "example": example}},
     }
-    if kind == "list":
-        described["headers"] |= _headers({"Link": "The next page, if there is one."})
+    if route.body is CallPage:
+        described["headers"] |= {"Link": _reference("headers", "Link")}
+        described["content"] |= _streams(example)
         described["links"] = {"call": FIRST_CALL}
-        described["content"] |= _streams(content["application/json"]["example"])
     return described
 
 
@@ -235,42 +259,58 @@ def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
     calls = msgspec.convert(page["data"], list[Call])
     lines, table = Ndjson(), Csv()
     texts = {
-        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], Meta)),
+        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
         "text/csv": table.begin() + table.rows(calls),
     }
     return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}
 
 
+def _problem_name(status: int) -> str:
+    return HTTPStatus(status).phrase.replace(" ", "")
+
+
 def _problem(status: int) -> dict[str, Any]:
-    kind = PROBLEM_BY_STATUS[status]
-    example = msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d"))
-    rate = RATE_HEADERS if kind is problems.RATE_LIMITED else {}
-    reference = {"$ref": SCHEMA_REFERENCE.format(name="Problem")}
+    """The response of a status code, with an example of each of its types of problem."""
+    kinds = [kind for kind in problems.BY_NAME.values() if kind.status == status]
+    faults = (ParameterFault("limit", f"is not a whole number from 1 to {query.MAX_LIMIT}"),) if status == 400 else ()
+    examples = {
+        kind.name: {"value": msgspec.json.decode(problems.render_problem(kind, "/calls", "5f0c1d", "", faults))}
+        for kind in kinds
+    }
+    content = {"schema": _reference("schemas", "Problem"), "examples": examples}
     return {
-        "description": f"{kind.title}. {kind.hint}",
-        "headers": _headers({"X-Request-Id": HEADERS["X-Request-Id"]} | PROBLEM_HEADERS.get(status, {}) | rate),
-        "content": {problems.MEDIA_TYPE: {"schema": reference, "example": example}},
+        "description": " Or: ".join(f"{kind.title}. {kind.hint}" for kind in kinds),
+        "headers": _headers(*PROBLEM_HEADERS.get(status, ())),
+        "content": {problems.MEDIA_TYPE: content},
     }
 
 
-def _headers(described: Mapping[str, str]) -> dict[str, Any]:
-    return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: _reference("headers", name) for name in sorted((*names, "X-Request-Id"))}
 
 
-def _components(body: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that has a schema
-    """The schemas of a response body and of every type that it refers to, by name."""
-    _, schemas = msgspec.json.schema_components([body], ref_template=SCHEMA_REFERENCE)
-    for name, schema in schemas.items():
+def _schemas(bodies: list[Any]) -> dict[str, Any]:
+    """The schemas of response bodies and of every type that they refer to, by name."""
+    _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    for schema in schemas.values():
         schema["description"] = " ".join(inspect.cleandoc(schema["description"]).partition("\n\n")[0].split())
         if "enum" in schema:
             schema["type"] = "string"
-        for field in schema.get("properties", {}).values():
-            if "anyOf" in field:
-                field["oneOf"] = field.pop("anyOf")
-            for one in (field, *field.get("oneOf", ())):
-                if one.get("type") == "integer":  # every integer is a count or a number of seconds
-                    one |= {"format": "int64", "minimum": 0}
-        required = ALWAYS_PRESENT.get(name, schema.pop("required", []))  # the parameter `fields` leaves out the others
-        if required:
-            schema["required"] = required
+        for name, field in schema.get("properties", {}).items():
+            arms = [_bounded(arm) for arm in field.pop("anyOf", [])]
+            if arms and "$ref" in arms[0]:
+                field["oneOf"] = arms
+            elif arms:
+                field |= arms[0] | {"type": [arm["type"] for arm in arms]}
+            schema["properties"][name] = _bounded(field)
     return schemas
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with the format and limits of numbers, which are counts, seconds or status codes."""
+    match schema.get("type"):
+        case "integer":
+            return schema | ({"format": "int32", "minimum": 0, "maximum": MAX_INTEGER} | schema)
+        case "number":
+            return schema | {"format": "double", "minimum": 0}
+    return schema

@@ -14,9 +14,10 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 from litestar.types import Send
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway import errors
+from gateway.model import about
 
 Headers = Sequence[tuple[bytes, bytes]]
 MEDIA_TYPE = "application/problem+json"
@@ -79,8 +80,9 @@ RATE_LIMITED = ProblemType(
     "Too many requests",
     "This consumer has reached its rate limit.",
     "Wait for the seconds in `Retry-After`, then try again.",
-    "This consumer has sent more requests than its rate limit allows. The headers `RateLimit-Policy` and `RateLimit` "
-    "show the limit and the remaining requests.",
+    "This consumer has sent more requests than its rate limit allows, or it holds its share of what all consumers "
+    "share: requests in progress, exports, recordings, unread responses. The headers `RateLimit-Policy` and "
+    "`RateLimit` show the rate limit and the remaining requests.",
 )
 ISSUER_UNREACHABLE = ProblemType(
     503,
@@ -213,27 +215,32 @@ HINTS: dict[object, str] = {
     "link": "Read the call again for a new `recordingUrl`, with a consumer that has the scope `recordings`.",
     "expired link": "Read the call again for a new `recordingUrl`.",
     "exports": "Wait until an export of this consumer has ended.",
+    "requests": "Wait until earlier requests of this consumer are answered; send fewer at a time.",
+    "recordings": "Wait until a recording of this consumer has been played; stop players that are not listened to.",
+    "unread": "Read the responses to earlier requests first.",
 }
 
 
-class Fault(Struct, frozen=True, kw_only=True):
+class ParameterError(Struct, frozen=True, kw_only=True):
     """An invalid parameter."""
 
-    parameter: Annotated[str, Meta(description="The name of the parameter.")]
-    detail: Annotated[str, Meta(description="Why it is invalid.")]
+    parameter: Annotated[str, about("The name of the parameter.")]
+    detail: Annotated[str, about("Why it is invalid.")]
 
 
 class Problem(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The reason why a request failed (RFC 9457)."""
 
-    type: Annotated[str, Meta(description="The type of problem: the path of a page that explains it.")]
-    title: Annotated[str, Meta(description="The type of problem in words.")]
-    status: Annotated[int, Meta(description="The HTTP status code.")]
-    detail: Annotated[str, Meta(description="The cause of the problem in this request.")]
-    hint: Annotated[str, Meta(description="How to solve the problem.")]
-    instance: Annotated[str, Meta(description="The path of the request.")]
-    request_id: Annotated[str, Meta(description="The id of the request, which the log has too.")]
-    errors: Annotated[list[Fault] | UnsetType, Meta(description="Every invalid parameter.")] = UNSET
+    type: Annotated[str, about("The type of problem: the path of a page that explains it.", form="uri-reference")]
+    title: Annotated[str, about("The type of problem in words.")]
+    status: Annotated[int, about("The HTTP status code.", ge=400, le=599)]
+    detail: Annotated[str, about("The cause of the problem in this request.")]
+    hint: Annotated[str, about("How to solve the problem.")]
+    instance: Annotated[str, about("The path of the request.")]
+    request_id: Annotated[str, about("The id of the request, which the log has too.")]
+    errors: Annotated[
+        list[ParameterError] | UnsetType, about("Every invalid parameter, if the type is `invalid-parameter`.")
+    ] = UNSET
 
 
 def type_of(error: BaseException) -> ProblemType:
@@ -272,6 +279,12 @@ async def send_problem(
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+async def send_error(send: Send, error: BaseException, instance: str, request_id: str) -> None:
+    """Send the problem for an error as the response."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+    await send_problem(send, type_of(error), instance, request_id, str(error), headers)
+
+
 def render_problem(
     kind: ProblemType, instance: str, request_id: str, detail: str = "", faults: tuple[errors.ParameterFault, ...] = ()
 ) -> bytes:
@@ -287,6 +300,6 @@ def render_problem(
             hint=kind.hint,
             instance=instance,
             request_id=request_id,
-            errors=[Fault(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
+            errors=[ParameterError(parameter=fault.parameter, detail=fault.detail) for fault in faults] or UNSET,
         )
     )

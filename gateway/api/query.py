@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
@@ -24,7 +23,7 @@ from msgspec import Struct
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
-from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, PhoneType, Result, Window
+from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
 MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
@@ -39,13 +38,13 @@ GROUPS: dict[str, Callable[[Call], str | None]] = {
     "phoneType": lambda call: call.phone_type.value,
     "client": attrgetter("client_code"),
 }
-_Member = TypeVar("_Member", bound=Enum)
 
 
 class ValueType(NamedTuple):
     """A type of value: its JSON schema, and its parser, which raises ValueError with the fault.
 
-    The parser takes one text, or with `several` a list of texts that are not empty.
+    The parser takes one text, or with `several` a list of texts that are not empty. The schema has no `default`, which
+    generated clients would send. The `title` of an enum is the name of its component.
     """
 
     schema: Mapping[str, Any]
@@ -63,57 +62,40 @@ class Parameter(NamedTuple):
     example: Any = None
 
 
-def _choice(*names: str, **schema: str) -> ValueType:
+def _choice(title: str, *names: str, **extensions: list[str]) -> ValueType:
     def parse(text: str) -> str:
         if text not in names:
             raise ValueError(f"is not one of {', '.join(names)}")
         return text
 
-    return ValueType({"type": "string", "enum": list(names), **schema}, parse)
+    return ValueType({"title": title, "type": "string", "enum": list(names), **extensions}, parse)
 
 
-def _list_schema(names: Sequence[str]) -> dict[str, str]:
-    one = "|".join(re.escape(name) for name in names)
-    return {"type": "string", "pattern": f"^(({one})(,({one}))*)?$"}
+def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False) -> ValueType:
+    """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given."""
+
+    def parse(texts: Sequence[str]) -> tuple[Any, ...]:
+        words = dict.fromkeys(word for text in texts for word in text.split(",") if word)
+        if unknown := [word[:64] for word in words if word not in known]:
+            raise ValueError(f"has unknown values {', '.join(unknown[:5])}; the values are {', '.join(known)}")
+        return tuple(known[word] for word in (words if ordered else known) if word in words)
+
+    return ValueType({"type": "array", "items": _choice(title, *known).schema}, parse, several=True)
 
 
-def _members(kind: type[_Member]) -> ValueType:
-    known = {member.value: member for member in kind}
-
-    def parse(texts: Sequence[str]) -> tuple[_Member, ...]:
-        words = _words(texts)
-        if not words.keys() <= known.keys():
-            raise ValueError(f"is not a list of {', '.join(known)}, separated by commas")
-        return tuple(member for word, member in known.items() if word in words)
-
-    return ValueType(_list_schema(list(known)), parse, several=True)
-
-
-def _words(texts: Sequence[str]) -> dict[str, None]:
-    """The words of lists that are separated by commas, each once and in order."""
-    return dict.fromkeys(word for text in texts for word in text.split(",") if word)
-
-
-def _whole_number(minimum: int, maximum: int, **schema: int) -> ValueType:
+def _whole_number(minimum: int, maximum: int) -> ValueType:
     def parse(text: str) -> int:
         if re.fullmatch("[0-9]{1,10}", text) is None or not minimum <= int(text) <= maximum:
             raise ValueError(f"is not a whole number from {minimum} to {maximum}")
         return int(text)
 
-    return ValueType({"type": "integer", "format": "int64", "minimum": minimum, "maximum": maximum, **schema}, parse)
+    return ValueType({"type": "integer", "format": "int32", "minimum": minimum, "maximum": maximum}, parse)
 
 
 def _parse_text(text: str) -> str:
     if len(text) > MAX_TEXT:
         raise ValueError(f"is longer than {MAX_TEXT} characters")
     return text
-
-
-def _parse_fields(texts: Sequence[str]) -> tuple[str, ...]:
-    fields = tuple(_words(texts))
-    if unknown := [field[:64] for field in fields if field not in FIELDS]:
-        raise ValueError(f"has unknown fields {', '.join(unknown[:5])}; the fields are {', '.join(FIELDS)}")
-    return fields
 
 
 def _parse_boolean(text: str) -> bool:
@@ -141,21 +123,25 @@ def _parse_codes(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the time zone is known
-ZONE = ValueType({"type": "string", "default": "UTC"}, parse_zone)
+ZONE = ValueType({"type": "string"}, parse_zone)
 TEXT = ValueType({"type": "string", "maxLength": MAX_TEXT}, _parse_text)
-FIELD_LIST = ValueType(_list_schema(FIELDS), _parse_fields, several=True)
-BOOLEAN = ValueType({"type": "string", "enum": ["true", "false"]}, _parse_boolean)
+BOOLEAN = ValueType({"type": "boolean"}, _parse_boolean)
+FIELD_LIST = _words("CallField", {field: field for field in FIELDS}, ordered=True)
+RESULTS = _words("CallResult", {one.value: one for one in CallResult})
+PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
+SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
 ALL = "list call summary clients"
 FILTERED = "list summary"
+START_DEFAULT = "Default: the beginning of history; summaries and `/clients` require it without `range`."
 START = "An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`."
 CLIENT_TEXT = f"A client code, up to {MAX_CLIENTS} times, or `*` for every client."
 RANGE_TEXT = "Days in the time zone `tz`, instead of `start` and `end`. `last_7_days` and `last_30_days` include today."
 RESULT_TEXT = "Only calls with one of these results, separated by commas."
 PHONE_TEXT = "Only calls from one of these types of phone, separated by commas."
 LIMIT_TEXT = (
-    "The maximum number of calls on a page. A page may have fewer: only a null `nextCursor` ends the list. Not for "
-    "NDJSON and CSV."
+    "The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the "
+    "list. Not for NDJSON and CSV."
 )
 CURSOR_TEXT = (
     "The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 "
@@ -163,39 +149,40 @@ CURSOR_TEXT = (
 )
 FIELDS_TEXT = (
     "The fields of each call, separated by commas; nested fields with a dot, such as `address.city`. JSON and NDJSON "
-    "always have `id`, `clientCode` and `startTime`. CSV has exactly these columns, in this order."
+    "add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV "
+    "has exactly these columns, in this order."
 )
+FORMAT_TEXT = "Overrides `Accept`. NDJSON and CSV stream the whole window."
 DIALECT_TEXT = (
     "Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which "
     "Excel reads as dates."
 )
-INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in the time zone `tz`. Weeks begin on Monday."
+INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
 CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
 CLIENT = Parameter("client", CODE_LIST, FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
 PARAMETERS = (
-    Parameter("start", INSTANT, "list call", f"{START} Inclusive. Default: the beginning of history.", "2026-11-01"),
-    Parameter("start", INSTANT, "summary clients", f"{START} Inclusive. Required without `range`.", "2026-11-01"),
+    Parameter("start", INSTANT, ALL, f"{START} Inclusive. {START_DEFAULT}", "2026-11-01"),
     Parameter("end", INSTANT, ALL, f"{START} Exclusive. Default: now.", "2026-11-02T00:00:00Z"),
-    Parameter("range", _choice(*RANGES), ALL, RANGE_TEXT),
-    Parameter("tz", ZONE, ALL, "The IANA time zone of dates without offset.", "America/Chicago"),
-    Parameter("include", _choice("status"), "list call", "`status` adds the review and sales status of each call."),
-    Parameter("result", _members(Result), FILTERED, RESULT_TEXT, "busy,no_answer"),
+    Parameter("range", _choice("DateRange", *RANGES), ALL, RANGE_TEXT),
+    Parameter("tz", ZONE, ALL, "The IANA time zone of dates without offset. Default: `UTC`.", "America/Chicago"),
+    Parameter("include", _choice("CallPart", "status"), "list call", "`status` adds the status of each call."),
+    Parameter("result", RESULTS, FILTERED, RESULT_TEXT, "busy,no_answer"),
     Parameter("campaign", TEXT, FILTERED, "Only calls of this campaign.", "4018"),
     Parameter("did", TEXT, FILTERED, "Only calls to this tracking number.", "8005550100"),
     Parameter("ani", TEXT, FILTERED, "Only calls from this number.", "3125550161"),
     Parameter("target", TEXT, FILTERED, "Only calls forwarded to this number.", "7735550158"),
-    Parameter("phoneType", _members(PhoneType), FILTERED, PHONE_TEXT, "cell"),
+    Parameter("phoneType", PHONE_TYPES, FILTERED, PHONE_TEXT, "cell"),
     Parameter("recorded", BOOLEAN, FILTERED, "Only calls with a recording, or only calls without one."),
     Parameter("minDuration", _whole_number(0, 9_999_999), FILTERED, "Only calls of at least this many seconds.", 30),
-    Parameter("sort", _choice("startTime", "-startTime", default="-startTime"), "list", "Oldest or newest call first."),
-    Parameter("limit", _whole_number(1, MAX_LIMIT, default=100), "list", LIMIT_TEXT),
+    Parameter("sort", SORT, "list", "Oldest call first, or newest first with `-startTime`. Default: `-startTime`."),
+    Parameter("limit", _whole_number(1, MAX_LIMIT), "list", LIMIT_TEXT),
     Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
     Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
-    Parameter("format", _choice(*FORMATS), "list", "Overrides `Accept`. NDJSON and CSV stream the whole window."),
-    Parameter("dialect", _choice("excel"), "list", DIALECT_TEXT),
-    Parameter("meta", _choice("none"), "list", "Only for NDJSON: `none` leaves out the last line."),
-    Parameter("interval", _choice(*INTERVALS, default="none"), "summary", INTERVAL_TEXT, "day"),
-    Parameter("groupBy", _choice(*GROUPS), "summary", "Separate figures for each value of this field.", "result"),
+    Parameter("format", _choice("ListFormat", *FORMATS), "list", FORMAT_TEXT),
+    Parameter("dialect", _choice("CsvDialect", "excel"), "list", DIALECT_TEXT),
+    Parameter("meta", _choice("NdjsonMeta", "none"), "list", "Only for NDJSON: `none` leaves out the last line."),
+    Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
+    Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
 )
 DEFAULTS: Mapping[str, Any] = {"tz": UTC, "sort": "-startTime", "limit": 100, "interval": "none"}
 BRACKETS = re.compile(r"\[\d{0,3}\]$", re.ASCII)
@@ -209,7 +196,7 @@ def parameters_of(route: str) -> tuple[Parameter, ...]:
 class Filters(Struct, frozen=True, array_like=True):
     """The filters of a query. Empty and None do not filter."""
 
-    result: tuple[Result, ...] = ()
+    result: tuple[CallResult, ...] = ()
     phone_type: tuple[PhoneType, ...] = ()
     campaign: str | None = None
     did: str | None = None

@@ -6,59 +6,49 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, authorized_codes, client_filter, require_list_scopes
-from gateway.api.middleware.request_context import Lifetime, RequestContext
+from gateway.access import Consumer, Key, authorized_codes, can_read, client_filter, require_list_scopes
+from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.query import NO_FILTERS, Filters
 from gateway.cache.extents import Keep
-from gateway.cache.reader import Cache, Query, ReadResult
-from gateway.cache.scans import Page
+from gateway.cache.freshness import Provenance
+from gateway.cache.reader import Cache, Query
+from gateway.cache.scans import Sees
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
-from gateway.model import Instant, Window
-from gateway.rates import ExportLimiter, RateLimiter
+from gateway.model import Instant, Window, about
+from gateway.rates import RateLimiter, Shares, Turns
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
 STALE = "Whether a part is older than the freshness rule allows, for instance because the server failed."
+UNREADABLE = (
+    "Number of calls left out because they have no id or no valid start time. On a page, of those between its "
+    "beginning and that of the next page."
+)
 BEFORE_META = b',"meta":'  # ends the data in a body
 encode = msgspec.json.Encoder().encode
 
 
-class Meta(Struct, frozen=True, kw_only=True, rename="camel"):
+class AnswerMeta(Struct, frozen=True, kw_only=True, rename="camel"):
     """The window of the response, and its freshness."""
 
-    start: Annotated[
-        Instant, msgspec.Meta(description="Start of the window (inclusive).", examples=["2026-11-01T05:00:00Z"])
-    ]
-    end: Annotated[
-        Instant, msgspec.Meta(description="End of the window (exclusive).", examples=["2026-11-01T09:00:00Z"])
-    ]
-    as_of: Annotated[
-        Instant,
-        msgspec.Meta(description="When the newest point of the window was fetched.", examples=["2026-11-01T12:00:00Z"]),
-    ]
-    oldest_fetch: Annotated[
-        Instant,
-        msgspec.Meta(
-            description="When the oldest data in the response was fetched.", examples=["2026-11-01T11:00:00Z"]
-        ),
-    ]
-    stale: Annotated[bool, msgspec.Meta(description=STALE, examples=[False])]
-    unreadable: Annotated[
-        int,
-        msgspec.Meta(
-            description="Number of calls left out because they have no id or no valid start time.", examples=[0]
-        ),
-    ]
+    start: Annotated[Instant, about("Start of the window (inclusive).", "2026-11-01T05:00:00Z")]
+    end: Annotated[Instant, about("End of the window (exclusive).", "2026-11-01T09:00:00Z")]
+    as_of: Annotated[Instant, about("When the newest point of the window was fetched.", "2026-11-01T12:00:00Z")]
+    oldest_fetch: Annotated[Instant, about("When the oldest data in the response was fetched.", "2026-11-01T11:00:00Z")]
+    stale: Annotated[bool, about(STALE, False)]
+    unreadable: Annotated[int, about(UNREADABLE, 0)]
 
 
 class Services(Struct, frozen=True):
@@ -70,9 +60,13 @@ class Services(Struct, frozen=True):
     history_start: int
     deadline: float
     rates: RateLimiter
-    exports: ExportLimiter
+    waiting: Shares  # places of requests that wait for the upstream
+    exports: Shares  # places of exports
+    listeners: Shares  # places of recordings
+    counting: Turns  # places of summaries, whose figures are in memory until they are rendered
+    rendering: Turns  # the place of the piece of a list that is rendered
     recordings: Recordings
-    current_rights: Callable[[str, str], Consumer | None]  # the current consumer, by name and label
+    current_rights: Callable[[Key], Consumer | None]  # the current consumer
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""
 
@@ -90,6 +84,14 @@ def consumer_of(context: RequestContext) -> Consumer:
     return context.consumer
 
 
+@asynccontextmanager
+async def counting_turn(request: Request[Any, Any, Any]) -> AsyncIterator[None]:
+    """Compute a summary in a place, after a wait among the requests that wait. Raises RateLimited, Overloaded."""
+    services, context = services_of(request), context_of(request.scope)
+    async with services.counting.turn(context.party, partial(context.hold, services.waiting)):
+        yield
+
+
 def negotiate(context: RequestContext, offered: Mapping[str, str], named: str | None = None) -> str:
     """Choose the format of the response: the parameter `format`, else by `Accept`. Raises NotAcceptable."""
     chosen = named or negotiate_media_type(context.header(b"accept"), offered)
@@ -104,18 +106,20 @@ def cache_query(
     codes: tuple[str, ...],
     window: Window,
     *,
-    filters: Collection[str] = (),
+    filters: Filters = NO_FILTERS,
     status: bool = False,
 ) -> Query:
     """Authorize a query, and build it for the cache. Raises Forbidden."""
     consumer = consumer_of(context)
-    require_list_scopes(consumer, filters, status=status)
+    searched = [*filters.texts, *([] if filters.recorded is None else ["recorded"])]
+    require_list_scopes(consumer, searched, status=status)
     return Query(
         codes=authorized_codes(consumer, codes),
         window=window,
         status=status,
         no_cache=_no_cache(context) and "refresh" in consumer.scopes,
         deadline=deadline_of(services, context),
+        before_wait=partial(context.hold, services.waiting),
     )
 
 
@@ -130,23 +134,28 @@ def row_filter(context: RequestContext, cache_query: Query, filters: Filters = N
     return filters.apply if seen is list else lambda calls: seen(filters.apply(calls))
 
 
+def client_sight(context: RequestContext) -> Sees:
+    """A function that tells whether the consumer may know of a client."""
+    return partial(can_read, consumer_of(context))
+
+
 def json_response(
     services: Services,
     context: RequestContext,
     body: object,
-    window: Window,
-    source: Page | ReadResult,
+    meta: AnswerMeta,
+    source: Provenance,
     *,
     data_end: bytes = BEFORE_META,
     next_link: str = "",
 ) -> Response[bytes]:
-    """Render a JSON response. `ETag` covers the body up to the last `data_end`."""
+    """Render a JSON response. `ETag` covers the body up to the last `data_end`, and `meta.unreadable`."""
     encoded, now = encode(body), services.clock()
     if not source.stale:
         # A window that ends in the future gets new calls every second.
-        until = math.inf if window.end <= now else math.ceil(now)
+        until = math.inf if meta.end.timestamp() <= now else math.ceil(now)
         context.lifetime = Lifetime(source.as_of, source.fresh_until, until)
-    etag = _entity_tag(encoded[: encoded.rindex(data_end)], has_next=bool(next_link))
+    etag = _entity_tag(encoded[: encoded.rindex(data_end)], meta.unreadable, has_next=bool(next_link))
     headers = {
         "ETag": etag,
         "Age": str(max(0, int(now - source.as_of))),
@@ -165,36 +174,20 @@ def shared_headers(context: RequestContext) -> dict[str, str]:
     return {"Cache-Control": "private", "Vary": VARY, "Server-Timing": timing}
 
 
-def combine(before: ReadResult | None, reading: ReadResult, *, newest_first: bool = False) -> ReadResult:
-    """Combine the results of two neighbouring spans, of which `before` was read first."""
-    if before is None:
-        return reading
-    return ReadResult(
-        as_of=before.as_of if newest_first else reading.as_of,
-        oldest_fetch=min(before.oldest_fetch, reading.oldest_fetch),
-        planned=before.planned,
-        fresh_until=min(before.fresh_until, reading.fresh_until),
-        stale=before.stale or reading.stale,
-        unreadable=before.unreadable + reading.unreadable,
-        lookup=reading.lookup if before.lookup == reading.lookup else "partial",
-        collapsed=reading.collapsed and before.collapsed,
-    )
-
-
-def empty_result(now: float) -> ReadResult:
+def empty_result(now: float) -> Provenance:
     """The result of reading an empty window."""
-    return ReadResult(planned=now, as_of=now, oldest_fetch=now, fresh_until=now + 1)
+    return Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now + 1)
 
 
-def meta_of(window: Window, source: Page | ReadResult) -> Meta:
+def meta_of(window: Window, source: Provenance, unreadable: int) -> AnswerMeta:
     """The `meta` of a response."""
-    return Meta(
+    return AnswerMeta(
         start=instant(window.start),
         end=instant(window.end),
         as_of=instant(source.as_of),
         oldest_fetch=instant(source.oldest_fetch),
         stale=source.stale,
-        unreadable=source.unreadable,
+        unreadable=unreadable,
     )
 
 
@@ -213,12 +206,13 @@ def _no_cache_ignored(context: RequestContext) -> str:
     return '; detail="no-cache needs the scope refresh"' if ignored else ""
 
 
-def _entity_tag(data: bytes, *, has_next: bool) -> str:
-    """A weak entity tag: a hash of the data and of whether a next page exists, but not of `meta`."""
-    return f'W/"{hashlib.blake2b(data, digest_size=12, key=b"more" if has_next else b"end").hexdigest()}"'
+def _entity_tag(data: bytes, unreadable: int, *, has_next: bool) -> str:
+    """A weak entity tag: a hash of the data, of what is left out of it, and of whether a next page exists."""
+    key = b"%d %d" % (unreadable, has_next)
+    return f'W/"{hashlib.blake2b(data, digest_size=12, key=key).hexdigest()}"'
 
 
-def _cache_status(source: Page | ReadResult, now: float) -> str:
+def _cache_status(source: Provenance, now: float) -> str:
     """The `Cache-Status` of a response (RFC 9211). A negative ttl is the time since it became stale."""
     if source.lookup == "hit" or source.stale:
         return f"hit; ttl={math.floor(source.fresh_until - now)}"

@@ -6,7 +6,6 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import cache
 from typing import Any, TypeVar
 
@@ -33,6 +32,7 @@ from gateway.auth.authenticator import Authenticator
 from gateway.logs import AccessLog
 from gateway.memory import Memory
 from gateway.metrics import Metrics
+from gateway.rates import Shares
 from gateway.shutdown import Shutdown
 
 _T = TypeVar("_T")
@@ -93,25 +93,21 @@ def _once(build: Callable[[], _T]) -> Callable[[], _T]:
 
 
 @_once
-def _document() -> dict[str, Any]:
-    return openapi.build(HANDLERS)
+def document_json() -> bytes:
+    """The OpenAPI document as JSON."""
+    return msgspec.json.encode(openapi.build(HANDLERS))
 
 
 def document() -> dict[str, Any]:
     """A copy of the OpenAPI document."""
-    return deepcopy(_document())
-
-
-@_once
-def document_json() -> bytes:
-    """The OpenAPI document as JSON."""
-    return msgspec.json.encode(_document())
+    copy: dict[str, Any] = msgspec.json.decode(document_json())
+    return copy
 
 
 @_once
 def document_yaml() -> str:
     """The OpenAPI document as YAML."""
-    return yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def problem_response(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:
@@ -125,7 +121,9 @@ def problem_response(request: Request[Any, Any, State], error: Exception) -> Res
         if isinstance(error, errors.InvalidParameters):
             faults = error.faults
         else:
-            detail = error.message if isinstance(error, errors.UpstreamRejected) else str(error)
+            detail = (
+                error.message if isinstance(error, errors.UpstreamRejected) and not error.client_code else str(error)
+            )
     elif isinstance(error, NotFoundException):
         kind = problems.NOT_FOUND
     elif isinstance(error, MethodNotAllowedException):
@@ -166,7 +164,7 @@ def create_api(
     *,
     memory: Memory,
     metrics_port: int,
-    max_requests: int,
+    unsent: Shares,
     cors_origins: frozenset[str],
 ) -> tuple[RequestContextMiddleware, Litestar]:
     """Build the API: the ASGI application, and the Litestar application inside it.
@@ -187,9 +185,10 @@ def create_api(
         )
 
     def outermost(app: HTTPApp, litestar: Litestar) -> RequestContextMiddleware:
-        app = LoadShedder(app, max_requests, shutdown)
+        app = LoadShedder(app, shutdown)
         app = Cors(app, cors_origins) if cors_origins else app
-        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown)
+        routes = route_finder(litestar)
+        return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, unsent, routes)
 
     litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
     cached = ResponseCache(HeadMiddleware(Compression(litestar)), services.clock, memory, metrics.requests)

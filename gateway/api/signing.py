@@ -19,11 +19,12 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from gateway.access import Consumer
+from gateway.access import Consumer, Kind
 from gateway.errors import Forbidden
 from gateway.model import Call
 
 HOUR = 3600  # seconds
+MAX_SKEW = 60  # seconds between the clocks of replicas
 SIGNATURE_SIZE = 16  # bytes; 128 bits, which cannot be guessed
 _Value = TypeVar("_Value")
 
@@ -39,13 +40,13 @@ class Signer(Generic[_Value]):
     def sign(self, value: _Value, key: bytes) -> str:
         """Render a value and its signature as text."""
         body = self._encode(value)
-        return base64.urlsafe_b64encode(self._signature(body, key) + body).rstrip(b"=").decode("ascii")
+        return _render(self._signature(body, key) + body)
 
     def verify(self, text: str, key: bytes) -> _Value:
         """Parse the result of `sign` with the same key. Raises ValueError for any other text."""
         raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         signature, body = raw[:SIGNATURE_SIZE], raw[SIGNATURE_SIZE:]
-        if not hmac.compare_digest(signature, self._signature(body, key)):
+        if not hmac.compare_digest(signature, self._signature(body, key)) or _render(raw) != text:
             raise ValueError("the signature is invalid")
         try:
             return self._decoder.decode(body)
@@ -56,6 +57,10 @@ class Signer(Generic[_Value]):
         state = _initial_state(self._kind, key).copy()
         state.update(body)
         return state.digest()
+
+
+def _render(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
 @lru_cache(maxsize=16)
@@ -70,8 +75,8 @@ class RecordingLink(Struct, frozen=True, array_like=True):
     code: str
     call_id: str
     start: int
+    kind: Kind
     consumer: str
-    label: str
     expires: int
 
 
@@ -81,13 +86,13 @@ LINKS = Signer("recording", RecordingLink)
 def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
     """A function that renders the link to the recording of a call; None if the call has no recording."""
     expires = (int(now) // HOUR + 2) * HOUR
-    path, name, label, sign = f"{base}/recordings/", consumer.name, consumer.label, LINKS.sign
+    path, (kind, name), sign = f"{base}/recordings/", consumer.key, LINKS.sign
 
     def render(call: Call) -> str | None:
         if call.recording_url is None:
             return None
         start = int(call.start_time.timestamp())
-        return path + sign(RecordingLink(call.client_code, call.id, start, name, label, expires), key)
+        return path + sign(RecordingLink(call.client_code, call.id, start, kind, name, expires), key)
 
     return render
 
@@ -98,6 +103,6 @@ def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
         link = LINKS.verify(token, key)
     except ValueError:
         raise Forbidden("this recording link is invalid", "link") from None
-    if now >= link.expires:
+    if not 0 < link.expires - now <= 2 * HOUR + MAX_SKEW:  # past, or made before the clock was set back
         raise Forbidden("this recording link has expired", "expired link")
     return link

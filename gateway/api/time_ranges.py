@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -22,7 +23,6 @@ INSTANT = re.compile(
 YEARS = range(1900, 9000)  # of a date as it is written; the years around them keep every time zone in bounds
 MAX_BUCKETS = 10_000  # of a summary; about 14 months of hours, 5 MB of JSON
 HOUR = 3600  # seconds
-QUARTER = 900  # seconds; UTC offsets have been multiples of a quarter of an hour since 1972
 DAY = timedelta(days=1)
 NOT_IANA = re.compile("(?:right|posix)/.*|posixrules|localtime|Factory")  # files beside those of the zones
 
@@ -153,21 +153,17 @@ def _hours(window: Window, zone: ZoneInfo) -> list[int]:
         difference = datetime.fromtimestamp(instant, zone).utcoffset()
         return 0 if difference is None else int(difference.total_seconds())
 
-    def hour_start(instant: int) -> int:
-        """The latest instant, at or before `instant`, at which the clock hour or the UTC offset changed."""
-        start = instant - instant % QUARTER
-        hour, current = (start + offset(start)) // HOUR, offset(start)
-        while ((before := start - QUARTER) + offset(before)) // HOUR == hour and offset(before) == current:
-            start = before
-        return start
+    def change(before: int, after: int) -> int:
+        """The instant at which the UTC offset of `after` begins, which `before` does not have."""
+        return bisect_left(range(before, after), True, key=lambda one: offset(one) == offset(after)) + before
 
-    starts = [hour_start(window.start)]
+    first = window.start - (window.start + offset(window.start)) % HOUR
+    starts = [first if offset(first) == offset(window.start) else change(first, window.start)]
     while True:
         start = starts[-1]
         following = start + HOUR - (start + offset(start)) % HOUR
         if offset(following) != offset(start):
-            quarters = range(start + QUARTER, following + QUARTER, QUARTER)
-            following = next((quarter for quarter in quarters if hour_start(quarter) == quarter), following)
+            following = change(start, following)
         if following >= window.end:
             return starts
         starts.append(following)

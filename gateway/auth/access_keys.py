@@ -155,5 +155,4 @@ def _consumer(entry: ConsumerEntry) -> Consumer:
         clients=tuple(dict.fromkeys(entry.clients)),
         scopes=frozenset(entry.scopes),
         rate=rate,
-        label=entry.name,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.access import ANONYMOUS, OIDC_LABEL, Consumer
+from gateway.access import ANONYMOUS, Consumer, Key, Kind
 from gateway.auth import INVALID_CREDENTIAL
 from gateway.auth.access_keys import PREFIX
 from gateway.auth.key_file import KeyFile
@@ -55,18 +55,19 @@ class Authenticator:
                 return consumer
         raise Unauthenticated(INVALID_CREDENTIAL, reason)
 
-    async def authenticate_token(self, token: str) -> Consumer:
-        """The consumer of a bearer token. Raises Unauthenticated, IssuerUnreachable."""
+    async def authenticate_token(self, token: str, source: str) -> Consumer:
+        """The consumer of a bearer token, sent from a network. Raises Unauthenticated, IssuerUnreachable."""
         if self._issuer is None:
             raise Unauthenticated(INVALID_CREDENTIAL, "no such kind")
-        return await self._issuer.authenticate(token)
+        return await self._issuer.authenticate(token, source)
 
-    def current_rights(self, name: str, label: str) -> Consumer | None:
+    def current_rights(self, key: Key) -> Consumer | None:
         """The present rights of a consumer; None if the keys file no longer contains it.
 
         The rights of a consumer with a token are in the token alone. All rights are returned: the caller has a signed
         link, which was issued to a consumer that had the right.
         """
-        if label == OIDC_LABEL:
-            return None if self._issuer is None else replace(ANONYMOUS, name=name, label=label)
-        return None if self._keys is None else self._keys.keyring.consumers.get(name)
+        kind, name = key
+        if kind is Kind.TOKEN and self._issuer is not None:
+            return replace(ANONYMOUS, name=name, kind=kind, rate=self._issuer.rate)
+        return self._keys.keyring.consumers.get(name) if kind is Kind.KEY and self._keys is not None else None

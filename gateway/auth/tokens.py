@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from msgspec import Struct
 
-from gateway.access import CLIENT_PATTERN, OIDC_LABEL, SCOPES, Consumer, Rate
+from gateway.access import CLIENT_PATTERN, SCOPES, Consumer, Kind, Rate
 
 LEEWAY = 60  # seconds that the clocks of issuer and gateway may differ
 NAME = re.compile(r"[A-Za-z0-9_.@:/|+-]{1,128}", re.ASCII)
@@ -147,7 +147,7 @@ def _check_claims(claims: Mapping[str, Any], rules: TokenRules, now: float) -> V
     if len(clients) > MAX_CLIENTS or not all(CLIENT_PATTERN.fullmatch(client) for client in clients):
         raise TokenError("token with clients that are none")
     scopes = frozenset(_words(claims.get(rules.scopes_claim))) & set(SCOPES)
-    consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, label=OIDC_LABEL)
+    consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, kind=Kind.TOKEN)
     return VerifiedToken(consumer, expiry + LEEWAY)
 
 

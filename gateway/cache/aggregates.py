@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from gateway.cache.extents import Extent, Keep, instant
 from gateway.memory import Memo
-from gateway.model import Call, Result
+from gateway.model import Call, CallResult
 from gateway.turns import Steps
 
 Group = str | None
@@ -186,7 +186,7 @@ def _partial(calls: Sequence[Call], kept: Sequence[Call]) -> PartialAggregate:
     talk = [call.talk_time_seconds for call in calls]
     totals = Totals(
         calls=len(calls),
-        connected=[call.result for call in calls].count(Result.CONNECTED),
+        connected=[call.result for call in calls].count(CallResult.CONNECTED),
         duration=sum(filter(None, [call.duration_seconds for call in calls])),
         talk=sum(filter(None, talk)),
         talked=len(talk) - talk.count(None),

@@ -1,34 +1,35 @@
 """Client profiles: for each client code, how the upstream echoes it, how long a window and how large a batch it bears.
 
 Rules:
-- A code that a reply echoes as itself, or whose reply is empty, echoes itself: if a batch without foreign codes leaves
-  it out, it has no calls. A code that is echoed otherwise is never batched. One that failed is not batched for ten
-  minutes.
+- Only a reply with calls to a POST for one code teaches how the code is echoed. One that echoes itself has no calls if
+  a batch without foreign codes leaves it out; one that is echoed otherwise is never batched.
+- A code whose own POST failed is not batched until one is answered, at most for ten minutes. If the reply itself was at
+  fault, an answer to another window does not end that time.
 - A timeout before the first byte or a 5xx halves the span of a code if the window was long, over half of the present
   span: the failure of a short window is no evidence about longer ones. The span doubles with each window of its length
-  that is answered.
-  If it fails soon after it grew, it does not grow for ten minutes.
-- The failure of a batch is no evidence about the span of any of its codes: their batches are halved, and double again
-  in the same way.
+  that is answered. If it fails soon after it grew, it does not grow for ten minutes.
+- The failure of a batch is no evidence about any of its codes. If a batch fails again, without those codes that failed
+  alone, the batches of its codes are halved, and double again in the same way.
 - A flight whose window was split teaches the longest window that was answered, unless the shortest one failed: then
-  it is not the length that the upstream cannot answer.
+  it is not the length that the upstream cannot answer. A single failure teaches no less than a quarter of the limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 
 from gateway.memory import Lru, Memory
-from gateway.model import EVERY_CLIENT
+from gateway.model import EVERY_CLIENT, Call
 
 PART = 1 / 16  # of the memory; a million bytes hold 1,400 profiles
-PROFILE_BYTES = 350  # of a profile, without its code
-FAILED_TTL = 600  # seconds in which a code that failed is not batched
+PROFILE_BYTES = 360  # of a profile, without its code
+FAILED_TTL = 600  # seconds; records are corrected, and servers mended, within minutes
 LIMIT_TTL = 3600  # seconds after which a limit is forgotten
 SPAN_HOLD = 600  # seconds in which a span that grew too far does not grow
 MIN_SPAN = 3600  # seconds; a server that cannot answer for an hour cannot answer
+MAX_CUT = 4  # POSTs of the longest window after one failure
 MAX_POSTS = 32  # of a flight
 
 
@@ -41,13 +42,16 @@ class ClientProfile(Struct):
 
     echoes_itself: bool = False
     never_batch: bool = False
-    failed: float = 0
+    alone_until: float = 0
+    bad_reply: bool = False
     max_span: int = 0
     max_batch: int = 0
+    batch_failed: bool = False
     limited_until: float = 0
     grown: float = 0
     hold_until: float = 0
     last_duration: float = 0
+    has_status: bool = False  # whether a reply had its calls' status, so that the upstream knows the flag
 
 
 class ClientProfiles:
@@ -73,35 +77,50 @@ class ClientProfiles:
             profile = self._unexpired(code, now)
             if profile.max_batch and len(codes) >= profile.max_batch:
                 profile.max_batch = 2 * len(codes)
-            if len(codes) == 1 and profile.max_span and seconds >= profile.max_span and now >= profile.hold_until:
+            if len(codes) > 1:
+                profile.batch_failed = False
+                continue
+            if not profile.bad_reply:
+                profile.alone_until = 0
+            if profile.max_span and seconds >= profile.max_span and now >= profile.hold_until:
                 profile.max_span, profile.grown = 2 * seconds, now
 
-    def answered_part(self, code: str, seconds: int, now: float) -> None:
-        """Learn the longest window that was answered where a longer one was not."""
+    def answered_part(self, code: str, seconds: int, now: float, *, failures: int) -> None:
+        """Learn the longest window that was answered where longer ones failed, one or several times."""
+        if failures == 1:  # it may have been chance
+            seconds = max(seconds, self.max_span // MAX_CUT)
         self._limit_span(self._unexpired(code, now), seconds, now)
 
-    def echoed(self, code: str, echoes: Iterable[str]) -> None:
-        """Learn from the reply to a POST with one code."""
+    def echoed(self, code: str, calls: Mapping[str, Collection[Call]]) -> None:
+        """Learn from the calls, by the codes listed, in the reply to a POST for one code."""
         profile = self.of(code)
-        profile.never_batch = any(echo != code for echo in echoes)
-        profile.echoes_itself = not profile.never_batch
+        if calls.get(code):
+            profile.echoes_itself, profile.never_batch = True, False
+        elif code not in calls and any(calls.values()):
+            profile.echoes_itself, profile.never_batch = False, True
 
     def omitted(self) -> None:
         """Learn that the upstream left codes out of the reply to a batch."""
         self._omits = True
 
-    def failed(self, code: str, now: float) -> None:
-        """Learn that a POST for a code failed on its own."""
-        self.of(code).failed = now
+    def failed(self, code: str, now: float, *, bad_reply: bool) -> None:
+        """Learn that the POST for a code failed, perhaps because of its reply."""
+        profile = self.of(code)
+        profile.alone_until, profile.bad_reply = now + FAILED_TTL, bad_reply
 
-    def overloaded(self, codes: Collection[str], seconds: int, now: float) -> None:
-        """Learn that a POST was not answered in time, or with a 5xx."""
+    def batch_failed(self, codes: Collection[str], now: float) -> None:
+        """Learn that the POST for several codes failed."""
         for code in codes:
             profile = self._unexpired(code, now)
-            if len(codes) > 1:
+            if profile.batch_failed:
                 profile.max_batch, profile.limited_until = len(codes) // 2, now + LIMIT_TTL
-            elif seconds > self.span(code, now) // 2:
-                self._limit_span(profile, seconds // 2, now)
+            profile.batch_failed = True
+
+    def overloaded(self, code: str, seconds: int, now: float) -> None:
+        """Learn that a POST for a code was not answered in time, or with a 5xx."""
+        profile = self._unexpired(code, now)
+        if seconds > self.span(code, now) // 2:
+            self._limit_span(profile, seconds // 2, now)
 
     def _limit_span(self, profile: ClientProfile, seconds: int, now: float) -> None:
         profile.max_span, profile.limited_until = max(MIN_SPAN, seconds), now + LIMIT_TTL
@@ -113,9 +132,9 @@ class ClientProfiles:
         allowed = max(self.max_span, allowed)
         return min(allowed, self._unexpired(code, now).max_span or allowed)
 
-    def batches(self, codes: Sequence[str], now: float) -> list[list[str]]:
-        """Cut codes into batches, none larger than each of its codes allows."""
-        limits = {code: self._batch_limit(code, now) for code in codes}
+    def batches(self, codes: Sequence[str], now: float, alone: Collection[str] = ()) -> list[list[str]]:
+        """Cut codes into batches, none larger than each of its codes allows; some of them `alone`."""
+        limits = {code: 1 if code in alone else self._batch_limit(code, now) for code in codes}
         batches: list[list[str]] = []
         for code in sorted(codes, key=lambda code: -limits[code]):
             if not batches or len(batches[-1]) >= limits[code]:
@@ -126,7 +145,7 @@ class ClientProfiles:
 
     def _batch_limit(self, code: str, now: float) -> int:
         profile = self._unexpired(code, now)
-        if code == EVERY_CLIENT or profile.never_batch or now - profile.failed < FAILED_TTL:
+        if code == EVERY_CLIENT or profile.never_batch or now < profile.alone_until:
             return 1
         limit = min(self._max_batch, profile.max_batch or self._max_batch)
         # Each code that such a batch leaves out costs another POST of the flight.

@@ -3,6 +3,7 @@
 Rules:
 - An extent and its calls are one value, sorted by time. It is cut, and never edited to hold calls of another (T2).
 - Where extents overlap, the one whose POST was sent later counts, point by point.
+- Unreadable records are kept in their places, and are cut, deduplicated and counted as calls are (T3).
 - An extent of every client (`*`) knows which client codes it lists: a code that is not listed is unknown, not empty.
 """
 
@@ -17,12 +18,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
 from operator import attrgetter, itemgetter
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from gateway.memory import Memo
-from gateway.model import Call, Window
+from gateway.model import Call, UnreadableCall, Window
 from gateway.turns import Steps, finish
 
 DAY = 86400
@@ -31,11 +33,12 @@ LIVE = 3600  # seconds: the lateness of calls after the last extent is measured 
 _start_time = attrgetter("start_time")
 
 Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
+Record = TypeVar("Record", Call, UnreadableCall)
 Keep = Callable[[Sequence[Call]], Sequence[Call]]  # a filter
 
 
 class Extent(Struct, frozen=True, dict=True):
-    """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them; `unreadable` were left out.
+    """The calls of `window` as a POST sent at `sent` (seconds since 1970) found them, and its unreadable records.
 
     An extent of every client has `listed`: the same calls, by client code. One that is stored has a `memo`.
     """
@@ -43,7 +46,7 @@ class Extent(Struct, frozen=True, dict=True):
     window: Window
     sent: float
     calls: tuple[Call, ...] = ()
-    unreadable: int = 0
+    unreadable: tuple[UnreadableCall, ...] = ()
     listed: dict[str, tuple[Call, ...]] | None = None
 
     @property
@@ -53,20 +56,25 @@ class Extent(Struct, frozen=True, dict=True):
             return self.listed
         return {self.calls[0].client_code: self.calls} if self.calls else {}
 
+    def _ids(self) -> dict[str, list[str]]:
+        found = {code: [call.id for call in calls] for code, calls in self.by_client.items() if calls}
+        for record in self.unreadable:
+            found.setdefault(record.client_code, []).append(record.id)
+        return found
+
     @cached_property
     def ids(self) -> dict[str, frozenset[str]]:
-        """The ids of the calls by client code, made when first needed: 5 % of the memory of the calls."""
-        return {code: frozenset([call.id for call in calls]) for code, calls in self.by_client.items() if calls}
+        """The ids of the records by client code, made when first needed: 5 % of the memory of the calls."""
+        return {code: frozenset(ids) for code, ids in self._ids().items()}
 
     def ids_of(self, code: str) -> frozenset[str]:
-        """The ids of one client's calls."""
+        """The ids of one client's records."""
         return self.ids.get(code, frozenset())
 
     @cached_property
     def id_ranges(self) -> dict[str, tuple[str, str]]:
         """Bounds of the ids by client code; ids are given out in order, so the ranges of days seldom overlap."""
-        found = {code: [call.id for call in calls] for code, calls in self.by_client.items() if calls}
-        return {code: (min(ids), max(ids)) for code, ids in found.items()}
+        return {code: (min(ids), max(ids)) for code, ids in self._ids().items()}
 
     @property
     def stored(self) -> Extent:
@@ -101,7 +109,8 @@ class Extent(Struct, frozen=True, dict=True):
             return self
         inside = Window(start, end)
         listed = self.listed and {code: _cut(calls, inside) for code, calls in self.listed.items()}
-        return msgspec.structs.replace(self, window=inside, calls=_cut(self.calls, inside), listed=listed)
+        calls, unreadable = _cut(self.calls, inside), _cut(self.unreadable, inside)
+        return msgspec.structs.replace(self, window=inside, calls=calls, unreadable=unreadable, listed=listed)
 
     def view(self, window: Window) -> Extent:
         """The part inside a window, for a read. It keeps the id bounds of the whole extent."""
@@ -120,10 +129,11 @@ class Extent(Struct, frozen=True, dict=True):
     def of_client(self, code: str) -> Extent | None:
         """The part of one client of an extent of every client; None if it does not list the code."""
         calls = None if self.listed is None else self.listed.get(code)
-        return None if calls is None else Extent(self.window, self.sent, calls, self.unreadable)
+        unreadable = tuple([record for record in self.unreadable if record.client_code == code])
+        return None if calls is None else Extent(self.window, self.sent, calls, unreadable)
 
 
-def _cut(calls: tuple[Call, ...], window: Window) -> tuple[Call, ...]:
+def _cut(calls: tuple[Record, ...], window: Window) -> tuple[Record, ...]:
     first, last = (bisect_left(calls, instant(edge), key=_start_time) for edge in (window.start, window.end))
     return calls[first:last]
 
@@ -144,12 +154,16 @@ def minus(window: Window, other: Window) -> list[Window]:
     return [part for part in parts if part.start < part.end]
 
 
-def make_extent(window: Window, sent: float, calls: Collection[Call], unreadable: int = 0) -> Extent:
-    """An extent of one client, of those of the calls that lie in the window; of two with one id the last counts."""
+def make_extent(
+    window: Window, sent: float, calls: Collection[Call], unreadable: Collection[UnreadableCall] = ()
+) -> Extent:
+    """An extent of one client, of those of the records that lie in the window; of two with one id the last counts."""
     return finish(extent_in_steps(window, sent, calls, unreadable))
 
 
-def extent_in_steps(window: Window, sent: float, calls: Collection[Call], unreadable: int = 0) -> Steps[Extent]:
+def extent_in_steps(
+    window: Window, sent: float, calls: Collection[Call], unreadable: Collection[UnreadableCall] = ()
+) -> Steps[Extent]:
     """Make an extent as `make_extent` does, in steps."""
     start, end = instant(window.start), instant(window.end)
     by_id: dict[str, Call] = {}
@@ -157,26 +171,42 @@ def extent_in_steps(window: Window, sent: float, calls: Collection[Call], unread
     while step := list(islice(rest, STEP_CALLS)):
         by_id |= {call.id: call for call in step if start <= call.start_time < end}
         yield
-    return Extent(window, sent, tuple(sorted(by_id.values(), key=_start_time)), unreadable)
+    inside = tuple(sorted(by_id.values(), key=_start_time))
+    return Extent(window, sent, inside, (yield from _placed(unreadable, window)))
+
+
+def _placed(unreadable: Collection[UnreadableCall], window: Window) -> Steps[tuple[UnreadableCall, ...]]:
+    """The unreadable records that may lie in a window, each at the earliest instant that it may."""
+    start, end = instant(window.start), instant(window.end)
+    inside: list[UnreadableCall] = []
+    rest = iter(unreadable)
+    while step := list(islice(rest, STEP_CALLS)):
+        inside += [
+            record if record.start_time >= start else msgspec.structs.replace(record, start_time=start)
+            for record in step
+            if record.start_time < end and record.latest >= start
+        ]
+        yield
+    return tuple(sorted(inside, key=_start_time))
 
 
 def make_extent_of_all(
-    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: int = 0
+    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: Collection[UnreadableCall] = ()
 ) -> Extent:
     """An extent of every client, of calls by client code."""
     return finish(extent_of_all_in_steps(window, sent, calls, unreadable))
 
 
 def extent_of_all_in_steps(
-    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: int = 0
+    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: Collection[UnreadableCall] = ()
 ) -> Steps[Extent]:
     """Make an extent as `make_extent_of_all` does, in steps."""
     listed: dict[str, tuple[Call, ...]] = {}
     for code, found in calls.items():
         listed[code] = (yield from extent_in_steps(window, sent, found)).calls
         yield
-    every = sorted(chain.from_iterable(listed.values()), key=_start_time)
-    return Extent(window, sent, tuple(every), unreadable, listed)
+    every = tuple(sorted(chain.from_iterable(listed.values()), key=_start_time))
+    return Extent(window, sent, every, (yield from _placed(unreadable, window)), listed)
 
 
 def overlay(extents: Iterable[Extent], new: Extent) -> list[Extent]:
@@ -203,6 +233,25 @@ def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
             start, end = min(start, covered[first].start), max(end, covered[after - 1].end)
         covered[first:after] = [Window(start, end)]
     return sorted(result, key=lambda extent: extent.window)
+
+
+def overlay_clients(every: Extent, own: Mapping[str, Iterable[Extent]]) -> list[Extent]:
+    """An extent of every client, and later extents of clients that it lists in place of their part of it."""
+    listed, unreadable, parts = dict(every.listed or {}), every.unreadable, list[Extent]()
+    for code, extents in own.items():
+        for extent in extents:
+            if extent.sent > every.sent and extent.window.overlaps(every.window) and code in listed:
+                part = extent.within(every.window)
+                parts.append(part)
+                inside = _cut(listed[code], part.window)
+                first = bisect_left(listed[code], instant(part.window.start), key=_start_time)
+                listed[code] = listed[code][:first] + listed[code][first + len(inside) :]
+                replaced = {record for record in _cut(unreadable, part.window) if record.client_code == code}
+                unreadable = tuple([record for record in unreadable if record not in replaced])
+    if not parts:
+        return [every]
+    calls = tuple(sorted(chain.from_iterable(listed.values()), key=_start_time))
+    return [msgspec.structs.replace(every, calls=calls, unreadable=unreadable, listed=listed), *parts]
 
 
 def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
@@ -266,8 +315,8 @@ def covers(extents: Sequence[Extent], window: Window) -> bool:
     return reached >= window.end
 
 
-def key_of(call: Call) -> Key:
-    """The client code and the id, by which a call is known."""
+def key_of(call: Call | UnreadableCall) -> Key:
+    """The client code and the id, by which a record is known."""
     return call.client_code, call.id
 
 
@@ -301,13 +350,14 @@ def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
 
 
 def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
-    """The extents without the calls of which another has a later version: of two with one id the later POST's counts.
+    """The extents without the records of which another has a later version: of two with one id the later POST's counts.
 
     Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
-    instant the one that comes later in `extents` counts (T2).
+    instant that of the later window counts, so that every reading chooses the same version (T2).
     """
     lost: dict[int, dict[str, Collection[str]]] = defaultdict(dict)  # ids by place in `extents` and client code
-    latest_first = sorted(range(len(extents)), key=lambda place: (extents[place].sent, place), reverse=True)
+    versions = [(extent.sent, extent.window.start) for extent in extents]
+    latest_first = sorted(range(len(extents)), key=versions.__getitem__, reverse=True)
     for code, repeated in repeated_ids(extents).items():
         seen = set[str]()
         for place in latest_first:
@@ -321,47 +371,13 @@ def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
 
 
 def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Extent:
-    """An extent without the calls of some ids, by client code. Its window stays."""
+    """An extent without the records of some ids, by client code. Its window stays."""
+    unreadable = tuple([record for record in extent.unreadable if record.id not in lost.get(record.client_code, ())])
     kept = {
         code: tuple([call for call in calls if call.id not in lost[code]]) if code in lost else calls
         for code, calls in extent.by_client.items()
     }
     if extent.listed is None:
-        return msgspec.structs.replace(extent, calls=next(iter(kept.values())))
+        return msgspec.structs.replace(extent, calls=next(iter(kept.values()), ()), unreadable=unreadable)
     every = tuple(sorted(chain.from_iterable(kept.values()), key=_start_time))
-    return msgspec.structs.replace(extent, calls=every, listed=kept)
-
-
-def merge(extents: Sequence[Extent]) -> list[Call]:
-    """The calls of extents that do not overlap, one for each client and id: the later POST's (T2)."""
-    return [call for extent in deduplicated(extents) for call in extent.calls]
-
-
-def sent_of(extents: Iterable[Extent], calls: Iterable[Call]) -> dict[Key, float]:
-    """When the POST of the latest version was sent of those of the calls that the extents have, by client and id."""
-    wanted: dict[str, set[str]] = defaultdict(set)
-    for call in calls:
-        wanted[call.client_code].add(call.id)
-    bounds = {code: (min(ids), max(ids)) for code, ids in wanted.items()}
-    found: dict[Key, float] = {}
-    for extent in sorted(extents, key=attrgetter("sent")):
-        for code, (least, greatest) in bounds.items():
-            own = extent.id_ranges.get(code)
-            if own is not None and own[0] <= greatest and least <= own[1]:
-                found |= {(code, id_): extent.sent for id_ in wanted[code] & extent.ids_of(code)}
-    return found
-
-
-def not_superseded(
-    calls: Sequence[Call], extents: Sequence[Extent], others: Sequence[Extent], *, ties: bool
-) -> list[Call]:
-    """Those of some calls of `extents` of which `others` have no later version; `ties`: they count as the later."""
-    theirs = sent_of(others, calls) if others else {}
-    if not theirs:
-        return list(calls)
-    own = sent_of(extents, [call for call in calls if key_of(call) in theirs])
-    return [
-        call
-        for call in calls
-        if (key := key_of(call)) not in theirs or own[key] > theirs[key] or (ties and own[key] == theirs[key])
-    ]
+    return msgspec.structs.replace(extent, calls=every, unreadable=unreadable, listed=kept)

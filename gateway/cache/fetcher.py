@@ -1,12 +1,14 @@
-"""The fetcher sends the POSTs of a flight: a batch, the codes that its reply leaves out, and its halves if it fails.
+"""The fetcher sends the POSTs of a flight: a batch and the codes that its reply leaves out, or the parts of a window.
 
 Rules:
-- A reply to one code is attributed to it, whatever it echoes. In a batch the listed codes stand and foreign ones are
-  discarded. Codes that are missing are requested singly, unless they are known to echo themselves and nothing foreign
-  came.
-- ERROR, a malformed body, a body that is too large, or a timeout after the first byte: the batch is halved down to one
-  code, then the window down to one hour. After a timeout before the first byte, or a 5xx, nothing is sent again: the
-  next flight may be planned with a shorter window or a smaller batch.
+- In the reply to one code its own calls count, or else those of the one other code that is listed. In a batch the
+  listed codes stand and foreign ones are discarded. Codes that are missing are requested singly, unless they are known
+  to echo themselves and nothing foreign came.
+- A batch that fails is not split here: its readers send their codes again, each alone, and no reader waits for the code
+  of another.
+- ERROR, a malformed body, a body that is too large, or a timeout after the first byte: the window of a code is halved
+  down to one hour. After a timeout before the first byte, or a 5xx, nothing is sent again: the next flight may be
+  planned with a shorter window.
 - Extents are stored as they come. A flight costs at most `MAX_POSTS`: past that, the rest of a split fails with the
   error that caused it, and codes that are missing with `Overloaded`.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -27,6 +30,7 @@ from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import (
+    NotSent,
     Overloaded,
     UpstreamError,
     UpstreamFailed,
@@ -34,7 +38,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.model import CLIENT_CODE, EVERY_CLIENT, Window
+from gateway.model import CLIENT_CODE, EVERY_CLIENT, UnreadableCall, Window
 from gateway.turns import Steps, in_turns
 
 # Seconds of a window whose POST takes as long as the one that refreshes an answer soon after it. A longer one says
@@ -52,11 +56,12 @@ class Fetch(Protocol):
         """Send a POST, unless no reader waits for it when its turn comes."""
 
 
-Store = Callable[[str, Extent, bool], Steps[None]]  # client code, extent, with status
+# Client code, extent, with status; returns the extents to answer with, which are others if the reply is doubted.
+Store = Callable[[str, Extent, bool], Steps[list[Extent]]]
 
 
 class FetchState(Struct):
-    """The state of a flight: the arguments of all its POSTs, their results, and the number of POSTs left.
+    """The state of a flight: the arguments of all its POSTs, their results, the POSTs left, and those split.
 
     `longest` is the longest window, in seconds, that was answered of each code whose window was split.
     """
@@ -66,6 +71,7 @@ class FetchState(Struct):
     waiters: Waiters
     results: dict[str, FlightResult]
     posts_left: int = MAX_POSTS
+    failures: int = 0
     longest: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -92,15 +98,18 @@ class Fetcher:
         await self._fetch(list(codes), flight.window, state)
         for code, seconds in state.longest.items():
             if seconds:
-                self._profiles.answered_part(code, seconds, self._clock())
+                self._profiles.answered_part(code, seconds, self._clock(), failures=state.failures)
         return state.results
 
     async def _fetch(self, codes: list[str], window: Window, state: FetchState) -> None:
         state.posts_left -= 1
+        replied = False
         try:
             fetched = await self._post(codes, window, status=state.status, now=state.now, waiters=state.waiters)
+            replied = True
+            single = attributed(codes[0], fetched) if len(codes) == 1 else None
         except UpstreamError as error:
-            await self._fetch_halves(error, codes, window, state)
+            await self._failed(error, codes, window, state, splittable=not replied and _is_splittable(error))
             return
         now, seconds = self._clock(), window.end - window.start
         if seconds <= SHORT:
@@ -110,9 +119,9 @@ class Fetcher:
             self._profiles.answered(codes, seconds, now)
         else:
             state.longest[codes[0]] = max(seconds, state.longest[codes[0]])
-        if len(codes) == 1:
+        if single is not None:
             self._profiles.echoed(codes[0], fetched.calls)
-            await self._keep(codes[0], window, attributed(codes[0], fetched), state)
+            await self._keep(codes[0], window, single, state)
             return
         foreign = any(code not in state.results for code in fetched.calls)
         for code in codes:
@@ -127,33 +136,40 @@ class Fetcher:
                 detail = f"the Callbutton server left out over {MAX_POSTS - 1} of {len(codes)} client codes"
                 self._fail(code, Overloaded(detail, RETRY_AFTER), state)
 
-    async def _fetch_halves(self, error: UpstreamError, codes: list[str], window: Window, state: FetchState) -> None:
-        seconds = window.end - window.start
-        if _is_overload(error):
-            self._profiles.overloaded(codes, seconds, self._clock())
-        halves: list[tuple[list[str], Window]] = []
-        if _is_splittable(error):
-            middle = len(codes) // 2
-            if middle:
-                halves = [(codes[:middle], window), (codes[middle:], window)]
-            elif seconds > MIN_SPAN and not isinstance(error, UpstreamRejected):
-                halves = [(codes, part) for part in _halves(window)]
-                state.longest.setdefault(codes[0], 0)
-        if not halves:
+    async def _failed(
+        self, error: UpstreamError, codes: list[str], window: Window, state: FetchState, *, splittable: bool
+    ) -> None:
+        """Learn from a POST that failed; halve the window if that may help."""
+        now, sent = self._clock(), not (isinstance(error, NotSent) or error.disconnected)
+        if len(codes) > 1:
+            if sent:
+                self._profiles.batch_failed(codes, now)
             for code in codes:
-                if len(codes) == 1 and _is_splittable(error):
-                    self._profiles.failed(code, self._clock())
-                    state.longest.pop(code, None)
                 self._fail(code, error, state)
-        for part, within in halves:
-            # If half of a client's window cannot be had, its flight has failed.
-            if len(part) == 1 and state.results[part[0]].error is not None:
-                continue
+            return
+        code, seconds = codes[0], window.end - window.start
+        state.results[code].alone = sent
+        if _is_overload(error):
+            self._profiles.overloaded(code, seconds, now)
+        halves: list[Window] = []
+        if splittable and seconds > MIN_SPAN:
+            halves = _halves(window)
+        if halves:
+            state.failures += 1
+            state.longest.setdefault(code, 0)
+        else:
+            if sent:
+                bad_reply = isinstance(error, UpstreamRejected) or _is_splittable(error)
+                self._profiles.failed(code, now, bad_reply=bad_reply)
+                state.longest.pop(code, None)
+            self._fail(code, error, state)
+        for part in halves:
+            if state.results[code].error is not None:  # if half of the window cannot be had, the flight has failed
+                break
             if state.posts_left > 0:
-                await self._fetch(part, within, state)
+                await self._fetch(codes, part, state)
             else:
-                for code in part:
-                    self._fail(code, error, state)
+                self._fail(code, error, state)
 
     def _fail(self, code: str, error: UpstreamError, state: FetchState) -> None:
         state.results[code].error = state.results[code].error or error
@@ -162,28 +178,32 @@ class Fetcher:
         if window.end >= state.now:  # open: points after the POST count as fetched by it
             window = Window(window.start, max(window.end, math.ceil(fetched.sent + self._fresh)))
         if code == EVERY_CLIENT:
-            unreadable = sum(fetched.unreadable.values())
+            unreadable = list(chain.from_iterable(fetched.unreadable.values()))
             steps = extent_of_all_in_steps(window, fetched.sent, fetched.calls, unreadable)
         else:
-            calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, 0)
+            calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
             steps = extent_in_steps(window, fetched.sent, calls, unreadable)
         extent = await in_turns(steps)
-        await in_turns(self._store(code, extent, state.status))
-        state.results[code].extents.append(extent)
+        state.results[code].extents += await in_turns(self._store(code, extent, state.status))
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:
-    """Attribute a reply to one code to it."""
+    """Attribute a reply to one code: to itself, or to the only other code listed. Raises UpstreamMalformed."""
     if code == EVERY_CLIENT:
         return addressable(fetched)
-    if set(fetched.calls) <= {code} and set(fetched.unreadable) <= {code}:
+    listed = fetched.calls.keys() | fetched.unreadable.keys()
+    if listed <= {code}:
         return fetched
-    calls = [
-        call if echoed == code else msgspec.structs.replace(call, client_code=code)
-        for echoed, found in fetched.calls.items()
-        for call in found
+    if code in listed:
+        calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
+        return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: unreadable})
+    if len(listed) > 1:
+        raise UpstreamMalformed("the Callbutton server's reply lists other client codes than the one requested")
+    calls = [msgspec.structs.replace(call, client_code=code) for found in fetched.calls.values() for call in found]
+    unreadable = [
+        msgspec.structs.replace(one, client_code=code) for found in fetched.unreadable.values() for one in found
     ]
-    return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: sum(fetched.unreadable.values())})
+    return msgspec.structs.replace(fetched, calls={code: calls}, unreadable={code: unreadable})
 
 
 def addressable(fetched: Fetched) -> Fetched:
@@ -191,23 +211,24 @@ def addressable(fetched: Fetched) -> Fetched:
     calls, unreadable = dict(fetched.calls), dict(fetched.unreadable)
     for code in fetched.calls:
         if CLIENT_CODE.fullmatch(code) is None:
-            unreadable[code] = unreadable.get(code, 0) + len(calls.pop(code))
+            records = [UnreadableCall(call.id, code, call.start_time, call.start_time) for call in calls.pop(code)]
+            unreadable[code] = unreadable.get(code, []) + records
     return msgspec.structs.replace(fetched, calls=calls, unreadable=unreadable)
 
 
 def _is_splittable(error: UpstreamError) -> bool:
-    """Whether fewer codes or a shorter window may be answered where this request was not."""
+    """Whether a shorter window may be answered where this one was not."""
     if isinstance(error, UpstreamTimeout):
         return error.answering
     if isinstance(error, UpstreamFailed):
         return error.reported
-    return isinstance(error, (UpstreamMalformed, UpstreamRejected))
+    return isinstance(error, UpstreamMalformed)
 
 
 def _is_overload(error: UpstreamError) -> bool:
     """Whether the request may have been too much for the upstream, though it is not split."""
     if isinstance(error, UpstreamTimeout):
-        return not error.answering and not error.connecting
+        return not error.answering and not error.disconnected
     return isinstance(error, UpstreamFailed) and not error.reported and not 0 < error.status < 500
 
 

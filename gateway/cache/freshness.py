@@ -38,6 +38,35 @@ class Rule(Struct, frozen=True):
         return min(max(self.ratio * (sent - point), self.minimum), self.maximum)
 
 
+class Provenance(Struct, kw_only=True):
+    """What an answer rests on. Instants are seconds since 1970.
+
+    The read was `planned` at an instant; the first point becomes stale at `fresh_until`. `lookup` is hit, partial or
+    miss; `collapsed`: it rests on flights of other readers alone.
+    """
+
+    planned: float
+    as_of: float
+    oldest_fetch: float
+    fresh_until: float
+    stale: bool = False
+    lookup: str = "hit"
+    collapsed: bool = False
+
+    def combine(self, following: Provenance, *, newest_first: bool = False) -> Provenance:
+        """Combine with that of the span that was read next."""
+        both = self, following
+        return Provenance(
+            planned=self.planned,
+            as_of=self.as_of if newest_first else following.as_of,
+            oldest_fetch=min(one.oldest_fetch for one in both),
+            fresh_until=min(one.fresh_until for one in both),
+            stale=any(one.stale for one in both),
+            lookup=self.lookup if self.lookup == following.lookup else "partial",
+            collapsed=any(one.collapsed for one in both) and all(one.collapsed or one.lookup == "hit" for one in both),
+        )
+
+
 def stale_from(extent: Extent, now: float, rule: Rule) -> float | None:
     """Find the earliest stale point of an extent, or None."""
     age = now - extent.sent

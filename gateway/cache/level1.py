@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from msgspec.structs import astuple
@@ -19,7 +19,7 @@ from msgspec.structs import astuple
 from gateway.cache.extents import DAY, Extent, by_day, overlay, overlay_all
 from gateway.memory import Memo, Memory, memo_table
 from gateway.metrics import Metrics
-from gateway.model import EVERY_CLIENT, Call, Window
+from gateway.model import EVERY_CLIENT, Call, UnreadableCall, Window
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 LONG = 32 * DAY
@@ -34,12 +34,12 @@ LISTED_BYTES = 200  # of a client that an extent of every client lists
 BUSY_BYTES = 350  # more, if it has calls: its set of ids and their bounds
 
 
-def bytes_of(calls: tuple[Call, ...]) -> int:
-    """Estimate what calls hold in memory, from a sample."""
-    if not calls:
+def bytes_of(records: Sequence[Call | UnreadableCall]) -> int:
+    """Estimate what records hold in memory, from a sample."""
+    if not records:
         return 0
-    sample = calls[:: -(-len(calls) // SAMPLE)]
-    return len(calls) * sum(map(_bytes_of_call, sample)) // len(sample)
+    sample = records[:: -(-len(records) // SAMPLE)]
+    return len(records) * sum(map(_bytes_of_record, sample)) // len(sample)
 
 
 def _overlaid(layers: list[list[Extent]]) -> list[Extent]:
@@ -60,16 +60,21 @@ def _bytes_of_extent(extent: Extent) -> int:
     listed = 0
     if extent.listed is not None:
         listed = LISTED_BYTES * len(extent.listed) + BUSY_BYTES * sum(map(bool, extent.listed.values()))
-    return EXTENT_BYTES + listed + bytes_of(extent.calls)
+    return EXTENT_BYTES + listed + bytes_of(extent.calls) + bytes_of(extent.unreadable)
 
 
-def _bytes_of_call(call: Call) -> int:
-    values: list[object] = [*astuple(call), *call.extra.values()]
-    total = sys.getsizeof(call) + 48 + SETS_BYTES + sys.getsizeof(call.extra)
-    for part in (call.address, call.status):
-        if part is not None:
-            values += astuple(part)
-            total += sys.getsizeof(part)
+def _bytes_of_record(record: Call | UnreadableCall) -> int:
+    values: list[object] = list(astuple(record))
+    total = sys.getsizeof(record) + 48 + SETS_BYTES
+    if isinstance(record, Call):
+        values += record.extra.values()
+        total += sys.getsizeof(record.extra)
+        for part in (record.address, record.status):
+            if part is not None:
+                values += astuple(part)
+                total += sys.getsizeof(part)
+    else:
+        total += 48  # the other instant
     return total + sum([sys.getsizeof(value) for value in values if type(value) is str])
 
 
@@ -110,6 +115,15 @@ class Level1:
             long = [e.within(window) for e in self._of(owner, code, kind, None, now) if e.window.overlaps(window)]
             found = _overlaid([found, long])
         return found
+
+    def clients_held(self, codes: Iterable[str], window: Window, *, status: bool) -> list[str]:
+        """Those of the codes of which extents are held, beside those of every client, on the days of a window."""
+        kinds = (True,) if status else (True, False)
+        return [
+            code
+            for code in codes
+            if any((code, kind, None) in self._days for kind in kinds) or self._days_held((code,), kinds, window)
+        ]
 
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
         """The days of a window of which something is held, in order, at the cost of the smaller of the two."""

@@ -31,7 +31,7 @@ from gateway.cache.extents import DAY, Extent, ExtentsByCode, by_day, covers, ma
 from gateway.cache.level1 import LONG
 from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
-from gateway.model import EVERY_CLIENT, Address, Call, Status, Window
+from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, UnreadableCall, Window
 from gateway.redis_client import RedisClient, Unavailable, load_script
 
 LOGGER = logging.getLogger(__name__)
@@ -178,14 +178,16 @@ def _values(kind: type, **others: object) -> GenericAlias:
     return GenericAlias(tuple, tuple((get_type_hints(kind) | others).values()))
 
 
-_ADDRESS = _values(Address)
-_STATUS = _values(Status)
+_ADDRESS = _values(CallerAddress)
+_STATUS = _values(CallStatus)
 _CALL = _values(Call, address=_ADDRESS | None, status=_STATUS | None)
-_FIELDS = [(name, str(hint)) for kind in (Call, Address, Status) for name, hint in get_type_hints(kind).items()]
+_KINDS = (Call, CallerAddress, CallStatus, UnreadableCall)
+_FIELDS = [(name, str(hint)) for kind in _KINDS for name, hint in get_type_hints(kind).items()]
 LAYOUT = f"{VERSION}.{hashlib.sha256(repr(_FIELDS).encode()).hexdigest()[:8]}"
 
 _encoder = msgspec.msgpack.Encoder()
-_EXTENT: Any = tuple[bool, int, int, float, int, GenericAlias(dict, (str, GenericAlias(tuple, (_CALL, ...))))]  # type: ignore[misc]
+_CALLS = GenericAlias(dict, (str, GenericAlias(tuple, (_CALL, ...))))
+_EXTENT: Any = tuple[bool, int, int, float, list[UnreadableCall], _CALLS]  # type: ignore[valid-type]
 _decoder = msgspec.msgpack.Decoder(_EXTENT)
 
 
@@ -238,9 +240,9 @@ def _row(call: Call) -> list[Any]:
 def _call(row: Sequence[Any]) -> Call:
     values = dict(zip(Call.__struct_fields__, row, strict=True))
     if values["address"] is not None:
-        values["address"] = Address(**dict(zip(Address.__struct_fields__, values["address"], strict=True)))
+        values["address"] = CallerAddress(**dict(zip(CallerAddress.__struct_fields__, values["address"], strict=True)))
     if values["status"] is not None:
-        values["status"] = Status(**dict(zip(Status.__struct_fields__, values["status"], strict=True)))
+        values["status"] = CallStatus(**dict(zip(CallStatus.__struct_fields__, values["status"], strict=True)))
     return Call(**values)
 
 

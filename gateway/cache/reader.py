@@ -4,7 +4,8 @@ Rules:
 - A read rests on values that it holds (extents that were looked up or that its flights brought), so that no eviction
   removes anything from it (T1). If any part cannot be fetched, the read fails, or is marked stale (T3).
 - Freshness is judged once, when the read is planned. Extents that it fetches or joins are fresh for it.
-- A reader that joined a flight that failed sends the gap once more itself.
+- A reader that joined a flight that failed, or shared it with other client codes, sends the gap once more itself. A
+  read never fails for a code that it does not ask for.
 - Of two versions of a call the later POST's counts (T2), whichever of the two is asked for.
 """
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 
 import msgspec
@@ -25,27 +27,29 @@ from gateway.cache.extents import (
     ExtentsByCode,
     by_day,
     covers,
+    deduplicated,
     lateness,
-    merge,
     overlay,
     overlay_all,
-    repeated_ids,
+    overlay_clients,
 )
 from gateway.cache.fetcher import Fetch, Fetcher
-from gateway.cache.freshness import Rule, due_for_refresh, gaps, seconds_past
+from gateway.cache.freshness import Provenance, Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
 from gateway.cache.level1 import LONG, SKEW, Level1
 from gateway.cache.level2 import Found, Level2, space_of
-from gateway.cache.single_flight import Gap, SingleFlight
+from gateway.cache.replies import Replies
+from gateway.cache.single_flight import Gap, SingleFlight, Subscription
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
-from gateway.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
+from gateway.errors import NotSent, UpstreamError, UpstreamRejected, UpstreamTimeout
 from gateway.memory import Memory
 from gateway.metrics import Metrics
-from gateway.model import Call, Window
+from gateway.model import EVERY_CLIENT, Call, Window
 from gateway.redis_client import RedisClient
 from gateway.turns import Steps
 
+MAX_ATTEMPTS = 4  # of a read: together, first windows alone, the rest together, the rest alone
 MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
 
@@ -67,6 +71,7 @@ class Query(Struct, frozen=True, kw_only=True):
     """A query: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
 
     `no_cache` accepts only POSTs sent from now on. `one_shot` is for exports: it does not count as a use of the cache.
+    `before_wait` is called before the read waits for flights, and may refuse that by an error.
     """
 
     codes: tuple[str, ...]
@@ -75,24 +80,13 @@ class Query(Struct, frozen=True, kw_only=True):
     no_cache: bool = False
     one_shot: bool = False
     deadline: float | None = None
+    before_wait: Callable[[], None] = lambda: None
 
 
-class ReadResult(Struct, kw_only=True, dict=True):
-    """The calls of a window, unordered, and the extents that they rest on. Instants are seconds since 1970.
+class ReadResult(Provenance, kw_only=True, dict=True):
+    """The extents of a window by client code, and their calls, unordered. `posts` counts the gaps that were sent."""
 
-    The read was `planned` at an instant; the first point becomes stale at `fresh_until`. `lookup` is hit, partial or
-    miss; `collapsed`: it rests on flights of other readers alone; `posts` counts the gaps it sent.
-    """
-
-    planned: float
-    as_of: float
-    oldest_fetch: float
-    fresh_until: float
-    stale: bool = False
-    unreadable: int = 0
     used: ExtentsByCode = msgspec.field(default_factory=dict)
-    lookup: str = "hit"
-    collapsed: bool = False
     posts: int = 0
 
     @property
@@ -102,24 +96,18 @@ class ReadResult(Struct, kw_only=True, dict=True):
 
     @cached_property
     def extents(self) -> list[Extent]:
-        """All extents of the window."""
+        """All extents of the window, as they were fetched."""
         return [extent for extents in self.used.values() for extent in extents]
 
     @cached_property
-    def calls(self) -> list[Call]:
-        """The calls, merged when first asked for."""
-        return merge(self.extents)
+    def distinct(self) -> Sequence[Extent]:
+        """All extents of the window, with one version of each record, the later POST's (T2)."""
+        return deduplicated(self.extents)
 
-    def calls_with(self, texts: Mapping[str, str]) -> Sequence[Call]:
-        """The calls, without the extents of which none can have these texts, by the names of fields."""
-        if not texts or repeated_ids(self.extents):  # a version without them may be the later one (T2)
-            return self.calls
-        return [
-            call
-            for extent in self.extents
-            if all(extent.may_have(field, text) for field, text in texts.items())
-            for call in extent.calls
-        ]
+    @property
+    def calls(self) -> list[Call]:
+        """The calls, one version of each."""
+        return [call for extent in self.distinct for call in extent.calls]
 
     @property
     def size(self) -> int:
@@ -127,22 +115,11 @@ class ReadResult(Struct, kw_only=True, dict=True):
         return sum(len(extent.calls) for extent in self.extents)
 
 
-def make_result(held: ExtentsByCode, window: Window, now: float, rules: Mapping[str, Rule]) -> ReadResult:
-    """Make a reading of extents that cover the window."""
-    used = {
-        code: [extent.view(window) for extent in found if extent.window.overlaps(window)]
-        for code, found in held.items()
-    }
-    every = [extent for extents in used.values() for extent in extents]
-    unreadable = {(code, extent.sent): extent.unreadable for code, extents in used.items() for extent in extents}
-    return ReadResult(
-        used=used,
-        as_of=min(extent.sent for extent in every if extent.window.end == window.end),
-        oldest_fetch=min(extent.sent for extent in every),
-        planned=now,
-        fresh_until=now - max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
-        unreadable=sum(unreadable.values()),
-    )
+def _may_succeed_alone(one: Subscription, error: UpstreamError, query: Query) -> bool:
+    """Whether a batch failed, and a POST for the code of a gap alone may be answered."""
+    if error.disconnected or one.alone:
+        return False
+    return one.is_batched(query.codes if isinstance(error, NotSent) else ())
 
 
 class Cache:
@@ -163,6 +140,7 @@ class Cache:
         memory = memory or Memory(settings.cache_bytes)
         self._level1 = Level1(memory, metrics)
         self._profiles = ClientProfiles(settings.max_span, settings.batch, memory)
+        self._replies = Replies(self._profiles, settings.plain.minimum)
         fresh = settings.plain.minimum
         fetcher = Fetcher(fetch, self._profiles, self._store, clock, fresh)
         self._leases: Leases | None = None
@@ -206,7 +184,7 @@ class Cache:
             self._metrics.lookups.labels("hit" if code not in incomplete else "partial" if extents else "miss").inc()
         self._metrics.read_gaps.observe(len(missing))
         complete = all(covers(found, window) for found in held.values())
-        before = make_result(held, window, now, rules) if complete else None
+        before = self._result(held, window, now, rules, status=query.status) if complete else None
         if before is not None and not missing:
             self._revalidate(held, now, rules, status=query.status)
             self._metrics.rows.labels("ledger").inc(before.size)
@@ -216,6 +194,7 @@ class Cache:
             return self._stale(before)
         known = sum(len(extent.calls) for found in held.values() for extent in found)
         lookup = "partial" if any(held.values()) else "miss"
+        query.before_wait()
         try:
             posts, joined = await self._fetch(query, missing, rules, held)
         except UpstreamError as error:
@@ -225,38 +204,94 @@ class Cache:
             return self._stale(before)
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
-        reading = make_result(held, window, now, rules)
+        reading = self._result(held, window, now, rules, status=query.status)
+        reading.stale = reading.seconds_stale > 0  # a reply that is doubted
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
         self._metrics.rows.labels("ledger").inc(min(kept, known, reading.size))
         self._metrics.rows.labels("upstream").inc(max(0, reading.size - min(kept, known)))
         return reading
 
-    def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
-        """The second in which the cache last saw a call start, however long ago; None if it never did."""
-        now = self._clock()
-        for extent in reversed(self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status)):
-            for call in extent.calls:
-                if call.id == identity:
-                    second = int(call.start_time.timestamp())
-                    return Window(second, second + 1)
-        return None
+    async def held(self, query: Query) -> list[Extent]:
+        """The extents of a query that are in process, however old. Nothing is fetched."""
+        now, found = self._clock(), list[Extent]()
+        for code in query.codes if query.window.start < query.window.end else ():
+            extents = self._level1.lookup(code, query.window, now, status=query.status)
+            found += self._view(code, extents, query.window, now, status=query.status)
+            await asyncio.sleep(0)  # a long window of many clients must not hold the loop
+        return found
 
-    def _store(self, code: str, extent: Extent, status: bool) -> Steps[None]:
-        """Store an extent, and note how late its calls were published where the cache had looked before."""
-        held = self._level1.lookup(code, extent.window, extent.sent, status=status)
+    def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
+        """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
+        now = self._clock()
+        found = [
+            (extent.sent, extent.window.start, call.start_time)
+            for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status)
+            if (bounds := extent.id_ranges.get(code)) and bounds[0] <= identity <= bounds[1]
+            for call in extent.calls
+            if call.id == identity
+        ]
+        if not found:
+            return None
+        second = int(max(found)[2].timestamp())
+        return Window(second, second + 1)
+
+    def _result(
+        self, held: ExtentsByCode, window: Window, now: float, rules: Mapping[str, Rule], *, status: bool
+    ) -> ReadResult:
+        """Make a reading of extents that cover the window."""
+        used = {code: self._view(code, found, window, now, status=status) for code, found in held.items()}
+        every = [extent for extents in used.values() for extent in extents]
+        return ReadResult(
+            used=used,
+            planned=now,
+            as_of=min(extent.sent for extent in every if extent.window.end == window.end),
+            oldest_fetch=min(extent.sent for extent in every),
+            fresh_until=now - max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+        )
+
+    def _view(self, code: str, extents: Iterable[Extent], window: Window, now: float, *, status: bool) -> list[Extent]:
+        """The parts of extents inside a window. Later extents of single clients overlay those of every client (T9)."""
+        inside = [extent.view(window) for extent in extents if extent.window.overlaps(window)]
+        if code != EVERY_CLIENT:
+            return inside
+        listed = set[str]().union(*[extent.listed or () for extent in inside])
+        own = {
+            client: self._level1.lookup(client, window, now, status=status)
+            for client in self._level1.clients_held(listed, window, status=status)
+        }
+        return [part for extent in inside for part in overlay_clients(extent, own)] if own else inside
+
+    def _store(self, code: str, extent: Extent, status: bool) -> Steps[list[Extent]]:
+        """Store what a reply found, and return the extents to answer with: if it is doubted, those held before it.
+
+        Notes how late its calls were published where the cache had looked before.
+        """
+        held = self._level1.lookup(code, extent.window, self._clock(), status=status)
         for seconds in (yield from lateness(held, extent)):
             self._metrics.lateness.observe(seconds)
-        for _, part in by_day(extent, LONG):
-            self._level1.store(code, part, status=status)
-            yield
+        held = self._level1.lookup(code, extent.window, self._clock(), status=status)  # others may have landed
+        inside = [one.within(extent.window) for one in held]
+        new, believed = self._replies.compare(extent, inside, status=status)
+        parts = [new]
+        for one in [] if believed else inside:
+            parts = [part for rest in parts for part in rest.without(one.window)]
+        for part in parts:
+            for _, piece in by_day(part, LONG):
+                self._level1.store(code, piece, status=status)
+                yield
+        return parts if believed else inside + parts
 
     def _keep(self, found: Found) -> bool:
-        """Store an extent of level 2 in level 1, unless a clock was wrong."""
-        if found.extent.sent > self._clock() + SKEW:
+        """Store an extent of level 2 in level 1, unless a clock was wrong or it is doubted."""
+        code, status, extent = found
+        if extent.sent > self._clock() + SKEW:
             self._metrics.skew.inc()
             return False
-        self._level1.store(found.code, found.extent, status=found.status)
+        held = self._level1.lookup(code, extent.window, self._clock(), status=status)
+        if not self._replies.believes(extent, [one.within(extent.window) for one in held], status=status):
+            return False
+        self._level1.store(code, extent, status=status)
         return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:
@@ -280,35 +315,57 @@ class Cache:
         self, query: Query, missing: list[Gap], rules: Mapping[str, Rule], held: ExtentsByCode
     ) -> tuple[int, bool]:
         """Fetch gaps into `held`. Returns how many were sent, and whether any flight was joined."""
-        posts, joined = 0, False
-        for last in (False, True):
-            if query.deadline is not None and asyncio.get_running_loop().time() >= query.deadline:
-                raise UpstreamTimeout("the deadline of the request has passed", answering=False)
+        posts, joined, clock = 0, False, asyncio.get_running_loop().time
+        later: list[Gap] = []
+        if query.deadline is not None and clock() >= query.deadline:
+            raise UpstreamTimeout("the deadline of the request has passed", answering=False)
+        for attempt in range(MAX_ATTEMPTS):
             subscriptions = self._single_flight.subscribe(
                 missing, rules, status=query.status, no_cache=query.no_cache, until=query.deadline
             )
-            missing = []
+            failed: list[Gap] = []
             try:
                 for one in subscriptions:
                     try:
-                        async with asyncio.timeout_at(query.deadline):
-                            extents = await one.wait()
-                    except TimeoutError:
-                        raise UpstreamTimeout("the answer is still being fetched", answering=False) from None
-                    except UpstreamError:
-                        if last or not one.joined:
+                        extents = await self._wait(one, query)
+                    except UpstreamError as error:
+                        in_time = query.deadline is None or clock() < query.deadline
+                        again = (one.joined and attempt == 0) or _may_succeed_alone(one, error, query)
+                        if attempt == MAX_ATTEMPTS - 1 or not (in_time and again):
+                            if len(query.codes) > 1 and one.alone and not error.disconnected:
+                                raise error.naming(one.gap.code) from error
                             raise
-                        missing.append(one.gap)
-                    else:
-                        for extent in extents:
-                            held[one.gap.code] = overlay(held[one.gap.code], extent)
+                        extents, rest = one.parts()
+                        failed += rest
+                    for extent in extents:
+                        held[one.gap.code] = overlay(held[one.gap.code], extent)
                     joined, posts = joined or one.joined, posts + (not one.joined)
             finally:
                 for one in subscriptions:
                     one.release()
-            if not missing:
+            if not failed and not later:
                 break
+            if attempt == 0:  # the first window of each code tells which code fails
+                first = {gap.code: gap for gap in reversed(failed)}
+                later = [gap for gap in failed if gap is not first[gap.code]]
+                missing = [gap._replace(alone=True) for gap in first.values()]
+            else:
+                missing = [gap._replace(alone=gap.alone or attempt > 1) for gap in failed] + later
+                later = []
         return posts, joined
+
+    async def _wait(self, one: Subscription, query: Query) -> list[Extent]:
+        """Wait for a subscription until the deadline; for a batch half as long, so that a code can be sent alone."""
+        now = asyncio.get_running_loop().time()
+        late = UpstreamTimeout("the answer is still being fetched", answering=False)
+        for limit in (query.deadline and (now + query.deadline) / 2, query.deadline):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(limit):
+                    return await one.wait()
+            if one.is_batched():
+                raise late
+        one.alone = True
+        raise late
 
     def _revalidate(self, held: ExtentsByCode, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
         """Fetch points that soon reach the maximum age in the background, a few windows for each read."""

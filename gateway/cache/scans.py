@@ -5,9 +5,10 @@ Rules:
   while the last held few calls. A page that has cost 8 POSTs, or examined 100,000 calls, is returned short.
 - A stream or a count reads the next span while the last one is used. The length of a span follows from the density of
   the one before it, and grows by no more than its pace allows.
-- Of an id that two spans hold, the version whose POST was sent later counts (T2). Of a page all spans are compared, of
-  a count those within `MAX_HELD` calls, of a stream neighbours: a span is sent once the next one is read. Only the very
-  first calls are sent at once, and not sent again.
+- Of an id that a window holds twice, the version whose POST was sent later counts (T2), wherever the two lie. A page is
+  compared with all that is held of the window. A stream or a count is compared with what is held of the part that is
+  not read yet, a stream with the span read next, a count with those within `MAX_HELD` calls. An id that has been sent
+  is not sent again, even if a later version of it is fetched afterwards.
 - A failure ends a stream with its error, never as if it were complete (T3).
 """
 
@@ -15,20 +16,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from array import array
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from gateway.cache.extents import DAY, Extent, Keep, deduplicated, instant, key_of, not_superseded
+from gateway.cache.extents import DAY, Extent, Keep, deduplicated, instant, without_calls
+from gateway.cache.freshness import Provenance
 from gateway.cache.reader import Cache, Query, ReadResult
 from gateway.callbutton.central_time import align_to_fold
-from gateway.model import Call, Window
+from gateway.model import Call, UnreadableCall, Window
 
 SPARSE = 100  # calls: the spans of a page double while the last held fewer
 MAX_PAGE_POSTS = 8  # a page that has cost this many is returned short
@@ -37,6 +40,7 @@ FIRST_CALLS = 100  # of a stream, sent before the second span is read
 MIN_SPAN = 60  # seconds
 MAX_HELD = 300_000  # calls that wait to be counted: three spans
 MAX_INLINE = 10_000  # calls that are compared without a thread, in about 2 ms
+Sees = Callable[[str], bool]  # whether a consumer may know of a client
 
 
 class Position(NamedTuple):
@@ -48,25 +52,28 @@ class Position(NamedTuple):
 
 
 class Page(Struct):
-    """Calls in order; `after` is where the next page begins, None at the end. Instants are seconds since 1970."""
+    """Calls in order; `after` is where the next page begins, None at the end.
+
+    `unreadable` counts the unreadable records from where the page begins to where the next one does.
+    """
 
     calls: list[Call]
     after: Position | None
-    as_of: float
-    oldest_fetch: float
-    fresh_until: float
-    stale: bool
     unreadable: int
-    lookup: str
-    collapsed: bool
+    provenance: Provenance
 
 
 order = attrgetter(*Position._fields)  # a call's position as a bare tuple, four times as fast
 
 
-def position(call: Call) -> Position:
-    """The position of a call in the order of lists."""
-    return Position(call.start_time, call.id, call.client_code)
+def position(record: Call | UnreadableCall) -> Position:
+    """The position of a record in the order of lists."""
+    return Position(record.start_time, record.id, record.client_code)
+
+
+def unreadable_of(extents: Iterable[Extent], sees: Sees) -> list[UnreadableCall]:
+    """The unreadable records of the clients that a consumer sees."""
+    return [record for extent in extents for record in extent.unreadable if sees(record.client_code)]
 
 
 async def read_page(
@@ -79,49 +86,62 @@ async def read_page(
     after: Position | None,
     keep: Keep = list,
     texts: Mapping[str, str] | None = None,
+    sees: Sees = bool,
 ) -> Page:
     """Read one page of the calls to keep. Raises UpstreamError.
 
     `texts` are the texts of every call to keep, by the names of fields: extents without them are skipped.
     """
-    rest = _up_to(query.window, now)
+    rest = window = _up_to(query.window, now)
     if after is not None:
         second = math.floor(after.start_time.timestamp())
         rest = Window(rest.start, min(rest.end, second + 1)) if newest_first else Window(second, rest.end)
-    calls: list[Call] = []
-    readings: list[ReadResult] = []
+    first = rest
+    held = await cache.held(msgspec.structs.replace(query, window=window))
+
+    def from_page(extent: Extent) -> Sequence[Call]:
+        if not all(extent.may_have(field, text) for field, text in (texts or {}).items()):
+            return ()
+        calls = keep(extent.calls)
+        if after is None:
+            return calls
+        return [call for call in calls if (position(call) < after if newest_first else position(call) > after)]
+
+    extents: list[Extent] = []
+    distinct: Sequence[Extent] = ()
+    calls: list[Sequence[Call]] = []  # of each extent
+    total: Provenance | None = None
     span = DAY
-    posts = examined = 0
-    while rest.start < rest.end and len(calls) <= limit and posts < MAX_PAGE_POSTS and examined < MAX_PAGE_CALLS:
+    count = posts = examined = 0
+    while rest.start < rest.end and count <= limit and posts < MAX_PAGE_POSTS and examined < MAX_PAGE_CALLS:
         part, rest = _next_span(rest, span, newest_first=newest_first)
         reading = await cache.read(msgspec.structs.replace(query, window=part), span)
-        before = [extent for earlier in readings for extent in earlier.extents]
-        found = keep(reading.calls_with(texts or {}))
-        found = _ordered(not_superseded(found, reading.extents, before, ties=True), newest_first=newest_first)
-        if after is not None:
-            found = [call for call in found if (position(call) < after if newest_first else position(call) > after)]
-        calls = not_superseded(calls, before, reading.extents, ties=False) + found
-        readings.append(reading)
+        total = total.combine(reading, newest_first=newest_first) if total else reading
+        extents += reading.extents
+        read = Window(part.start, first.end) if newest_first else Window(first.start, part.end)
+        others = [piece for extent in held for piece in extent.without(read)]
+        before, distinct = distinct, (await _deduplicated([*extents, *others]))[: len(extents)]
+        calls = [
+            calls[place] if place < len(before) and extent is before[place] else from_page(extent)
+            for place, extent in enumerate(distinct)
+        ]
+        count = sum(map(len, calls))
         posts, examined = posts + reading.posts, examined + reading.size
         if reading.size < SPARSE:
             span *= 2
+    ordered = _ordered(chain.from_iterable(calls), newest_first=newest_first)
     following = None
-    if len(calls) > limit or (len(calls) == limit and rest.start < rest.end):
-        following = position(calls[limit - 1])
+    if count > limit or (count == limit and rest.start < rest.end):
+        following = position(ordered[limit - 1])
     elif rest.start < rest.end:
         following = Position(instant(rest.end if newest_first else rest.start), "", "")
-    newest = readings[0 if newest_first else -1] if readings else None
-    lookups = {reading.lookup for reading in readings} or {"hit"}
+    unreadable = map(position, unreadable_of(distinct, sees))
+    latest, earliest = (after, following) if newest_first else (following, after)
     return Page(
-        calls=calls[:limit],
+        calls=ordered[:limit],
         after=following,
-        as_of=newest.as_of if newest else now,
-        oldest_fetch=min((reading.oldest_fetch for reading in readings), default=now),
-        fresh_until=min((reading.fresh_until for reading in readings), default=now),
-        stale=any(reading.stale for reading in readings),
-        unreadable=sum(reading.unreadable for reading in readings),
-        lookup=lookups.pop() if len(lookups) == 1 else "partial",
-        collapsed=any(r.collapsed for r in readings) and all(r.collapsed or r.lookup == "hit" for r in readings),
+        unreadable=sum((not latest or one < latest) and (not earliest or one > earliest) for one in unreadable),
+        provenance=total or Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now),
     )
 
 
@@ -138,21 +158,51 @@ COUNTS = Pace(DAY, 32, 100_000)  # calls are counted in the cache
 
 
 class Part(Struct, frozen=True):
-    """Calls in order, and the reading that they are from."""
+    """Calls in order, the unreadable records among them, and the reading that they are from."""
 
     calls: list[Call]
+    unreadable: list[UnreadableCall]
     reading: ReadResult
 
 
 class Counted(Struct, frozen=True):
-    """Extents that have no call in common with others, and the reading that they are from."""
+    """Extents that have no record in common with others, and the reading that they are from."""
 
     extents: Sequence[Extent]
     reading: ReadResult
 
 
+class SentIds:
+    """The records that a scan has handed on, in 8 bytes each. Only those in overlapping ranges of ids are compared."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, str, array[int]]] = []
+
+    def add(self, extents: Iterable[Extent]) -> None:
+        """Add the records of extents."""
+        keys = [(code, id_) for extent in extents for code, ids in extent.ids.items() for id_ in ids]
+        if keys:
+            ids = [id_ for _, id_ in keys]
+            self._parts.append((min(ids), max(ids), array("q", map(hash, keys))))
+
+    async def removed_from(self, extents: Sequence[Extent]) -> Sequence[Extent]:
+        """The extents without the records that were added."""
+        if not self._parts:
+            return extents
+        keys = {hash((code, id_)): (code, id_) for extent in extents for code, ids in extent.ids.items() for id_ in ids}
+        ranges = [bounds for extent in extents for bounds in extent.id_ranges.values()]
+        lost: dict[str, set[str]] = defaultdict(set)
+        for first, last, part in self._parts:
+            if any(first <= greatest and least <= last for least, greatest in ranges):
+                for number in keys.keys() & part:
+                    code, id_ = keys[number]
+                    lost[code].add(id_)
+                await asyncio.sleep(0)  # a long window must not hold the loop
+        return [without_calls(extent, lost) for extent in extents] if lost else extents
+
+
 class Spans:
-    """The spans of a window, read one after another, the next one ahead.
+    """The spans of a window, read one after another, the next one ahead. `rest` is what was not begun.
 
     The deadline of the query is that of all spans; with a `timeout` of the first alone, and others may take so long.
     """
@@ -164,16 +214,16 @@ class Spans:
         self._question = query
         self._deadline = query.deadline
         self._timeout = timeout
-        self._newest_first = newest_first
-        self._rest = _up_to(query.window, now)
+        self.newest_first = newest_first
+        self.rest = _up_to(query.window, now)
         self._pace = pace
         self._span = pace.first
         self._ahead: asyncio.Task[ReadResult] | None = None
 
     def begin(self) -> None:
         """Begin to read the next span, if there is one."""
-        if self._rest.start < self._rest.end:
-            part, self._rest = _next_span(self._rest, self._span, newest_first=self._newest_first)
+        if self.rest.start < self.rest.end:
+            part, self.rest = _next_span(self.rest, self._span, newest_first=self.newest_first)
             if self._deadline is None and self._timeout is not None:
                 deadline: float | None = asyncio.get_running_loop().time() + self._timeout
             else:
@@ -202,63 +252,82 @@ class Spans:
 async def stream(
     cache: Cache, query: Query, now: float, timeout: float, *, newest_first: bool, keep: Keep = list
 ) -> AsyncIterator[Part]:
-    """Read a window as parts in order; each span after the first may take `timeout` seconds. Raises UpstreamError."""
+    """Read a window as parts in order; each span after the first may take `timeout` seconds. Raises UpstreamError.
+
+    The first part is the beginning of a span; every other one completes a span.
+    """
     spans = Spans(cache, query, now, ROWS, newest_first=newest_first, timeout=timeout)
-    try:
-        spans.begin()
-        reading = await spans.next()
-        gone: list[Call] = []
-        calls: list[Call] = []
-        if reading is not None:
-            calls = _ordered(keep(reading.calls), newest_first=newest_first)
-            spans.begin()
-            gone, calls = calls[:FIRST_CALLS], calls[FIRST_CALLS:]
-            yield Part(gone, reading)
-        while reading is not None:
-            following = await spans.next()
-            found: list[Call] = []
-            if following is not None:
-                spans.begin()
-                found = _ordered(keep(following.calls), newest_first=newest_first)
-                calls = not_superseded(calls, reading.extents, following.extents, ties=False)
-                found = not_superseded(found, following.extents, reading.extents, ties=True)
-                sent = set(map(key_of, gone))
-                found = [call for call in found if key_of(call) not in sent]
-            yield Part(calls, reading)
-            reading, calls, gone = following, found, []
-    finally:
-        spans.leave()
+    async for part in _settled(cache, query, spans, 0):
+        calls = keep([call for extent in part.extents for call in extent.calls])
+        records = [record for extent in part.extents for record in extent.unreadable]
+        yield Part(_ordered(calls, newest_first=newest_first), records, part.reading)
 
 
 async def counted(cache: Cache, query: Query, now: float) -> AsyncIterator[Counted]:
-    """Read a window as extents to count, the oldest first, each call in one of them. Raises UpstreamError."""
+    """Read a window as extents to count, the oldest first, each record in one of them. Raises UpstreamError."""
     spans = Spans(cache, query, now, COUNTS, newest_first=False)
+    async for part in _settled(cache, query, spans, MAX_HELD):
+        yield part
+
+
+async def _settled(cache: Cache, query: Query, spans: Spans, max_held: int) -> AsyncIterator[Counted]:
+    """Read spans whose extents have no record in common. Those of up to `max_held` calls wait to be compared.
+
+    One that holds nothing back for long begins with `FIRST_CALLS`.
+    """
     waiting: deque[Counted] = deque()
+    sent = SentIds()
     held = 0
     try:
         spans.begin()
         while (reading := await spans.next()) is not None:
+            ahead = msgspec.structs.replace(query, window=spans.rest)
             spans.begin()
-            waiting.append(Counted(reading.extents, reading))
+            waiting.append(Counted(await sent.removed_from(reading.extents), reading))
             held += reading.size
-            while held > MAX_HELD and len(waiting) > 2:
-                await _deduplicate(waiting)
-                held -= waiting[0].reading.size
-                yield waiting.popleft()
-        await _deduplicate(waiting)
+            if held > max_held:
+                await _settle(waiting, await cache.held(ahead))
+            if max_held == 0 and len(waiting) == 1:
+                first, waiting[0] = _split(waiting[0], FIRST_CALLS, newest_first=spans.newest_first)
+                sent.add(first.extents)
+                yield first
+            while held > max_held and len(waiting) > 1:
+                part = waiting.popleft()
+                held -= part.reading.size
+                sent.add(part.extents)
+                yield part
+        await _settle(waiting, ())
         for part in waiting:
             yield part
     finally:
         spans.leave()
 
 
-async def _deduplicate(parts: deque[Counted]) -> None:
-    """Leave each call in the part that has its latest version; many calls in a thread, which does not hold the loop."""
-    every = [extent for part in parts for extent in part.extents]
-    many = sum(len(extent.calls) for extent in every) > MAX_INLINE
-    rest = iter(await asyncio.to_thread(deduplicated, every) if many else deduplicated(every))
+async def _settle(parts: deque[Counted], others: Iterable[Extent]) -> None:
+    """Leave each record in the part that has its latest version, unless one of `others` has a later one."""
+    rest = iter(await _deduplicated([*chain.from_iterable(part.extents for part in parts), *others]))
     for place, part in enumerate(parts):
         parts[place] = Counted(list(islice(rest, len(part.extents))), part.reading)
+
+
+async def _deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
+    """Extents without superseded records; many calls are compared in a thread, which does not hold the loop."""
+    many = sum(len(extent.calls) for extent in extents) > MAX_INLINE
+    return await asyncio.to_thread(deduplicated, extents) if many else deduplicated(extents)
+
+
+def _split(part: Counted, count: int, *, newest_first: bool) -> tuple[Counted, Counted]:
+    """The part of about the first `count` calls, and the rest."""
+    starts = sorted([call.start_time for extent in part.extents for call in extent.calls], reverse=newest_first)
+    if len(starts) <= count:
+        return part, Counted((), part.reading)
+    edge = int(starts[count - 1].timestamp()) + (not newest_first)
+    halves = Window(part.extents[0].window.start, edge), Window(edge, part.extents[-1].window.end)
+    first, rest = halves if newest_first else reversed(halves)  # what is cut off
+    return (
+        Counted([piece for extent in part.extents for piece in extent.without(first)], part.reading),
+        Counted([piece for extent in part.extents for piece in extent.without(rest)], part.reading),
+    )
 
 
 def _up_to(window: Window, now: float) -> Window:
@@ -276,5 +345,5 @@ def _next_span(rest: Window, span: int, *, newest_first: bool) -> tuple[Window, 
     return Window(rest.start, end), Window(end, rest.end)
 
 
-def _ordered(calls: Sequence[Call], *, newest_first: bool) -> list[Call]:
+def _ordered(calls: Iterable[Call], *, newest_first: bool) -> list[Call]:
     return sorted(calls, key=order, reverse=newest_first)

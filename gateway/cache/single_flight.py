@@ -7,9 +7,10 @@ Rules:
 - The first gap is sent at once. While a flight of the same client or window is in progress, further gaps wait until it
   lands, at most 50 ms, and are sent together: windows of a client that are near each other as one POST, clients of
   nearly the same window as one batch.
-- An error is remembered for a second, for gaps that contain the window that failed. An error that every POST would meet
-  (no connection, an address that is not allowed) is remembered for all gaps until a POST is answered. An error without
-  a POST is not remembered.
+- Flights that are overdue hold nobody up: nothing waits until they land, and their codes are not batched.
+- An error of one code is remembered for a second, for gaps that contain the window that failed; the error of a batch is
+  not. That there is no connection is remembered for all gaps until a POST is answered. An error without a POST is not
+  remembered.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from gateway.cache.extents import Extent, minus
 from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
-from gateway.errors import NotSent, UpstreamError, UpstreamUnauthorized, UpstreamUnreachable
+from gateway.errors import NotSent, UpstreamError, forget_frames
 from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -42,22 +43,27 @@ ERRORS_PART = 1 / 64  # of the memory; a million bytes hold 600 errors
 ERROR_BYTES = 1200  # of an error with its cause and its message, without the client code
 ANY_POST = ""  # the key of errors that every POST would meet; no client code is empty
 NO_CACHE_RULE = Rule(minimum=1, ratio=1e-9, maximum=1)  # a read past the cache joins no flight older than a second
-EVERY_POST = (UpstreamUnreachable, UpstreamUnauthorized)
+OVERDUE = 1.0  # seconds in which a POST of a window that is often asked for is answered
 
 
 class Gap(NamedTuple):
-    """A window of a client that must be fetched, in POSTs of at most `span` seconds unless that is known to fail."""
+    """A window of a client that must be fetched, in POSTs of at most `span` seconds unless that is known to fail.
+
+    `alone`: not together with other clients, because that has failed.
+    """
 
     code: str
     window: Window
     span: int
+    alone: bool = False
 
 
 class FlightResult(Struct):
-    """The result of a flight for one client: extents, and the error of the rest."""
+    """The result of a flight for one client: extents, and the error of the rest, perhaps of a POST for it `alone`."""
 
     extents: list[Extent] = msgspec.field(default_factory=list)
     error: UpstreamError | None = None
+    alone: bool = False
 
 
 class Flight:
@@ -117,12 +123,31 @@ class Subscription(Struct, eq=False):
     released: bool = False
     launched: asyncio.Future[None] | None = None  # of a gap that waits to be sent with others
     error: UpstreamError | None = None
+    alone: bool = False  # whether its error is of a POST for its code alone
 
     def subscribe(self, flight: Flight) -> None:
         """Add a flight."""
         self.flights.append(flight)
         if self.background is None:
             flight.waiters.join(self.until)
+
+    def parts(self) -> tuple[list[Extent], list[Gap]]:
+        """The extents that its flights have brought so far, and the parts of the gap that are missing."""
+        if len(self.flights) < 2:
+            return [], [self.gap]
+        extents: list[Extent] = []
+        missing: list[Gap] = []
+        for flight in self.flights:
+            if flight.task.done() and (result := flight.task.result()[self.gap.code]).error is None:
+                extents += result.extents
+            else:
+                start = max(flight.window.start, self.gap.window.start)
+                missing.append(self.gap._replace(window=Window(start, min(flight.window.end, self.gap.window.end))))
+        return extents, missing
+
+    def is_batched(self, others_than: Collection[str] = ()) -> bool:
+        """Whether a flight is for several codes, or for others than some."""
+        return any(len(flight.codes.union(others_than)) > max(1, len(others_than)) for flight in self.flights)
 
     def release(self) -> None:
         """Stop waiting. The flights continue."""
@@ -134,6 +159,7 @@ class Subscription(Struct, eq=False):
     async def wait(self) -> list[Extent]:
         """Wait for the extents. Raises UpstreamError."""
         if self.error is not None:
+            self.alone = True
             raise self.error.with_traceback(None)
         if self.launched is not None:
             await asyncio.shield(self.launched)
@@ -145,6 +171,7 @@ class Subscription(Struct, eq=False):
                 result = (await asyncio.shield(flight.task))[self.gap.code]
                 extents += result.extents
                 if result.error is not None:
+                    self.alone = result.alone
                     raise result.error.with_traceback(None)
         return extents
 
@@ -179,7 +206,7 @@ class SingleFlight:
         self._clock = clock
         self._metrics = metrics
         self._flights: dict[tuple[str, bool], set[Flight]] = defaultdict(set)  # by client code, with status
-        self._windows: dict[Window, int] = defaultdict(int)  # of flights in progress
+        self._windows: dict[Window, set[Flight]] = defaultdict(set)  # of flights in progress
         self._pending: dict[bool, Pending] = {}  # by whether with status
         self._errors: Lru[tuple[str, bool], tuple[float, Window, UpstreamError]] = Lru(memory, ERRORS_PART)
 
@@ -203,7 +230,7 @@ class SingleFlight:
         )
         for gap in gaps:
             rest = [gap.window]
-            for flight, served in self._joinable(gap.code, NO_CACHE_RULE if no_cache else rules[gap.code], status, now):
+            for flight, served in self._joinable(gap, NO_CACHE_RULE if no_cache else rules[gap.code], status, now):
                 if any(served.overlaps(window) for window in rest):
                     subscriptions.append(make(gap, joined=True))
                     subscriptions[-1].subscribe(flight)
@@ -211,7 +238,7 @@ class SingleFlight:
             if rest != [gap.window]:
                 self._metrics.joined.inc()
             for window in rest:
-                part = Gap(gap.code, window, gap.span)
+                part = gap._replace(window=window)
                 subscriptions.append(make(part, joined=False, error=self._remembered(part, status)))
                 if subscriptions[-1].error is None:
                     unsent.append(subscriptions[-1])
@@ -220,16 +247,21 @@ class SingleFlight:
         self._launch([one for one in unsent if one.launched is None], status)
         return subscriptions
 
-    def _joinable(self, code: str, rule: Rule, status: bool, now: float) -> Iterator[tuple[Flight, Window]]:
+    def _joinable(self, gap: Gap, rule: Rule, status: bool, now: float) -> Iterator[tuple[Flight, Window]]:
         for kind in (True,) if status else (False, True):
-            for flight in self._flights.get((code, kind), ()):
+            for flight in self._flights.get((gap.code, kind), ()):
+                if gap.alone and len(flight.codes) > 1:
+                    continue
                 if (served := flight.serves(now, rule)) is not None:
                     yield flight, served
 
     def _is_busy(self, gap: Gap, status: bool) -> bool:
+        if gap.alone:
+            return False
+        flights = self._flights.get((gap.code, status), set()) | self._windows.get(gap.window, set())
         pending = self._pending.get(status)
-        busy = (gap.code, status) in self._flights or gap.window in self._windows
-        return busy or (pending is not None and not pending.meets.isdisjoint((gap.code, gap.window)))
+        meets = pending is not None and not pending.meets.isdisjoint((gap.code, gap.window))
+        return meets or any(not f.task.done() and self._clock() - f.planned < OVERDUE for f in flights)
 
     def _collect(self, subscription: Subscription, status: bool) -> None:
         pending = self._pending.get(status)
@@ -262,9 +294,11 @@ class SingleFlight:
                 by_window[part].append(code)
         background = min((one.background for one in subscriptions if one.background is not None), default=None)
         no_cache = any(one.no_cache for one in subscriptions)
+        alone = {one.gap.code for one in subscriptions if one.gap.alone}
+        alone |= {code for code in windows if self._is_overdue(code, now)}
         started: dict[str, list[Flight]] = defaultdict(list)
         for window, codes in _group_alike(by_window, self._profiles.max_span):
-            for batch in self._profiles.batches(codes, now):
+            for batch in self._profiles.batches(codes, now, alone):
                 waiters = Waiters(background)
                 flight = Flight(batch, window, now, self._fresh, waiters, status=status, no_cache=no_cache)
                 self._start(flight, batch)
@@ -275,10 +309,16 @@ class SingleFlight:
                 if flight.window.overlaps(one.gap.window):
                     one.subscribe(flight)
 
+    def _is_overdue(self, code: str, now: float) -> bool:
+        """Whether a POST of a code takes longer than usual."""
+        usual = max(OVERDUE, 2 * self._profiles.of(code).last_duration)
+        flights = [flight for status in (False, True) for flight in self._flights.get((code, status), ())]
+        return any(now - flight.planned > usual for flight in flights)
+
     def _start(self, flight: Flight, codes: Sequence[str]) -> None:
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight, codes))
         self._metrics.batch_codes.observe(len(codes))
-        self._windows[flight.window] += 1
+        self._windows[flight.window].add(flight)
         for code in codes:
             self._flights[code, flight.status].add(flight)
         flight.task.add_done_callback(lambda _: self._land(flight))
@@ -290,7 +330,7 @@ class SingleFlight:
             return await self._send(flight, codes)
 
     def _land(self, flight: Flight) -> None:
-        self._windows[flight.window] -= 1
+        self._windows[flight.window].discard(flight)
         if not self._windows[flight.window]:
             del self._windows[flight.window]
         for key in [(code, flight.status) for code in flight.codes]:
@@ -310,21 +350,25 @@ class SingleFlight:
         for code, result in flight.task.result().items():
             if result.error is None:
                 self._errors.pop((ANY_POST, flight.status))
-            elif not isinstance(result.error, NotSent):
-                key = ANY_POST if isinstance(result.error, EVERY_POST) else code
-                forget_frames(result.error)
-                remembered = self._clock() + ERROR_TTL, flight.window, result.error
-                self._errors.put((key, flight.status), remembered, ERROR_BYTES + len(key))
+            elif result.error.disconnected:
+                self._put_error(ANY_POST, flight, result.error)
+            elif not isinstance(result.error, NotSent) and len(flight.codes) == 1:
+                self._put_error(code, flight, result.error)
+
+    def _put_error(self, code: str, flight: Flight, error: UpstreamError) -> None:
+        forget_frames(error)
+        remembered = self._clock(), flight.window, error
+        self._errors.put((code, flight.status), remembered, ERROR_BYTES + len(code))
 
     def _remembered(self, gap: Gap, status: bool) -> UpstreamError | None:
         """The error of the last second that a gap would meet again."""
         for key in ((gap.code, status), (ANY_POST, status)):
             if (remembered := self._errors.get(key)) is None:
                 continue
-            until, window, error = remembered
-            if until <= self._clock():
+            at, window, error = remembered
+            if not 0 <= self._clock() - at < ERROR_TTL:  # the clock may step back
                 self._errors.pop(key)
-            elif isinstance(error, EVERY_POST) or minus(window, gap.window) == []:
+            elif error.disconnected or minus(window, gap.window) == []:
                 return error
         return None
 
@@ -336,13 +380,6 @@ class SingleFlight:
             tasks = {flight.task for flights in self._flights.values() for flight in flights}
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(0)
-
-
-def forget_frames(error: BaseException | None) -> None:
-    """Drop the tracebacks of an error and its causes: their frames hold the whole reply."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def _group_alike(by_window: dict[Window, list[str]], max_span: int) -> list[tuple[Window, list[str]]]:

@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from gateway.model import Certainty, Window
+from gateway.model import StartTimeCertainty, Window
 
 try:
     ZONE = ZoneInfo("America/Chicago")
@@ -39,7 +39,7 @@ WITHIN_HOUR = {
     for second in range(60)
 }
 MAX_HOURS = 100_000  # entries of `_hours`, eleven years
-_hours: dict[str, tuple[datetime, Certainty]] = {}
+_hours: dict[str, tuple[datetime, StartTimeCertainty]] = {}
 
 
 class Fold(NamedTuple):
@@ -91,7 +91,7 @@ def gap_near(instant: int) -> int | None:
     return _changes(_year(instant))[1]
 
 
-def parse_wall(text: str) -> tuple[datetime, Certainty]:
+def parse_wall(text: str) -> tuple[datetime, StartTimeCertainty]:
     """Parse `MM/DD/YYYY HH:MM:SS` to UTC. A time in the fold gets its earlier reading. Raises ValueError."""
     try:
         hour, certainty = _hours[text[:13]]
@@ -109,7 +109,7 @@ def parse_wall(text: str) -> tuple[datetime, Certainty]:
         raise ValueError("a minute or second above 59")
     wall = datetime(year, month, day, clock, tzinfo=ZONE)
     exact = wall.utcoffset() == wall.replace(fold=1).utcoffset()
-    certainty = Certainty.EXACT if exact else Certainty.ASSUMED
+    certainty = StartTimeCertainty.EXACT if exact else StartTimeCertainty.ASSUMED
     hour = wall.astimezone(UTC)
     if len(_hours) >= MAX_HOURS:
         _hours.clear()
@@ -122,11 +122,9 @@ def render_wall(instant: int) -> str:
     return datetime.fromtimestamp(instant, ZONE).strftime("%m/%d/%Y %H:%M:%S")
 
 
-def in_fold(instant: datetime) -> bool:
-    """Whether the wall time of an instant is ambiguous."""
-    seconds = int(instant.timestamp())
-    fold = fold_near(seconds)
-    return fold is not None and fold.start <= seconds < fold.end
+def is_same_wall_time(one: datetime, other: datetime) -> bool:
+    """Whether two instants are readings of one wall time."""
+    return render_wall(int(one.timestamp())) == render_wall(int(other.timestamp()))
 
 
 def infer_folds(times: Sequence[datetime]) -> dict[int, datetime]:

@@ -32,7 +32,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.model import CLIENT_CODE, Call, Certainty, Window
+from gateway.model import CLIENT_CODE, Call, StartTimeCertainty, UnreadableCall, Window
 
 LOGGER = logging.getLogger(__name__)
 RETRY_WITHIN = 0.5  # of a POST's deadline; a later retry might time out and count as an outage
@@ -60,7 +60,7 @@ class Fetched(Struct, frozen=True):
 
     sent: float
     calls: dict[str, list[Call]]
-    unreadable: dict[str, int]
+    unreadable: dict[str, list[UnreadableCall]]
     status_ignored: bool
 
 
@@ -107,14 +107,14 @@ class UpstreamClient:
         """POST, and retry once if the error is retryable, within one deadline."""
         body = render_request(codes, wall_range, status=status, flag_element=self._settings.flag_element)
         loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
-        until = NO_DEADLINE
+        until, suspect = NO_DEADLINE, self._admission.has_suspect(codes)
         self._retries.earn()
         try:
             async with self._admission.slot(codes, waiters):
                 until = loop.time() + deadline
-                return await self._post(body, until, status=status)
+                return await self._post(body, until, status=status, single=len(codes) == 1)
         except UpstreamError as error:
-            if not is_retryable(error) or self._others_fail() or not self._retries.spend():
+            if suspect or not is_retryable(error) or self._others_fail() or not self._retries.spend():
                 raise
             failure = error
         await asyncio.sleep(backoff(random.random()))  # noqa: S311 - not a secret
@@ -123,20 +123,20 @@ class UpstreamClient:
             with suppress(NotSent):
                 async with self._admission.slot(codes, waiters, latest):
                     self._metrics.retries.inc()
-                    return await self._post(body, until, status=status)
+                    return await self._post(body, until, status=status, single=len(codes) == 1)
         self._retries.give_back()
         raise failure
 
     def _others_fail(self) -> bool:
-        """Whether another POST has failed since the last success. Only isolated failures are retried."""
+        """Whether another code's POST has failed since the last success. Only isolated failures are retried."""
         return self._admission.breaker.failures > 1
 
-    async def _post(self, body: bytes, until: float, *, status: bool) -> Fetched:
+    async def _post(self, body: bytes, until: float, *, status: bool, single: bool) -> Fetched:
         sent = self._clock()
         outcome = "cancelled"
         try:
             with tracing.span("POST"):
-                reply = await self._receive(body, until, status=status)
+                reply = await self._receive(body, until, status=status, single=single)
             outcome = "ok"
         except UpstreamError as error:
             outcome = OUTCOMES[type(error)]
@@ -148,7 +148,7 @@ class UpstreamClient:
         self._count(reply)
         return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
 
-    async def _receive(self, body: bytes, until: float, *, status: bool) -> Reply:
+    async def _receive(self, body: bytes, until: float, *, status: bool, single: bool) -> Reply:
         """POST, and parse the response as it arrives. Raises UpstreamError."""
         async with self._transport.post(body, until) as answer:
             if answer.status in (401, 403):
@@ -160,7 +160,7 @@ class UpstreamClient:
                     retry_after=answer.retry_after,
                 )
             with tracing.span("parse") as parsing:
-                parser = ReplyParser(status=status, charset=answer.charset)
+                parser = ReplyParser(status=status, charset=answer.charset, single=single)
                 async for piece in answer.chunks:
                     self._metrics.reply_bytes.inc(len(piece))
                     parser.feed(piece)
@@ -182,12 +182,12 @@ class UpstreamClient:
         metrics = self._metrics
         certainties = [call.start_time_certainty for calls in reply.calls.values() for call in calls]
         metrics.calls_translated.inc(len(certainties))
-        for certainty in (Certainty.INFERRED, Certainty.ASSUMED):
+        for certainty in (StartTimeCertainty.INFERRED, StartTimeCertainty.ASSUMED):
             if count := certainties.count(certainty):
                 metrics.ambiguous_times.labels(certainty.value).inc(count)
         unnamed = sum(len(calls) for code, calls in reply.calls.items() if CLIENT_CODE.fullmatch(code) is None)
         metrics.calls_of_unnameable_clients.inc(unnamed)
-        unreadable = sum(reply.unreadable.values())
+        unreadable = sum(map(len, reply.unreadable.values()))
         metrics.calls_unreadable.inc(unreadable)
         metrics.unknown_elements.inc(reply.unknown_elements)
         for repair, count in reply.repairs.items():

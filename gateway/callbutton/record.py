@@ -12,11 +12,14 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
+import re
+from datetime import UTC, datetime
 from itertools import islice
 from xml.etree.ElementTree import Element
 
 from gateway.callbutton import central_time
-from gateway.model import Address, Call, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, UnreadableCall
 
 FIELDS = (
     "StartTime Campaign DID ANI OtherData InfoDigits Target Result Duration TalkTime IndexNumber VoiceDirectory "
@@ -30,20 +33,25 @@ EXTRA_NAMES = {key: f"Address.{name}" for name, key in ADDRESS_KEYS.items()}
 NO_TEXTS: dict[str, str | None] = dict.fromkeys((*FIELDS, *ADDRESS_KEYS.values()))
 PHONE_TYPES = {"": PhoneType.NORMAL, "p": PhoneType.PAYPHONE, "c": PhoneType.CELL}
 RESULTS = {
-    "connected": Result.CONNECTED,
-    "busy": Result.BUSY,
-    "no answer": Result.NO_ANSWER,
-    "abandoned": Result.ABANDONED,
+    "connected": CallResult.CONNECTED,
+    "busy": CallResult.BUSY,
+    "no answer": CallResult.NO_ANSWER,
+    "abandoned": CallResult.ABANDONED,
 }
 SALES = {"": SalesStatus.NONE, "called back": SalesStatus.CALLED_BACK, "made sale": SalesStatus.MADE_SALE}
 REVIEWED = {"": False, "reviewed": True, "unreviewed": False}
 SECONDS = {str(seconds): seconds for seconds in range(3600)}  # most calls take less than an hour
-NO_STATUS = Status(reviewed=False, sales=SalesStatus.NONE, journal=None)
+NO_STATUS = CallStatus(reviewed=False, sales=SalesStatus.NONE, journal=None)
 ENVELOPE = (
     "Callbutton Username Authentication CallbuttonService GetCallDetailsResponse GetCallDetailResponse status Client "
     "ClientCode CallDetails Call ID"
 ).split()
 SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
+FEWEST_DIGITS = 6  # of a date and a time, as in 1/2/09 3:04
+MAX_FORM = 40  # characters
+KEPT_WORDS = ("AM", "PM", "T", "Z")  # of a date and time in another form; others may be anything
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+NO_ID = "?"  # begins the names of records without an id
 MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
 MAX_ID = 200  # characters; the contract has no longer ids, and cursors hold one
 MAX_NAMES = 1000  # spellings of names that are remembered for one reply
@@ -93,21 +101,22 @@ class RecordReader:
     """Reads the records of one reply.
 
     `unknown` counts the elements that the document does not know. `status_seen` is set once a record has an element
-    that the status flag asks for.
+    that the status flag asks for. `other_form` is the form of the first StartTime that is not in the document's.
     """
 
     def __init__(self, *, status: bool) -> None:
         self.unknown = 0
         self.status_seen = False
+        self.other_form = ""
         self._status = status
         self._shared: dict[str, str] = {}
         self._call_keys = Keys({name: name for name in FIELDS}, "")
         self._address_keys = Keys(ADDRESS_KEYS, "Address.")
 
-    def read(self, element: Element, code: str) -> Call | None:
+    def read(self, element: Element, code: str) -> Call | UnreadableCall:
         """The call of a `Call` element, by the client code that it stands under.
 
-        None without an id or a readable StartTime. Raises ValueError if elements are nested too deeply.
+        Raises ValueError if elements are nested too deeply.
         """
         identity = (element.get("ID") or attribute(element, "ID")).strip()
         identity = identity if len(identity) <= MAX_ID else ""
@@ -165,7 +174,7 @@ class RecordReader:
                     texts[key] = None
         texts["Address"] = ""
 
-    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | None:
+    def make(self, identity: str, code: str, texts: Texts, earlier: dict[str, list[str]]) -> Call | UnreadableCall:
         """The call of a record's texts: a copy of NO_TEXTS that they were put into, and earlier ones by key."""
         # fmt: off
         (start, campaign, did, ani, other, digits, target, result, duration, talk, index, voice, _,
@@ -184,18 +193,19 @@ class RecordReader:
                 status = _status(reviewed or "", sales or "", journal, extra)
             elif self.status_seen:
                 status = NO_STATUS
-        if not identity or not start:
-            return None
         try:
-            start_time, certainty = central_time.parse_wall(start)
+            start_time, certainty = central_time.parse_wall(start or "")
         except ValueError:
-            return None
+            self.other_form = self.other_form or _other_form(start or "")
+            return UnreadableCall(identity or _digest(texts), code, EARLIEST, LATEST)
+        if not identity:
+            return UnreadableCall(_digest(texts), code, start_time, start_time)
         keep = self._shared.setdefault
         if len(self._shared) > MAX_SHARED_TEXTS:
             self._shared.clear()
         address = None
         if first or last or street or city or postal or middle or secondary or state or postal4:
-            address = Address(
+            address = CallerAddress(
                 first_name=keep(first, first) if first else None,
                 middle_initial=keep(middle, middle) if middle else None,
                 last_name=keep(last, last) if last else None,
@@ -217,7 +227,7 @@ class RecordReader:
             other_data=keep(other, other) if other else None,
             phone_type=PHONE_TYPES.get(digits.lower() if digits else "") or _other_phone_type(digits, extra),
             target=keep(target, target) if target else None,
-            result=(RESULTS.get(result.lower()) if result else Result.OTHER) or _result(result, extra),
+            result=(RESULTS.get(result.lower()) if result else CallResult.OTHER) or _result(result, extra),
             duration_seconds=SECONDS[duration] if duration in SECONDS else _seconds("Duration", duration, extra),
             talk_time_seconds=SECONDS[talk] if talk in SECONDS else _seconds("TalkTime", talk, extra),
             index_number=keep(index, index) if index else None,
@@ -244,27 +254,43 @@ class RecordReader:
                 extra[name] = joined
 
 
+def _other_form(text: str) -> str:
+    """The form of a date and time that is not in the document's, such as `00/00/0000 00:00 PM`; else empty.
+
+    It has no digit or name of the text.
+    """
+    if central_time.WALL.fullmatch(text) or sum(map(str.isdigit, text)) < FEWEST_DIGITS:
+        return ""
+    words = re.sub(r"[^\W\d_]+", lambda word: word[0] if word[0].upper() in KEPT_WORDS else "x", text[:MAX_FORM])
+    return re.sub(r"\d", "0", words)
+
+
+def _digest(texts: Texts) -> str:
+    """Name a record without an id by its texts, after a mark."""
+    return NO_ID + hashlib.blake2b(repr(texts).encode(errors="replace"), digest_size=8).hexdigest()
+
+
 def _other_phone_type(text: str | None, extra: dict[str, str]) -> PhoneType:
     extra.setdefault("InfoDigits", text or "")
     return PhoneType.OTHER
 
 
-def _result(text: str | None, extra: dict[str, str]) -> Result:
+def _result(text: str | None, extra: dict[str, str]) -> CallResult:
     """A result that is not spelled as in the document: with other white space, or of another name."""
-    result = RESULTS.get(_words(text or ""), Result.OTHER)
-    if result is Result.OTHER:
+    result = RESULTS.get(_words(text or ""), CallResult.OTHER)
+    if result is CallResult.OTHER:
         extra.setdefault("Result", text or "")
     return result
 
 
-def _status(reviewed: str, sales: str, journal: str | None, extra: dict[str, str]) -> Status:
+def _status(reviewed: str, sales: str, journal: str | None, extra: dict[str, str]) -> CallStatus:
     sold = SALES.get(sales.lower()) or SALES.get(_words(sales), SalesStatus.OTHER)
     if sold is SalesStatus.OTHER:
         extra.setdefault("SalesStatus", sales)
     seen = REVIEWED.get(reviewed.lower())
     if seen is None:
         extra.setdefault("ReviewedStatus", reviewed)
-    return Status(reviewed=seen or False, sales=sold, journal=journal or None)
+    return CallStatus(reviewed=seen or False, sales=sold, journal=journal or None)
 
 
 def _seconds(name: str, text: str | None, extra: dict[str, str]) -> int | None:

@@ -7,8 +7,10 @@ Rules, liberal as to form and strict as to sense:
 - Elements at places that the document does not describe are passed over, and counted within a response.
 - Names are compared without case and namespace. Both spellings of the response element may carry success and failure.
 - Within a `Client` every `CallDetails` belongs to the `ClientCode` before it. Several of both are read.
-- A call without an id or a readable StartTime is left out and counted (T3). An id that comes twice under one client
-  code counts once: the last one (T2).
+- A record without an id or a readable StartTime is an `UnreadableCall`, and counted (T3). An id that comes twice under
+  one client code counts once: the last one (T2).
+- An ERROR that only says that no calls were found is an empty reply, if one client code was requested.
+- A reply with calls of which none can be read, because their StartTimes have another form, is `UpstreamMalformed`.
 - Anything that is not well-formed, has a DOCTYPE, is too deep or too long, or is not the protocol is
   `UpstreamMalformed`, which says where.
 """
@@ -25,10 +27,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.callbutton import central_time
-from gateway.callbutton.record import NO_STATUS, RecordReader, attribute, canonical
+from gateway.callbutton.record import EARLIEST, LATEST, NO_ID, NO_STATUS, RecordReader, attribute, canonical
 from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
-from gateway.model import Call, Certainty
+from gateway.model import Call, StartTimeCertainty, UnreadableCall
 
 CHUNK_SIZE = 65536  # bytes
 SLICE_SIZE = 8192  # characters; small enough that no garbage collection runs while the elements of a slice exist
@@ -39,6 +41,19 @@ MAX_ELEMENTS = 50_000  # elements in the tree; a slice has at most 2,048
 MAX_RECORD_SIZE = 1024 * 1024
 MAX_PROLOG_SIZE = 65536  # characters before the root element
 REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
+# An ERROR that is no error: "No calls found for this period.", "There are no records", "Call details not found".
+NOUN = r"(?:call )?(?:calls?|details?|records?|results?|rows?|data|history|activity|match(?:es)?|entr(?:y|ies))"
+NO_CALLS = re.compile(
+    rf"(?:sorry, )?(?:(?:there (?:are|were|is|was) |found )?(?:no|0|zero) (?:\w+ )?{NOUN}"
+    rf"|{NOUN} (?:(?:was|were|could be) )?not found|nothing found)"
+    r"(?: (?:(?:was|were) )?(?:found|available|returned|match\w*|exists?|recorded)\b)?"
+    r"(?: (?:for|in|on|between|within|during|from|with|since|your|the|that)\b(?:[^:;]|(?<=\d):(?=\d))*)?"
+    r"(?:: ?[\w.-]+)?[ .!]*",
+    re.IGNORECASE,
+)
+TROUBLE = re.compile(
+    r"\b(?:err|fail|time|invalid|not valid|unavail|denied|unauth|connect|database|server)", re.IGNORECASE
+)
 RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
 MISC = r"(?>[ \t\r\n]++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: no character is searched twice
 DOCTYPE = re.compile(MISC + "<!DOCTYPE", re.DOTALL)
@@ -49,17 +64,26 @@ class Reply(Struct):
     """The content of one reply. Calls are by client code as the upstream spells it, in the order of the reply."""
 
     calls: dict[str, list[Call]]
-    unreadable: dict[str, int]
+    unreadable: dict[str, list[UnreadableCall]]
     unknown_elements: int
     status_ignored: bool
     repairs: Counter[str]
 
 
+class Unreadable(Struct):
+    """An unreadable record, and the calls before and after it in the reply."""
+
+    record: UnreadableCall
+    before: Call | None
+    after: Call | None = None
+
+
 class ReplyParser:
     """Reads one reply as it arrives: `feed` pieces of the body, then `close`."""
 
-    def __init__(self, *, status: bool = False, charset: str | None = None) -> None:
+    def __init__(self, *, status: bool = False, charset: str | None = None, single: bool = False) -> None:
         self._status = status
+        self._single = single  # whether one client code was requested
         self._text = TextDecoder(charset)
         self._prolog: str | None = ""  # None once the root has begun
         builder = TreeBuilder()
@@ -72,7 +96,8 @@ class ReplyParser:
         self._records = RecordReader(status=status)
         self._calls: dict[str, dict[str, Call]] = {}
         self._uncertain: set[str] = set()  # client codes with a call whose time may be in a fold
-        self._unreadable: Counter[str] = Counter()
+        self._unreadable: dict[str, list[Unreadable]] = {}
+        self._equal = Counter[str]()  # unreadable records without id, in the Client that is growing
         self._unknown = 0
 
     def feed(self, data: bytes) -> None:
@@ -101,13 +126,19 @@ class ReplyParser:
             count = "several" if responses else "no"
             raise UpstreamMalformed(f"the Callbutton server's answer has {count} GetCallDetailsResponse")
         verdict = attribute(responses[0], "status").upper()
-        if verdict != "OK":
+        if verdict == "OK":
+            self._take(complete=True)
+        elif not (verdict == "ERROR" and self._single and _says_no_calls(_message(responses[0]))):
             raise self._failure(verdict, responses[0])
-        self._take(complete=True)
         calls = {code: self._settled(code) for code in self._calls}
+        if (form := self._records.other_form) and not any(calls.values()):
+            raise UpstreamMalformed(
+                f"no StartTime of the Callbutton server's answer has the form MM/DD/YYYY HH:MM:SS: it sends {form}",
+                start_time_form=form,
+            )
         return Reply(
             calls=calls,
-            unreadable=dict(self._unreadable),
+            unreadable={code: _placed(found, calls[code]) for code, found in self._unreadable.items()},
             unknown_elements=self._unknown + self._records.unknown,
             status_ignored=self._status and not self._records.status_seen and any(calls.values()),
             repairs=self._text.repairs,
@@ -219,6 +250,8 @@ class ReplyParser:
         if growing:
             self._remove(client, len(children) - 1)
             self._code = kept
+        else:
+            self._equal.clear()
 
     def _remove(self, element: Element, count: int) -> None:
         if count > 0:
@@ -227,6 +260,7 @@ class ReplyParser:
 
     def _take_calls(self, elements: list[Element], code: str) -> None:
         read, found = self._records.read, self._calls[code]
+        unreadable = self._unreadable.get(code, [])
         for element in elements:
             if canonical(element.tag) != "Call":
                 self._unknown += 1
@@ -235,10 +269,17 @@ class ReplyParser:
                 call = read(element, code)
             except ValueError as error:
                 self._refuse(str(error))
-            if call is None:
-                self._unreadable[code] += 1
+            if isinstance(call, UnreadableCall):
+                if call.id.startswith(NO_ID):  # equal ones differ, unless it is the Client that is repeated
+                    self._equal[call.id] += 1
+                    call = replace(call, id=f"{call.id} {self._equal[call.id]}")
+                unreadable = self._unreadable.setdefault(code, unreadable)
+                unreadable.append(Unreadable(call, next(reversed(found.values()), None)))
                 continue
-            if call.start_time_certainty is not Certainty.EXACT:
+            if unreadable and unreadable[-1].after is None:
+                for one in unreadable:
+                    one.after = one.after or call
+            if call.start_time_certainty is not StartTimeCertainty.EXACT:
                 self._uncertain.add(code)
             if call.id in found:  # the last one of an id counts, at its own place in the order
                 del found[call.id]
@@ -249,7 +290,9 @@ class ReplyParser:
         calls = list(self._calls[code].values())
         if code in self._uncertain:
             for index, instant in central_time.infer_folds([call.start_time for call in calls]).items():
-                calls[index] = replace(calls[index], start_time=instant, start_time_certainty=Certainty.INFERRED)
+                calls[index] = replace(
+                    calls[index], start_time=instant, start_time_certainty=StartTimeCertainty.INFERRED
+                )
         if self._records.status_seen:  # calls before the first status have none yet
             calls = [call if call.status else replace(call, status=NO_STATUS) for call in calls]
         return calls
@@ -260,10 +303,32 @@ class ReplyParser:
             return UpstreamUnauthorized(said.get("Username"), said.get("Authentication"))
         if verdict != "ERROR":
             return UpstreamMalformed("the Callbutton server's answer has a status that the protocol does not know")
-        message = "".join(c for c in " ".join("".join(response.itertext()).split()) if c.isprintable())[:200]
+        message = _message(response)
         if REJECTED.search(message):
             return UpstreamRejected(message)
         return UpstreamFailed("the Callbutton server answered ERROR", reported=True)
+
+
+def _message(response: Element) -> str:
+    return "".join(c for c in " ".join("".join(response.itertext()).split()) if c.isprintable())[:200]
+
+
+def _says_no_calls(message: str) -> bool:
+    return NO_CALLS.fullmatch(message) is not None and TROUBLE.search(message) is None
+
+
+def _placed(found: list[Unreadable], calls: list[Call]) -> list[UnreadableCall]:
+    """Place the unreadable records of one client code between the calls beside them."""
+    descending = bool(calls) and calls[-1].start_time < calls[0].start_time
+    placed: dict[str, UnreadableCall] = {}
+    for one in found:
+        record, beside = one.record, (one.before, one.after)
+        if record.start_time == EARLIEST:
+            first, last = reversed(beside) if descending else beside
+            starts = first.start_time if first else EARLIEST, last.start_time if last else LATEST
+            record = replace(record, start_time=min(starts), latest=max(starts))
+        placed[record.id] = record
+    return list(placed.values())
 
 
 def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:

@@ -42,6 +42,10 @@ CHUNK_SIZE = 64 * 1024  # bytes of body between two turns of the event loop
 READ_SIZE = 4 * CHUNK_SIZE  # bytes; what asyncio takes from a socket at once
 KEEPALIVE = 5  # seconds that an idle connection is kept, as httpx keeps it
 CHARSET = re.compile(r"""charset *= *["']?([A-Za-z0-9._:+-]{1,40})""", re.IGNORECASE)
+SUPPORTED: tuple[list[str], ...] = ([], ["gzip"], ["x-gzip"])
+CODINGS = frozenset(
+    ("gzip", "x-gzip", "br", "compress", "dcb", "dcz", "deflate", "exi", "pack200-gzip", "x-compress", "zstd")
+)
 SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
@@ -63,6 +67,7 @@ class Timer:
         self._until = until
         self._began = asyncio.get_running_loop().time()
         self.answering = False  # whether a byte of the answer has come
+        self.closed = False  # whether the server has closed the connection
         self.received = 0  # bytes of body, decoded
 
     def left(self) -> float:
@@ -85,7 +90,7 @@ class TimedStream(httpcore.AsyncNetworkStream):
         """Read some bytes."""
         timer = current_timer.get()
         data = await self._stream.read(max(max_bytes, READ_SIZE), timer.left())
-        timer.answering = timer.answering or bool(data)
+        timer.answering, timer.closed = timer.answering or bool(data), not data
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
@@ -112,10 +117,11 @@ class TimedStream(httpcore.AsyncNetworkStream):
 
 
 class TimedBackend(httpcore.AsyncNetworkBackend):
-    """Makes connections that keep the flight's time."""
+    """Makes connections that keep the flight's time, to the server or, if `to_proxy`, to a proxy."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, to_proxy: bool) -> None:
         self._backend = httpcore.AnyIOBackend()
+        self._to_proxy = to_proxy
 
     async def connect_tcp(
         self,
@@ -127,7 +133,12 @@ class TimedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect."""
         left = current_timer.get().left()
-        return TimedStream(await self._backend.connect_tcp(host, port, left, local_address, socket_options))
+        try:
+            return TimedStream(await self._backend.connect_tcp(host, port, left, local_address, socket_options))
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            if self._to_proxy:
+                raise httpcore.ProxyError from error
+            raise
 
 
 class Body(httpx.AsyncByteStream):
@@ -170,7 +181,7 @@ class TimedTransport(httpx.AsyncBaseTransport):
             "ssl_context": tls,
             "max_connections": connections,
             "keepalive_expiry": KEEPALIVE,
-            "network_backend": TimedBackend(),
+            "network_backend": TimedBackend(to_proxy=bool(proxy)),
         }
         if proxy:
             via = httpx.Proxy(parse_url(proxy, "proxy"))
@@ -249,23 +260,27 @@ class Transport:
             current_timer.reset(token)
 
     async def _chunks(self, response: httpx.Response, timer: Timer) -> AsyncIterator[bytes]:
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", "gzip", "x-gzip", ""):
+        # Words that are no coding, such as `UTF-8`, are ignored, as by curl and browsers.
+        words = re.split(r"[\s,;]+", response.headers.get("content-encoding", "").lower())
+        codings = [word for word in words if word in CODINGS]
+        if codings not in SUPPORTED:
             raise UpstreamMalformed("the Callbutton server's reply has an unsupported content encoding")
-        inflate = zlib.decompressobj(31) if "gzip" in encoding else None
+        inflate = zlib.decompressobj(31) if codings else None
         async for raw in response.aiter_raw():
             data = raw
             while data:
                 if inflate is None:
                     chunk, data = data[:CHUNK_SIZE], data[CHUNK_SIZE:]
                 else:
+                    if inflate.eof:  # another member (RFC 1952), or zeros, which gzip ignores
+                        if not (data := data.lstrip(b"\0")):
+                            break
+                        inflate = zlib.decompressobj(31)
                     try:
                         chunk = inflate.decompress(data, CHUNK_SIZE)
                     except zlib.error as error:
                         raise UpstreamMalformed("the Callbutton server's reply is not valid gzip") from error
-                    data = inflate.unconsumed_tail
-                    if inflate.eof and inflate.unused_data:  # another member (RFC 1952)
-                        data, inflate = inflate.unused_data, zlib.decompressobj(31)
+                    data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
                 timer.received += len(chunk)
                 if timer.received > self._limits.max_bytes:
                     raise UpstreamMalformed(
@@ -278,26 +293,45 @@ class Transport:
 
 
 def _timed_out(error: Exception, timer: Timer) -> UpstreamError:
-    connecting = isinstance(error, httpcore.ConnectTimeout)
-    when = "took no connection" if connecting else "did not begin to answer"
+    disconnected = isinstance(error, httpcore.ConnectTimeout)
+    when = "took no connection" if disconnected else "did not begin to answer"
     when = "did not finish its answer" if timer.answering else when
-    return UpstreamTimeout(f"the Callbutton server {when} in time", answering=timer.answering, connecting=connecting)
+    text = f"the Callbutton server {when} in time"
+    return UpstreamTimeout(text, answering=timer.answering, disconnected=disconnected)
 
 
 def _not_connected(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
     obstacle = Obstacle.PROXY if isinstance(error, httpcore.ProxyError) else _obstacle(error)
-    return UpstreamUnreachable(f"no connection to the Callbutton server: {OBSTACLES[obstacle]}", obstacle)
+    text = OBSTACLES[obstacle]
+    if obstacle is Obstacle.PROXY and (cause := error.__context__) is not None:  # of `TimedBackend`
+        timed_out = isinstance(cause, httpcore.ConnectTimeout)
+        text = f"the proxy cannot be reached: {'it takes too long' if timed_out else OBSTACLES[_obstacle(cause)]}"
+    return UpstreamUnreachable(f"no connection to the Callbutton server: {text}", obstacle)
 
 
-def _broken_off(error: Exception, timer: Timer) -> UpstreamError:  # noqa: ARG001
+def _broken_off(error: Exception, timer: Timer) -> UpstreamError:
     if not timer.answering:
         text = "the Callbutton server closed the connection without a reply"
         return UpstreamUnreachable(text, Obstacle.CLOSED)
-    return UpstreamMalformed(
-        f"the Callbutton server's reply is truncated, or is not HTTP, after {timer.received} bytes of body"
-    )
+    if timer.closed or isinstance(error, httpcore.NetworkError):
+        return UpstreamMalformed(f"the Callbutton server's reply is truncated after {timer.received} bytes of body")
+    text = str(error)
+    what = next((what for start, what in INVALID_HTTP.items() if text.startswith(start)), "is not valid HTTP")
+    return UpstreamMalformed(f"the Callbutton server's reply {what}, after {timer.received} bytes of body")
 
 
+# What h11 refuses, by the beginning of its message, of which the rest may quote the reply.
+INVALID_HTTP = {
+    "illegal status line": "does not begin with an HTTP status line",
+    "illegal header line": "has a header line that is not valid HTTP",
+    "Illegal header": "has a header that is not valid HTTP",
+    "bad Content-Length": "has a Content-Length that is not a number",
+    "conflicting Content-Length": "has several Content-Length headers that differ",
+    "multiple Transfer-Encoding": "has several Transfer-Encoding headers",
+    "Only Transfer-Encoding": "has a Transfer-Encoding that is not supported",
+    "Receive buffer too long": "has a header or chunk line that is too long",
+    "illegal chunk": "has a chunk that is not valid HTTP",
+}
 # What each error of httpcore means. The first kind that fits counts: ConnectError is a NetworkError.
 ERRORS: dict[type[Exception], Callable[[Exception, Timer], UpstreamError]] = {
     httpcore.TimeoutException: _timed_out,
@@ -319,7 +353,7 @@ def translated_errors() -> Iterator[None]:
         raise translate(error, current_timer.get()) from error
 
 
-def _obstacle(error: Exception) -> Obstacle:
+def _obstacle(error: BaseException) -> Obstacle:
     """Find the obstacle among the causes of an error."""
     found: list[BaseException | None] = [error]
     while found:

@@ -1,16 +1,19 @@
 """The queue in front of the upstream. Pure; instants are arguments, of the event loop's clock.
 
 Rules:
-- A consumer's miss goes before a revalidation, and that before a prefetch; within a priority first in, first out.
-- When the queue is full, a new entry evicts the lowest-priority one, or is rejected.
+- A consumer's miss goes before a revalidation, and that before a prefetch. Within a priority client codes take turns:
+  the code with the fewest POSTs in flight and ahead goes first; of equals, the one that came first.
+- When the queue is full, a new entry evicts the last one, which is of the code with the most, or is rejected.
 - An entry without waiters is dropped, and so is one that cannot have its turn before its waiters give up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum, StrEnum
+from operator import itemgetter
 
 from msgspec import Struct
 
@@ -79,14 +82,9 @@ class Entry(Struct, frozen=True, eq=False):
     """A POST in the queue. `notify` is called once: with None when it may be sent, or with the refusal."""
 
     waiters: Waiters
-    number: int
     notify: Notify
+    codes: Sequence[str] = ("",)  # the first one takes turns with those of other entries
     limit: float = NO_DEADLINE  # an instant after which it must not be sent
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Lower values go first. The priority may rise while the POST waits."""
-        return self.waiters.priority, self.number
 
     @property
     def until(self) -> float:
@@ -100,8 +98,8 @@ class WaitQueue:
     def __init__(self, dropped: Callable[[DropReason], None], max_length: int = MAX_QUEUED) -> None:
         self._dropped = dropped
         self._max_length = max_length
-        self._entries: list[Entry] = []
-        self._added = 0
+        self._entries: list[Entry] = []  # as they came
+        self.held: Counter[str] = Counter()  # POSTs in flight by client code; the owner keeps it
         self.typical = 0.0  # seconds that a POST holds its slot
 
     def __len__(self) -> int:
@@ -111,22 +109,24 @@ class WaitQueue:
         """Learn from one POST how long a slot is held."""
         self.typical += (NEWEST_WEIGHT if self.typical else 1) * (seconds - self.typical)
 
-    def add(self, waiters: Waiters, now: float, slots: int, notify: Notify, limit: float = NO_DEADLINE) -> Entry:
-        """Wait for one of `slots`. Raises Overloaded if the queue is full, or if the turn would come too late."""
+    def add(self, new: Entry, now: float, slots: int, alone: float = 0) -> Entry:
+        """Wait for one of `slots`. Raises Overloaded if the queue is full, or if the turn would come too late.
+
+        POSTs of a code with one slot of its own hold it for `alone` seconds each.
+        """
         if len(self._entries) >= self._max_length:
             self._sweep(now)
-        self._added += 1
-        new = Entry(waiters, self._added, notify, limit)
-        ahead = sum(other.order < new.order for other in self._entries)
-        delay = self._delay(ahead, slots)
+        order = self._in_order([*self._entries, new])
+        ahead = order[: order.index(new)]
+        same = sum(other.codes[0] == new.codes[0] for other in ahead) if alone else 0
+        delay = max(self._delay(len(ahead), slots), alone * (same + 1))
         if now + delay > new.until:
             raise self._refusal(DropReason.LATE, delay)
         if len(self._entries) >= self._max_length:
-            last = max(self._entries, key=lambda entry: entry.order)
-            if last.order < new.order:
+            if order[-1] is new:
                 raise self._refusal(DropReason.FULL, delay)
-            self.remove(last)
-            last.notify(self._refusal(DropReason.FULL, delay))
+            self.remove(order[-1])
+            order[-1].notify(self._refusal(DropReason.FULL, delay))
         self._entries.append(new)
         return new
 
@@ -135,14 +135,24 @@ class WaitQueue:
         if entry in self._entries:
             self._entries.remove(entry)
 
-    def take(self, now: float) -> Entry | None:
-        """Take out the next entry to be sent; drop entries that are not wanted or late."""
+    def take(self, now: float, may_go: Callable[[Sequence[str]], bool] = lambda _: True) -> Entry | None:
+        """Take out the next entry whose codes may go; drop entries that are not wanted or late."""
         self._sweep(now)
-        if not self._entries:
-            return None
-        first = min(self._entries, key=lambda entry: entry.order)
-        self._entries.remove(first)
+        first = next((entry for entry in self._in_order(self._entries) if may_go(entry.codes)), None)
+        if first is not None:
+            self._entries.remove(first)
         return first
+
+    def _in_order(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Entries in the order of their turns. The priority of an entry may rise while it waits."""
+        turns: Counter[tuple[Priority, str]] = Counter()
+        order: list[tuple[Priority, int, int, Entry]] = []
+        for number, entry in enumerate(entries):
+            priority, code = entry.waiters.priority, entry.codes[0]
+            order.append((priority, self.held[code] + turns[priority, code], number, entry))
+            turns[priority, code] += 1
+        order.sort(key=itemgetter(0, 1, 2))
+        return [entry for *_, entry in order]
 
     def expire(self, entry: Entry, now: float, slots: int) -> None:
         """Drop an entry that has waited too long."""

@@ -39,6 +39,8 @@ def advice_on(error: errors.UpstreamError) -> str:
     """The advice to the operator for an error."""
     if isinstance(error, errors.UpstreamUnreachable) and error.obstacle in OBSTACLES:
         return OBSTACLES[error.obstacle]
+    if isinstance(error, errors.UpstreamMalformed) and error.start_time_form:
+        return f"ask Callbutton to send StartTime as MM/DD/YYYY HH:MM:SS, not as {error.start_time_form} (0: any digit)"
     if isinstance(error, errors.UpstreamFailed) and error.status in NO_SUCH_PATH:
         return "check the path of GATEWAY_UPSTREAM_URL, which ends in xml.jsp"
     return next(ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE)

@@ -46,14 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         key, keys_file = new_key(), Path(folder) / "keys.toml"
         keys_file.write_text(with_key("", "demo", f'{{ sha256 = "{fingerprint(key)}" }}', ["*"], SCOPES, None), "utf-8")
-        simulator = make_server(create(Options()), lifespan="off")
+        simulator, simulator_url = (
+            make_server(create(Options()), lifespan="off"),
+            f"{address_of(simulator_socket)}{PATH}",
+        )
         thread = threading.Thread(target=simulator.run, kwargs={"sockets": [simulator_socket]})
         thread.start()
         try:
             application = app.create(
                 replace(
                     settings,
-                    upstream_url=f"{address_of(simulator_socket)}{PATH}",
+                    upstream_url=simulator_url,
                     upstream_proxy=None,
                     auth="keys",
                     keys_file=str(keys_file),
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
             address = address_of(gateway_socket)
-            print(f"The gateway is at {address}, in front of a simulated Callbutton server.")
+            print(f"The gateway is at {address}, in front of a simulated Callbutton server:\n{simulator_url}")
             print(f"API reference: {address}/docs\nAccess key: {key}\n\nTry:\n")
             for path in demo_paths(datetime.now(UTC)):
                 print(f"  curl -H 'X-API-Key: {key}' '{address}{path}'")

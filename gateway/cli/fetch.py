@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -27,7 +27,7 @@ import msgspec
 
 from gateway import errors, logs
 from gateway.cli.check import advice_on
-from gateway.cli.partial_file import Checkpoint, PartialFile
+from gateway.cli.partial_file import GZIP, Checkpoint, PartialFile
 from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings, parse_upstream_settings
 
@@ -40,7 +40,9 @@ INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 READ_DEADLINES = 10  # deadlines of a POST for reading a span, which may be split that often
 MAX_CACHE_BYTES = 32 * 1024**2  # bytes; an export reads each call once
 BAR_WIDTH = 24  # characters
-SUFFIXES = {".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+LINE_WIDTH = 80  # columns of a terminal that does not say how many it has
+STDOUT = Path("-")
+SUFFIXES = {"": "ndjson", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
 HELP = "Export the calls of a window to a file or standard output. An interrupted export to a file can be resumed."
 EXAMPLE = (
     "callbutton-gateway fetch 8005550100 --start 2026-10-01 --end 2026-11-01 --tz America/Chicago -o october.csv\n"
@@ -65,9 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="export the complete history in one POST without dates, which cannot be resumed",
     )
     parser.add_argument("--status", action="store_true", help="include the status of calls")
-    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of the file, else ndjson")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of the file, else ndjson")
     parser.add_argument("--fields", default="", help="fields to export, separated by commas (default: all)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=STDOUT,
+        metavar="FILE",
+        help="file to write, compressed if its name ends in .gz; - is standard output (default: %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--restart", action="store_true", help="discard an interrupted export to this file")
 
@@ -76,9 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Export the calls, and return the exit code. Raises ValueError, OSError."""
     settings = parse_upstream_settings(os.environ)
     now = time.time()
-    first = parse_arguments(arguments, settings, now)
-    if arguments.output and arguments.output.exists() and not arguments.overwrite:
+    if arguments.output == STDOUT:
+        arguments.output = None
+    elif arguments.output.exists() and not arguments.output.is_file():
+        raise ValueError(f"{arguments.output} is not a file; use -o - for standard output")
+    elif arguments.output.exists() and not arguments.overwrite:
         raise ValueError(f"{arguments.output} exists already; use --overwrite to replace it")
+    first = parse_arguments(arguments, settings, now)
     logs.configure(settings.log_format, "error")
     settings = dataclasses.replace(
         settings, stale_if_error=0, stale_while_revalidate=0, cache_bytes=min(settings.cache_bytes, MAX_CACHE_BYTES)
@@ -96,7 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print_error(f"interrupted; {_resume_hint(arguments)}")
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if error.filename is None and arguments.output and not isinstance(error, BrokenPipeError):
+            error.filename = str(arguments.output)  # such as a disk that is full
+        if not isinstance(error, BrokenPipeError):
+            raise
         # The reader of the pipe has closed it. Python would fail again when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -124,7 +141,6 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
     """Parse the arguments to a checkpoint before the first call. Raises ValueError."""
     from gateway.api.list_query import parse_list_query
 
-    suffix = arguments.output.suffix.lower() if arguments.output else ""
     query_parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
     query_parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
     if arguments.all and (arguments.start or arguments.end):
@@ -143,24 +159,50 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
         "tz": arguments.tz,
         "all": str(arguments.all).lower(),
         "status": str(arguments.status).lower(),
-        "format": arguments.format or SUFFIXES.get(suffix, "ndjson"),
+        "format": arguments.format or format_of(arguments.output or STDOUT),
         "fields": ",".join(fields),
     }
     return Checkpoint(parameters, (query.window.start, query.window.end), query.window.start)
 
 
-class Progress:
-    """A line on standard error that shows the progress through a window, in seconds since 1970; only on a terminal."""
+def format_of(output: Path) -> str:
+    """The format of a file by its ending, without `.gz`. Raises ValueError for an ending of another format."""
+    suffix = (output.with_suffix("") if output.suffix.lower() == GZIP else output).suffix.lower()
+    if suffix not in SUFFIXES:
+        known = ", ".join(filter(None, SUFFIXES))
+        raise ValueError(f"{output}: {suffix} is no format of an export; use {known} (also with .gz), or --format")
+    return SUFFIXES[suffix]
 
-    def __init__(self, start: int, end: int) -> None:
-        self._start, self._end = start, end
+
+class Progress:
+    """A line on standard error that shows the progress of an export from a checkpoint on; only on a terminal."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._first = checkpoint
         self._began = time.monotonic()
 
-    def show(self, reached: int, calls: int) -> None:
-        """Show the time that the export has reached, and its number of calls."""
-        done = min(1.0, max(0.0, (reached - self._start) / max(1, self._end - self._start)))
-        bar = "█" * int(done * BAR_WIDTH) + "░" * (BAR_WIDTH - int(done * BAR_WIDTH))
-        self._draw(f"{bar} {done:4.0%}  up to {datetime.fromtimestamp(reached, UTC):%Y-%m-%d %H:%M}Z  {calls:,} calls")
+    def show(self, checkpoint: Checkpoint) -> None:
+        """Show what has been exported, the speed and the time left, in the width of the terminal."""
+        if not sys.stderr.isatty():
+            return
+        seconds = max(0.001, time.monotonic() - self._began)
+        (start, end), reached = checkpoint.window, checkpoint.reached
+        done = min(1.0, max(0.0, (reached - start) / max(1, end - start)))
+        left = seconds * (end - reached) / max(1, reached - self._first.reached)
+        fields = [
+            f"{done:4.0%}",
+            f"up to {datetime.fromtimestamp(reached, UTC):%Y-%m-%d %H:%M}Z",
+            f"{checkpoint.calls:,} calls",
+            f"{(checkpoint.calls - self._first.calls) / seconds:,.0f}/s",
+            f"{timedelta(seconds=round(left))} left",
+        ]
+        width = (os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH) - 1
+        for least in (1, 2, 1, 0):  # the instant, the speed, the number of calls, the share; the time left remains
+            if len("  ".join(fields)) > width:
+                del fields[least]
+        text = "  ".join(fields)
+        bar = max(0, min(BAR_WIDTH, width - 1 - len(text)))
+        self._draw(f"{'█' * int(done * bar):░<{bar}} {text}".lstrip()[: max(1, width)])
 
     def finish(self, calls: int) -> None:
         """Replace the line by the result."""
@@ -198,7 +240,7 @@ class Exporter:
         self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0, meta=meta)
         self._codes = tuple(checkpoint.parameters["clients"].split(","))
         self._status = checkpoint.parameters["status"] == "true"
-        self._progress = Progress(*checkpoint.window)
+        self._progress = Progress(checkpoint)
 
     async def run(self, now: float) -> None:
         """Export the remaining calls. Raises UpstreamError, OSError."""
@@ -238,31 +280,32 @@ class Exporter:
         timeout = self._settings.upstream_deadline * READ_DEADLINES
         recent = {tuple(key) for key in self._checkpoint.recent}
         written: list[Call] = []  # the calls of the present span
-        first = True
+        unreadable, first = 0, True
         async for part in stream(cache, query, now, timeout, newest_first=False):
             calls = [call for call in part.calls if (call.client_code, call.id) not in recent]
             self._write(self._format.rows(calls))
             written += calls
+            unreadable += len(part.unreadable)
             if not first:  # the first part is the beginning of a span, all others complete one
-                self._save_checkpoint(part.reading, written)
+                self._save_checkpoint(part.reading, written, unreadable)
                 recent = {(call.client_code, call.id) for call in written}
-                written = []
+                written, unreadable = [], 0
             first = False
 
-    def _save_checkpoint(self, reading: ReadResult, written: list[Call]) -> None:
+    def _save_checkpoint(self, reading: ReadResult, written: list[Call], unreadable: int) -> None:
         """Save a checkpoint after a span, whose calls are `written`."""
         checkpoint = self._checkpoint
         self._checkpoint = msgspec.structs.replace(
             checkpoint,
             reached=min(checkpoint.window[1], max(extent.window.end for extent in reading.extents)),
             calls=checkpoint.calls + len(written),
-            unreadable=checkpoint.unreadable + reading.unreadable,
+            unreadable=checkpoint.unreadable + unreadable,
             as_of=reading.as_of,
             oldest_fetch=min(reading.oldest_fetch, checkpoint.oldest_fetch or reading.oldest_fetch),
             recent=[(call.client_code, call.id) for call in written],
         )
         self._save(self._checkpoint)
-        self._progress.show(self._checkpoint.reached, self._checkpoint.calls)
+        self._progress.show(self._checkpoint)
 
     async def _export_all(self, upstream: UpstreamClient) -> None:
         """Write the complete history, from one POST."""
@@ -278,7 +321,7 @@ class Exporter:
             self._checkpoint,
             window=(self._checkpoint.window[0], int(fetched.sent)),
             calls=len(calls),
-            unreadable=sum(fetched.unreadable.values()),
+            unreadable=sum(map(len, fetched.unreadable.values())),
             as_of=fetched.sent,
             oldest_fetch=fetched.sent,
         )

@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -49,10 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "list":
         show(path)
         return 0
-    from gateway.auth.access_keys import fingerprint, new_key
+    from gateway.auth.access_keys import NAME, fingerprint, new_key
 
+    if not NAME.fullmatch(arguments.name):
+        raise ValueError("the name is not 1 to 64 letters, digits, underscores, full stops or hyphens")
     key = new_key()
-    text = path.read_text("utf-8") if path.exists() else ""
+    text, _ = read(path) if path.exists() else ("", ())
     entry = f'{{ sha256 = "{fingerprint(key)}"{f", expires = {arguments.expires}" if arguments.expires else ""} }}'
     rights = arguments.client, arguments.scope, arguments.rate
     write(path, with_key(text, arguments.name, entry, *rights))
@@ -68,7 +71,7 @@ def with_key(text: str, name: str, entry: str, clients: Sequence[str], scopes: S
     """
     from gateway.auth.access_keys import parse_keys
 
-    before = parse_keys(text).entries if text.strip() else ()
+    before = parse_keys(text).entries if tomllib.loads(text) else ()
     if any(consumer.name == name for consumer in before):
         if clients or scopes or rate:
             raise ValueError(f"{name} is in the file already: edit its rights there, and leave out the options")
@@ -132,12 +135,21 @@ def write(path: Path, text: str) -> None:
         raise
 
 
-def show(path: Path) -> None:
-    """Print the consumers, and the beginnings of their keys' hashes. Raises ValueError, OSError."""
+def read(path: Path) -> tuple[str, Sequence[ConsumerEntry]]:
+    """The text and the consumers of a keys file, which may be empty. Raises ValueError with the path, OSError."""
     from gateway.auth.access_keys import parse_keys
 
+    try:
+        text = path.read_bytes().decode()
+        return text, parse_keys(text).entries if tomllib.loads(text) else ()
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def show(path: Path) -> None:
+    """Print the consumers, and the beginnings of their keys' hashes. Raises ValueError, OSError."""
     now = time.time()
-    for entry in parse_keys(path.read_text("utf-8")).entries:
+    for entry in read(path)[1]:
         rate = f", {entry.rate}" if entry.rate else ""
         print(f"{entry.name}: clients {' '.join(entry.clients)}; scopes {' '.join(entry.scopes)}{rate}")
         for key in entry.keys:

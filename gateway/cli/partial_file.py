@@ -4,22 +4,29 @@ Rules:
 - The file gets its name when it is complete. Until then its data is in `NAME.part`, and its checkpoint in
   `NAME.part.json`.
 - Data written after the last checkpoint is discarded when the file is resumed.
+- A file whose name ends in `.gz` is one gzip member. Each checkpoint ends a block that needs nothing before it.
 - A lock prevents two processes from writing the same file.
 """
 
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct, field
+
+GZIP = ".gz"  # the ending of compressed files
+GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, without time and system
 
 
 class Checkpoint(Struct, frozen=True):
     """The state of an export. `window` and `reached` are in seconds since 1970, `size` is in bytes.
 
     `recent` are the calls of the span before `reached`, by client code and id: an export writes each call once.
+    `length` (bytes) and `crc` are of the data before compression.
     """
 
     parameters: dict[str, str] = field(name="asked")
@@ -31,6 +38,8 @@ class Checkpoint(Struct, frozen=True):
     as_of: float | None = None
     oldest_fetch: float | None = None
     recent: list[tuple[str, str]] = []
+    length: int = 0
+    crc: int = 0
 
 
 class PartialFile:
@@ -51,21 +60,34 @@ class PartialFile:
             self._file.close()
             raise
         self._file.truncate(self.checkpoint.size)
+        self._deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS) if target.suffix.lower() == GZIP else None
+        self._length, self._crc = self.checkpoint.length, self.checkpoint.crc
+        if self._deflate and not self.checkpoint.size:
+            self._file.write(GZIP_HEADER)
 
     def write(self, data: bytes) -> None:
         """Append data."""
+        if self._deflate:
+            self._length, self._crc = self._length + len(data), zlib.crc32(data, self._crc)
+            data = self._deflate.compress(data)
         self._file.write(data)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint, after the data before it has been written to disk."""
+        if self._deflate:
+            self._file.write(self._deflate.flush(zlib.Z_FULL_FLUSH))
         self._sync()
-        self.checkpoint = msgspec.structs.replace(checkpoint, size=self._file.tell())
+        self.checkpoint = msgspec.structs.replace(
+            checkpoint, size=self._file.tell(), length=self._length, crc=self._crc
+        )
         new = self._state.with_name(f"{self._state.name}.new")
         new.write_bytes(msgspec.json.encode(self.checkpoint))
         new.replace(self._state)
 
     def finish(self) -> None:
         """Give the complete file its name."""
+        if self._deflate:
+            self._file.write(self._deflate.flush() + struct.pack("<LL", self._crc, self._length % 2**32))
         self._sync()
         self._file.close()
         self._part.replace(self._target)

@@ -10,10 +10,11 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import __version__, logs, tracing
-from gateway.settings import Settings, SettingsError, parse_upstream_settings, removed_settings
+from gateway.settings import Settings, SettingsError, parse_upstream_settings, removed_settings, variable
 
 if TYPE_CHECKING:
     from gateway.guard import Limits
@@ -82,19 +83,25 @@ def load_tls(settings: Settings) -> ssl.SSLContext | None:
     """The TLS context of GATEWAY_TLS_CERT and GATEWAY_TLS_KEY; None if they are not set. Raises SettingsError."""
     from gateway.server import tls_context
 
-    match settings.tls_cert, settings.tls_key:
-        case "", "":
-            return None
-        case certificate, key if certificate and key:
-            try:
-                return tls_context(certificate, key)
-            except OSError as error:
-                reason = f"GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: {error}"
-                raise SettingsError(reason, "tls_cert") from error
-        case _:
-            raise SettingsError(
-                "only one of GATEWAY_TLS_CERT and GATEWAY_TLS_KEY is set: set both, or neither", "tls_cert"
-            )
+    if not settings.tls_cert and not settings.tls_key:
+        return None
+    files = {"tls_cert": settings.tls_cert, "tls_key": settings.tls_key}
+    if unset := next((name for name, path in files.items() if not path), None):
+        text = f"{variable(unset)} is not set: set both GATEWAY_TLS_CERT and GATEWAY_TLS_KEY, or neither"
+        raise SettingsError(text, unset)
+    for name, path in files.items():
+        try:
+            Path(path).read_bytes()
+            if name == "tls_cert":
+                ssl.create_default_context(cafile=path)  # fails if there is no certificate in it
+        except OSError as error:
+            raise SettingsError(f"{variable(name)} cannot be used: {path}: {error.strerror}", name) from error
+    try:
+        return tls_context(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        is_other = getattr(error, "reason", "") == "KEY_VALUES_MISMATCH"
+        reason = "is not the key of GATEWAY_TLS_CERT" if is_other else "has no private key without a passphrase"
+        raise SettingsError(f"GATEWAY_TLS_KEY cannot be used: {settings.tls_key} {reason}", "tls_key") from error
 
 
 def warn(settings: Settings) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import parse_qs
@@ -30,10 +30,14 @@ MAX_REQUESTS = 1000  # requests kept for tests; bounds the memory of long runs
 DAY = 86_400  # seconds
 STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
 CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
+BOUNDS = {"clients": (1, 10_000), "calls_per_day": (0, 1_000_000), "history": (0, 36_500), "latency": (0, 86_400)}
+RATE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 TAG_NAME = re.compile(r"</?\w+")
+SECONDS = re.compile(r"(?<=\d)(:\d\d):\d\d *</StartTime>")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 FAULTS = {
+    "ampersand": "a bare & and references of HTML in values",
     "charset": "windows-1252 bytes, not announced in a header or declaration",
     "date-error": "ERROR about the date range",
     "descending": "newest calls first",
@@ -50,13 +54,14 @@ FAULTS = {
     "http-503": "HTTP status 503",
     "lower-case": "element names in lower case",
     "no-status": "the status flag is ignored",
+    "other-form": "StartTimes with AM or PM and without seconds",
     "omit-empty": "clients without calls are left out",
     "other-spelling": "failures in GetCallDetailsResponse instead of GetCallDetailResponse",
     "reset": "the connection is closed in the middle of the body",
     "truncate": "the body ends in the middle",
     "unauthorized": "UNAUTHORIZED",
     "unknown": "more unknown elements, one of them nested",
-    "unreadable": "two more calls, one without id and one without StartTime",
+    "unreadable": "two more records a day, one without id and one without StartTime",
 }
 
 
@@ -79,12 +84,15 @@ class Options:
     flag_element: str = "StatusFlag"
 
     def __post_init__(self) -> None:
+        for name, (least, most) in BOUNDS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{value} is not a valid number for {name}: choose one from {least} to {most}")
         for fault in self.faults:
-            name, _, rate = fault.partition(":")
+            name, colon, rate = fault.partition(":")
             if name.partition("@")[0] not in FAULTS:
                 raise ValueError(f"{fault!r} is not a fault; choose from {', '.join(FAULTS)}")
-            if rate and not 0 <= float(rate) <= 1:
-                raise ValueError(f"the rate of {fault!r} is not between 0 and 1")
+            if colon and not (RATE.fullmatch(rate) and float(rate) <= 1):
+                raise ValueError(f"the rate of {fault!r} is not a number from 0 to 1")
         for allowed in self.allowed:
             ip_network(allowed)
 
@@ -181,6 +189,10 @@ class Simulator:
     async def _answer(self, receive: Receive, send: Send, request: Request, address: str, faults: set[str]) -> None:
         charset = "cp1252" if "charset" in faults else "utf-8"
         text = "".join(self._reply(request, address, faults))
+        if "ampersand" in faults:
+            text = text.replace("</CallerName>", "</CallerName><Company>R&D&nbsp;Caf&eacute;</Company>")
+        if "other-form" in faults:
+            text = SECONDS.sub(r"\1 PM</StartTime>", text)
         if "lower-case" in faults:
             text = TAG_NAME.sub(lambda tag: tag[0].lower(), text)
         if "doctype" in faults:
@@ -242,18 +254,34 @@ class Simulator:
             calls = list(self._calls(code, request)) if code in everyone else []
             if "omit-empty" in faults and not calls:
                 continue
-            if "descending" in faults:
-                calls.reverse()
-            if "disorder" in faults:
-                random.Random(code).shuffle(calls)
             status = flags.get(code, flags.get("*", False)) and "no-status" not in faults
-            listed = "".join(_call_xml(call, status=status, unknown="unknown" in faults) for call in calls)
+            records: list[tuple[float, str]] = [
+                (call.start, _call_xml(call, status=status, unknown="unknown" in faults)) for call in calls
+            ]
             if "unreadable" in faults:
-                listed += '<Call><StartTime>01/02/2009 03:04:05</StartTime></Call><Call ID="x"><DID>1</DID></Call>'
+                records = sorted([*records, *self._unreadable(request)])
+            if "descending" in faults:
+                records.reverse()
+            if "disorder" in faults:
+                random.Random(code).shuffle(records)
+            listed = "".join(record for _, record in records)
             shown = ("X" if "echo" in faults else "") + escape(code)
             client = f"<Client><ClientCode>{shown}</ClientCode><CallDetails>{listed}</CallDetails></Client>"
             yield client * (2 if "duplicates" in faults else 1)
         yield "</GetCallDetailsResponse></CallbuttonService></Callbutton>\n"
+
+    def _unreadable(self, request: Request) -> Iterator[tuple[float, str]]:
+        """Two records of each day at 00:30:00: one without id, and one without StartTime."""
+        now = datetime.fromtimestamp(self.clock(), UTC).astimezone(CENTRAL).replace(tzinfo=None)
+        last = now if request.end is None else min(request.end, now)
+        day = now - timedelta(days=self.options.history) if request.start is None else request.start
+        wall = day.replace(hour=0, minute=30, second=0, microsecond=0)
+        while wall <= last:
+            if wall >= day:
+                start = wall.replace(tzinfo=CENTRAL).timestamp()
+                yield start, f"<Call><StartTime>{wall:%m/%d/%Y %H:%M:%S}</StartTime></Call>"
+                yield start, f'<Call ID="x{wall:%Y%m%d}"><DID>1</DID></Call>'
+            wall += timedelta(days=1)
 
     def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
         now, options = self.clock(), self.options

@@ -20,7 +20,7 @@ from gateway.cache.scans import Position
 from gateway.callbutton.record import MAX_ID
 from gateway.errors import InvalidParameters
 from gateway.formats import FIELDS
-from gateway.model import PhoneType, Result
+from gateway.model import CallResult, PhoneType
 from tests.support.lists import CALLS, FOLD
 from tests.support.stand import NOW, Make
 
@@ -75,7 +75,7 @@ LISTS = {
 def test_a_list_is_the_same_in_every_form(query: str):
     found = parse(query)
     assert found == parse(LISTS["with a comma"])
-    assert found.filters.result == (Result.BUSY, Result.NO_ANSWER)
+    assert found.filters.result == (CallResult.BUSY, CallResult.NO_ANSWER)
     assert found.filters.phone_type == (PhoneType.CELL, PhoneType.OTHER)
     assert found.fields == ("ani", "did")
 
@@ -117,7 +117,7 @@ QUERIES = st.fixed_dictionaries(
         "did": TEXT,
         "ani": TEXT,
         "target": TEXT,
-        "result": st.lists(st.sampled_from([one.value for one in Result])),
+        "result": st.lists(st.sampled_from([one.value for one in CallResult])),
         "fields": st.lists(st.sampled_from(FIELDS)).map(",".join),
         "sort": st.sampled_from(["startTime", "-startTime"]),
         "limit": st.integers(1, 1000),

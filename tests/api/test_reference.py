@@ -32,6 +32,13 @@ def test_pages_come_under_a_strict_policy_and_name_no_other_host(path: str, stan
     assert set(re.findall(r"https?://[\w.]+", answer.text)) <= {"http://www.w3.org"}  # the name of SVG
 
 
+def test_the_root_leads_to_the_reference_without_a_key_and_behind_an_ingress_path(stand: Make, tmp_path: Path):
+    client = stand(auth="keys", keys_file=keys_file(tmp_path, Member("reader"))).client
+    answer = client.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (302, "docs")
+    assert client.get("/", follow_redirects=True).url.path == "/docs"
+
+
 @pytest.mark.parametrize("path", ["/docs/__init__.py", "/docs/docs.html", "/docs/..%2fproblems.py", "/problems/other"])
 def test_what_is_no_page_is_a_problem(path: str, stand: Make):
     answer = stand().client.get(path)
@@ -88,7 +95,7 @@ def test_the_wheel_holds_the_pages(tmp_path: Path):
 
 def test_a_browser_shows_the_contract_and_sends_requests(stand: Make, tmp_path: Path):
     need((NODE / "node_modules" / "playwright-core").exists(), "npm ci in tests/node")
-    reader = Member("reader")
+    reader = Member("reader", scopes=("calls", "recordings"))
     client = stand(auth="keys", keys_file=keys_file(tmp_path, reader)).client
     base = str(client.base_url).rstrip("/")
     command = [tool("node"), str(NODE / "browser.mjs"), tool("chromium"), base, reader.key]
@@ -102,6 +109,11 @@ def test_a_browser_shows_the_contract_and_sends_requests(stand: Make, tmp_path: 
     assert seen["operations"] == named
     assert seen["unlabelled"] == []
     assert seen["overflow"] <= 0  # on a telephone
+    assert seen["navigation"] < 200  # pixels
+    assert seen["menuCloses"]
+    assert seen["copied"] == seen["shown"]
+    assert seen["duration"] > 0
+    assert seen["keptKey"] == reader.key
     assert seen["backgrounds"]["light"] != seen["backgrounds"]["dark"]
     assert seen["command"] == f"curl '{base}/calls?client=8005550100' -H \"X-API-Key: $KEY\""
     assert seen["first"]["status"] == "200 OK"

@@ -1,12 +1,17 @@
-"""The outermost middleware sends large bodies in pieces, at the pace at which the client reads."""
+"""The outermost middleware: pieces of large bodies, and the access log."""
 
 import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.api.middleware.request_context import CHUNK_SIZE, send_in_chunks
+from tests.support.consumers import Member, keys_file
 from tests.support.loops import settle
+from tests.support.processes import wait_for
+from tests.support.stand import Make
 
 
 @pytest.mark.parametrize("more_body", [False, True])
@@ -32,3 +37,49 @@ def test_a_large_body_is_sent_in_pieces_one_after_the_other(more_body: bool):
     asyncio.run(run())
     assert [len(message["body"]) for message in sent] == [CHUNK_SIZE, CHUNK_SIZE, CHUNK_SIZE, 256_000 % CHUNK_SIZE]
     assert [message["more_body"] for message in sent] == [True, True, True, more_body]
+
+
+def test_the_access_log_has_consumer_cache_status_and_route_of_every_request(
+    stand: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    reader, limited = Member("reader", clients=("8005550100",)), Member("limited", rate="1/hour")
+    gateway = stand(
+        auth="keys", keys_file=keys_file(tmp_path, reader, limited), log_format="json", stale_if_error=99 * 86400.0
+    )
+    calls, missing = "/clients/8005550100/calls", "/clients/8005550100/calls/x"
+    day = {"start": "2026-11-01", "end": "2026-11-02"}
+    expected = []
+
+    def ask(path: str, member: Member | None, status: int, route: str, cache: str | None, **query: str) -> None:
+        answer = gateway.client.get(path, params=query, headers=member.headers if member else {})
+        assert answer.status_code == status, answer.text
+        expected.append((route, status, member and member.name, cache))
+
+    listed, single, unmatched = "/clients/{code}/calls", "/clients/{code}/calls/{call_id}", "unmatched"
+    ask(calls, reader, 200, listed, "miss", **day)
+    ask(calls, reader, 200, listed, "hit", **day)  # from the response cache
+    ask(calls, reader, 200, listed, "hit", **day, limit="1")  # from the cache of calls
+    ask(missing, reader, 404, single, None, **day)
+    ask("/clients/8005550101/calls", reader, 403, listed, None, **day)
+    ask(calls, reader, 400, listed, None, sort="x")
+    ask(calls, limited, 200, listed, "hit", **day)
+    ask(calls, limited, 429, listed, None, **day)
+    ask(calls, None, 401, listed, None)
+    ask("/docs", None, 200, "/docs", None)
+    ask("/nothing/8005550100", reader, 404, unmatched, None)
+    gateway.pass_time(40 * 86400)
+    gateway.simulator.misbehave("error")
+    ask(calls, reader, 200, listed, "stale", **day)
+    written: list[dict[str, Any]] = []
+
+    def all_lines() -> bool:
+        written.extend(json.loads(line) for line in capsys.readouterr().err.splitlines())
+        return len(logged()) >= len(expected)
+
+    def logged() -> list[tuple[str, int, str | None, str | None]]:
+        requests = [line for line in written if line["event"] == "request" and line["route"] != "/metrics"]
+        return [(line["route"], line["status"], line.get("consumer"), line.get("cache")) for line in requests]
+
+    wait_for(all_lines, "all lines")
+    assert logged() == expected
+    assert "8005550100" not in str([line for line in written if line["event"] == "request"])

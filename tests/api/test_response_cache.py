@@ -11,6 +11,7 @@ from gateway.api.middleware.request_context import Lifetime, RequestContext, con
 from gateway.api.middleware.response_cache import MAX_TTL, PART, ResponseCache
 from gateway.memory import Memory
 from gateway.metrics import RequestMetrics
+from gateway.simulator.server import Options
 from tests.support.memory import traced_memory
 from tests.support.stand import NOW, Clock, Make
 
@@ -54,6 +55,26 @@ def test_a_repeat_ends_with_its_freshness(stand: Make):
     assert gateway.get(CALLS, **hour).headers["cache-status"] == "callbutton-gateway; hit; ttl=1"
     gateway.clock.now += 2
     assert gateway.get(CALLS, **hour).headers["cache-status"].startswith("callbutton-gateway; fwd=partial")
+
+
+def test_a_clock_that_is_set_back_does_not_prolong_a_response(stand: Make):
+    gateway = stand()
+    for _ in range(2):
+        assert gateway.get(CALLS, **PAST).status_code == 200
+    repeats = gateway.metric("repeats_total")
+    gateway.clock.now -= 3600
+    assert gateway.get(CALLS, **PAST).status_code == 200
+    assert gateway.metric("repeats_total") == repeats == 1
+
+
+def test_a_clock_that_is_set_back_does_not_prolong_an_error(stand: Make):
+    gateway = stand(Options(faults=("error",)))
+    assert [gateway.get(CALLS, **PAST).status_code for _ in range(2)] == [502, 502]
+    posts = gateway.simulator.posts
+    gateway.clock.now -= 3600
+    gateway.simulator.misbehave()
+    assert gateway.get(CALLS, **PAST).status_code == 200
+    assert gateway.simulator.posts > posts
 
 
 def test_a_window_that_ends_now_ends_later_a_second_later(stand: Make):

@@ -164,6 +164,15 @@ def test_buckets_change_exactly_where_the_calendar_does(start: int, length: int,
     assert label(starts[0] - 1) != label(starts[0])
 
 
+def test_an_hour_in_which_a_zone_changes_its_clock_begins_at_the_change():
+    """Until 2011 Newfoundland's clocks changed at a minute past midnight."""
+    zone = ZoneInfo("America/St_Johns")
+    for change in ("2010-03-14T00:01-03:30", "2010-11-07T00:01-02:30"):
+        middle = seconds(change)
+        starts = bucket_starts(Window(middle - 7200, middle + 7200), "hour", zone)
+        assert [start - middle for start in starts if abs(start - middle) < 3600] == [-60, 0, 3540]
+
+
 def test_too_many_buckets_are_refused():
     with pytest.raises(InvalidParameters):
         bucket_starts(Window(0, 10_001 * HOUR), "hour", CHICAGO)

@@ -13,6 +13,7 @@ from gateway.access import (
     Consumer,
     Rate,
     authorized_codes,
+    can_count_callers,
     can_filter_by,
     can_read,
     mask_call,
@@ -22,9 +23,9 @@ from gateway.access import (
     require_scope,
 )
 from gateway.errors import Forbidden
-from gateway.model import Address, Call, Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 
-ADDRESS = Address(
+ADDRESS = CallerAddress(
     first_name="Ada", middle_initial=None, last_name="Lovelace", street="1 Main St", secondary=None, city="Chicago",
     state="IL", zip="60601", zip4=None,
 )  # fmt: skip
@@ -32,21 +33,21 @@ CALL = Call(
     id="1",
     client_code="8005550100",
     start_time=datetime(2026, 11, 1, tzinfo=UTC),
-    start_time_certainty=Certainty.EXACT,
+    start_time_certainty=StartTimeCertainty.EXACT,
     campaign="4018",
     did="8005550100",
     ani="3125550161",
     other_data="print ad",
     phone_type=PhoneType.OTHER,
     target="7735550158",
-    result=Result.OTHER,
+    result=CallResult.OTHER,
     duration_seconds=351,
     talk_time_seconds=332,
     index_number="0042",
     dtmf="1",
     recording_url="http://callbutton.example/secret",
     address=ADDRESS,
-    status=Status(reviewed=True, sales=SalesStatus.OTHER, journal="Called Ada back"),
+    status=CallStatus(reviewed=True, sales=SalesStatus.OTHER, journal="Called Ada back"),
     extra={
         "Result": "Fax",
         "InfoDigits": "x",
@@ -124,7 +125,7 @@ def test_without_personal_what_tells_of_the_caller_is_masked_and_the_rest_is_not
         dtmf=None,
         other_data=None,
         recording_url=None,
-        status=Status(reviewed=True, sales=SalesStatus.OTHER, journal=None),
+        status=CallStatus(reviewed=True, sales=SalesStatus.OTHER, journal=None),
         extra={"Result": "Fax", "InfoDigits": "x", "SalesStatus": "Lost"},
     )
 
@@ -165,10 +166,18 @@ def test_a_number_keeps_two_digits(number: str | None, shown: str | None):
 
 
 def test_what_is_masked_is_not_searched():
-    assert [can_filter_by(consumer("calls"), name) for name in ("ani", "result")] == [False, True]
+    assert [can_filter_by(consumer("calls"), name) for name in ("ani", "recorded", "result")] == [False, False, True]
+    assert can_filter_by(consumer("calls", "recordings"), "recorded")
     assert can_filter_by(consumer("calls", "personal"), "ani")
     with pytest.raises(Forbidden):
         require_list_scopes(consumer("calls"), ["ani"], status=False)
+    with pytest.raises(Forbidden, match="recordings"):
+        require_list_scopes(consumer("calls", "personal"), ["recorded"], status=False)
+
+
+def test_a_masked_consumer_gets_distinct_counts_of_five_calls_at_least():
+    assert [can_count_callers(consumer("calls"), calls) for calls in (0, 4, 5)] == [False, False, True]
+    assert can_count_callers(consumer("calls", "personal"), 1)
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.access import Rate
+from gateway.__main__ import main
+from gateway.access import Kind, Rate
 from gateway.auth.access_keys import KeysError, fingerprint, new_key, parse_keys
 from gateway.auth.key_file import KeyFile
 from gateway.cli.keys import with_key
@@ -37,7 +38,7 @@ keys = [{ sha256 = "<hex>", expires = 2027-06-30 }]
 """.replace("<hex>", fingerprint("cbg_one"))
     consumer, _ = parse_keys(text).find("cbg_one", NOON)
     assert consumer is not None
-    assert (consumer.name, consumer.label) == ("dashboard", "dashboard")
+    assert (consumer.key, consumer.label) == ((Kind.KEY, "dashboard"), "dashboard")
     assert consumer.clients == ("8005551212", "800777*")
     assert consumer.scopes == {"calls", "personal"}
     assert consumer.rate == Rate(600, 60)
@@ -191,11 +192,12 @@ def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: 
         (["new", "a"], 2, "no keys file"),
         (["new", "a", "--file", "{}/k"], 2, "a is new: add at least one"),
         (["new", "a b", "--client", "*", "--scope", "calls", "--file", "{}/k"], 2, "the name is not"),
+        (["new", "", "--client", "*", "--scope", "calls", "--file", "{}/k"], 2, "the name is not"),
         (["new", "a", "--client", 'x"', "--scope", "calls", "--file", "{}/k"], 2, "quotation marks"),
         (["new", "a", "--client", "*", "--scope", "all", "--file", "{}/k"], 2, "scope 1 is not"),
         (["list", "--file", "{}/k"], 1, "No such file"),
     ],
-    ids=["no file", "no rights", "bad name", "quotes", "bad scope", "nothing to list"],
+    ids=["no file", "no rights", "bad name", "no name", "quotes", "bad scope", "nothing to list"],
 )
 def test_keys_that_cannot_be_made_leave_no_file(tmp_path: Path, words: list[str], code: int, said: str):
     done = run("keys", *(word.replace("{}", str(tmp_path)) for word in words))
@@ -225,3 +227,37 @@ def test_a_further_key_leaves_comments_and_order_as_they_were():
 def test_a_file_of_another_layout_is_not_changed_but_said(text: str):
     with pytest.raises(ValueError, match="by hand"):
         with_key(text, "a", ENTRY.replace("aaaa", "cccc"), [], [], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[[consumer]\n", "Expected"),
+        (b"consumer = 1\n", "Expected `array`"),
+        (b"\xff", "codec can't decode"),
+        (b"[[consumer]]\nname = 'a b'\nclients = []\nscopes = []\nkeys = []\n", "consumer 1: the name is not"),
+    ],
+    ids=["not TOML", "another document", "not UTF-8", "a bad name"],
+)
+@pytest.mark.parametrize("action", [["list"], ["new", "b", "--client", "*", "--scope", "calls"]], ids=["list", "new"])
+def test_a_keys_file_that_is_not_valid_is_named_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str, action: list[str]
+):
+    path = tmp_path / "keys.toml"
+    path.write_bytes(content)
+    code = main(["keys", *action, "--file", str(path)])
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines()), path.read_bytes()) == (2, "", 1, content)
+    assert err.startswith(f"callbutton-gateway: {path}: ")
+    assert said in err
+
+
+@pytest.mark.parametrize("before", ["", "\n", "# the keys of production\n"])
+def test_a_key_can_be_added_to_a_file_without_consumers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str
+):
+    path = tmp_path / "keys.toml"
+    path.write_text(before, "utf-8")
+    assert main(["keys", "new", "a", "--client", "*", "--scope", "calls", "--file", str(path)]) == 0
+    assert parse_keys(path.read_text("utf-8")).find(capsys.readouterr().out.strip(), 0)[0] is not None
+    assert path.read_text("utf-8").startswith(before.strip())

@@ -7,9 +7,11 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -17,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.access import Rate, parse_rate
 from gateway.auth.tokens import TokenError, TokenRules, parse_key_set, verify_token
-from tests.support.consumers import Member, keys_file
+from tests.support.consumers import Member, keys_file, written
 from tests.support.issuer import EC_KEY, ED_KEY, RSA_KEYS, Issuer, issuing, jwk
 from tests.support.processes import wait_for
 from tests.support.stand import NOW, Make, Stand
@@ -226,6 +228,90 @@ def test_keys_change_and_strangers_make_nobody_ask(gateway: Stand, issuer: Issue
     assert issuer.asked == 3
 
 
+@contextmanager
+def elsewhere(gateway: Stand, address: str) -> Iterator[Stand]:
+    """The same gateway, for a client with another address."""
+    transport = httpx.HTTPTransport(local_address=address)
+    with httpx.Client(base_url=gateway.client.base_url, transport=transport, timeout=30) as client:
+        yield Stand(gateway.simulator, client, gateway.clock)
+
+
+def test_strangers_before_a_rotation_do_not_deny_its_new_key_to_others(gateway: Stand, issuer: Issuer):
+    new = issuer.token(NOW, RSA_KEYS[1], kid="two")
+    assert status(gateway, issuer.token(NOW)) == 200
+    with ExitStack() as stack:
+        for number in range(3):
+            stranger = stack.enter_context(elsewhere(gateway, f"127.0.1.{number + 1}"))
+            for kid in ("two", "three", "four"):
+                assert status(stranger, issuer.token(NOW, RSA_KEYS[1], kid=kid)) == 401
+            assert issuer.asked == 2 + number  # one fetch for each address, a second apart
+        issuer.keys = [jwk(RSA_KEYS[1], "two")]
+        honest = stack.enter_context(elsewhere(gateway, "127.0.2.1"))
+        assert status(honest, new) == 200
+        assert status(stranger, new) == 200  # the key is known now
+
+
+def test_one_failed_fetch_costs_a_second(gateway: Stand, issuer: Issuer):
+    issuer.status = 500
+    assert status(gateway, issuer.token(NOW)) == 503
+    issuer.status = 200
+    assert status(gateway, issuer.token(NOW)) == 503
+    gateway.clock.now += 1
+    assert status(gateway, issuer.token(NOW)) == 200
+
+
+def test_a_clock_that_is_set_back_neither_keeps_keys_nor_pauses_longer(gateway: Stand, issuer: Issuer):
+    earlier = issuer.token(NOW - 3600)
+    assert status(gateway, issuer.token(NOW)) == 200
+    gateway.clock.now -= 3600
+    assert status(gateway, earlier) == 200
+    assert issuer.asked == 2  # keys of the future count as old
+    issuer.keys = [jwk(RSA_KEYS[1], "two")]
+    gateway.clock.now += 5
+    assert status(gateway, issuer.token(NOW - 3600, RSA_KEYS[1], kid="two")) == 200
+
+
+def test_the_keys_are_fetched_through_the_proxy_and_authorities_of_the_environment(
+    stand: Make, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+):
+    gateway = stand(auth="oidc", oidc_issuer="http://issuer.invalid", oidc_audience="callbutton")
+    token = Issuer("http://issuer.invalid").token(NOW)
+    assert status(gateway, token) == 503
+    monkeypatch.setenv("HTTP_PROXY", issuer.address)  # it answers as the issuer
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    issuer.named, issuer.keys_at = "http://issuer.invalid", "http://issuer.invalid/keys"
+    gateway.clock.now += 1
+    assert status(gateway, token) == 200
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    gateway.clock.now += 86401
+    assert status(gateway, token) == 503
+
+
+def test_consumers_of_the_keys_file_and_of_tokens_are_never_the_same(stand: Make, issuer: Issuer, tmp_path: Path):
+    scopes = ("calls", "recordings")
+    named = [Member(name, ("8005550100",), scopes, rate="4/minute") for name in ("oidc", "crm", "token")]
+    settings = {"auth": "keys+oidc", "oidc_issuer": issuer.address, "oidc_audience": "callbutton"}
+    gateway = stand(keys_file=keys_file(tmp_path, *named), oidc_rate=parse_rate("4/minute"), **settings)
+    tokens = {name: issuer.token(NOW, azp=name, scope=" ".join(scopes)) for name in ("oidc", "crm", "token")}
+    links = {}
+    for member in named:
+        for headers in (member.headers, {"Authorization": f"Bearer {tokens[member.name]}"}):
+            statuses = [gateway.client.get(CALLS, params=FOLD, headers=headers).status_code for _ in range(3)]
+            assert statuses == [200, 200, 200], "neither has used the tokens of the other"
+            page = gateway.client.get(CALLS, params=FOLD | {"recorded": "true"}, headers=headers).json()
+            links[member.name, "Authorization" in headers] = page["data"][0]["recordingUrl"]
+    assert len(set(links.values())) == 6
+    series = 'consumer_requests_total{{consumer="{}",status="200"}}'
+    counted = [gateway.metric(series.format(name)) for name in ("oidc", "key/oidc", "crm")]
+    assert counted == [12, 4, 4]
+    gateway.clock.now += 60
+    (tmp_path / "keys.toml").write_text(written(Member("other")), "utf-8")
+    wait_for(lambda: gateway.client.get(CALLS, headers=named[0].headers).status_code == 401, "the keys are gone")
+    gateway.clock.now += 60
+    for (name, by_token), link in links.items():
+        assert gateway.client.get(link).status_code == (200 if by_token else 403), name
+
+
 WRONG: dict[str, dict[str, Any]] = {
     "an error": {"status": 500},
     "a redirect": {"status": 302},
@@ -239,14 +325,17 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_an_issuer_that_fails_is_503_at_first_and_later_its_old_keys_serve_for_a_day(gateway: Stand, issuer: Issuer):
     token = issuer.token(NOW, exp=int(NOW) + 10**6)
     good = {name: getattr(issuer, name) for name in ("status", "named", "padding", "keys", "keys_at")}
+    pauses: list[int] = []
     for name, changes in WRONG.items():
         vars(issuer).update(good | changes)
         answer = gateway.client.get(CALLS, params=FOLD, headers={"Authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["type"]) == (503, "/problems/issuer-unreachable"), name
-        assert answer.headers["retry-after"] == "60"
-        gateway.clock.now += 61
+        pauses.append(int(answer.headers["retry-after"]))
+        assert status(gateway, token) == 503
+        gateway.clock.now += pauses[-1]
     vars(issuer).update(good)
     assert status(gateway, token) == 200
+    assert pauses == [1, 2, 4, 8, 16, 32]  # one failure costs a second
     assert gateway.metric('issuer_fetches_total{outcome="failed"}') == len(WRONG)
     issuer.status = 500
     gateway.clock.now += 86400 - 100

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -17,14 +18,14 @@ from hypothesis import strategies as st
 from gateway import app
 from gateway.cache.extents import make_extent, make_extent_of_all
 from gateway.cache.level2 import DIGEST_SIZE, LAYOUT, Found, pack, sealed, unpack
-from gateway.model import EVERY_CLIENT, Address, SalesStatus, Status, Window
+from gateway.model import EVERY_CLIENT, CallerAddress, CallStatus, SalesStatus, Window
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
 from tests.support.processes import wait_for
 from tests.support.replicas import Replica, run, settled
 from tests.support.servers import Server, redis, running, valkey
 from tests.support.stand import serving
-from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids
+from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids, unreadable
 
 HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
@@ -33,17 +34,17 @@ ANY = float("inf")  # the clock of an in-process upstream differs from the serve
 
 
 def test_an_extent_is_what_it_was_after_packing():
-    address = Address(
+    address = CallerAddress(
         first_name="A", middle_initial=None, last_name=None, street="1 Road", secondary=None, city=None, state="IL",
         zip="02134", zip4=None,
     )  # fmt: skip
-    status = Status(reviewed=True, sales=SalesStatus.MADE_SALE, journal="é")
+    status = CallStatus(reviewed=True, sales=SalesStatus.MADE_SALE, journal="é")
     full = msgspec.structs.replace(
         call("1", NOW - 60), address=address, status=status, ani="0012", extra={"X.Y": "1\n2"}
     )
-    extent = make_extent(LAST_HOUR, NOW + 0.123456, [full, call("2", NOW - 50)], 3)
+    extent = make_extent(LAST_HOUR, NOW + 0.123456, [full, call("2", NOW - 50)], [unreadable("x", NOW - 70)])
     assert unpack("a", pack("a", extent, status=True)) == (True, extent)
-    every = make_extent_of_all(LAST_HOUR, NOW + 0.5, {"a": [full], "b": []}, 1)
+    every = make_extent_of_all(LAST_HOUR, NOW + 0.5, {"a": [full], "b": []}, [unreadable("x", NOW - 70, "b")])
     assert unpack(EVERY_CLIENT, pack(EVERY_CLIENT, every, status=False)) == (False, every)
     assert (
         len(pack("a", make_extent(LAST_HOUR, 1.0, [call(str(n), NOW - n - 1) for n in range(100)]), status=False))
@@ -343,6 +344,12 @@ def gateways(server: Server) -> Iterator[tuple[Server, list[httpx.Client]]]:
         yield server, clients
 
 
+def day_before(days: int) -> str:
+    """The query of a day, some days before now. Its calls have no links, which change with the hour."""
+    start = datetime.now(UTC).date() - timedelta(days=days)
+    return f"start={start}&end={start + timedelta(days=1)}&limit=1000&fields=ani,durationSeconds,extra"
+
+
 def test_a_server_killed_and_restarted_under_load_fails_no_answer(
     gateways: tuple[Server, list[httpx.Client]],
 ):
@@ -354,7 +361,7 @@ def test_a_server_killed_and_restarted_under_load_fails_no_answer(
         if turn % 60 == 50:
             server.start()
         code, days = f"800555{100 + draw.randrange(3):04}", draw.randrange(2, 25)
-        path = f"/clients/{code}/calls?start=2026-09-{days:02}&end=2026-09-{days + 1:02}&limit=1000"
+        path = f"/clients/{code}/calls?{day_before(60 + days)}"
         found = {client.get(path).raise_for_status().text.split('"page"')[0] for client in clients}
         assert len(found) == 1
         answers += 1
@@ -363,7 +370,7 @@ def test_a_server_killed_and_restarted_under_load_fails_no_answer(
 
 def test_two_gateways_share_what_they_fetch(gateways: tuple[Server, list[httpx.Client]]):
     server, (one, two) = gateways
-    path = "/clients/8005550100/calls?start=2026-09-01&end=2026-09-02&limit=1000"
+    path = f"/clients/8005550100/calls?{day_before(60)}"
     first = one.get(path).raise_for_status()
     wait_for(lambda: server.client.keys("*:8005550100:*"), "the extent is stored, after the answer")
     second = two.get(path).raise_for_status()

@@ -15,7 +15,7 @@ from gateway.memory import Memo, Memory, memo_table
 from gateway.model import Call, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
-from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids
+from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 
 def test_a_window_read_twice_within_freshness_is_posted_once() -> None:
@@ -183,12 +183,12 @@ def test_a_call_that_moved_from_one_span_to_another_is_there_once() -> None:
 
 def test_unreadable_calls_are_counted_once_however_often_their_extent_was_cut() -> None:
     upstream = Upstream()
-    upstream.unreadable = {"a": 1}
+    upstream.unreadable = [unreadable("x", NOW - 20 * DAY), unreadable("y", NOW - 40 * DAY)]
 
     async def run() -> list[int]:
         cache = cache_of(upstream)
         question = ask(["a"], Window(NOW - 30 * DAY, NOW))
-        return [(await cache.read(question)).unreadable for _ in range(2)]
+        return [sum(len(one.unreadable) for one in (await cache.read(question)).distinct) for _ in range(2)]
 
     assert asyncio.run(run()) == [1, 1]
 

@@ -13,7 +13,7 @@ from gateway.errors import UpstreamError, UpstreamFailed, UpstreamTimeout
 from gateway.model import Call, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
-from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids
+from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 MONTH = Window(NOW - 30 * DAY, NOW)
 
@@ -107,6 +107,54 @@ def test_of_an_id_that_two_spans_have_the_later_is_sent():
     calls = asyncio.run(run())
     assert [one.campaign for one in calls if one.id == "moved"] == ["after"]
     assert len(calls) == 301
+
+
+@pytest.mark.parametrize("to", [10, 2], ids=["to the past", "to the present"])
+def test_a_call_that_moved_between_far_spans_comes_once_in_pages_and_streams(to: int):
+    upstream = Upstream()
+    steady = [(0, call(f"s{number}", NOW - number * DAY - 50)) for number in range(20)]
+    upstream.published = [*steady, (0, call("moved", NOW - (12 - to) * DAY, campaign="before"))]
+
+    async def run() -> list[list[str | None]]:
+        cache, found = cache_of(upstream), []
+        question = ask(["a"], MONTH)
+        await cache.read(question)
+        upstream.now += 1
+        upstream.published = [*steady, (0, call("moved", NOW - to * DAY, campaign="after"))]
+        await cache.read(ask(["a"], Window(NOW - to * DAY - 60, NOW - to * DAY + 60), no_cache=True))
+        for newest_first in (True, False):
+            pages, after = list[Call](), None
+            while True:
+                page = await read_page(cache, question, NOW, newest_first=newest_first, limit=3, after=after)
+                pages += page.calls
+                after = page.after
+                if after is None:
+                    break
+            parts = stream(cache, question, NOW, 60, newest_first=newest_first)
+            streamed = [one async for part in parts for one in part.calls]
+            found += [[one.campaign for one in calls if one.id == "moved"] for calls in (pages, streamed)]
+        return found
+
+    assert asyncio.run(run()) == [["after"]] * 4
+    assert len(upstream.posts) == 2
+
+
+def test_pages_count_each_unreadable_record_once():
+    upstream = Upstream()
+    upstream.published = scattered(40)
+    upstream.unreadable = [
+        unreadable(str(day), NOW - day * DAY, latest=NOW - day * DAY + 60) for day in range(1, 29, 3)
+    ]
+
+    async def run(limit: int) -> int:
+        cache, after, count = cache_of(upstream), None, 0
+        while True:
+            page = await read_page(cache, ask(["a"], MONTH), NOW, newest_first=True, limit=limit, after=after)
+            count, after = count + page.unreadable, page.after
+            if after is None:
+                return count
+
+    assert {asyncio.run(run(limit)) for limit in (1, 3, 1000)} == {10}
 
 
 def test_what_has_gone_out_is_not_sent_again():
@@ -263,7 +311,7 @@ def test_a_page_is_fresh_as_long_as_its_oldest_post_allows():
         read_page(cache_of(upstream), ask(["a"], MONTH), NOW, newest_first=True, limit=10, after=None)
     )  # fmt: skip
     assert len(upstream.posts) > 1
-    assert (page.as_of, page.fresh_until) == (NOW, NOW + 15)
+    assert (page.provenance.as_of, page.provenance.fresh_until) == (NOW, NOW + 15)
 
 
 def test_a_long_post_says_nothing_about_how_long_the_latest_points_are_fresh():

@@ -6,15 +6,17 @@ import asyncio
 import random
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from gateway.cache.client_profiles import MAX_POSTS, ClientProfiles
-from gateway.cache.extents import Extent, covers, overlay, overlay_all
+from gateway.cache.extents import Extent, covers, instant, overlay, overlay_all
 from gateway.cache.freshness import (
     MAX_READ_POSTS,
     Rule,
@@ -25,17 +27,23 @@ from gateway.cache.freshness import (
     seconds_past,
     stale_from,
 )
-from gateway.cache.reader import Cache
+from gateway.cache.reader import Cache, CacheSettings
+from gateway.cache.scans import counted
+from gateway.cache.single_flight import OVERDUE
+from gateway.callbutton.client import Fetched
 from gateway.errors import (
+    Obstacle,
     Overloaded,
     UpstreamError,
     UpstreamFailed,
     UpstreamMalformed,
     UpstreamRejected,
     UpstreamTimeout,
+    UpstreamUnauthorized,
     UpstreamUnreachable,
 )
-from gateway.model import Window
+from gateway.metrics import Metrics
+from gateway.model import UnreadableCall, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, HOUR, LAST_HOUR, NOW, Faulty, Upstream, ask, cache_of, call, ids
@@ -78,23 +86,127 @@ def test_a_hundred_overlapping_windows_of_one_client_cost_at_most_three_posts():
     assert len(upstream.posts) <= 3
 
 
-def test_a_batch_that_fails_is_halved_down_to_the_code_that_fails():
-    codes = [f"c{number}" for number in range(8)]
-    upstream = Faulty(lambda codes, _: UpstreamMalformed("broken") if "c5" in codes else None)
+CODES = [f"c{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamMalformed("html"),
+        UpstreamFailed("ERROR", reported=True),
+        UpstreamFailed("500", status=500),
+        UpstreamUnauthorized(None, None),
+        UpstreamRejected("about c5"),
+        UpstreamUnreachable("closed", Obstacle.CLOSED),
+        UpstreamTimeout("no byte", answering=False),
+        UpstreamTimeout("dripped", answering=True),
+    ],
+    ids=["malformed", "ERROR", "500", "unauthorized", "rejected", "closed", "hangs", "drips"],
+)
+def test_a_batch_that_fails_is_sent_again_code_by_code_and_the_bad_code_is_named(error: UpstreamError):
+    upstream = Faulty(lambda codes, _: error if "c5" in codes else None)
     upstream.published = [(0, call("1", NOW - 60, "c4"))]
+    good = [code for code in CODES if code != "c5"]
 
     async def run() -> None:
         cache = cache_of(upstream)
-        with pytest.raises(UpstreamMalformed):
-            await cache.read(ask(codes, LAST_HOUR))
-        good = [code for code in codes if code != "c5"]
+        with pytest.raises(type(error), match="client c5: "):
+            await cache.read(ask(CODES, LAST_HOUR))
+        assert len(upstream.posts) <= 1 + len(CODES)
         before = len(upstream.posts)
         assert await read_all(cache, good, LAST_HOUR) == ["1"]  # extents that landed are kept
         assert len(upstream.posts) == before
         upstream.now += 60
-        with pytest.raises(UpstreamMalformed):
-            await cache.read(ask(codes, Window(NOW - HOUR, NOW + 60)))
+        with pytest.raises(type(error), match="client c5: "):
+            await cache.read(ask(CODES, Window(NOW - HOUR, NOW + 60)))
         assert {frozenset(codes) for codes in codes_posted(upstream)[before:]} == {frozenset(good), frozenset(["c5"])}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("bad", [["b"], ["b", "d"]], ids=["one bad code", "two bad codes"])
+def test_a_read_never_fails_for_a_code_that_it_does_not_ask_for(bad: list[str]):
+    error = UpstreamFailed("500", status=500)
+    upstream = Faulty(lambda codes, _: error if set(bad) & set(codes) else None)
+    upstream.published = [(0, call(code, NOW - 60, code)) for code in "acde"]
+    windows = [LAST_HOUR, Window(NOW - 40 * DAY, NOW - 3 * DAY)]  # the second one takes two POSTs
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        for window in windows:
+            upstream.now += 2
+            first = asyncio.create_task(read_all(cache, ["x"], window))  # while it is in progress the others collect
+            reads = {code: asyncio.create_task(read_all(cache, [code], window)) for code in "abcde"}
+            await first
+            for code, read in reads.items():
+                if code in bad:
+                    with pytest.raises(UpstreamFailed):
+                        await read
+                else:
+                    assert await read == ([code] if window is LAST_HOUR else [])
+        assert any(len(codes) > 1 and set(bad) & set(codes) for codes in codes_posted(upstream))
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_is_answered_too_late_for_a_reader_is_given_up_for_a_post_alone():
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 60, "good"))]
+    ended = asyncio.Event()
+
+    async def fetch(codes: Sequence[str], window: Window, **how: Any) -> Fetched:
+        fetched = await upstream(codes, window, **how)
+        if "drips" in codes:
+            await ended.wait()
+        return fetched
+
+    async def run() -> None:
+        cache = Cache(
+            fetch, CacheSettings(Rule(), Rule(), 31 * DAY, 50, 2**28), Metrics(CollectorRegistry()), lambda: NOW
+        )
+        deadline = asyncio.get_running_loop().time() + 1
+        with pytest.raises(UpstreamTimeout, match="client drips: the answer is still being fetched"):
+            await cache.read(ask(["good", "drips"], LAST_HOUR, deadline=deadline))
+        assert await read_all(cache, ["good"], LAST_HOUR) == ["1"]
+        ended.set()
+        await cache.close()
+
+    asyncio.run(run())
+    assert codes_posted(upstream)[0] == ("good", "drips")
+    assert sorted(codes_posted(upstream)[1:]) == [("drips",), ("good",)]
+
+
+def test_flights_that_are_overdue_hold_up_and_batch_nobody():
+    """A code is never answered. Reads of others of the same window go at once, and never together with it."""
+    upstream = Upstream()
+    silent = asyncio.Event()
+
+    async def fetch(codes: Sequence[str], window: Window, **how: Any) -> Fetched:
+        fetched = await upstream(codes, window, **how)
+        if "silent" in codes:
+            await silent.wait()
+        return fetched
+
+    async def run() -> None:
+        cache = Cache(
+            fetch,
+            CacheSettings(Rule(), Rule(), 31 * DAY, 50, 2**28),
+            Metrics(CollectorRegistry()),
+            lambda: upstream.now,
+        )
+        waiting = [asyncio.create_task(cache.read(ask(["silent"], LAST_HOUR)))]
+        await wait_in_loop_for(lambda: upstream.posts, "the POST is sent")
+        upstream.now += OVERDUE + 0.1
+        read = asyncio.create_task(read_all(cache, ["good"], LAST_HOUR))
+        await settle()
+        assert codes_posted(upstream) == [("silent",), ("good",)]  # no timer has run
+        await read
+        window = Window(NOW - DAY, NOW - HOUR)
+        waiting += [asyncio.create_task(cache.read(ask([code], window))) for code in ("good", "silent", "other")]
+        await wait_in_loop_for(lambda: len(upstream.posts) == 5, "all are sent")
+        assert all(codes == ("silent",) or "silent" not in codes for codes in codes_posted(upstream))
+        silent.set()
+        await asyncio.gather(*waiting)
 
     asyncio.run(run())
 
@@ -158,17 +270,20 @@ def test_a_code_that_is_echoed_otherwise_keeps_its_calls_and_travels_alone():
     assert ("8005550100", "b") not in codes_posted(upstream)[2:]
 
 
-def test_a_plain_code_that_a_batch_leaves_out_is_empty():
+def test_a_plain_code_that_had_calls_is_empty_if_a_batch_leaves_it_out():
     upstream = Upstream()
     upstream.leave_out = {"b"}
+    upstream.published = [(0, call("1", NOW - DAY, "b"))]
 
     async def run() -> None:
         cache = cache_of(upstream)
         await read_all(cache, ["a", "b"], LAST_HOUR)
         assert codes_posted(upstream) == [("a", "b"), ("b",)]
+        assert await read_all(cache, ["b"], Window(NOW - 2 * DAY, NOW - HOUR)) == ["1"]
+        upstream.posts.clear()
         upstream.now += 60
         await read_all(cache, ["a", "b"], Window(NOW - HOUR, NOW + 60))
-        assert codes_posted(upstream)[2:] == [("a", "b")]
+        assert codes_posted(upstream) == [("a", "b")]
 
     asyncio.run(run())
 
@@ -187,6 +302,62 @@ def test_extents_of_every_client_serve_those_that_they_list_and_no_others():
         assert await read_all(cache, ["*"], LAST_HOUR) == ["1", "2"]
 
     asyncio.run(run())
+
+
+def test_only_a_reply_with_calls_teaches_how_a_code_is_echoed():
+    upstream = Faulty()
+    upstream.echoes = {"cust7": "8005550100"}
+    upstream.leave_out = {"cust7"}  # a batch lists its calls under the other code only
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        quiet = Window(NOW - 3 * DAY, NOW - 2 * DAY)
+        assert await read_all(cache, ["cust7"], quiet) == []
+        assert await read_all(cache, ["b"], quiet) == []
+        upstream.published = [(0, call(str(number), NOW - 60 - number, "cust7")) for number in range(17)]
+        assert len(await read_all(cache, ["cust7", "b"], LAST_HOUR)) == 17
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("listed", "outcome"),
+    [
+        ({"a": ["1"], "b": ["2"]}, ["1"]),
+        ({"a": [], "b": ["2"]}, []),
+        ({"b": ["2"]}, ["2"]),
+        ({"b": ["2"], "c": ["3"]}, UpstreamMalformed),
+        ({"b": [], "c": ["3"]}, UpstreamMalformed),
+        ({}, []),
+    ],
+    ids=["itself and another", "itself without calls", "one other", "two others", "two others, one empty", "none"],
+)
+def test_a_reply_to_one_code_holds_its_calls_or_those_of_the_one_other_that_is_listed(
+    listed: dict[str, list[str]], outcome: Any
+):
+    posts = 0
+
+    async def fetch(codes: Sequence[str], window: Window, **how: Any) -> Fetched:  # noqa: ARG001
+        nonlocal posts
+        posts += 1
+        calls = {code: [call(identity, NOW - 60, code) for identity in found] for code, found in listed.items()}
+        unreadable = {"b": [UnreadableCall("9", "b", instant(NOW - 60), instant(NOW - 60))]} if "a" in listed else {}
+        return Fetched(NOW, calls, unreadable, status_ignored=False)
+
+    async def run() -> None:
+        cache = Cache(
+            fetch, CacheSettings(Rule(), Rule(), 31 * DAY, 50, 2**28), Metrics(CollectorRegistry()), lambda: NOW
+        )
+        if outcome is UpstreamMalformed:
+            with pytest.raises(UpstreamMalformed, match="other client codes"):
+                await cache.read(ask(["a"], Window(NOW - DAY, NOW)))
+            return
+        reading = await cache.read(ask(["a"], Window(NOW - DAY, NOW)))
+        assert [(one.client_code, one.id) for one in reading.calls] == [("a", identity) for identity in outcome]
+        assert not any(extent.unreadable for extent in reading.extents)  # those of b
+
+    asyncio.run(run())
+    assert posts == 1  # a shorter window might list one other code, whose calls are not a's
 
 
 def test_who_joined_a_flight_that_failed_asks_on_its_own_account():
@@ -351,35 +522,34 @@ def test_spans_shrink_to_the_window_that_is_answered_and_double_with_each_succes
 def test_a_span_that_grew_too_far_stays_for_ten_minutes_and_no_longer_than_an_hour():
     profiles = ClientProfiles(32 * DAY, 50)
     for days in (32, 16, 8):
-        profiles.overloaded(["a"], days * DAY, NOW)
+        profiles.overloaded("a", days * DAY, NOW)
     assert profiles.span("a", NOW) == 4 * DAY
     profiles.answered(["a"], 4 * DAY, NOW)
-    profiles.overloaded(["a"], 8 * DAY, NOW + 1)
+    profiles.overloaded("a", 8 * DAY, NOW + 1)
     profiles.answered(["a"], 4 * DAY, NOW + 2)
     assert profiles.span("a", NOW + 2) == 4 * DAY
     profiles.answered(["a"], 4 * DAY, NOW + 602)
     assert profiles.span("a", NOW + 602) == 8 * DAY
     assert profiles.span("a", NOW + 3602) == 32 * DAY
-    profiles.overloaded(["a", "b"], 100, NOW + 3603)  # a limit that is forgotten stays forgotten
+    for _ in range(2):
+        profiles.batch_failed(["a", "b"], NOW + 3603)  # a limit that is forgotten stays forgotten
     assert [profiles.span(code, NOW + 3604) for code in "ab"] == [32 * DAY] * 2
 
 
-def test_a_batch_that_fails_shortens_no_window_and_halves_batches_until_they_are_answered():
+def test_a_batch_that_is_too_large_shortens_no_window_and_batches_are_halved_until_they_are_answered():
     upstream = Faulty(lambda codes, _: OVERLOAD if len(codes) > 4 else None)
     codes = [f"c{number}" for number in range(16)]
 
     async def run() -> None:
         cache = cache_of(upstream)
-        window = Window(NOW - 431 * DAY, NOW - 400 * DAY)
-        for _ in range(2):
-            with pytest.raises(UpstreamFailed):
-                await cache.read(ask(codes, window))
-            upstream.now += 2
-        upstream.posts.clear()
-        assert (await cache.read(ask(["c3"], window))).calls == []  # another consumer's
-        assert [window.end - window.start for _, window in upstream.posts] == [31 * DAY]
-        await cache.read(ask(codes, window))
-        assert {len(batch) for batch in codes_posted(upstream)[1:]} <= {1, 2, 3, 4}
+        costs = []
+        for number in range(4):
+            before = len(upstream.posts)
+            start = NOW - (431 + 31 * number) * DAY
+            assert await read_all(cache, codes, Window(start, start + 31 * DAY)) == []
+            costs.append(len(upstream.posts) - before)
+            assert all(window.end - window.start == 31 * DAY for _, window in upstream.posts)
+        assert costs == [1 + 16, 1 + 16, 2 + 16, 4]  # 16, again 16, 8, then 4 at a time
 
     asyncio.run(run())
 
@@ -437,16 +607,30 @@ def test_codes_that_a_reply_leaves_out_cost_no_more_than_the_posts_of_a_flight()
     asyncio.run(run())
 
 
-def test_a_flight_that_is_split_costs_no_more_than_its_posts():
+def test_a_server_that_takes_one_code_at_a_time_is_read_code_by_code():
     upstream = Faulty(lambda codes, _: UpstreamFailed("ERROR", reported=True) if len(codes) > 1 else None)
     codes = [f"c{number:02}" for number in range(50)]
+    upstream.published = [(0, call(code, NOW - 60, code)) for code in codes]
 
     async def run() -> None:
-        with pytest.raises(UpstreamFailed):
-            await cache_of(upstream).read(ask(codes, LAST_HOUR))
+        assert await read_all(cache_of(upstream), codes, LAST_HOUR) == codes
 
     asyncio.run(run())
-    assert len(upstream.posts) == MAX_POSTS
+    assert len(upstream.posts) == 1 + 50
+
+
+def test_a_batch_of_many_windows_that_fails_costs_one_post_for_each_code_and_each_window_twice():
+    upstream = Faulty(lambda codes, _: OVERLOAD if "bad" in codes else None)
+    codes = [f"c{number:02}" for number in range(20)]
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        with pytest.raises(UpstreamFailed, match="client bad: "):
+            await cache.read(ask([*codes, "bad"], Window(NOW - 300 * DAY, NOW)))
+
+    asyncio.run(run())
+    windows = 10
+    assert len(upstream.posts) <= 2 * windows + 1 + len(codes)
 
 
 def test_a_slow_upstream_lengthens_the_least_life():
@@ -554,3 +738,36 @@ def test_extents_reach_their_maximum_each_at_its_own_time():
     assert counts[-1] == 100
     assert counts == sorted(counts)
     assert 0 < counts[2] < 100
+
+
+TRANSIENT = [
+    OVERLOAD,
+    UpstreamTimeout("no byte", answering=False),
+    UpstreamTimeout("in the middle", answering=True),
+    UpstreamFailed("ERROR", reported=True),
+    UpstreamMalformed("truncated"),
+]
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=["503", "hangs", "drips", "ERROR", "malformed"])
+@pytest.mark.parametrize("failed", [1800, HOUR, 2 * HOUR, DAY, 10 * DAY, 31 * DAY, 62 * DAY])
+@pytest.mark.parametrize("codes", [("a",), ("b", "a")], ids=["alone", "in a batch"])
+def test_after_one_failure_of_any_kind_a_summary_of_a_month_costs_at_most_8_posts_and_of_a_year_40(
+    error: UpstreamError, failed: int, codes: tuple[str, ...]
+):
+    for days, most in ((31, 8), (365, 40)):
+        upstream = Faulty()
+        upstream.fault = lambda _, __, posts=upstream.posts: error if len(posts) == 1 else None
+
+        async def run(upstream: Faulty = upstream, days: int = days) -> int:
+            cache = cache_of(upstream)
+            with suppress(UpstreamError):
+                await cache.read(ask(codes, Window(NOW - failed, NOW)))
+            upstream.now, upstream.fault = upstream.now + 2, None
+            upstream.posts.clear()
+            end = NOW - 400 * DAY  # nothing of it was fetched
+            async for _ in counted(cache, ask(["a"], Window(end - days * DAY, end)), upstream.now):
+                pass
+            return len(upstream.posts)
+
+        assert asyncio.run(run()) <= most

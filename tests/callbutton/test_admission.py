@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry
 from gateway.callbutton.admission import (
     FAILURES_TO_OPEN,
     MAX_BACKOFF,
+    MAX_SUSPECTS,
     MIN_BACKOFF,
     RETRY_RATIO,
     AdaptiveLimit,
     Admission,
+    Evidence,
     RetryBudget,
-    Suspects,
     backoff,
     is_outage,
     is_retryable,
@@ -93,14 +94,42 @@ def test_what_counts_against_the_upstream_and_what_a_retry_helps(error: Upstream
     assert (is_outage(error), is_retryable(error)) == (against, helped)
 
 
-def test_a_code_that_was_in_every_failure_is_suspected_until_an_answer():
-    suspects = Suspects()
-    assert suspects.narrow(["a", "b"])
-    assert suspects.narrow(["b", "c"])
-    assert not suspects.narrow(["c"])
-    suspects.clear()
-    assert suspects.narrow(["c"])
-    assert not suspects.narrow([])  # no connection: no code is to blame
+def test_the_first_failure_of_a_code_counts_for_all_and_later_ones_for_itself_until_it_is_answered():
+    evidence = Evidence()
+    assert [evidence.failed([code], 30, connected=True) for code in "abab"] == [True, True, False, False]
+    evidence.answered(["a"])
+    assert [evidence.failed([code], 30, connected=True) for code in "ab"] == [True, False]
+
+
+def test_every_client_and_a_lost_connection_count_for_all_each_time_and_a_batch_never():
+    evidence = Evidence()
+    assert all(evidence.failed(["*"], 30, connected=True) for _ in range(3))
+    assert all(evidence.failed(["a"], 30, connected=False) for _ in range(3))
+    assert not evidence.failed(["a", "b"], 30, connected=True)
+    assert evidence.seconds_of_suspects("ab") is None
+
+
+def test_the_address_is_taken_to_be_refused_if_every_client_or_two_in_a_row_are():
+    evidence = Evidence()
+    assert [evidence.answered([code], refused=True) for code in "aab"] == [True, True, False]
+    assert evidence.answered(["c"])
+    assert [evidence.answered([code], refused=True) for code in "bb"] == [True, True]
+    assert evidence.answered(["a", "b"], refused=True)  # a batch: one of them may be the reason
+    assert not evidence.answered(["*"], refused=True)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["answered", "failed"]), st.integers(0, 3000)), max_size=50))
+def test_what_is_known_of_codes_is_bounded_and_a_code_is_proven_or_suspect(events: list[tuple[str, int]]):
+    evidence = Evidence()
+    for outcome, number in [*events, *[("failed", number) for number in range(MAX_SUSPECTS + 5)]]:
+        code = str(number)
+        if outcome == "answered":
+            evidence.answered([code])
+        else:
+            evidence.failed([code], 1, connected=True)
+        assert evidence.are_proven([code]) == (outcome == "answered")
+        assert (evidence.seconds_of_suspects([code]) is None) == (outcome == "answered")
+    assert evidence.seconds_of_suspects(["0"]) is None  # the oldest
 
 
 @given(st.lists(st.booleans(), max_size=500))
@@ -124,7 +153,7 @@ def test_a_retry_that_was_called_off_may_be_used_later():
 
 
 class Stage:
-    """An admission whose POSTs end when the test ends them."""
+    """An admission whose POSTs end when the test ends them. The code of a POST `a/2` is `a`."""
 
     def __init__(self, most: int) -> None:
         self.registry = CollectorRegistry()
@@ -133,7 +162,7 @@ class Stage:
         self.ends: dict[str, asyncio.Future[None]] = {}
 
     async def post(self, name: str, waiters: Waiters | None = None) -> None:
-        async with self.admission.slot([name], waiters or consumer()):
+        async with self.admission.slot([name.partition("/")[0]], waiters or consumer()):
             self.sent.append(name)
             self.ends[name] = asyncio.get_running_loop().create_future()
             await self.ends[name]
@@ -204,17 +233,17 @@ async def test_a_waiter_without_a_turn_is_refused_before_it_gives_up(stage: Stag
 
 @staged(most=8)
 async def test_time_outs_halve_the_limit_and_open_the_breaker_for_all_who_wait(stage: Stage):
-    tasks = [stage.start(name) for name in "abcdefghij"]
+    tasks = [stage.start(name) for name in "abcdefghijkl"]
     await settle()
     for name in "abcde":
         await stage.end(name, SILENT)
     assert (stage.metric("limit"), stage.metric("circuit_state"), stage.metric("healthy")) == (4, 2, 0)
-    assert stage.sent == [*"abcdefgh"]
-    assert [type(task.exception()) for task in tasks[8:]] == [UpstreamCircuitOpen, UpstreamCircuitOpen]
+    assert stage.sent == [*"abcdefghij"]  # from the third code on, failures lower the limit
+    assert [type(task.exception()) for task in tasks[10:]] == [UpstreamCircuitOpen, UpstreamCircuitOpen]
     with pytest.raises(UpstreamCircuitOpen):
-        await stage.post("k")
+        await stage.post("m")
     assert stage.metric("dropped_total", reason="circuit-open") == 3
-    for name in "fgh":
+    for name in "fghij":
         await stage.end(name)
     assert stage.metric("circuit_state") == 2  # sent before it opened
 
@@ -238,17 +267,127 @@ async def test_a_probe_that_is_given_up_does_not_wedge_the_breaker(stage: Stage)
     assert (stage.metric("circuit_state"), stage.metric("queue_length")) == (0, 0)
 
 
-@staged(most=8)
-async def test_failures_of_one_client_do_not_open_the_breaker_and_those_of_another_do(stage: Stage):
-    for _ in range(50):
-        stage.start("a")
-        await settle()
-        await stage.end("a", SILENT)
-    assert stage.metric("circuit_state") == 0
-    stage.start("b")
+async def fail(stage: Stage, code: str, error: UpstreamError = SILENT) -> None:
+    stage.start(code)
     await settle()
-    await stage.end("b", SILENT)
+    await stage.end(code, error)
+
+
+@staged(most=8)
+async def test_failures_of_a_few_clients_lower_no_limit_and_open_no_breaker_and_those_of_others_do(stage: Stage):
+    for _ in range(20):
+        await fail(stage, "a")
+        await fail(stage, "b", UpstreamFailed("500", status=500))
+    assert (stage.metric("circuit_state"), stage.metric("limit")) == (0, 8)
+    for code in "cde":
+        assert stage.metric("circuit_state") == 0
+        await fail(stage, code)
+    assert (stage.metric("circuit_state"), stage.metric("limit")) == (2, 1)
+
+
+@staged(most=8)
+async def test_any_number_of_bad_clients_among_good_ones_opens_no_breaker(stage: Stage):
+    for _ in range(3):
+        for number in range(50):
+            await fail(stage, f"bad{number}")
+            stage.start("good")
+            await settle()
+            await stage.end("good")
+    for number in range(50):  # and now in a row
+        await fail(stage, f"bad{number}")
+    assert stage.metric("circuit_state") == 0
+
+
+@staged(most=8)
+async def test_failures_of_every_client_open_the_breaker_and_a_client_that_was_answered_closes_it(stage: Stage):
+    stage.start("a")
+    await settle()
+    await stage.end("a")
+    for _ in range(FAILURES_TO_OPEN):
+        await fail(stage, "*")
     assert stage.metric("circuit_state") == 2
+    with pytest.raises(UpstreamCircuitOpen):
+        await stage.post("unknown")
+    stage.start("a")  # during the pause
+    await settle()
+    await stage.end("a")
+    assert stage.metric("circuit_state") == 0
+
+
+@staged(most=8)
+async def test_a_client_holds_a_part_of_the_slots_and_the_others_do_not_wait(stage: Stage):
+    silent = [stage.start(f"silent/{number}") for number in range(20)]
+    await settle()
+    assert stage.sent == ["silent/0", "silent/1"]  # a quarter
+    for number in range(6):
+        stage.start(f"good{number}")
+    await settle()
+    assert stage.sent[2:] == [f"good{number}" for number in range(6)]
+    late = stage.start("late")
+    await settle()
+    await stage.end("good0")
+    assert stage.sent[-1] == "late"
+    await stage.end("silent/0", SILENT)
+    assert stage.sent[-1] == "late"  # a suspect has one slot, and its other POST holds it
+    for code in ("late", *(f"good{number}" for number in range(1, 6))):
+        await stage.end(code)
+    assert late.done()
+    assert stage.sent[-1] == "late"
+    assert stage.metric("limit") == 8
+    await stage.end("silent/1", SILENT)
+    assert stage.sent[-1] == "silent/2"
+    for task in silent:
+        task.cancel()
+    await settle()
+
+
+@staged(most=8)
+async def test_a_client_that_is_answered_holds_up_to_half_of_the_slots(stage: Stage):
+    stage.start("a")
+    await settle()
+    await stage.end("a")
+    tasks = [stage.start(f"a/{number}") for number in range(8)]
+    await settle()
+    assert len(stage.sent) == 1 + 4
+    for task in tasks:
+        task.cancel()
+    await settle()
+
+
+@staged(most=8)
+async def test_all_suspects_together_hold_half_of_the_slots(stage: Stage):
+    bad = [f"bad{number}" for number in range(8)]
+    for code in bad[:4]:
+        await fail(stage, code)
+    stage.start("good")
+    await settle()
+    await stage.end("good")
+    for code in bad[4:]:
+        await fail(stage, code)
+    slots = int(stage.metric("limit") or 0)
+    assert slots >= 1
+    stage.sent.clear()
+    tasks = [stage.start(code) for code in bad]
+    await settle()
+    assert len(stage.sent) == max(1, slots // 2)
+    for task in tasks:
+        task.cancel()
+    await settle()
+
+
+@staged(most=8)
+async def test_a_batch_with_a_client_at_its_share_waits(stage: Stage):
+    async def post(codes: list[str]) -> None:
+        async with stage.admission.slot(codes, consumer()):
+            stage.sent.append("".join(codes))
+            await asyncio.Event().wait()
+
+    tasks = [asyncio.create_task(post(codes)) for codes in (["x", "a"], ["y", "a"], ["z", "a"], ["z", "b"])]
+    await settle()
+    assert stage.sent == ["xa", "ya", "zb"]
+    for task in tasks:
+        task.cancel()
+    await settle()
 
 
 @staged(most=8)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.callbutton import central_time
-from gateway.model import Certainty, Window
+from gateway.model import StartTimeCertainty, Window
 
 CHICAGO = ZoneInfo("America/Chicago")
 HOUR = 3600
@@ -33,7 +33,7 @@ def test_every_hour_of_a_year_comes_back_from_the_wall_or_is_marked(year: int):
     for second in range(at(f"{year}-01-01T06:00") + 61, at(f"{year + 1}-01-01T06:00"), HOUR):
         read, certainty = central_time.parse_wall(central_time.render_wall(second))
         inside = fold.start <= second < fold.end
-        assert certainty is (Certainty.ASSUMED if inside else Certainty.EXACT)
+        assert certainty is (StartTimeCertainty.ASSUMED if inside else StartTimeCertainty.EXACT)
         later = inside and second >= fold.start + HOUR
         assert read == datetime.fromtimestamp(second - HOUR * later, UTC)
 
@@ -44,7 +44,7 @@ def test_a_wall_time_in_the_gap_is_read_with_the_offset_before_it(year: int):
     assert gap == at(GAPS[year])
     day = datetime.fromtimestamp(gap, UTC).strftime("%m/%d/%Y")
     expected = datetime.fromtimestamp(gap + 30 * 60, UTC)
-    assert central_time.parse_wall(f"{day} 02:30:00") == (expected, Certainty.ASSUMED)
+    assert central_time.parse_wall(f"{day} 02:30:00") == (expected, StartTimeCertainty.ASSUMED)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_impossible_wall_time_is_refused(text: str):
 
 @pytest.mark.parametrize("text", ["1/5/2026 3:04:05", " 01/05/2026  03:04:05 ", "01/05/2026 03:04:05"])
 def test_a_wall_time_is_read_liberally(text: str):
-    assert central_time.parse_wall(text) == (instant("2026-01-05T09:04:05"), Certainty.EXACT)
+    assert central_time.parse_wall(text) == (instant("2026-01-05T09:04:05"), StartTimeCertainty.EXACT)
 
 
 # Wall times of 2026-11-01, and which reading each fold call gets: 1 earlier, 2 later; None: not decided.

@@ -12,24 +12,35 @@ import gzip
 import os
 import re
 import socket
-import struct
-import threading
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from msgspec import Struct
 
+from tests.support.behaviours import (
+    CODE,
+    Behaviour,
+    Upstream,
+    answers,
+    by_code,
+    call,
+    client,
+    document,
+    drip,
+    endless,
+    failure,
+    http,
+    resets,
+    sends,
+)
 from tests.support.paths import TESTS
 from tests.support.processes import wait_for
 from tests.support.stand import Make, Stand
 
 DOCUMENT = TESTS / "faults.md"
-CODE = "8005550100"
 OTHER = "8005550101"
 ONE = f"/clients/{CODE}/calls"
 BOTH = f"/calls?client={CODE}&client={OTHER}"
@@ -49,7 +60,6 @@ OUTCOMES = {
     TIMEOUT: "timeout",
     REJECTED: "rejected",
 }
-Behaviour = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Fault(Struct):
@@ -71,99 +81,6 @@ class Fault(Struct):
     @property
     def moved(self) -> str:
         return self.metric or f'upstream_posts_total{{outcome="{OUTCOMES[self.answer]}"}}'
-
-
-def call(identity: str = "1", minute: int = 30, more: str = "", start: str = "") -> str:
-    when = start or f"06/01/2026 07:{minute:02}:00"
-    return f'<Call ID="{identity}"><StartTime>{when}</StartTime><Duration>5</Duration>{more}</Call>'
-
-
-def client(calls: str, code: str = CODE) -> str:
-    return f"<Client><ClientCode>{code}</ClientCode><CallDetails>{calls}</CallDetails></Client>"
-
-
-def envelope(inside: str) -> str:
-    return (
-        '<?xml version="1.0"?><Callbutton version="B"><Username>u</Username><Authentication>192.0.2.1'
-        f"</Authentication><CallbuttonService>{inside}</CallbuttonService></Callbutton>"
-    )
-
-
-def document(clients: str) -> str:
-    return envelope(f'<GetCallDetailsResponse status="OK">{clients}</GetCallDetailsResponse>')
-
-
-def failure(status: str, message: str = "Connection time out", element: str = "GetCallDetailResponse") -> str:
-    return envelope(f'<{element} status="{status}">{message}</{element}>')
-
-
-def http(body: bytes | str, *, status: str = "200 OK", headers: str = "", length: int | None = None) -> bytes:
-    sent = body.encode() if isinstance(body, str) else body
-    size = len(sent) if length is None else length
-    return f"HTTP/1.1 {status}\r\nContent-Type: text/xml\r\n{headers}Content-Length: {size}\r\n\r\n".encode() + sent
-
-
-def sends(*pieces: Any, close: bool = False) -> Behaviour:
-    """Send each piece that is bytes; pause for each that is a number of seconds."""
-
-    async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
-        for piece in pieces:
-            if isinstance(piece, bytes):
-                writer.write(piece)
-                await writer.drain()
-            else:
-                await asyncio.sleep(piece)
-        if close:
-            writer.close()
-
-    return behave
-
-
-def answers(text: str, **how: Any) -> Behaviour:
-    return sends(http(text, **how))
-
-
-def resets(*pieces: bytes) -> Behaviour:
-    async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        await asyncio.sleep(0.05)  # so that the gateway reads the sent bytes first
-        opened = writer.get_extra_info("socket")
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
-
-    return behave
-
-
-def endless(piece: bytes, times: int, *, packed: bool = False) -> Behaviour:
-    """Send a head, then the same piece many times, generated while sending."""
-
-    async def behave(_: bytes, writer: asyncio.StreamWriter) -> None:
-        squeeze = zlib.compressobj(9, zlib.DEFLATED, 31) if packed else None
-        encoding = "Content-Encoding: gzip\r\n" if packed else ""
-        writer.write(f"HTTP/1.1 200 OK\r\n{encoding}Connection: close\r\n\r\n".encode())
-        head = document(client(call(more="<OtherData>"))).partition("</OtherData>")[0].partition("</Call>")[0].encode()
-        for index in range(times):
-            sent = head + piece if not index else piece
-            writer.write(squeeze.compress(sent) if squeeze else sent)
-            await writer.drain()
-        writer.close()
-
-    return behave
-
-
-async def by_code(request: bytes, writer: asyncio.StreamWriter) -> None:
-    """Answer with one call for each requested code; if both are requested, with the first code only."""
-    codes = re.findall(rb"<ClientCode>(\d+)</ClientCode>", request)[:1]
-    writer.write(http(document("".join(client(call(code.decode()), code.decode()) for code in codes))))
-
-
-def drip(body: bytes, seconds: float) -> Behaviour:
-    pieces: list[bytes | float] = []
-    for byte in body:
-        pieces += [bytes([byte]), seconds]
-    return sends(*pieces)
 
 
 GOOD = document(client(call("healed")) + client(call("healed"), OTHER))
@@ -192,6 +109,9 @@ FAULTS = {
     "Content-Length too long": Fault(sends(http(SOUND, length=9999), close=True), MALFORMED),
     "Content-Length too short": Fault(answers(SOUND, length=100), MALFORMED),
     "not HTTP": Fault(sends(b"220 mail.example ready\r\n", close=True), MALFORMED),
+    "a header line that is not HTTP": Fault(
+        sends(http(SOUND, headers="Set Cookie: JSESSIONID=1\r\n"), close=True), MALFORMED
+    ),
     "200 with HTML": Fault(answers("<!DOCTYPE html><html><body>Login</body></html>"), MALFORMED),
     "200 without a body": Fault(answers(""), MALFORMED),
     "204": Fault(sends(b"HTTP/1.1 204 No Content\r\n\r\n"), FAILED),
@@ -205,6 +125,7 @@ FAULTS = {
     "ERROR": Fault(answers(failure("ERROR")), FAILED),
     "ERROR, the other spelling": Fault(answers(failure("ERROR", element="GetCallDetailsResponse")), FAILED),
     "ERROR about the dates": Fault(answers(failure("ERROR", "Date range not valid")), REJECTED),
+    "ERROR: no calls found": Fault(answers(failure("ERROR", "No calls found for this period.")), OK, kept=True),
     "UNAUTHORIZED": Fault(answers(failure("UNAUTHORIZED")), UNAUTHORIZED),
     "UNAUTHORIZED, the other spelling": Fault(
         answers(failure("UNAUTHORIZED", element="GetCallDetailsResponse")), UNAUTHORIZED
@@ -238,6 +159,20 @@ FAULTS = {
         kept=True,
         metric='text_repairs_total{repair="illegal_character"}',
     ),
+    "a bare ampersand": Fault(
+        answers(document(client(call(more="<OtherData>R&D</OtherData>")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="bare_ampersand"}',
+    ),
+    "a reference of HTML": Fault(
+        answers(document(client(call(more="<OtherData>Caf&eacute;</OtherData>")))),
+        OK,
+        calls=("1",),
+        kept=True,
+        metric='text_repairs_total{repair="html_reference"}',
+    ),
     "NUL padding after the document": Fault(
         answers(SOUND + "\0" * 100),
         OK,
@@ -247,6 +182,9 @@ FAULTS = {
     ),
     "a blank line before the declaration": Fault(answers(f"\r\n{SOUND}"), OK, calls=("1",), kept=True),
     "a byte order mark": Fault(answers(f"\ufeff{SOUND}"), OK, calls=("1",), kept=True),
+    "Content-Encoding: UTF-8": Fault(
+        answers(SOUND, headers="Content-Encoding: UTF-8\r\n"), OK, calls=("1",), kept=True
+    ),
     "a namespace prefix": Fault(
         answers(re.sub(r"<(/?)(?=\w)", r"<\1c:", SOUND).replace("<c:Callbutton ", "<c:Callbutton xmlns:c='urn:c' ")),
         OK,
@@ -277,6 +215,9 @@ FAULTS = {
         kept=True,
         metric="calls_unreadable_total",
     ),
+    "every StartTime in another form": Fault(
+        answers(document(client(call(start="06/01/2026 07:30 AM") + call("2", start="06/01/2026 07:40 AM")))), MALFORMED
+    ),
     "a negative duration": Fault(answers(document(client(call().replace(">5<", ">-5<")))), OK, calls=("1",), kept=True),
     "an id twice, with different content": Fault(
         answers(document(client(call("1", 10) + call("1", 20)))), OK, calls=("1",), kept=True
@@ -296,61 +237,6 @@ FAULTS = {
     ),
     "a client missing": Fault(by_code, OK, calls=(OTHER, CODE), kept=True, posts=2, path=BOTH),
 }
-
-
-class Upstream:
-    """A server that reads each request completely, then runs a configurable behaviour."""
-
-    def __init__(self) -> None:
-        self.behave: Behaviour = sends()
-        self.posts = 0
-        self.port = 0
-        self._started = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Upstream:
-        self._thread.start()
-        assert self._started.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        self._loop.close()
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._started.set()
-        await self._stop.wait()
-        server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            while not writer.is_closing():
-                first = await reader.readexactly(1)
-                if first == b"\x16":  # a client that begins TLS
-                    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                    break
-                head = first + await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head.lower())
-                body = await reader.readexactly(int(length[1]) if length else 0)
-                self.posts += 1
-                await self.behave(body, writer)
-                await writer.drain()
-        writer.close()
 
 
 @pytest.fixture(scope="module")
@@ -452,14 +338,15 @@ def test_after_failures_in_a_row_nothing_is_sent_until_a_probe_is_answered(stand
     gateway.pass_time(40 * 86400)
     upstream.posts = 0
     upstream.behave = answers("", status="500 Error")
-    for hours in range(8):  # one client does not open it
+    for hours in range(8):  # four clients do not open it, however often they fail
         gateway.pass_time(2)
-        assert ask(gateway, 1, hours).status_code == 502
-    assert upstream.posts >= 8
+        for number in range(1, 5):
+            assert ask(gateway, number, hours).status_code == 502
+    assert upstream.posts >= 32
     assert gateway.metric("upstream_circuit_state") == 0
-    assert ask(gateway, 2).status_code == 502
+    assert ask(gateway, 5).status_code == 502
     posts = upstream.posts
-    refused = ask(gateway, 3)
+    refused = ask(gateway, 6)
     assert upstream.posts == posts
     assert (refused.status_code, refused.json()["type"]) == (503, "/problems/upstream-circuit-open")
     assert int(refused.headers["retry-after"]) >= 1

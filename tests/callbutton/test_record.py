@@ -5,14 +5,22 @@ from xml.etree.ElementTree import fromstring
 import pytest
 
 from gateway.callbutton.record import RecordReader
-from gateway.model import Call, Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import (
+    Call,
+    CallResult,
+    CallStatus,
+    PhoneType,
+    SalesStatus,
+    StartTimeCertainty,
+    UnreadableCall,
+)
 
 START = "<StartTime>06/01/2026 07:30:00</StartTime>"
 
 
 def read(elements: str, *, status: bool = False, attributes: str = 'ID="1"') -> Call:
     call = RecordReader(status=status).read(fromstring(f"<Call {attributes}>{elements}</Call>"), "a")
-    assert call is not None
+    assert isinstance(call, Call)
     return call
 
 
@@ -21,14 +29,14 @@ def test_a_record_with_a_start_alone_is_a_call_of_nothing_else():
         id="1",
         client_code="a",
         start_time=read(START).start_time,
-        start_time_certainty=Certainty.EXACT,
+        start_time_certainty=StartTimeCertainty.EXACT,
         campaign=None,
         did=None,
         ani=None,
         other_data=None,
         phone_type=PhoneType.NORMAL,
         target=None,
-        result=Result.OTHER,
+        result=CallResult.OTHER,
         duration_seconds=None,
         talk_time_seconds=None,
         index_number=None,
@@ -50,24 +58,24 @@ def test_unknown_values_are_other_and_their_text_is_kept():
         "<ReviewedStatus>Maybe</ReviewedStatus>",
         status=True,
     )
-    assert (call.result, call.phone_type) == (Result.OTHER, PhoneType.OTHER)
-    assert call.status == Status(reviewed=False, sales=SalesStatus.OTHER, journal=None)
+    assert (call.result, call.phone_type) == (CallResult.OTHER, PhoneType.OTHER)
+    assert call.status == CallStatus(reviewed=False, sales=SalesStatus.OTHER, journal=None)
     assert call.extra == {"Result": "Voicemail", "InfoDigits": "z", "SalesStatus": "Lost", "ReviewedStatus": "Maybe"}
 
 
 VALUES = {
-    "other case": ("<Result>CONNECTED</Result><InfoDigits>C</InfoDigits>", Result.CONNECTED, PhoneType.CELL),
+    "other case": ("<Result>CONNECTED</Result><InfoDigits>C</InfoDigits>", CallResult.CONNECTED, PhoneType.CELL),
     "other white space": (
         "<Result> No\n answer </Result><InfoDigits> p</InfoDigits>",
-        Result.NO_ANSWER,
+        CallResult.NO_ANSWER,
         PhoneType.PAYPHONE,
     ),
-    "empty": ("<Result/><InfoDigits></InfoDigits>", Result.OTHER, PhoneType.NORMAL),
+    "empty": ("<Result/><InfoDigits></InfoDigits>", CallResult.OTHER, PhoneType.NORMAL),
 }
 
 
 @pytest.mark.parametrize(("elements", "result", "phone_type"), VALUES.values(), ids=VALUES)
-def test_values_are_compared_without_case_and_white_space(elements: str, result: Result, phone_type: PhoneType):
+def test_values_are_compared_without_case_and_white_space(elements: str, result: CallResult, phone_type: PhoneType):
     call = read(START + elements)
     assert (call.result, call.phone_type, call.extra) == (result, phone_type, {})
 
@@ -89,7 +97,7 @@ def test_unknown_elements_are_kept_and_counted():
         "<Address><Country>US</Country></Address></Call>"
     )
     call = reader.read(element, "a")
-    assert call is not None
+    assert isinstance(call, Call)
     assert call.extra == {"@k": "v", "X": "1\n2", "Y.@k": "v", "Y.Z": "3", "Address.Country": "US"}
     assert reader.unknown == 6
 
@@ -145,7 +153,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("attributes", "elements"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_record_without_an_id_or_a_readable_start_is_no_call(attributes: str, elements: str):
-    assert RecordReader(status=False).read(fromstring(f"<Call {attributes}>{elements}</Call>"), "a") is None
+    record = RecordReader(status=False).read(fromstring(f"<Call {attributes}>{elements}</Call>"), "a")
+    assert isinstance(record, UnreadableCall)
 
 
 @pytest.mark.parametrize("name", ["Foo", "Journal", "City"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.callbutton.record import ADDRESS_FIELDS, FIELDS, STATUS_FIELDS
 from gateway.callbutton.reply import MAX_ELEMENTS, MAX_RECORD_SIZE, RESPONSES, Reply, ReplyParser, parse_reply
 from gateway.errors import UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
-from gateway.model import Certainty, PhoneType, Result, SalesStatus, Status
+from gateway.model import CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 from tests.support.paths import DATA
 
 SAMPLES = DATA / "samples"
@@ -58,15 +59,15 @@ def test_the_sample_reply_is_read_element_by_element():
         "8005550100",
         "2026-06-01T12:30:00+00:00",
     )
-    assert call.start_time_certainty is Certainty.EXACT
+    assert call.start_time_certainty is StartTimeCertainty.EXACT
     assert (call.campaign, call.did, call.ani, call.other_data) == ("4471", "8005550100", "3125550100", "web")
-    assert (call.phone_type, call.target, call.result) == (PhoneType.CELL, "3125550199", Result.NO_ANSWER)
+    assert (call.phone_type, call.target, call.result) == (PhoneType.CELL, "3125550199", CallResult.NO_ANSWER)
     assert (call.duration_seconds, call.talk_time_seconds, call.index_number, call.dtmf) == (63, 0, "0042", "1#")
     assert call.recording_url is not None
     assert call.address is not None
     assert (call.address.first_name, call.address.last_name, call.address.secondary) == ("Zoë", "O'Neill", None)
     assert (call.address.zip, call.address.zip4) == ("02134", "0123")
-    assert call.status == Status(reviewed=True, sales=SalesStatus.MADE_SALE, journal="Called back.\nWants <two>.")
+    assert call.status == CallStatus(reviewed=True, sales=SalesStatus.MADE_SALE, journal="Called back.\nWants <two>.")
     assert call.extra == {}
 
 
@@ -157,7 +158,60 @@ def test_calls_that_cannot_be_read_are_left_out_and_counted():
     far = '<Call ID="far"><StartTime>12/31/9999 23:59:59</StartTime></Call>'
     found = parse_reply(reply(f'<Call>{START}</Call><Call ID="2"/>{far}<Call ID="4">{START}</Call>'))
     assert [call.id for call in found.calls["a"]] == ["4"]
-    assert found.unreadable == {"a": 3}
+    assert len(found.unreadable["a"]) == 3
+
+
+OTHER_FORMS = {
+    "06/01/2026 07:30 PM": "00/00/0000 00:00 PM",
+    "06/01/2026 7:30:15 am": "00/00/0000 0:00:00 am",
+    "06/01/2026 07:30": "00/00/0000 00:00",
+    "2026-06-01T07:30:00Z": "0000-00-00T00:00:00Z",
+    "2026-06-01 07:30:00.123": "0000-00-00 00:00:00.000",
+    "Monday, 1 June 2026 07:30": "x, 0 x 0000 00:00",
+    "1780317000": "0000000000",
+    "06/01/2026 07:30:00 " + "x" * 99: "00/00/0000 00:00:00 x",
+}
+
+
+@pytest.mark.parametrize(("text", "form"), OTHER_FORMS.items(), ids=OTHER_FORMS.values())
+def test_a_reply_whose_times_all_have_another_form_is_malformed_and_says_the_form(text: str, form: str):
+    other = f'<Call ID="1"><StartTime>{text}</StartTime></Call>'
+    with pytest.raises(UpstreamMalformed, match=re.escape(f"it sends {form}") + "$") as caught:
+        parse_reply(ok(client(other * 2) + client("", "b") + client(other + '<Call ID="2"/>', "c")))
+    assert caught.value.start_time_form == form
+    sound = parse_reply(ok(client(other) + client(f'<Call ID="1">{START}</Call>', "b")))
+    assert (len(sound.unreadable["a"]), len(sound.calls["b"])) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["", "unknown", "06/31/2026 07:30:00", "12/31/9999 23:59:59", "n/a 12"])
+def test_a_single_call_without_a_readable_time_leaves_the_reply_sound(text: str):
+    found = parse_reply(reply(f'<Call ID="1"><StartTime>{text}</StartTime></Call>'))
+    assert (found.calls, [one.id for one in found.unreadable["a"]]) == ({"a": []}, ["1"])
+
+
+VALUES = {
+    "Smith & Sons": "Smith & Sons",
+    "R&D": "R&D",
+    "A&": "A&",
+    "&": "&",
+    "a&nbsp;b": "a\u00a0b",
+    "Caf&eacute; &copy;": "Café ©",
+    "&LT;b&GT; &AMP;amp;": "<b> &amp;",
+    "&rsqb;&rsqb;>": "]]>",
+    "&amp;nbsp;": "&nbsp;",
+    "<![CDATA[R&D &eacute; &#0;]]>&eacute;": "R&D &eacute; &#0;é",
+    "<!-- & &eacute; -->&eacute;": "é",
+    "&#X41;&#x42;&#67;&#;": "ABC&#;",
+}
+
+
+@pytest.mark.parametrize(("written", "value"), VALUES.items(), ids=VALUES)
+def test_ampersands_and_references_of_html_are_read_as_they_are_meant(written: str, value: str):
+    body = reply(f'<Call ID="1">{START}<OtherData>{written}</OtherData><X a="{"R&D"}">1</X></Call>')
+    for size in (1, 7, len(body)):
+        (call,) = in_pieces(body, size).calls["a"]
+        assert call.other_data == value
+        assert call.extra == {"X": "1", "X.@a": "R&D"}
 
 
 def test_an_ignored_status_flag_is_told():
@@ -180,7 +234,10 @@ LIBERAL = {
     "a byte order mark after a blank line": b"\n\xef\xbb\xbf" + REPLY,
     "two byte order marks": b"\xef\xbb\xbf\xef\xbb\xbf" + REPLY,
     "a byte order mark before the root": REPLY.replace(b"?>", b"?>\xef\xbb\xbf", 1),
+    "a byte order mark after a comment": REPLY.replace(b"?>", b"?>\n<!-- a -->\xef\xbb\xbf\n", 1),
+    "a byte order mark at the end": REPLY + b"\xef\xbb\xbf\r\n",
     "UTF-16": REPLY.decode().encode("utf-16"),
+    "UTF-16 without a byte order mark": REPLY.decode().encode("utf-16-le"),
     "NUL padding": REPLY + b"\0\0\0",
     "lower case": REPLY.replace(b"Call ID", b"call id")
     .replace(b"</Call>", b"</call>")
@@ -476,3 +533,37 @@ def test_pieces_of_any_size_give_the_same_reply():
             parser.feed(body[at : at + size])
             at += size
         assert parser.close() == whole
+
+
+NO_CALLS = """No calls found|No calls found.|NO CALLS FOUND!|No calls found for this period.|There are no records
+There were no calls during that period|No call details found for client 8005550100|No matching records found|No data
+0 calls found|Zero results|Nothing found|Call details not found|Calls were not found|No call history found
+No calls were found between 06/01/2026 07:00:00 and 06/01/2026 08:00:00.|No calls match your request
+Sorry, no calls found
+No Calls Found: 8005550100|No calls found for client code custcode_1|No results returned|No entries exist"""
+FAILURES = """Connection time out|No data: connection time out|No records found: database error
+No data available: try again
+No calls found due to database timeout|No calls found because of an internal error|No calls could be read|No connection
+Data not found because the server is down|Client code not found|No client code found|No permission for calls|
+Date range not valid|No date found|Calls not readable"""
+
+
+def reported(message: str, *, single: bool) -> Reply:
+    inside = f'<GetCallDetailResponse status="ERROR"> {message} </GetCallDetailResponse>'
+    text = f"<Callbutton><CallbuttonService>{inside}</CallbuttonService></Callbutton>"
+    parser = ReplyParser(single=single)
+    parser.feed(text.encode())
+    return parser.close()
+
+
+@pytest.mark.parametrize("message", re.split(r"[|\n]", NO_CALLS))
+def test_an_error_that_no_calls_were_found_is_an_empty_reply_to_one_code(message: str):
+    assert reported(message, single=True).calls == {}
+    with pytest.raises((UpstreamFailed, UpstreamRejected)):  # of several codes it may mean one
+        reported(message, single=False)
+
+
+@pytest.mark.parametrize("message", re.split(r"[|\n]", FAILURES))
+def test_an_error_with_another_reason_is_an_error(message: str):
+    with pytest.raises((UpstreamFailed, UpstreamRejected)):
+        reported(message, single=True)

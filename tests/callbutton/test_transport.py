@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,12 +19,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
 
 from gateway import __version__
 from gateway.callbutton.transport import Timer, Transport, UpstreamLimits, current_timer, translated_errors
-from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import Obstacle, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
-QUICK = UpstreamLimits(first_byte=0.3, idle=0.3, deadline=0.8, concurrency=2, max_bytes=100_000)
+LIMITS = UpstreamLimits(first_byte=20, idle=20, deadline=60, concurrency=2, max_bytes=100_000)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -63,7 +65,7 @@ async def post(transport: Transport) -> tuple[int, str | None, bytes]:
         return answer.status, answer.charset, b"".join([piece async for piece in answer.chunks])
 
 
-def outcome(handler: Handler, limits: UpstreamLimits = QUICK) -> tuple[int, str | None, bytes]:
+def outcome(handler: Handler, limits: UpstreamLimits = LIMITS) -> tuple[int, str | None, bytes]:
     async def run() -> tuple[int, str | None, bytes]:
         async with serving(handler) as url:
             transport = Transport(url, limits)
@@ -102,6 +104,23 @@ def test_gzip_of_several_members_is_read_to_its_end():
     assert outcome(answering(head, packed))[2] == b"<a></a>"
 
 
+NO_CODINGS = ["UTF-8", "none", "identity", "utf-8, identity", "", "text/xml; charset=utf-8", "8bit", "binary"]
+
+
+@pytest.mark.parametrize("words", NO_CODINGS)
+def test_a_content_encoding_that_is_no_coding_is_ignored(words: str):
+    head = HEAD + f"Content-Encoding: {words}\r\nContent-Length: 4\r\n\r\n".encode()
+    assert outcome(answering(head + b"<a/>"))[2] == b"<a/>"
+
+
+@pytest.mark.parametrize("words", ["gzip", "X-GZIP", "UTF-8, gzip", "identity,gzip"])
+@pytest.mark.parametrize("zeros", [0, 1, 512, 200_000])
+def test_zeros_after_gzip_are_ignored(words: str, zeros: int):
+    packed = gzip.compress(b"<a>") + b"\0" * 10 + gzip.compress(b"</a>") + b"\0" * zeros
+    head = HEAD + f"Content-Encoding: {words}\r\nContent-Length: {len(packed)}\r\n\r\n".encode()
+    assert outcome(answering(head, packed[:40], packed[40:]))[2] == b"<a></a>"
+
+
 def test_a_content_type_that_cannot_be_read_has_no_charset():
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset*=a; charset*0=b\r\nContent-Length: 0\r\n\r\n"
     assert outcome(answering(head)) == (200, None, b"")
@@ -110,24 +129,24 @@ def test_a_content_type_that_cannot_be_read_has_no_charset():
 def test_headers_dripped_byte_by_byte_do_not_evade_the_time_out():
     drip = answering(*[bytes([byte]) for byte in HEAD], pause=0.05)
     with pytest.raises(UpstreamTimeout) as caught:
-        outcome(drip)
+        outcome(drip, replace(LIMITS, deadline=2))
     assert caught.value.answering
 
 
 def test_a_body_dripped_within_the_idle_time_ends_with_the_deadline():
     with pytest.raises(UpstreamTimeout, match="did not finish"):
-        outcome(answering(HEAD + b"Content-Length: 100\r\n\r\n", *[b"x"] * 100, pause=0.1))
+        outcome(answering(HEAD + b"Content-Length: 100\r\n\r\n", *[b"x"] * 100, pause=0.1), replace(LIMITS, deadline=2))
 
 
 def test_no_answer_within_the_first_byte_time_is_a_time_out():
     with pytest.raises(UpstreamTimeout, match="did not begin") as caught:
-        outcome(answering(b"", pause=5))
+        outcome(answering(b"", pause=60), replace(LIMITS, first_byte=0.3))
     assert not caught.value.answering
 
 
 def test_a_pause_longer_than_the_idle_time_is_a_time_out():
     with pytest.raises(UpstreamTimeout, match="did not finish"):
-        outcome(answering(HEAD + b"Content-Length: 9\r\n\r\n<", b"a/>", pause=0.6))
+        outcome(answering(HEAD + b"Content-Length: 9\r\n\r\n<", b"a/>", pause=60), replace(LIMITS, idle=0.3))
 
 
 BROKEN = {
@@ -137,6 +156,8 @@ BROKEN = {
     "gzip cut off": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" + gzip.compress(b"x" * 99)[:20],),
     "not gzip": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",),
     "an encoding that was not requested": (HEAD + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",),
+    "compressed twice": (HEAD + b"Content-Encoding: gzip, gzip\r\nContent-Length: 5\r\n\r\nhello",),
+    "junk after gzip": (HEAD + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(b"x") + b"\0x",),
     "too large": (HEAD + b"Content-Length: 200000\r\n\r\n", b"x" * 200_000),
     "a gzip bomb": (
         HEAD + b"Content-Encoding: gzip\r\n\r\n",
@@ -149,6 +170,58 @@ BROKEN = {
 def test_a_broken_answer_is_malformed(pieces: tuple[bytes, ...]):
     with pytest.raises(UpstreamMalformed):
         outcome(answering(*pieces))
+
+
+INVALID = {
+    "does not begin with an HTTP status line, after 0": b"220 smtp.example ready\r\n\r\n",
+    "has a header line that is not valid HTTP, after 0": HEAD + b"Set Cookie: secret\r\n\r\n",
+    "has a Content-Length that is not a number, after 0": HEAD + b"Content-Length: many\r\n\r\n",
+    "has several Content-Length headers that differ, after 0": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "has a Transfer-Encoding that is not supported, after 0": HEAD + b"Transfer-Encoding: secret\r\n\r\n",
+    "has a header or chunk line that is too long, after 0": HEAD + b"X: " + b"secret" * 40_000,
+    "has a chunk that is not valid HTTP, after 0": HEAD + b"Transfer-Encoding: chunked\r\n\r\nsecret\r\n",
+    "is not valid HTTP, after 3": HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcsecret\r\n",
+    "is truncated after 3": HEAD + b"Content-Length: 9\r\n\r\nabc",
+    "is truncated after 0": HEAD + b"Content-Len",
+}
+
+
+@pytest.mark.parametrize("said", INVALID)
+def test_a_reply_that_is_not_http_is_told_as_what_it_is_and_not_quoted(said: str):
+    with pytest.raises(UpstreamMalformed, match=said) as caught:
+        outcome(answering(INVALID[said]))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [("http://127.0.0.1:{port}", "the port refuses it"), ("http://proxy.invalid:3128", "its name is not found")],
+    ids=["refuses", "unknown"],
+)
+def test_a_proxy_that_cannot_be_reached_is_told_as_such(proxy: str, reason: str):
+    async def run() -> None:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            address = proxy.format(port=bound.getsockname()[1])
+            transport = Transport("http://callbutton.invalid/xml.jsp", UpstreamLimits(), address)
+            with pytest.raises(UpstreamUnreachable, match=f"the proxy cannot be reached: {reason}") as caught:
+                await post(transport)
+            assert caught.value.obstacle is Obstacle.PROXY
+            assert caught.value.disconnected
+            await transport.close()
+
+    asyncio.run(run())
+
+
+def test_a_proxy_that_refuses_the_request_does_not_let_it_through():
+    async def run() -> None:
+        async with serving(answering(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")) as url:
+            transport = Transport("https://callbutton.invalid/xml.jsp", UpstreamLimits(), url.removesuffix("/xml.jsp"))
+            with pytest.raises(UpstreamUnreachable, match="the proxy does not let it through"):
+                await post(transport)
+            await transport.close()
+
+    asyncio.run(run())
 
 
 def test_a_connection_closed_without_an_answer_is_unreachable():
@@ -197,7 +270,7 @@ def test_a_request_has_the_credentials_of_its_address_and_never_a_cookie():
     async def run() -> int:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port: int = server.sockets[0].getsockname()[1]
-        transport = Transport(f"http://some%40body:secret@127.0.0.1:{port}/a/xml.jsp?b=c", QUICK)
+        transport = Transport(f"http://some%40body:secret@127.0.0.1:{port}/a/xml.jsp?b=c", LIMITS)
         for _ in range(2):
             await post(transport)
         await transport.close()
@@ -232,7 +305,7 @@ def test_a_proxy_that_is_set_is_used():
     async def run() -> None:
         answer = answering(HEAD + b"Content-Length: 0\r\n\r\n")
         async with serving(answer) as url:
-            transport = Transport("http://callbutton.invalid/xml.jsp", QUICK, url.removesuffix("/xml.jsp"))
+            transport = Transport("http://callbutton.invalid/xml.jsp", LIMITS, url.removesuffix("/xml.jsp"))
             assert (await post(transport))[0] == 200
             await transport.close()
 
@@ -250,7 +323,7 @@ def test_a_proxy_receives_the_credentials_of_its_address():
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             proxy = f"http://some%40body:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            transport = Transport("http://callbutton.invalid/xml.jsp", QUICK, proxy)
+            transport = Transport("http://callbutton.invalid/xml.jsp", LIMITS, proxy)
             assert (await post(transport))[0] == 200
             await transport.close()
 
@@ -320,7 +393,7 @@ FOREIGN = [
 @pytest.mark.parametrize("kind", FOREIGN, ids=[kind.__name__ for kind in FOREIGN])
 def test_every_error_of_httpcore_becomes_one_of_ours_and_stays_its_cause(kind: type[Exception], answering: bool):
     async def run() -> None:
-        timer = Timer(QUICK, 0)
+        timer = Timer(LIMITS, 0)
         timer.answering = answering
         current_timer.set(timer)
         with translated_errors():

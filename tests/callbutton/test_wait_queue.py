@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.callbutton.wait_queue import LEAD, DropReason, Priority, Waiters, WaitQueue
+from gateway.callbutton.wait_queue import LEAD, DropReason, Entry, Priority, Waiters, WaitQueue
 from gateway.errors import Overloaded, UpstreamError
 
 
@@ -24,16 +24,21 @@ class Row:
     def __init__(self, most: int = 100) -> None:
         self.dropped: Counter[DropReason] = Counter()
         self.told: dict[int, UpstreamError | None] = {}
+        self.entries: list[Entry] = []
         self.queue = WaitQueue(lambda reason: self.dropped.update([reason]), most)
 
-    def join(self, waiters: Waiters, now: float = 0, slots: int = 1) -> int:
-        number = self.queue._added + 1
-        return self.queue.add(waiters, now, slots, lambda error: self.told.update({number: error})).number
+    def join(self, waiters: Waiters, slots: int = 1, code: str = "a", alone: float = 0) -> int:
+        number = len(self.entries) + 1
+        entry = Entry(waiters, lambda error: self.told.update({number: error}), [code])
+        self.entries.append(entry)
+        self.queue.add(entry, 0, slots, alone)
+        return number
 
-    def taken(self, now: float = 0) -> list[int]:
+    def taken(self, now: float = 0, held_back: str = "") -> list[int]:
         found = []
-        while (waiting := self.queue.take(now)) is not None:
-            found.append(waiting.number)
+        while (entry := self.queue.take(now, lambda codes: held_back not in codes)) is not None:
+            found.append(self.entries.index(entry) + 1)
+            self.queue.held.update(entry.codes)
         return found
 
 
@@ -94,3 +99,40 @@ def test_an_entry_whose_turn_would_come_too_late_is_rejected():
     assert refused.value.retry_after == 30
     row.join(consumer(until=25), slots=2)
     assert row.dropped == {DropReason.LATE: 1}
+
+
+def test_client_codes_take_turns():
+    row = Row()
+    order = [row.join(consumer(), code=code) for code in "aaabbc"]
+    row.queue.held.update("bb")  # two POSTs of b are in flight
+    assert [("aaabbc")[order.index(number)] for number in row.taken()] == [*"acaabb"]
+
+
+def test_a_full_queue_evicts_the_last_entry_of_the_code_with_the_most():
+    row = Row(most=4)
+    for _ in range(4):
+        row.join(consumer(), code="a")
+    for code in "bc":
+        row.join(consumer(), code=code)
+    assert list(row.told) == [4, 3]
+    with pytest.raises(Overloaded):
+        row.join(consumer(), code="a")
+    assert row.taken() == [1, 5, 6, 2]
+
+
+def test_entries_whose_codes_may_not_go_wait_and_hold_nobody_up():
+    row = Row()
+    first, second, third = (row.join(consumer(), code=code) for code in "aba")
+    assert row.taken(held_back="a") == [second]
+    assert row.taken() == [first, third]
+
+
+def test_a_code_with_one_slot_of_its_own_is_estimated_by_its_own_posts():
+    row = Row()
+    row.queue.record(1)
+    for _ in range(2):
+        row.join(consumer(until=65), code="slow", alone=30)
+    with pytest.raises(Overloaded) as refused:
+        row.join(consumer(until=65), code="slow", alone=30)
+    assert refused.value.retry_after == 90
+    row.join(consumer(until=3), code="quick")

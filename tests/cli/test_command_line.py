@@ -208,8 +208,10 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
         (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
         (["error"], 1, ADVICE[errors.UpstreamFailed]),
         (["html"], 1, ADVICE[errors.UpstreamMalformed]),
+        (["other-form"], 1, "ask Callbutton to send StartTime as MM/DD/YYYY HH:MM:SS, not as 00/00/0000 00:00 PM"),
+        (["ampersand"], 0, "works: calls with status"),
     ],
-    ids=["none", "no-status", "unauthorized", "date-error", "error", "html"],
+    ids=["none", "no-status", "unauthorized", "date-error", "error", "html", "other-form", "ampersand"],
 )
 def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: str):
     with simulated(*fault) as address:
@@ -231,6 +233,7 @@ def test_the_demo_answers_its_first_command_and_ends_cleanly():
         commands = re.findall(r"curl -H 'X-API-Key: (cbg_.*)' '(.*)'", text)
         assert len(commands) == 3
         assert f"API reference: {commands[0][1].partition('/clients')[0]}/docs" in text
+        assert re.search(rf"simulated Callbutton server:\nhttp://127\.0\.0\.1:[1-9]\d+{PATH}\n", text)
         key, address = commands[0]
         request = urllib.request.Request(address, headers={"X-API-Key": key})
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -290,6 +293,41 @@ def test_a_port_that_is_none_ends_with_2_and_one_line(command: str, capsys: pyte
         2,
         ("", "callbutton-gateway: 99999 is not a port: choose one from 0 to 65535\n"),
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--clients", "-1"],
+        ["--clients", "0"],
+        ["--calls-per-day", "-5"],
+        ["--history", "-1"],
+        ["--history", "nan"],
+        ["--latency", "-0.1"],
+        ["--latency", "inf"],
+        ["--fault", "error:2"],
+        ["--fault", "error:nan"],
+        ["--fault", "error:"],
+        ["--fault", "error:half"],
+        ["--fault", "nothing"],
+        ["--allow", "everybody"],
+        ["--port", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_the_simulator_cannot_use_ends_with_2_and_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+):
+    code = main(["simulate", "--port", "0", *words])
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert words[1].partition(":")[0] in err
+
+
+def test_help_says_where_the_command_is(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert ".venv/bin/callbutton-gateway" in capsys.readouterr().out
 
 
 def test_a_simulator_on_a_taken_port_ends_with_1_and_one_line(capsys: pytest.CaptureFixture[str]):

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
+import sys
+import termios
+import time
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from gateway.__main__ import main
+from gateway.__main__ import main, parser
+from gateway.cli.fetch import Progress, format_of, parse_arguments
 from gateway.cli.partial_file import Checkpoint, PartialFile
 from gateway.formats import COLUMNS
+from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
 from tests.support.commands import COMMAND, ENVIRONMENT, run
 from tests.support.processes import wait_for
-from tests.support.stand import Clock, serving
+from tests.support.stand import NOW, Clock, serving
 
 # A week that includes the end of daylight saving time.
 WINDOW = ["--start", "2026-10-29", "--end", "2026-11-05", "--tz", "America/Chicago"]
@@ -80,6 +89,42 @@ def test_a_file_has_the_format_of_its_name(upstream: Upstream, tmp_path: Path, e
         calls = json.loads(text)["data"] if ending == "json" else list(map(json.loads, text.splitlines()))
         assert [call["id"] for call in calls] == upstream.ids()
         assert calls[0]["status"]["sales"]
+
+
+@pytest.mark.parametrize("name", ["calls.csv.gz", "CALLS.CSV.GZ", "calls.jsonl.gz", "calls.json.gz", "calls.gz"])
+def test_a_file_whose_name_ends_in_gz_is_compressed(upstream: Upstream, tmp_path: Path, name: str):
+    plain = name[:-3].replace("calls", "plain")
+    words = [CODE, *WINDOW, "-o"]
+    packed, target = tmp_path / name, tmp_path / ("plain.ndjson" if plain == "plain" else plain)
+    for path in (packed, target):
+        done = upstream.fetch(*words, str(path))
+        assert (done.returncode, done.stderr) == (0, "")
+    expected = target.read_bytes().splitlines()
+    unpacked = gzip.decompress(packed.read_bytes()).splitlines()
+    assert unpacked[:-1] == expected[:-1]  # the last line has the time of the export
+    assert packed.stat().st_size < target.stat().st_size / 4
+    inflate = zlib.decompressobj(31)
+    inflate.decompress(packed.read_bytes())
+    assert (inflate.eof, inflate.unused_data) == (True, b"")  # one member, as some readers stop after the first
+    assert {path.name for path in tmp_path.iterdir()} == {packed.name, target.name}
+
+
+def test_a_compressed_file_is_resumed_from_its_checkpoint(tmp_path: Path):
+    first = Checkpoint({"clients": CODE}, (0, 100), 0)
+    target = tmp_path / "calls.csv.gz"
+    written = [f"line {number}\n".encode() * 50 for number in range(6)]
+    for number, data in enumerate(written):
+        partial = PartialFile(target, first, restart=False)
+        assert (partial.checkpoint.reached, partial.checkpoint.calls) == (number * 10, number)
+        partial.write(data)
+        partial.save(replace(partial.checkpoint, reached=number * 10 + 10, calls=number + 1))
+        partial.write(b"data after the checkpoint")
+        partial.close()
+    partial = PartialFile(target, first, restart=False)
+    partial.finish()
+    inflate = zlib.decompressobj(31)
+    assert inflate.decompress(target.read_bytes()) == b"".join(written)
+    assert (inflate.eof, inflate.unused_data, list(tmp_path.iterdir())) == (True, b"", [target])
 
 
 def test_several_clients_or_all_and_some_fields(upstream: Upstream):
@@ -168,8 +213,27 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         ([CODE, "--all", "--start", "2026-11-01"], "leave --start and --end out"),
         ([CODE, "--fields", "id,name"], "name is not a field"),
         ([CODE, "-o", __file__], "exists already; use --overwrite to replace it"),
+        ([CODE, "-o", "x.parquet"], "x.parquet: .parquet is no format of an export; use .json, .ndjson, .jsonl, .csv"),
+        ([CODE, "-o", "x.csv.zip"], "x.csv.zip: .zip is no format"),
+        ([CODE, "-o", "x.xlsx.gz"], "x.xlsx.gz: .xlsx is no format"),
+        ([CODE, "-o", "/dev/null", "--overwrite", "--format", "csv"], "/dev/null is not a file; use -o -"),
+        ([CODE, "-o", "/", "--overwrite"], "/ is not a file"),
     ],
-    ids=["no code", "bad code", "bad date", "backwards", "bad zone", "all with dates", "bad field", "file is there"],
+    ids=[
+        "no code",
+        "bad code",
+        "bad date",
+        "backwards",
+        "bad zone",
+        "all with dates",
+        "bad field",
+        "file is there",
+        "another format",
+        "another compression",
+        "another format, compressed",
+        "a device",
+        "a folder",
+    ],
 )
 def test_a_bad_command_ends_with_2_and_one_line(
     words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -179,6 +243,78 @@ def test_a_bad_command_ends_with_2_and_one_line(
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
+
+
+def test_a_format_that_is_given_wins_over_the_ending_of_the_file():
+    assert [format_of(Path(name)) for name in ("-", "x", "x.CSV", "x.jsonl.gz", "x.2026.csv")] == [
+        "ndjson",
+        "ndjson",
+        "csv",
+        "ndjson",
+        "csv",
+    ]
+    words = parser(["fetch"]).parse_args(["fetch", CODE, "--format", "csv", "-o", "x.parquet"])
+    assert parse_arguments(words, Settings(), NOW).parameters["format"] == "csv"
+
+
+def test_a_hyphen_is_standard_output(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    done = upstream.fetch(CODE, *WINDOW, "--format", "csv", "--fields", "id", "-o", "-")
+    assert (done.returncode, done.stdout.split()[1:], list(tmp_path.iterdir())) == (0, upstream.ids(), [])
+
+
+@pytest.mark.parametrize("name", ["nowhere/x.csv", "file/x.csv"])
+def test_a_path_that_cannot_be_written_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("GATEWAY_UPSTREAM_URL", "http://127.0.0.1:1/xml.jsp")
+    (tmp_path / "file").touch()
+    code = main(["fetch", CODE, "-o", str(tmp_path / name)])
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith(f"callbutton-gateway: {tmp_path / name}")
+
+
+def limit_files() -> None:
+    """Let writes fail after 50,000 bytes, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+
+def test_a_disk_that_is_full_is_named(upstream: Upstream, tmp_path: Path):
+    target = tmp_path / "calls.csv"
+    words = [*COMMAND, "fetch", CODE, *WINDOW, "-o", str(target)]
+    done = subprocess.run(
+        words,
+        env=ENVIRONMENT | upstream.variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=limit_files,
+    )
+    assert (done.returncode, done.stderr) == (1, f"callbutton-gateway: {target}: File too large\n")
+
+
+@pytest.mark.parametrize("columns", [1, 5, 12, 20, 40, 67, 79, 80, 81, 200])
+def test_the_progress_fits_the_terminal_and_shows_speed_and_time_left(columns: int, monkeypatch: pytest.MonkeyPatch):
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        first = Checkpoint({}, (0, 100 * 86400), 40 * 86400, calls=4000)  # resumed after 40 % of the window
+        progress = Progress(first)
+        now[0] += 60
+        progress.show(replace(first, reached=70 * 86400, calls=64_000))
+        shown = os.read(leader, 4096).decode().removeprefix("\r\x1b[K")
+    os.close(leader)
+    assert len(shown) < max(2, columns)
+    fields = {0: "", 20: "0:01:00 left", 40: "70%", 67: "64,000 calls", 79: "1,000/s", 80: "up to 1970-03-12 00:00Z"}
+    for least, text in fields.items():
+        assert columns < least or text in shown
+    assert columns < 200 or f"{'█' * 16}{'░' * 8}  70%" in shown
 
 
 def test_a_reader_who_has_enough_ends_it_quietly(upstream: Upstream):

@@ -42,7 +42,12 @@ for (const scheme of ["light", "dark"]) {
 const narrow = await open("/docs", "light", { width: 400, height: 800 });
 await narrow.locator("details.card").first().waitFor();
 seen.overflow = await narrow.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+seen.navigation = await narrow.evaluate(() => document.querySelector("nav").getBoundingClientRect().height);
 await shot(narrow, "docs-narrow");
+await narrow.locator("nav summary").click();
+await narrow.locator("nav a[href='#getClientCall']").click();
+await narrow.locator("#getClientCall[open]").waitFor();
+seen.menuCloses = await narrow.locator("nav details:not([open])").count() === 1;
 await narrow.close();
 
 // By keyboard alone: give the key, open an operation, send its request, turn the page.
@@ -74,6 +79,27 @@ await page.waitForFunction((before) => {
   return shown && JSON.parse(shown).data[0].id !== before;
 }, seen.first.body.data[0].id);
 seen.second = JSON.parse(await answer.locator(".body").textContent());
+
+// Copy the command, edit the address, play a recording, load the page again.
+await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+await page.locator("#listCalls button.copy").click();
+await page.getByText("Copied").waitFor();
+seen.copied = await page.evaluate(() => navigator.clipboard.readText());
+seen.shown = await page.locator("#listCalls .actions code").textContent();
+await page.evaluate(() => { location.hash = "#getRecording"; });
+await page.locator("#getRecording[open]").waitFor();
+const recorded = seen.first.body.data.find((call) => call.recordingUrl);
+await page.locator("#getRecording input").first().fill(recorded.recordingUrl.split("/").pop());
+await page.locator("#getRecording button[type=submit]").click();
+seen.duration = await page.locator("#getRecording audio").evaluate((audio) => new Promise((resolve, reject) => {
+  if (audio.readyState > 0) resolve(audio.duration);
+  audio.addEventListener("loadedmetadata", () => resolve(audio.duration));
+  audio.addEventListener("error", () => reject(audio.error));
+}));
+await shot(page, "recording");
+await page.reload();
+await page.locator("#getRecording[open]").waitFor();
+seen.keptKey = await page.locator("#access-key").inputValue();
 await page.close();
 
 const problem = await open("/problems/upstream-timeout", "light");

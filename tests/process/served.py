@@ -57,13 +57,15 @@ class Served:
         lines = [line for line in self.log().splitlines(keepends=True) if line.endswith("\n") and line.startswith("{")]
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
-    def connect(self, *, buffer: int = 0) -> socket.socket:
-        """Connect; `buffer` bounds the receive buffer, in bytes."""
+    def connect(self, *, buffer: int = 0, source: str = "") -> socket.socket:
+        """Connect, from the address `source`; `buffer` bounds the receive buffer, in bytes."""
         parts = urlsplit(self.address)
         client = socket.socket(socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET)
         client.settimeout(LATER)
         if buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        if source:
+            client.bind((source, 0))
         try:
             client.connect((parts.hostname, parts.port))
         except OSError:

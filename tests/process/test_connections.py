@@ -18,6 +18,7 @@ from tests.process.served import (
     EXPORT,
     LATER,
     PAGE,
+    REAL,
     Serve,
     Served,
     answer,
@@ -110,6 +111,64 @@ def test_a_request_with_a_body_is_answered_and_the_next_one_too(gateway: Served)
     received = gateway.ask(request("/calls", "Content-Length: 7", method="POST"), b"{a:1}\r\n", request(close=True))
     assert received.startswith(b"HTTP/1.1 405")
     assert received.count(ANSWERED) == 1
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_a_client_that_waits_to_be_told_to_continue_is_told_so_before_its_body(gateway: Served):
+    head = request("/healthz", "Content-Length: 3", "expect: 100-Continue")
+    with gateway.connect() as client:
+        for _ in range(2):
+            client.sendall(head)
+            assert client.recv(len(CONTINUE)) == CONTINUE
+            client.sendall(b"abc")
+            assert answer(client).startswith(ANSWERED)
+        client.sendall(head + b"abc")  # it does not wait
+        assert answer(client).startswith(ANSWERED)
+        client.sendall(request("/healthz", "Content-Length: 99999999", "Expect: 100-continue"))
+        assert problem_of(everything(client)) == (400, "/problems/invalid-parameter")
+
+
+def test_a_promised_body_that_does_not_come_keeps_no_connection_open(gateway: Served):
+    with gateway.connect() as client:
+        client.sendall(request("/healthz", "Content-Length: 3", "Expect: 100-continue"))
+        closed_after(client, gateway.bounds.request)
+
+
+@pytest.mark.parametrize("host", ["", "a", "a:", "a.example:8080", "127.0.0.1", "[::1]:80", "a%41_b~"])
+def test_a_request_has_one_valid_host(gateway: Served, host: str):
+    sent = f"GET /healthz HTTP/1.1\r\nhOSt:{host}\r\nConnection: close\r\n\r\n"
+    assert gateway.ask(sent.encode()).startswith(ANSWERED)
+
+
+@pytest.mark.parametrize(
+    ("version", "lines"),
+    [
+        ("1.1", ()),
+        ("1.1", ("Host: a", "Host: a")),
+        ("1.1", ("Host: a", "Accept: */*", "HOST: b")),
+        ("1.1", ("Host: a/b",)),
+        ("1.1", ("Host: a b",)),
+        ("1.1", ("Host: a, b",)),
+        ("1.1", ("Host: u@a",)),
+        ("1.1", ("Host: a:x",)),
+        ("1.1", ("Hosts: a", "X-Host: a")),
+        ("1.0", ("Host: a", "Host: b")),
+    ],
+)
+def test_a_request_without_one_valid_host_is_refused(gateway: Served, version: str, lines: tuple[str, ...]):
+    sent = "\r\n".join([f"GET /healthz HTTP/{version}", *lines, "", ""]).encode()
+    for one in (sent, sent.replace(b"GET", b"HEAD"), sent[:-2] + b"Content-Length: 1\r\n\r\na"):
+        assert problem_of(gateway.ask(one)) == (400, "/problems/invalid-parameter")
+
+
+@pytest.mark.parametrize("line", ["CONNECT a:443", "OPTIONS *", "GET http://a/healthz", "GET //a/b", "TRACE /healthz"])
+def test_unusual_requests_are_answered_without_a_traceback(gateway: Served, line: str):
+    received = gateway.ask(f"{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+    assert received.startswith(b"HTTP/1.1 ")
+    assert "Traceback" not in gateway.log()
+    assert "Exception" not in gateway.log()
 
 
 def test_a_request_in_progress_is_not_an_idle_connection(serve: Serve, slow_upstream: str):
@@ -240,7 +299,7 @@ def test_what_follows_a_request_and_is_not_http_ends_the_connection(gateway: Ser
 @pytest.fixture
 def full(serve: Serve) -> Iterator[tuple[Served, list[socket.socket]]]:
     """A gateway at its limit of connections."""
-    gateway = serve(files=200)  # of which 100 are for connections
+    gateway = serve(files=200, bounds=REAL)  # of which 100 are for connections
     with ExitStack() as stack:
         clients = [stack.enter_context(gateway.connect()) for _ in range(100)]
         for client in clients:

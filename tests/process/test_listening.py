@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gateway.cli.serve import load_tls
+from gateway.settings import Settings, SettingsError
 from tests.process.served import REAL, Serve, Served, request
 from tests.support.commands import run
 from tests.support.processes import free_port, wait_for
@@ -155,10 +157,30 @@ def test_tls_files_that_cannot_be_used_end_with_2_and_one_line(certificate: Cert
     other = Certificate(tmp_path)
     empty = tmp_path / "empty.pem"
     empty.touch()
-    for cert, key in (("/nothing.pem", certificate.key), (certificate.cert, other.key), (empty, certificate.key)):
-        done = run("serve", **SETTINGS, GATEWAY_TLS_CERT=str(cert), GATEWAY_TLS_KEY=str(key))
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-        assert "GATEWAY_TLS_CERT or GATEWAY_TLS_KEY cannot be used: " in done.stderr
+    locked = tmp_path / "locked.pem"
+    secret = serialization.load_pem_private_key(certificate.key.read_bytes(), None)
+    form, scheme = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    locked.write_bytes(secret.private_bytes(serialization.Encoding.PEM, form, scheme))
+    for cert, key, said in (
+        ("/nothing.pem", certificate.key, "GATEWAY_TLS_CERT cannot be used: /nothing.pem: No such file or directory"),
+        (empty, certificate.key, f"GATEWAY_TLS_CERT cannot be used: {empty}: "),
+        (certificate.key, certificate.key, f"GATEWAY_TLS_CERT cannot be used: {certificate.key}: "),
+        (certificate.cert, "/nothing.pem", "GATEWAY_TLS_KEY cannot be used: /nothing.pem: No such file or directory"),
+        (certificate.cert, tmp_path, f"GATEWAY_TLS_KEY cannot be used: {tmp_path}: Is a directory"),
+        (certificate.cert, empty, f"GATEWAY_TLS_KEY cannot be used: {empty} has no private key without a passphrase"),
+        (certificate.cert, locked, f"GATEWAY_TLS_KEY cannot be used: {locked} has no private key without a passphrase"),
+        (
+            certificate.cert,
+            other.key,
+            f"GATEWAY_TLS_KEY cannot be used: {other.key} is not the key of GATEWAY_TLS_CERT",
+        ),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            load_tls(Settings(tls_cert=str(cert), tls_key=str(key)))
+        assert str(caught.value).startswith(said)
+        assert len(str(caught.value).splitlines()) == 1
+    done = run("serve", **SETTINGS, GATEWAY_TLS_CERT=str(certificate.cert), GATEWAY_TLS_KEY=str(locked))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
 
 
 def test_the_metrics_port_has_metrics_and_probes_and_the_main_port_no_metrics(serve: Serve):

@@ -15,7 +15,7 @@ from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError
 from gateway.metrics import Metrics
-from gateway.model import Call, Certainty, PhoneType, Result, Window
+from gateway.model import Call, CallResult, PhoneType, StartTimeCertainty, UnreadableCall, Window
 
 NOW = 1_790_000_000
 HOUR = 3600
@@ -29,14 +29,14 @@ def call(identity: str, start: int, code: str = "a", campaign: str | None = None
         id=identity,
         client_code=code,
         start_time=datetime.fromtimestamp(start, UTC),
-        start_time_certainty=Certainty.EXACT,
+        start_time_certainty=StartTimeCertainty.EXACT,
         campaign=campaign,
         did=None,
         ani=None,
         other_data=None,
         phone_type=PhoneType.NORMAL,
         target=None,
-        result=Result.CONNECTED,
+        result=CallResult.CONNECTED,
         duration_seconds=1,
         talk_time_seconds=None,
         index_number=None,
@@ -46,6 +46,12 @@ def call(identity: str, start: int, code: str = "a", campaign: str | None = None
         status=None,
         extra={},
     )
+
+
+def unreadable(identity: str, start: int, code: str = "a", latest: int | None = None) -> UnreadableCall:
+    """A record that starts at `start`, or somewhen up to `latest`."""
+    first, last = (datetime.fromtimestamp(second, UTC) for second in (start, latest or start))
+    return UnreadableCall(identity, code, first, last)
 
 
 class Upstream:
@@ -58,7 +64,7 @@ class Upstream:
         self.failure: Exception | None = None
         self.leave_out: set[str] = set()
         self.gate: asyncio.Event | None = None
-        self.unreadable: dict[str, int] = {}
+        self.unreadable: list[UnreadableCall] = []
 
     async def __call__(
         self,
@@ -85,7 +91,11 @@ class Upstream:
             await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        return Fetched(sent, found, dict(self.unreadable), status_ignored=False)
+        unreadable: dict[str, list[UnreadableCall]] = {}
+        for record in self.unreadable:
+            if record.client_code in found or "*" in codes:
+                unreadable.setdefault(record.client_code, []).append(record)
+        return Fetched(sent, found, unreadable, status_ignored=False)
 
 
 def cache_of(upstream: Upstream, **changes: int) -> Cache:

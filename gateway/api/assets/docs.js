@@ -1,11 +1,13 @@
 // The page at /docs: reads openapi.json, shows every operation and schema, and sends requests to this gateway.
 // Rules: content is built as DOM nodes, never as HTML text; no requests to other hosts; credentials stay in their input
-// fields and are not stored.
+// fields and in the session storage of the tab.
 
 const MAX_SHOWN = 256 * 1024; // bytes of a body; an export may be larger than the memory of a browser
 const BASE = new URL(".", location.href); // with the ingress path, if there is one
+const STORED = "callbutton-gateway:"; // the prefix of credentials in the session storage
 const METHODS = ["get", "put", "post", "delete", "patch"];
 const { document: page } = globalThis;
+const wide = matchMedia("(min-width: 56.01rem)"); // as in docs.css
 let contract; // the OpenAPI document
 
 function make(tag, attributes = {}, ...children) {
@@ -43,7 +45,7 @@ function resolve(value) {
 function typeOf(schema = {}) {
   if (schema.$ref) {
     const name = schema.$ref.split("/").pop();
-    return [make("a", { href: `#schema-${name}`, click: () => reveal(`schema-${name}`) }, name)];
+    return [make("a", { href: `#schema-${name}`, click: again }, name)];
   }
   const arms = schema.oneOf ?? schema.anyOf;
   if (arms) return arms.flatMap((arm, index) => [index ? " or " : "", ...typeOf(arm)]);
@@ -154,13 +156,38 @@ async function bodyOf(answer) {
   return { text: text + decoder.decode(), bytes, complete: true };
 }
 
+// A button that copies a text, and says so.
+function copyButton(text) {
+  const label = "Copy";
+  const click = async (event) => {
+    const button = event.currentTarget;
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not allowed"; // by the browser, for example without TLS
+    }
+    setTimeout(() => { button.textContent = label; }, 2000);
+  };
+  return make("button", { type: "button", class: "plain copy", click }, label);
+}
+
+// Read a recording, and a player of it.
+async function playerOf(answer, type) {
+  const sound = await answer.blob();
+  const source = URL.createObjectURL(new Blob([sound], { type }));
+  return { bytes: sound.size, player: make("audio", { controls: true, src: source, "aria-label": "Recording" }) };
+}
+
 async function send(request, method, output, onNext) {
-  output.replaceChildren(make("p", { class: "note" }, "Sending …"));
+  for (const player of output.querySelectorAll("audio")) URL.revokeObjectURL(player.src);
   const began = performance.now();
+  output.replaceChildren(make("p", { class: "note" }, "Sending …"));
   let answer, body;
   try {
     answer = await fetch(new URL(request.address, BASE), { method: method.toUpperCase(), headers: { ...request.headers, ...credentials() }, cache: "no-store" });
-    body = await bodyOf(answer);
+    const type = answer.headers.get("content-type") ?? "";
+    body = answer.ok && type.startsWith("audio/") ? { text: "", complete: true, ...(await playerOf(answer, type)) } : await bodyOf(answer);
   } catch (error) {
     output.replaceChildren(make("p", { class: "bad" }, answer ? "The response is incomplete." : "The gateway cannot be reached.", ` (${error.message})`));
     return;
@@ -177,7 +204,7 @@ async function send(request, method, output, onNext) {
   output.replaceChildren(
     make("p", {}, status, make("span", { class: "note" }, facts)),
     make("details", {}, make("summary", {}, "Headers"), make("pre", { tabindex: 0 }, [...answer.headers].map(([name, value]) => `${name}: ${value}\n`))),
-    make("pre", { tabindex: 0, class: "body", "aria-label": "Body" }, json === undefined ? body.text : highlight(JSON.stringify(json, null, 2))),
+    body.player ?? make("pre", { tabindex: 0, class: "body", "aria-label": "Body" }, json === undefined ? body.text : highlight(JSON.stringify(json, null, 2))),
     body.complete ? "" : make("p", { class: "note" }, "Only the beginning is shown. Use the curl command to get all of it."),
     cursor && onNext ? make("button", { type: "button", class: "plain", click: () => onNext(cursor) }, "Next page") : "",
   );
@@ -206,7 +233,7 @@ function operation(path, method, item, described) {
     button.disabled = false;
   };
   const fields = parameters.map((parameter, index) => field(parameter, `${name}-${index}`, controls[index], resolve(parameter.schema)));
-  const form = make("form", { submit, input: refresh, "aria-label": described.summary }, fields, make("div", { class: "actions" }, button, shown), output);
+  const form = make("form", { submit, input: refresh, "aria-label": described.summary }, fields, make("div", { class: "actions" }, button, shown, copyButton(() => shown.textContent)), output);
   const responses = Object.entries(described.responses ?? {}).map(([status, response]) => {
     const { description, content = {} } = resolve(response);
     const types = Object.entries(content).map(([type, { schema }], index) => [index ? make("br") : "", make("code", {}, type), " ", ...(schema ? typeOf(schema) : [])]);
@@ -231,31 +258,50 @@ function schema(name, described) {
   return make("details", { class: "card", id: `schema-${name}` }, make("summary", {}, make("span", { class: "path" }, name)), make("div", { class: "inside" }, prose(described.description), inside));
 }
 
+// The session storage belongs to the tab. A browser may forbid it.
+function stored(id) {
+  try { return sessionStorage.getItem(STORED + id) ?? ""; } catch { return ""; }
+}
+
+function store(id, value) {
+  try { sessionStorage.setItem(STORED + id, value); } catch { /* the credential lasts as long as the page */ }
+}
+
 function access() {
   const schemes = Object.entries(contract.components?.securitySchemes ?? {});
   if (!schemes.length) return undefined;
-  const changed = () => page.dispatchEvent(new Event("credentials"));
+  const changed = ({ currentTarget: { id, value } }) => {
+    store(id, value);
+    page.dispatchEvent(new Event("credentials"));
+  };
   const fields = schemes.map(([name, scheme]) => {
     const id = `access-${name}`;
     const control = make("input", { id, type: "password", autocomplete: "off", "aria-describedby": `${id}-text`, input: changed });
+    control.value = stored(id);
     const label = scheme.type === "apiKey" ? scheme.name : `Authorization: ${scheme.scheme ?? "bearer"}`;
     return field({ name: label, description: scheme.description }, id, control, { type: "string" });
   });
-  const note = make("p", { class: "note" }, "Sent with every request from this page, and not stored.");
+  const note = make("p", { class: "note" }, "Sent with every request from this page. Kept until this tab is closed.");
   return [make("h2", {}, "Authentication"), make("form", { class: "card access", submit: (event) => event.preventDefault() }, fields, note)];
 }
 
-// Open and show the target of a link.
-function reveal(id) {
-  const target = page.getElementById(id);
+// Open and show the target of the address, which a link or an edit has changed.
+function reveal() {
+  const target = page.getElementById(location.hash.slice(1));
   if (target?.tagName !== "DETAILS") return;
   target.open = true;
+  if (!wide.matches) page.querySelector("nav details").open = false;
   target.scrollIntoView();
   target.querySelector("summary").focus({ preventScroll: true });
 }
 
+// A link to the present address changes nothing, so the browser sends no event.
+function again(event) {
+  if (event.currentTarget.hash === location.hash) reveal();
+}
+
 function link(id, text) {
-  return make("li", {}, make("a", { href: `#${id}`, click: () => reveal(id) }, text));
+  return make("li", {}, make("a", { href: `#${id}`, click: again }, text));
 }
 
 function show() {
@@ -271,13 +317,21 @@ function show() {
   const schemas = Object.entries(contract.components?.schemas ?? {});
   const { title, version, description } = contract.info;
   page.title = title;
-  page.querySelector("nav").replaceChildren(
-    make("p", { class: "title" }, title),
-    make("p", { class: "note" }, `${version} · `, make("a", { href: "openapi.yaml", class: "inline" }, "openapi.yaml")),
+  const menu = make(
+    "details", {},
+    make("summary", {}, "Operations and schemas"),
     ...used.flatMap((group) => [make("h2", {}, group.name), make("ul", {}, group.found.map(({ described }) => link(described.operationId, described.summary)))]),
     make("h2", {}, "schemas"),
     make("ul", {}, schemas.map(([name]) => link(`schema-${name}`, name))),
   );
+  const fold = () => { menu.open = wide.matches; };
+  page.querySelector("nav").replaceChildren(
+    make("p", { class: "title" }, title),
+    make("p", { class: "note" }, `${version} · `, make("a", { href: "openapi.yaml", class: "inline" }, "openapi.yaml")),
+    menu,
+  );
+  wide.addEventListener("change", fold);
+  fold();
   page.querySelector("main").replaceChildren(
     make("h1", {}, title),
     ...prose(description),
@@ -290,7 +344,8 @@ function show() {
     make("h2", {}, "Schemas"),
     ...schemas.map(([name, described]) => schema(name, described)),
   );
-  if (location.hash) reveal(location.hash.slice(1));
+  addEventListener("hashchange", reveal);
+  if (location.hash) reveal();
   else page.querySelector("main details.card").open = true;
 }
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from litestar.types import HTTPScope, Receive, Send
 
-from gateway.access import ANONYMOUS, Consumer
+from gateway.access import ANONYMOUS, Consumer, Rate
 from gateway.api import problems
 from gateway.api.middleware.request_context import HTTPApp, RequestContext, context_of
 from gateway.api.negotiation import split_list
@@ -30,7 +30,7 @@ from gateway.rates import RateLimiter, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN_PATHS = re.compile(
-    r"/(healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
+    r"/(|healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
 )
 UNMATCHED = "unmatched"  # in place of the route of a path that has none
 RouteOf = Callable[[str], str]
@@ -77,18 +77,14 @@ class Authentication:
         """Set the consumer, and take a token from its bucket. Raises RateLimited."""
         context.consumer = consumer
         if consumer.rate is not None:
-            now = self._clock()
-            bucket = self._rates.bucket(consumer, now)
-            taken = bucket.take(now)
-            context.response_headers += rate_headers(bucket)
-            if not taken:
-                raise RateLimited("this consumer has reached its rate limit", "rate", bucket.seconds_until_token())
+            take_token(context, self._rates, consumer.rate, self._clock())
 
     async def _verify_token(
         self, scope: HTTPScope, receive: Receive, send: Send, authenticator: Authenticator, token: str
     ) -> None:
         try:
-            self._admit(context_of(scope), await authenticator.authenticate_token(token))
+            context = context_of(scope)
+            self._admit(context, await authenticator.authenticate_token(token, context.source))
         except Refusal as error:
             await self._refuse(scope, send, error)
         else:
@@ -100,9 +96,16 @@ class Authentication:
             await problems.send_problem(send, problems.NOT_FOUND, scope["path"], context_of(scope).request_id)
             return
         audit(self._metrics, scope, error)
-        headers = [(name.lower().encode(), value.encode()) for name, value in problems.headers_of(error).items()]
-        request_id = context_of(scope).request_id
-        await problems.send_problem(send, problems.type_of(error), scope["path"], request_id, str(error), headers)
+        await problems.send_error(send, error, scope["path"], context_of(scope).request_id)
+
+
+def take_token(context: RequestContext, rates: RateLimiter, rate: Rate, now: float) -> None:
+    """Take a token from the bucket of a request's consumer, and say in headers what is left. Raises RateLimited."""
+    bucket = rates.bucket(context.party, rate, now)
+    taken = bucket.take(now)
+    context.response_headers += rate_headers(bucket)
+    if not taken:
+        raise RateLimited("this consumer has reached its rate limit", "rate", bucket.seconds_until_token())
 
 
 def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:

@@ -1,8 +1,7 @@
-"""Load shedding: refuse requests above a limit, and cancel requests whose client disconnects.
+"""Load shedding: refuse requests that cannot be served, and cancel requests whose client disconnects.
 
 Rules:
-- At most `max_requests` requests are in progress. Further ones are refused with 503 instead of queued. Probes and
-  metrics are always served.
+- Requests that wait are limited where the wait begins (`RequestContext.hold`), so what is cached is always answered.
 - A query string has at most `MAX_QUERY` bytes.
 - When a client disconnects, its request is cancelled and releases its flights, so POSTs that are not sent yet are
   dropped. Only requests that take longer than `POLL_INTERVAL` are watched.
@@ -28,11 +27,10 @@ Request = asyncio.Task[object]  # the task that serves a request
 
 
 class LoadShedder:
-    """The ASGI layer. It serves at most `max_requests` requests at a time."""
+    """The ASGI layer."""
 
-    def __init__(self, app: HTTPApp, max_requests: int, shutdown: Shutdown) -> None:
+    def __init__(self, app: HTTPApp, shutdown: Shutdown) -> None:
         self._app = app
-        self._max_requests = max_requests
         self._shutdown = shutdown
         self._in_progress: dict[Request, Receive] = {}
         self._polled: set[Request] = set()  # the requests in progress at the last poll
@@ -46,8 +44,6 @@ class LoadShedder:
             if scope["path"] == "/readyz" and self._shutdown.begun.is_set():
                 return self._refuse(scope, send, problems.OVERLOADED, "this replica is shutting down")
             return self._app(scope, receive, send)
-        if len(self._in_progress) >= self._max_requests:
-            return self._refuse(scope, send, problems.OVERLOADED, "too many requests are in progress")
         if len(scope["query_string"]) > MAX_QUERY:
             return self._refuse(scope, send, problems.INVALID, f"the query string is longer than {MAX_QUERY} bytes")
         return self._serve(scope, receive, send)

@@ -15,7 +15,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -23,11 +25,13 @@ from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPScope, Message, R
 from msgspec import Struct
 
 from gateway import tracing
-from gateway.access import Consumer
+from gateway.access import Consumer, Key, Kind
 from gateway.api import problems
 from gateway.api.negotiation import Headers
-from gateway.logs import AccessLog
+from gateway.errors import Overloaded, RateLimited
+from gateway.logs import AccessEntry, AccessLog
 from gateway.metrics import Metrics
+from gateway.rates import Shares
 from gateway.shutdown import Shutdown
 
 LOGGER = logging.getLogger(__name__)
@@ -55,16 +59,45 @@ class RequestContext(Struct):
     headers: dict[bytes, bytes]  # by lower-case name; repeated fields are combined (RFC 9110, section 5.3)
     started: float  # by `time.perf_counter`, like `read_finished`
     consumer: Consumer | None = None
+    address: str = ""  # of the client, or of a proxy in front of the gateway
     response_headers: Headers = []  # added to every response, whichever layer sends it
     read_finished: float = 0  # when the cache had been read
     lifetime: Lifetime | None = None  # set by a handler whose response may be reused
-    release: Callable[[], None] | None = None  # called at the end of the request, to free its export slot
+    held: dict[Shares, Callable[[], None]] = {}  # the parts that the request holds, and how to give each back
     is_head: bool = False  # a HEAD request: the body is not sent
     aborted: bool = False  # the stream ended early because of an error that is already logged
 
     def header(self, name: bytes) -> str:
         """The value of a request header; empty if the request does not have it."""
         return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def source(self) -> str:
+        """The network of the client: its IPv4 address, or the first 64 bits of its IPv6 address."""
+        return source_of(self.address)
+
+    @property
+    def party(self) -> Key:
+        """The consumer to which the request counts; without authentication the network of the client."""
+        consumer = self.consumer
+        return (Kind.ADDRESS, self.source) if consumer is None or consumer.kind is Kind.ADDRESS else consumer.key
+
+    def hold(self, shares: Shares, amount: int = 1) -> None:
+        """Hold a part of what consumers share until the request ends; once only. Raises RateLimited, Overloaded."""
+        if shares not in self.held:
+            self.held[shares] = shares.take(self.party, amount)
+
+
+@lru_cache(maxsize=1000)
+def source_of(address: str) -> str:
+    """The network from which a client sends: one IPv4 address, or 64 bits of IPv6, which one customer has."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        return str(parsed.ipv4_mapped or ip_network((parsed, 64), strict=False).network_address)
+    return str(parsed)
 
 
 def context_of(scope: Scope) -> RequestContext:
@@ -79,13 +112,22 @@ class RequestContextMiddleware:
     operator: RequestContextMiddleware | None = None
 
     def __init__(
-        self, app: HTTPApp, lifespan: ASGIApp, metrics: Metrics, access_log: AccessLog, shutdown: Shutdown
+        self,
+        app: HTTPApp,
+        lifespan: ASGIApp,
+        metrics: Metrics,
+        access_log: AccessLog,
+        shutdown: Shutdown,
+        unsent: Shares,
+        route_of: Callable[[str], str],
     ) -> None:
+        self._route_of = route_of
         self.shutdown = shutdown
         self._app = app
         self._lifespan = lifespan
         self._metrics = metrics
         self._access_log = access_log
+        self._unsent = unsent
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count()
 
@@ -101,26 +143,50 @@ class RequestContextMiddleware:
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span | None) -> None:
         headers = dict(scope["headers"])
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
-        context = RequestContext(request_id, headers, started)
+        context = RequestContext(request_id, headers, started, address=(scope["client"] or ("",))[0])
         scope.setdefault("state", {})["context"] = context
-        status = CLIENT_CLOSED
+        status, start, cache = CLIENT_CLOSED, None, ""
 
-        def send_with_headers(message: Message) -> Awaitable[None]:
-            nonlocal status
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, start, cache
             if message["type"] == "http.response.start":
-                status = message["status"]
+                start = message
+                return
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            if start is not None:
+                beginning, start = start, None
+                large = (
+                    len(message["body"]) > CHUNK_SIZE and not message["more_body"]
+                )  # a stream has a place of its own
+                if large and (error := self._no_room(context, len(message["body"]))):
+                    await problems.send_error(send_with_headers, error, scope["path"], request_id)
+                    return
+                status, cache = beginning["status"], cache_status(beginning["headers"])
                 closing = CLOSE_HEADERS if self.shutdown.begun.is_set() else ()
                 own = (b"x-request-id", request_id.encode())
-                message["headers"] = [*message["headers"], *context.response_headers, *SECURITY_HEADERS, *closing, own]
-            elif message["type"] == "http.response.body" and len(message["body"]) > CHUNK_SIZE:
-                return send_in_chunks(message, send)
-            return send(message)
+                beginning["headers"] = [
+                    *beginning["headers"],
+                    *context.response_headers,
+                    *SECURITY_HEADERS,
+                    *closing,
+                    own,
+                ]
+                await send(beginning)
+            if len(message["body"]) > CHUNK_SIZE:
+                await send_in_chunks(message, send)
+            else:
+                await send(message)
 
         requests = self._metrics.requests
         requests.in_flight += 1
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:
+        except Exception as error:
+            if context.aborted and status == CLIENT_CLOSED:
+                await problems.send_error(send_with_headers, error, scope["path"], request_id)
+                return
             if context.aborted:
                 return  # without a last chunk, so the server closes the connection and the client notices
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
@@ -128,19 +194,30 @@ class RequestContextMiddleware:
                 raise  # the response has begun, so the connection must be closed
             await problems.send_problem(send_with_headers, problems.INTERNAL, scope["path"], request_id)
         finally:
-            if context.release is not None:
-                context.release()
+            for give_back in context.held.values():
+                give_back()
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = "unmatched" if status == 404 else str(scope.get("path_template") or "unmatched")
+            route = str(scope.get("path_template") or self._route_of(scope["path"]))
             requests.in_flight -= 1
             consumer = context.consumer
             requests.add(method, route, status, seconds, consumer.label if consumer else "")
-            self._access_log.write(time.time(), request_id, method, route, status, seconds, tracing.trace_id())
+            name, trace = consumer.name if consumer else "", tracing.trace_id()
+            self._access_log.write(
+                AccessEntry(time.time(), request_id, method, route, status, seconds, name, cache, trace)
+            )
             if span is not None:
                 span.update_name(f"{method} {route}")
                 span.set_attributes({"http.request.method": method, "http.route": route, "request.id": request_id})
                 span.set_attribute("http.response.status_code", status)
+
+    def _no_room(self, context: RequestContext, size: int) -> RateLimited | Overloaded | None:
+        """Hold the bytes of a body until they are sent. Returns an error if consumers read too slowly for that."""
+        try:
+            context.hold(self._unsent, size)
+        except (RateLimited, Overloaded) as error:
+            return error
+        return None
 
     def _request_id(self, given: bytes | None) -> str:
         if given is not None and (text := given.decode("latin-1")) and REQUEST_ID.fullmatch(text):
@@ -154,6 +231,15 @@ def combine_fields(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list,
     if len(headers) != len(fields):
         headers = {name: b", ".join([value for other, value in fields if other == name]) for name in headers}
     return headers
+
+
+def cache_status(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The word of `Cache-Status` for the access log: hit, stale, partial or miss; empty without the field."""
+    for name, value in headers:
+        if name.lower() == b"cache-status":
+            _, word, *others = value.decode("latin-1").split("; ")
+            return "stale" if any(other.startswith("ttl=-") for other in others) else word.removeprefix("fwd=")
+    return ""
 
 
 async def send_in_chunks(message: HTTPResponseBodyEvent, send: Send) -> None:

@@ -3,8 +3,9 @@
 Rules:
 - It is inside authentication, so that every request is authenticated and counted, and outside compression and Litestar,
   whose work it saves. A handler that sets `lifetime` in the request context allows its response to be stored.
-- The key is everything that a response depends on: consumer, path, query, Accept and Accept-Encoding. An entry is only
-  served to an equal consumer, so a change of rights invalidates it.
+- The key is everything that a response depends on: consumer, path, query, Accept and Accept-Encoding, and the quarter
+  of an hour, because relative windows such as `range=yesterday` change at midnight in their time zone. An entry is
+  only served to an equal consumer, so a change of rights invalidates it.
 - `Age` and `Cache-Status` are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods other
   than GET, bypass the cache.
 - 304 is decided here alone, for responses from the cache and from inside alike: what is stored is always whole.
@@ -19,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from litestar.types import HTTPScope, Message, Receive, Send
 from msgspec import Struct
 
-from gateway.access import Consumer
+from gateway.access import Consumer, Key
 from gateway.api.middleware.request_context import HTTPApp, Lifetime, context_of
 from gateway.api.negotiation import Headers, split_list
 from gateway.memory import Lru, Memory
@@ -37,7 +38,8 @@ COMPUTED_HEADERS = {
     b"x-request-id",
 }  # computed for each response, so not stored
 BODY_HEADERS = {b"content-length", b"content-type", b"content-encoding"}  # not sent with 304
-Key = tuple[str | None, bytes, bytes, bytes, bytes]
+QUARTER = 900  # seconds; days begin at quarters of an hour in every time zone
+EntryKey = tuple[Key | None, bytes, bytes, bytes, bytes, int]
 
 
 class Entry(Struct, frozen=True):
@@ -48,6 +50,7 @@ class Entry(Struct, frozen=True):
     headers: Headers
     body: bytes
     lifetime: Lifetime
+    stored: float  # an entry of the future is dropped, because the clock was set back
 
 
 class ResponseCache:
@@ -57,29 +60,31 @@ class ResponseCache:
         self._app = app
         self._clock = clock
         self._metrics = metrics
-        self._entries: Lru[Key, Entry] = Lru(memory, PART)
-        self._sweep_at = 0.0  # when to drop expired entries next, in seconds since 1970
+        self._entries: Lru[EntryKey, Entry] = Lru(memory, PART)
+        self._swept = 0.0  # when expired entries were last dropped, in seconds since 1970
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve from the cache, or store the response."""
         context = context_of(scope)
-        headers, consumer = context.headers, context.consumer
+        headers, consumer, now = context.headers, context.consumer, self._clock()
         if (condition := headers.get(b"if-none-match")) is not None:
             send = conditional(send, condition.decode("latin-1"))
         if scope["method"] != "GET":
             return self._app(scope, receive, send)
         key = (
-            None if consumer is None else consumer.name,
+            None if consumer is None else consumer.key,
             scope["raw_path"],
             scope["query_string"],
             headers.get(b"accept", b""),
             headers.get(b"accept-encoding", b""),
+            int(now // QUARTER),
         )
         entry = self._entries.get(key)
         if entry is None or b"cache-control" in headers or b"pragma" in headers:
             return self._serve_and_store(scope, receive, send, key)
-        now = self._clock()
-        if now >= entry.lifetime.until or (entry.consumer is not consumer and entry.consumer != consumer):
+        if not entry.stored <= now < entry.lifetime.until or (
+            entry.consumer is not consumer and entry.consumer != consumer
+        ):
             self._entries.pop(key)
             return self._serve_and_store(scope, receive, send, key)
         return self._serve_entry(scope, send, entry, now)
@@ -97,7 +102,7 @@ class ResponseCache:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": entry.body, "more_body": False})
 
-    def _serve_and_store(self, scope: HTTPScope, receive: Receive, send: Send, key: Key) -> Awaitable[None]:
+    def _serve_and_store(self, scope: HTTPScope, receive: Receive, send: Send, key: EntryKey) -> Awaitable[None]:
         headers: Headers = []
 
         async def send_and_store(message: Message) -> None:
@@ -113,16 +118,16 @@ class ResponseCache:
 
         return self._app(scope, receive, send_and_store)
 
-    def _store(self, scope: HTTPScope, key: Key, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
+    def _store(self, scope: HTTPScope, key: EntryKey, headers: Headers, body: bytes, lifetime: Lifetime) -> None:
         kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED_HEADERS]
         now = self._clock()
         until = min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
         if b"etag" not in dict(kept) or until <= now:
             return
         fields = sum(len(name) + len(value) + FIELD_OVERHEAD for name, value in kept)
-        if now >= self._sweep_at:
-            self._sweep_at = now + MAX_TTL
-            for expired in [one for one, held in self._entries.items() if now >= held.lifetime.until]:
+        if abs(now - self._swept) >= MAX_TTL:
+            self._swept = now
+            for expired in [one for one, e in self._entries.items() if not e.stored <= now < e.lifetime.until]:
                 self._entries.pop(expired)
         entry = Entry(
             consumer=context_of(scope).consumer,
@@ -130,8 +135,9 @@ class ResponseCache:
             headers=kept,
             body=body,
             lifetime=Lifetime(lifetime.as_of, lifetime.fresh_until, until),
+            stored=now,
         )
-        parts = sum(len(part) for part in key if part)
+        parts = sum(len(part) for part in key if isinstance(part, bytes))
         self._entries.put(key, entry, ENTRY_OVERHEAD + fields + len(body) + parts)
 
 

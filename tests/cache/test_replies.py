@@ -1,0 +1,101 @@
+"""What makes replies comparable: doubts, inferred readings and known statuses."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from gateway.cache.client_profiles import ClientProfiles
+from gateway.cache.extents import make_extent
+from gateway.cache.replies import Replies
+from gateway.callbutton.record import NO_STATUS
+from gateway.model import Call, CallStatus, SalesStatus, StartTimeCertainty, Window
+from tests.support.upstream import DAY, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids
+
+FOLD = 1_793_512_800  # 2026-11-01T06:00:00Z, when wall 01:00 comes for the first time
+REVIEWED = CallStatus(reviewed=True, sales=SalesStatus.NONE, journal=None)
+
+
+def make_replies() -> Replies:
+    return Replies(ClientProfiles(31 * DAY, 50), wait=15)
+
+
+@pytest.mark.parametrize(("held", "kept", "doubted"), [(40, 19, True), (40, 20, False), (21, 1, True), (19, 0, False)])
+def test_a_reply_that_loses_much_is_doubted_until_another_agrees(held: int, kept: int, doubted: bool):
+    upstream = Upstream()
+    every: list[tuple[float, Call]] = [(0, call(str(number), NOW - number - 1)) for number in range(held)]
+    upstream.published = every
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        question = ask(["a"], Window(NOW - 3600, NOW))
+        await cache.read(question)
+        upstream.published = every[:kept]
+        upstream.now += 1000
+        first = await cache.read(question)
+        assert (len(first.calls), first.stale) == ((held, True) if doubted else (kept, False))
+        upstream.now += 14
+        assert len((await cache.read(question)).calls) == (held if doubted else kept)
+        upstream.now += 16
+        last = await cache.read(question)
+        assert (len(last.calls), last.stale) == (kept, False)
+
+    asyncio.run(run())
+
+
+def test_a_reply_that_has_the_calls_again_ends_the_doubt():
+    upstream = Upstream()
+    every: list[tuple[float, Call]] = [(0, call(str(number), NOW - number - 1)) for number in range(40)]
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        question = ask(["a"], LAST_HOUR, no_cache=True)
+        for published, expected in ((every, 40), ([], 40), (every, 40), ([], 40), ([], 0)):
+            upstream.published = published
+            assert len((await cache.read(question)).calls) == expected
+            upstream.now += 20
+
+    asyncio.run(run())
+
+
+def test_an_assumed_reading_does_not_replace_an_inferred_one_of_the_same_wall_time():
+    window = Window(FOLD - 3600, FOLD + 10_800)
+    known = msgspec.structs.replace(call("1", FOLD + 3600 + 60), start_time_certainty=StartTimeCertainty.INFERRED)
+    moved = msgspec.structs.replace(call("2", FOLD + 120), start_time_certainty=StartTimeCertainty.INFERRED)
+    held = make_extent(window, 1.0, [known, moved])
+    guessed = [
+        msgspec.structs.replace(call("1", FOLD + 60, campaign="new"), start_time_certainty=StartTimeCertainty.ASSUMED),
+        msgspec.structs.replace(call("2", FOLD + 240), start_time_certainty=StartTimeCertainty.ASSUMED),
+    ]
+    new, _ = make_replies().compare(make_extent(window, 2.0, guessed), [held], status=False)
+    second, first = new.calls
+    assert (first.start_time, first.start_time_certainty, first.campaign) == (known.start_time, "inferred", "new")
+    assert second == guessed[1]  # another wall time: it was moved
+
+
+def test_whether_the_upstream_knows_the_status_is_learned_by_client():
+    replies, with_status = make_replies(), msgspec.structs.replace(call("1", NOW - 60), status=REVIEWED)
+    quiet = make_extent(LAST_HOUR, 2.0, [call("2", NOW - 50)])
+    assert replies.compare(quiet, [], status=True)[0].calls[0].status is None
+    held = make_extent(LAST_HOUR, 1.0, [with_status])
+    replies.compare(held, [], status=True)
+    assert replies.compare(quiet, [held], status=True)[0].calls[0].status == NO_STATUS
+    ignored = make_extent(LAST_HOUR, 3.0, [call("1", NOW - 60), call("2", NOW - 50)])
+    assert [one.status for one in replies.compare(ignored, [held], status=True)[0].calls] == [None, None]
+
+
+def test_later_extents_of_single_clients_overlay_those_of_every_client():
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 7200)), (0, call("2", NOW - 7100, "b"))]
+
+    async def run() -> None:
+        cache = cache_of(upstream)
+        window = Window(NOW - DAY, NOW)
+        await cache.read(ask(["*"], window))
+        upstream.published = [(0, call("3", NOW - 7000)), (0, call("4", NOW - 6900, "b"))]
+        upstream.now += 1
+        await cache.read(ask(["a"], Window(NOW - 9000, NOW), no_cache=True))
+        assert ids((await cache.read(ask(["*"], window))).calls) == ["2", "3"]
+
+    asyncio.run(run())
+    assert len(upstream.posts) == 2
