@@ -1,4 +1,4 @@
-"""Turns: long pure work on the event loop, cut into slices of a few milliseconds.
+"""Slices: long pure work on the event loop, cut into slices of a few milliseconds.
 
 Pure work that may take long is a generator that yields, with no value, after each step of at most a millisecond or two.
 """
@@ -10,12 +10,12 @@ import time
 from collections.abc import Generator
 from typing import TypeVar
 
-TURN = 0.004  # seconds after which other tasks run
+SLICE = 0.004  # seconds after which other tasks run
 _Result = TypeVar("_Result")
 Steps = Generator[None, None, _Result]
 
 
-async def in_turns(steps: Steps[_Result]) -> _Result:
+async def in_slices(steps: Steps[_Result]) -> _Result:
     """Take all steps, and return what they return. Other tasks run meanwhile."""
     began = time.perf_counter()
     while True:
@@ -24,7 +24,7 @@ async def in_turns(steps: Steps[_Result]) -> _Result:
         except StopIteration as end:
             result: _Result = end.value
             return result
-        if time.perf_counter() - began > TURN:
+        if time.perf_counter() - began > SLICE:
             await asyncio.sleep(0)
             began = time.perf_counter()
 

@@ -36,7 +36,7 @@ LAYERS = {
     "tracing": 1,
     "memory": 0,
     "model": 0,
-    "turns": 0,
+    "slices": 0,
     "errors": 0,
     "": 0,  # gateway/__init__.py: the version
 }

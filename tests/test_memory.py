@@ -17,7 +17,7 @@ from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.rates import RateLimiter
-from gateway.turns import finish
+from gateway.slices import finish
 from tests.support.memory import traced_memory
 from tests.support.upstream import DAY, HOUR, NOW, Faulty, ask, cache_of, call, unreadable
 

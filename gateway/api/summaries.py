@@ -27,7 +27,7 @@ from gateway.cache.reader import Query
 from gateway.cache.scans import counted, unreadable_of
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import EVERY_CLIENT, Instant, about
-from gateway.turns import Steps, in_turns
+from gateway.slices import Steps, in_slices
 
 MAX_ROWS = 20_000  # of a summary; about 5 MB of JSON
 MAX_SUM = 2**31 - 1  # seconds, 68 years; the contract promises int32
@@ -149,12 +149,12 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
         meta, source = await _count(services, context, cache_query, aggregator.add)
     except TooManyGroups:
         raise _too_many_rows(query, f"over {spec.max_groups}") from None
-    buckets, total = await in_turns(aggregator.sums())
+    buckets, total = await in_slices(aggregator.sums())
     if max(total.duration, total.talk) > MAX_SUM:
         raise InvalidParameters(
             [ParameterFault("start", f"gives a sum of over {MAX_SUM} seconds; choose a shorter window")]
         )
-    rows = await in_turns(_rows(query, buckets, consumer))
+    rows = await in_slices(_rows(query, buckets, consumer))
     body = CallSummary(data=rows, total=SummaryTotals(**_figures(total, consumer)), meta=meta)
     return responses.json_response(services, context, body, meta, source)
 
@@ -167,7 +167,7 @@ async def _count(
     total: Provenance | None = None
     sees = responses.client_sight(context)
     async for part in counted(services.cache, cache_query, now):
-        await in_turns(step for extent in part.extents for step in count(extent))
+        await in_slices(step for extent in part.extents for step in count(extent))
         unreadable += len(unreadable_of(part.extents, sees))
         total = total.combine(part.reading) if total else part.reading
     context.read_finished = time.perf_counter()

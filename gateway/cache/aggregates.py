@@ -28,7 +28,7 @@ from msgspec import Struct
 from gateway.cache.extents import Extent, Keep, instant
 from gateway.memory import Memo
 from gateway.model import Call, CallResult
-from gateway.turns import Steps
+from gateway.slices import Steps
 
 Group = str | None
 _start_time = attrgetter("start_time")

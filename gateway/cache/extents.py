@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from gateway.memory import Memo
 from gateway.model import Call, UnreadableCall, Window
-from gateway.turns import Steps, finish
+from gateway.slices import Steps, finish
 
 DAY = 86400
 STEP_CALLS = 1000  # calls of one step; less than a millisecond

@@ -39,7 +39,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.model import CLIENT_CODE, EVERY_CLIENT, UnreadableCall, Window
-from gateway.turns import Steps, in_turns
+from gateway.slices import Steps, in_slices
 
 # Seconds of a window whose POST takes as long as the one that refreshes an answer soon after it. A longer one says
 # nothing about that.
@@ -183,8 +183,8 @@ class Fetcher:
         else:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
             steps = extent_in_steps(window, fetched.sent, calls, unreadable)
-        extent = await in_turns(steps)
-        state.results[code].extents += await in_turns(self._store(code, extent, state.status))
+        extent = await in_slices(steps)
+        state.results[code].extents += await in_slices(self._store(code, extent, state.status))
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:

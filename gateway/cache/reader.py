@@ -47,7 +47,7 @@ from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
 from gateway.redis_client import RedisClient
-from gateway.turns import Steps
+from gateway.slices import Steps
 
 MAX_ATTEMPTS = 4  # of a read: together, first windows alone, the rest together, the rest alone
 MAX_REVALIDATED = 2  # windows fetched again in the background for one read

@@ -19,7 +19,7 @@ from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.memory import Memo, Memory, memo_table
 from gateway.model import Call, CallResult, Window
-from gateway.turns import finish
+from gateway.slices import finish
 from tests.support.upstream import NOW, Upstream, ask, cache_of, call
 
 ZONES = ["UTC", "America/Chicago", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham"]

@@ -16,7 +16,7 @@ from gateway.cache.level1 import MAX_EXTENTS, Level1
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Window
-from gateway.turns import Steps, finish, in_turns
+from gateway.slices import Steps, finish, in_slices
 from tests.support.upstream import DAY, NOW, call
 
 MANY = 50_000
@@ -94,7 +94,7 @@ def test_a_day_in_many_pieces_is_held_in_few_extents():
     assert [len(extent.calls) for extent in latest] == [1]
 
 
-def test_other_tasks_run_between_the_turns_of_long_work():
+def test_other_tasks_run_between_the_slices_of_long_work():
     turns = 0
 
     def work() -> Steps[str]:
@@ -111,7 +111,7 @@ def test_other_tasks_run_between_the_turns_of_long_work():
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(other())
-        done = await in_turns(work())
+        done = await in_slices(work())
         task.cancel()
         return done
 
