@@ -122,7 +122,6 @@ class Truth(RuleBasedStateMachine):
         self.caches: list[Cache] = []
         self.metrics: list[Metrics] = []
         self.healed = 0.0  # when the upstream was last seen to fail: errors are remembered for a second
-        self.lost = 0.0  # when many calls last vanished or came back: replies are doubted for a while
         self.apps = [self.make_app(connection) for connection in self.connect()]
 
     def connect(self) -> list[RedisClient | None]:
@@ -184,13 +183,8 @@ class Truth(RuleBasedStateMachine):
     @rule(code=st.sampled_from(CODES), back=st.sampled_from([True, True, True, False]))
     def lose(self, code: str, back: bool) -> None:
         """Delete the calls of a client, or bring back those that were deleted last."""
-        now = self.world.now
-        self.lost = now
         if back:
-            until = max((one.until for one in self.world.versions if one.code == code and one.until < now), default=0)
-            shown = {one.key for one in self.world.shown(now)}
-            for one in [v for v in self.world.versions if v.code == code and v.until == until and v.key not in shown]:
-                self.world.versions.append(one._replace(since=now, until=math.inf))
+            self.world.restore(code)
         else:
             for index, one in enumerate(self.world.versions):
                 if one.code == code:
@@ -600,6 +594,18 @@ def sequences(machine: type[Truth], examples: int) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def test_a_call_that_was_edited_and_lost_at_one_instant_comes_back_once():
+    world = World(1000.0, omits=False, shared_ids=False)
+    world.publish(900, "a", late=0)
+    version = world.end(0)
+    assert version is not None
+    world.edit(version, version.start)
+    world.end(1)
+    world.now += 1
+    world.restore("a")
+    assert [identity(one) for one in world.shown(world.now)] == [identity(world.versions[1])]
 
 
 def test_any_sequence_of_events_gives_true_answers():

@@ -86,6 +86,13 @@ class World:
         made = self.make(version.id, start, version.code) if readable else None
         self.versions.append(Version(version.code, version.id, start, made, timed, self.now))
 
+    def restore(self, code: str) -> None:
+        """Return the calls of a client that were lost last again, each once: in the version that was lost last."""
+        until = max((one.until for one in self.versions if one.code == code and one.until < self.now), default=0)
+        shown = {one.key for one in self.shown(self.now)}
+        lost = {one.key: one for one in self.versions if one.code == code and one.until == until}
+        self.versions += [one._replace(since=self.now, until=FOREVER) for key, one in lost.items() if key not in shown]
+
     def shown(self, at: float) -> Iterator[Version]:
         return (version for version in self.versions if version.since <= at < version.until)
 
@@ -110,6 +117,7 @@ class World:
         unreadable: dict[str, list[UnreadableCall]] = {}
         for code in asked:
             shown = [one for one in self.shown(sent) if one.code == code and window.start - 1 <= one.start <= end]
+            assert len({one.key for one in shown}) == len(shown), "the upstream has one version of a call"
             shown.sort(key=lambda version: version.start)
             found = [version.call for version in shown if version.call is not None]
             if found or len(shown) > len(found) or not self.omits or "*" in codes:
