@@ -273,6 +273,7 @@ class ReplyParser:
                 if call.id.startswith(NO_ID):  # equal ones differ, unless it is the Client that is repeated
                     self._equal[call.id] += 1
                     call = replace(call, id=f"{call.id} {self._equal[call.id]}")
+                found.pop(call.id, None)  # the last one of an id counts, readable or not
                 unreadable = self._unreadable.setdefault(code, unreadable)
                 unreadable.append(Unreadable(call, next(reversed(found.values()), None)))
                 continue
@@ -320,6 +321,7 @@ def _says_no_calls(message: str) -> bool:
 def _placed(found: list[Unreadable], calls: list[Call]) -> list[UnreadableCall]:
     """Place the unreadable records of one client code between the calls beside them."""
     descending = bool(calls) and calls[-1].start_time < calls[0].start_time
+    readable = {call.id for call in calls}  # these came later
     placed: dict[str, UnreadableCall] = {}
     for one in found:
         record, beside = one.record, (one.before, one.after)
@@ -328,7 +330,7 @@ def _placed(found: list[Unreadable], calls: list[Call]) -> list[UnreadableCall]:
             starts = first.start_time if first else EARLIEST, last.start_time if last else LATEST
             record = replace(record, start_time=min(starts), latest=max(starts))
         placed[record.id] = record
-    return list(placed.values())
+    return [record for id_, record in placed.items() if id_ not in readable]
 
 
 def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:

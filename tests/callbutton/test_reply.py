@@ -189,6 +189,25 @@ def test_a_single_call_without_a_readable_time_leaves_the_reply_sound(text: str)
     assert (found.calls, [one.id for one in found.unreadable["a"]]) == ({"a": []}, ["1"])
 
 
+ONE_ID = {
+    "readable, unreadable": (f'<Call ID="1">{START}</Call>', '<Call ID="1"/>'),
+    "unreadable, readable": ('<Call ID="1"/>', f'<Call ID="1">{START}</Call>'),
+    "three": ('<Call ID="1"/>', f'<Call ID="1">{START}</Call>', '<Call ID="1"><StartTime>?</StartTime></Call>'),
+}
+
+
+@pytest.mark.parametrize("records", ONE_ID.values(), ids=ONE_ID)
+@pytest.mark.parametrize("clients", [1, 2])
+def test_of_an_id_that_comes_twice_the_last_counts_readable_or_not(records: tuple[str, ...], clients: int):
+    other = f'<Call ID="2">{START}</Call>'
+    body = client(other + "".join(records)) if clients == 1 else client(other) + "".join(map(client, records))
+    found = parse_reply(ok(body + client(f'<Call ID="1">{START}</Call>', "b")))
+    read = START in records[-1]
+    assert [call.id for call in found.calls["a"]] == ["2", "1"][: 1 + read]
+    assert [one.id for one in found.unreadable["a"]] == ["1"][read:]
+    assert [call.id for call in found.calls["b"]] == ["1"]
+
+
 VALUES = {
     "Smith & Sons": "Smith & Sons",
     "R&D": "R&D",
