@@ -1,8 +1,10 @@
 """The response cache: identical bytes for the same consumer while the answer is fresh, within a memory bound."""
 
 import asyncio
+from datetime import datetime
 from typing import Any, cast
 
+import pytest
 from litestar.types import HTTPScope, Message, Receive, Send
 from prometheus_client import CollectorRegistry
 
@@ -87,6 +89,49 @@ def test_a_window_that_ends_now_ends_later_a_second_later(stand: Make):
     gateway.clock.now = NOW + 1.25
     assert first["end"] == "2026-11-18T11:06:41Z"
     assert gateway.get(CALLS, **LIVE).json()["meta"]["end"] == "2026-11-18T11:06:42Z"
+
+
+MIDNIGHTS = {
+    "UTC": "2026-11-19T00:00:00Z",
+    "America/Chicago": "2026-11-19T06:00:00Z",
+    "Asia/Kathmandu": "2026-11-18T18:15:00Z",  # UTC+05:45
+}
+
+
+@pytest.mark.parametrize(("zone", "midnight"), MIDNIGHTS.items(), ids=MIDNIGHTS)
+@pytest.mark.parametrize("name", ["yesterday", "last_7_days"])
+def test_a_range_asked_after_midnight_is_not_the_response_of_the_day_before(
+    stand: Make, zone: str, midnight: str, name: str
+):
+    gateway = stand()
+    seconds = datetime.fromisoformat(midnight).timestamp()
+    asked = {"range": name, "tz": zone}
+    gateway.clock.now = seconds - 12
+    before = gateway.get(CALLS, **asked)
+    gateway.clock.now = seconds - 1
+    assert gateway.get(CALLS, **asked).content == before.content
+    assert gateway.metric("repeats_total") == 1
+    gateway.clock.now = seconds
+    after = gateway.get(CALLS, **asked)
+    windows = [(answer.json()["meta"]["start"], answer.json()["meta"]["end"]) for answer in (before, after)]
+    assert gateway.metric("repeats_total") == 1
+    assert all(earlier < later for earlier, later in zip(*windows, strict=True)), windows
+
+
+def test_a_poll_after_a_record_became_unreadable_is_not_304(stand: Make):
+    """The calls stay the same: only `meta.unreadable` tells of the record."""
+    gateway = stand()
+    day = {"start": "2026-11-16T00:00:00Z", "end": "2026-11-17T00:00:00Z", "fields": "id", "limit": "1000"}
+    first = gateway.get(CALLS, **day)
+    gateway.simulator.misbehave("unreadable")
+    gateway.pass_time(86_400)
+    found = [
+        gateway.client.get(CALLS, params=day, headers={"If-None-Match": tag})
+        for tag in (first.headers["etag"], gateway.get(CALLS, **day).headers["etag"])
+    ]
+    assert [answer.status_code for answer in found] == [200, 304]
+    assert found[0].json()["data"] == first.json()["data"]
+    assert (first.json()["meta"]["unreadable"], found[0].json()["meta"]["unreadable"]) == (0, 2)
 
 
 def test_the_cache_is_asked_each_minute_so_that_it_knows_what_is_in_use(stand: Make):
