@@ -249,14 +249,35 @@ class Truth(RuleBasedStateMachine):
         self.note_failure()
 
     @rule(
+        ago=AGO,
+        length=LENGTHS,
+        choice=st.sampled_from(CHOICES),
+        replica=st.integers(0, 1),
+        sort=st.sampled_from(["startTime", "-startTime"]),
+    )
+    def export(self, ago: int, length: int, choice: tuple[Member, tuple[str, ...]], replica: int, sort: str) -> None:
+        """Stream a window that may be fetched meanwhile."""
+        member, codes = choice
+        start = int(self.world.now) - ago
+        window = {"start": start, "end": start + length, "sort": sort}
+        self.loop.run_until_complete(self.ndjson(replica, member, codes, window))
+        self.note_failure()
+
+    @rule(
         which=st.integers(0, 90),
         choice=st.sampled_from(CHOICES),
         shift=st.sampled_from([-9000, -300, 300, 60_000]),
         limit=st.sampled_from([1, 2, 7]),
         interval=st.sampled_from(INTERVALS),
+        exported=st.booleans(),
     )
-    def move(self, which: int, choice: tuple[Member, tuple[str, ...]], shift: int, limit: int, interval: str) -> None:
-        """Move a call of a window that is held, and read its new place alone: the cache holds it twice."""
+    def move(
+        self, which: int, choice: tuple[Member, tuple[str, ...]], shift: int, limit: int, interval: str, exported: bool
+    ) -> None:
+        """Move a call of a window that is held, and read its new place alone: the cache holds it twice.
+
+        An export between the two fetches the new place, if it is recent, after it has sent the old one.
+        """
         self.compare(50_000, 70_000, choice, 0, limit, interval, None, "UTC")
         now = self.world.now
         shown = [place for place, one in enumerate(self.world.versions) if one.since <= now < one.until]
@@ -265,6 +286,8 @@ class Truth(RuleBasedStateMachine):
         start = min(version.start + shift, int(self.world.now) - 1)
         self.world.edit(version, start, readable=version.call is not None)
         self.world.now += 20
+        if exported:
+            self.export(50_000, 70_000, choice, 0, "startTime")
         self.read(int(self.world.now) - start + 60, 120, choice, no_cache=True, crowd=1, first=0)
         self.compare(50_000, 70_000, choice, 0, limit, interval, None, "UTC")
 
@@ -414,6 +437,7 @@ class Truth(RuleBasedStateMachine):
         if answer is None:
             return None
         *rows, last = map(json.loads, answer.body.splitlines())
+        assert len({(row["clientCode"], row["id"]) for row in rows}) == len(rows), "T2: stream"
         return Reading(rows, last["meta"]["unreadable"], None)
 
     async def csv(
