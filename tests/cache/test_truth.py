@@ -367,8 +367,8 @@ class Truth(RuleBasedStateMachine):
         if answer is None:
             return None
         found: Row = answer.json
-        status = answer.headers["cache-status"]
-        found["seconds_stale"] = -int(status.rpartition("ttl=")[2]) if found["meta"]["stale"] else None
+        life = answer.headers["cache-status"].rpartition("ttl=")[2].partition(";")[0]  # a detail may follow
+        found["seconds_stale"] = -int(life) if found["meta"]["stale"] else None
         return found
 
     async def answer(
