@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -21,6 +22,7 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.key_file import KeyFile
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
+from gateway.cache.watch import Feeds
 from gateway.callbutton.client import UpstreamClient, UpstreamSettings
 from gateway.callbutton.recordings import MAX_RECORDINGS, Recordings
 from gateway.callbutton.transport import UpstreamLimits
@@ -36,6 +38,7 @@ from gateway.shutdown import Shutdown
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
+CONSUMER_STREAMS = 100  # of one consumer
 UNSENT_SHARE = 4  # responses that are not yet read have a quarter of GATEWAY_CACHE_BYTES, in addition
 EXPORT_BYTES = 1024**2  # an export holds about half of it while it is not read
 SUMMARY_BYTES = 16 * 1024**2  # what a summary of 20,000 rows takes while it is computed
@@ -157,10 +160,13 @@ def create(
         Shares("requests", "requests", settings.request_concurrency, share),
         Shares("exports", "exports", settings.cache_bytes // EXPORT_BYTES + 1, share, settings.consumer_exports, 10),
         Shares("recordings", "recordings", MAX_RECORDINGS, share, retry_after=5),
+        Shares("streams", "streams", settings.streams, 1, CONSUMER_STREAMS if authenticator else math.inf, 10),
         Turns(max(4, settings.cache_bytes // SUMMARY_BYTES), most=max(2, settings.cache_bytes // SUMMARY_BYTES // 4)),
         Turns(1, most=1),
         recordings := build_recordings(settings),
         (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,
+        Feeds(cache, memory.bound, clock, settings.request_deadline),
+        shutdown := Shutdown(),
         settings.extra_public,
         settings.public_url,
     )
@@ -170,7 +176,7 @@ def create(
         authenticator,
         metrics,
         access_log,
-        shutdown := Shutdown(),
+        shutdown,
         memory=memory,
         metrics_port=settings.metrics_port,
         unsent=Shares("bytes unread", "unread", settings.cache_bytes // UNSENT_SHARE, share),

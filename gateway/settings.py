@@ -314,6 +314,12 @@ class Settings:
         "4",
         "The limit of exports (NDJSON, CSV) in progress for each consumer. Further exports are answered with 429.",
     )
+    streams: int = option(
+        whole_number(1, 1_000_000),
+        "10000",
+        "The limit of streams of the change feed and of requests that wait for a change, of all consumers. One "
+        "consumer has at most 100. Further ones are answered with 429 or 503.",
+    )
     extra_public: frozenset[str] = optional(
         Parser("a list of names in `extra`, separated by commas", parse_element_names),
         frozenset(),

@@ -20,6 +20,7 @@ from litestar.handlers import HTTPRouteHandler
 from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
+from gateway.api.feed import Changes
 from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
@@ -53,6 +54,7 @@ class Route(NamedTuple):
 
 ROUTES = {
     "list": Route("calls", CallPage, "A page of calls as JSON, or all calls of the window otherwise."),
+    "changes": Route("changes", Changes, "What changed, in the order in which it is applied."),
     "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
     "summary": Route("summaries", CallSummary, "Figures by time bucket and group, and of all calls."),
     "clients": Route("summaries", ClientList, "The clients, sorted by code."),
@@ -61,6 +63,7 @@ ROUTES = {
 }
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
+    {"name": "changes", "description": "The change feed: what a copy of the calls needs to stay exact."},
     {"name": "operations", "description": "For operators of the gateway."},
     {"name": "summaries", "description": "Figures about calls."},
 ]
@@ -158,7 +161,7 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
 def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     """An example value of a schema, built from the examples of its fields. Raises ValueError if a field has none."""
     match schema:
-        case {"examples": [example, *_]} | {"enum": [example, *_]}:
+        case {"examples": [example, *_]} | {"enum": [example, *_]} | {"const": example}:
             return example
         case {"$ref": reference}:
             return example_of(schemas[reference.rpartition("/")[2]], schemas)
@@ -200,7 +203,9 @@ def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
 
 def _parameter_name(parameter: Parameter) -> str:
     """The name of a parameter's component, from which some generators make a type."""
-    return "".join(word[:1].upper() + word[1:] for word in (*parameter.name.split("_"), "parameter"))
+    return "".join(
+        word[:1].upper() + word[1:] for word in (*(parameter.component or parameter.name).split("_"), "parameter")
+    )
 
 
 def _parameter(place: str, parameter: Parameter, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -297,8 +302,12 @@ def _schemas(bodies: list[Any]) -> dict[str, Any]:
         if "enum" in schema:
             schema["type"] = "string"
         for name, field in schema.get("properties", {}).items():
+            if "enum" in field:  # the tag of one of several types
+                field["description"] = "What to do."
             arms = [_bounded(arm) for arm in field.pop("anyOf", [])]
-            if arms and "$ref" in arms[0]:
+            if "anyOf" in field.get("items", {}):
+                field["items"]["oneOf"] = field["items"].pop("anyOf")
+            if arms and ("$ref" in arms[0] or "items" in arms[0]):
                 field["oneOf"] = arms
             elif arms:
                 field |= arms[0] | {"type": [arm["type"] for arm in arms]}
@@ -308,6 +317,8 @@ def _schemas(bodies: list[Any]) -> dict[str, Any]:
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema with the format and limits of numbers, which are counts, seconds or status codes."""
+    if len(schema.get("enum", ())) == 1:
+        schema |= {"type": "string", "const": schema.pop("enum")[0]}
     match schema.get("type"):
         case "integer":
             return schema | ({"format": "int32", "minimum": 0, "maximum": MAX_INTEGER} | schema)

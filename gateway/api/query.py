@@ -26,6 +26,7 @@ from gateway.formats import FIELDS, FORMATS
 from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
+MAX_TOLD = 10_000  # calls in a response of the change feed
 MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
 TEXT_FILTERS = ("campaign", "did", "ani", "target")
@@ -60,6 +61,7 @@ class Parameter(NamedTuple):
     routes: str
     description: str
     example: Any = None
+    component: str = ""  # its name in the OpenAPI document, if another parameter has the same name
 
 
 def _choice(title: str, *names: str, **extensions: list[str]) -> ValueType:
@@ -133,6 +135,13 @@ SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["O
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
 ALL = "list call summary clients"
 FILTERED = "list summary"
+SINCE_TEXT = "The token of the last response (`page.next`), with the same clients and `include`. Without it: all calls."
+FEED_START_TEXT = (
+    "The first instant of the copy, rounded down to midnight in UTC; only without `since`. Default: 30 days ago; at "
+    "most 400 days ago."
+)
+TOLD_TEXT = "The maximum number of calls in a response. Default: 1000."
+WAIT_TEXT = "Seconds to wait for a change if there is nothing to tell (long polling). Default: 0."
 START_DEFAULT = "Default: the beginning of history; summaries and `/clients` require it without `range`."
 START = "An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`."
 CLIENT_TEXT = f"A client code, up to {MAX_CLIENTS} times, or `*` for every client."
@@ -159,13 +168,15 @@ DIALECT_TEXT = (
 )
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
 CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
-CLIENT = Parameter("client", CODE_LIST, FILTERED, CLIENT_TEXT, ["8005550100", "8005550101"])
+CLIENT = Parameter("client", CODE_LIST, f"{FILTERED} changes", CLIENT_TEXT, ["8005550100", "8005550101"])
 PARAMETERS = (
     Parameter("start", INSTANT, ALL, f"{START} Inclusive. {START_DEFAULT}", "2026-11-01"),
     Parameter("end", INSTANT, ALL, f"{START} Exclusive. Default: now.", "2026-11-02T00:00:00Z"),
     Parameter("range", _choice("DateRange", *RANGES), ALL, RANGE_TEXT),
     Parameter("tz", ZONE, ALL, "The IANA time zone of dates without offset. Default: `UTC`.", "America/Chicago"),
-    Parameter("include", _choice("CallPart", "status"), "list call", "`status` adds the status of each call."),
+    Parameter("since", ValueType({"type": "string"}), "changes", SINCE_TEXT),
+    Parameter("start", INSTANT, "changes", FEED_START_TEXT, "2026-11-01", "feed_start"),
+    Parameter("include", _choice("CallPart", "status"), "list call changes", "`status` adds the status of each call."),
     Parameter("result", RESULTS, FILTERED, RESULT_TEXT, "busy,no_answer"),
     Parameter("campaign", TEXT, FILTERED, "Only calls of this campaign.", "4018"),
     Parameter("did", TEXT, FILTERED, "Only calls to this tracking number.", "8005550100"),
@@ -181,6 +192,9 @@ PARAMETERS = (
     Parameter("format", _choice("ListFormat", *FORMATS), "list", FORMAT_TEXT),
     Parameter("dialect", _choice("CsvDialect", "excel"), "list", DIALECT_TEXT),
     Parameter("meta", _choice("NdjsonMeta", "none"), "list", "Only for NDJSON: `none` leaves out the last line."),
+    Parameter("limit", _whole_number(1, MAX_TOLD), "changes", TOLD_TEXT, 10_000, "feed_limit"),
+    Parameter("wait", _whole_number(0, 60), "changes", WAIT_TEXT, 30),
+    Parameter("format", _choice("FeedFormat", "json", "ndjson"), "changes", "Overrides `Accept`.", None, "feed_format"),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
 )
@@ -296,6 +310,7 @@ class Parameters:
             raise InvalidParameters([ParameterFault("query", "is not URL-encoded UTF-8")]) from None
         self.values: dict[str, Any] = {}
         self.faults: list[ParameterFault] = []
+        self._defaults = {} if route == "changes" else DEFAULTS
         given: dict[str, list[str]] = {}
         for name, text in pairs:
             bare = BRACKETS.sub("", name)
@@ -336,7 +351,7 @@ class Parameters:
         except ValueError as error:
             self.fault(name[:64], error)
         else:
-            if value not in ((), DEFAULTS.get(name)):
+            if value not in ((), self._defaults.get(name)):
                 self.values[name] = value
 
 

@@ -24,10 +24,12 @@ from gateway.cache.extents import Keep
 from gateway.cache.freshness import Provenance
 from gateway.cache.reader import Cache, Query
 from gateway.cache.scans import Sees
+from gateway.cache.watch import Feeds
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
 from gateway.model import Instant, Window, about
 from gateway.rates import RateLimiter, Shares, Turns
+from gateway.shutdown import Shutdown
 
 JSON = {"application/json": "json"}
 VARY = "Authorization, X-API-Key, Accept, Accept-Encoding, Origin"
@@ -63,10 +65,13 @@ class Services(Struct, frozen=True):
     waiting: Shares  # places of requests that wait for the upstream
     exports: Shares  # places of exports
     listeners: Shares  # places of recordings
+    streams: Shares  # places of streams of the change feed, and of requests that wait for a change
     counting: Turns  # places of summaries, whose figures are in memory until they are rendered
     rendering: Turns  # the place of the piece of a list that is rendered
     recordings: Recordings
     current_rights: Callable[[Key], Consumer | None]  # the current consumer
+    feeds: Feeds
+    shutdown: Shutdown
     public_extra: frozenset[str] = frozenset()
     public_url: str = ""
 

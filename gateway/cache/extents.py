@@ -13,12 +13,12 @@ import math
 import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
 from operator import attrgetter, itemgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +28,7 @@ from gateway.model import Call, UnreadableCall, Window
 from gateway.slices import Steps, finish
 
 DAY = 86400
+SUMS = "hour sums"  # begins the names of fingerprints in a memo
 STEP_CALLS = 1000  # calls of one step; less than a millisecond
 LIVE = 3600  # seconds: the lateness of calls after the last extent is measured for clients that were read since
 _start_time = attrgetter("start_time")
@@ -91,6 +92,13 @@ class Extent(Struct, frozen=True, dict=True):
         """Give it a memo, when it is stored."""
         self.__dict__["memo"] = memo
 
+    @property
+    def hour_sums(self) -> dict[Hashable, Any]:
+        """The fingerprints by hour that are known (`fingerprints.HourSums`), by the name of the view."""
+        own: dict[Hashable, Any] = self.__dict__.get("hour_sums", {})
+        kept = self.memo.values if self.memo is not None else {}
+        return own | {name[1]: found for name, found in kept.items() if isinstance(name, tuple) and name[0] == SUMS}
+
     def may_have(self, field: str, text: str) -> bool:
         """Whether a call may have a text in a field; False is certain. The texts are collected when first needed."""
         memo = self.stored.memo
@@ -110,7 +118,10 @@ class Extent(Struct, frozen=True, dict=True):
         inside = Window(start, end)
         listed = self.listed and {code: _cut(calls, inside) for code, calls in self.listed.items()}
         calls, unreadable = _cut(self.calls, inside), _cut(self.unreadable, inside)
-        return msgspec.structs.replace(self, window=inside, calls=calls, unreadable=unreadable, listed=listed)
+        part = msgspec.structs.replace(self, window=inside, calls=calls, unreadable=unreadable, listed=listed)
+        if sums := self.hour_sums:
+            part.__dict__["hour_sums"] = {view: found.cut(self.window, inside) for view, found in sums.items()}
+        return part
 
     def view(self, window: Window) -> Extent:
         """The part inside a window, for a read. It keeps the id bounds of the whole extent."""

@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from zlib import crc32
 
 from msgspec.structs import astuple
 
@@ -27,11 +28,16 @@ PROTECTED = 0.8  # of the bound, at most, for days that were read again; what se
 MAX_EXTENTS = 128  # of a day: a read of the day looks at all, and each POST that lands too; a day is one POST again
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
+EVICTION_COUNTERS = 1024
 SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
 DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
 EXTENT_BYTES = 900  # of an extent without calls
 LISTED_BYTES = 200  # of a client that an extent of every client lists
 BUSY_BYTES = 350  # more, if it has calls: its set of ids and their bounds
+
+
+def _counter(code: str) -> int:
+    return crc32(code.encode()) % EVICTION_COUNTERS
 
 
 def bytes_of(records: Sequence[Call | UnreadableCall]) -> int:
@@ -93,6 +99,7 @@ class Level1:
         )  # evicted first: not read since stored, or moved back from protected
         self._protected: OrderedDict[Key, None] = OrderedDict()
         self._bytes_protected = 0
+        self._evicted = [0] * EVICTION_COUNTERS
         self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
     def lookup(self, code: str, window: Window, now: float, *, status: bool, used: bool = False) -> list[Extent]:
@@ -125,6 +132,12 @@ class Level1:
             if any((code, kind, None) in self._days for kind in kinds) or self._days_held((code,), kinds, window)
         ]
 
+    def evictions(self, codes: Iterable[str]) -> int:
+        """How often days of some clients were evicted, or of clients that share their counters."""
+        if EVERY_CLIENT in codes:
+            return sum(self._evicted)
+        return sum([self._evicted[place] for place in {_counter(code) for code in (*codes, EVERY_CLIENT)}])
+
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
         """The days of a window of which something is held, in order, at the cost of the smaller of the two."""
         first, after = window.start // DAY, -(-window.end // DAY)
@@ -156,7 +169,9 @@ class Level1:
         """Store an extent; where another was sent later, that one stays. One with status replaces both kinds."""
         for day, part in by_day(extent, LONG):
             key = code, status, day
-            self._put(key, _bounded(overlay(self._days[key][0] if key in self._days else (), part)))
+            extents = overlay(self._days[key][0] if key in self._days else (), part)
+            self._evicted[_counter(code)] += len(extents) > MAX_EXTENTS
+            self._put(key, _bounded(extents))
             if status and (plain := (code, False, day)) in self._days:
                 kept = [one for one in self._days[plain][0] if one.sent > part.sent] + [
                     rest for one in self._days[plain][0] if one.sent <= part.sent for rest in one.without(part.window)
@@ -168,7 +183,9 @@ class Level1:
         """Evict the day that was not read for longest. Returns False if there is none."""
         if not self._days:
             return False
-        self._put(next(iter(self._probation or self._protected)), ())
+        key = next(iter(self._probation or self._protected))
+        self._evicted[_counter(key[0])] += 1
+        self._put(key, ())
         self._metrics.evictions.inc()
         return True
 

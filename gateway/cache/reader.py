@@ -221,6 +221,10 @@ class Cache:
             await asyncio.sleep(0)  # a long window of many clients must not hold the loop
         return found
 
+    def evictions(self, codes: Sequence[str]) -> int:
+        """A number that differs after calls of some clients were evicted. It may differ for other reasons."""
+        return self._level1.evictions(codes)
+
     def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
         """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
         now = self._clock()

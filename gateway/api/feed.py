@@ -1,0 +1,249 @@
+"""The change feed of a request: its view of the calls, its tokens, and its items.
+
+Rules:
+- A token holds what the consumer was given (`cache.feed_state`), signed, and hashes of the feed (consumer, clients,
+  status) and of the view (fields, scopes). A token of another feed is an error; of another view all is told again.
+- Items show calls as lists do, with `hasRecording` in place of a link, which would change every hour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway import access
+from gateway.api import responses
+from gateway.api.middleware.request_context import RequestContext
+from gateway.api.responses import Services
+from gateway.api.signing import Signer
+from gateway.cache.feed import Replace
+from gateway.cache.feed_state import FeedState, Told, pack, unpack
+from gateway.cache.fingerprints import View
+from gateway.cache.watch import Answer, Clients, Feeds
+from gateway.errors import InvalidParameters, ParameterFault
+from gateway.model import EVERY_CLIENT, Call, Instant
+
+HASH_VERSION = b"1"  # of `fingerprints.hash_of`
+
+FeedCall: Any = msgspec.defstruct(
+    "FeedCall",
+    [
+        *[(field.name, field.type) for field in msgspec.structs.fields(Call) if field.name != "recording_url"],
+        (
+            "has_recording",
+            Annotated[
+                bool,
+                msgspec.Meta(description="Whether the consumer may hear a recording of the call.", examples=[True]),
+            ],
+        ),
+    ],
+    kw_only=True,
+    frozen=True,
+    rename="camel",
+    namespace={"__doc__": "A call, with `hasRecording` in place of a link: the link is in the single call."},
+)
+_CALL_FIELDS = [field.name for field in msgspec.structs.fields(Call) if field.name != "recording_url"]
+
+
+class FeedWindow(Struct, frozen=True, kw_only=True):
+    """A half-open interval of start times."""
+
+    start: Annotated[Instant, msgspec.Meta(description="Start (inclusive).", examples=["2026-11-01T05:00:00Z"])]
+    end: Annotated[Instant, msgspec.Meta(description="End (exclusive).", examples=["2026-11-01T09:00:00Z"])]
+
+
+class RemovedCall(Struct, frozen=True, kw_only=True, rename="camel", tag_field="op", tag="remove"):
+    """The server no longer returns this call: delete it."""
+
+    client_code: Annotated[str, msgspec.Meta(description="The client code.", examples=["8005550100"])]
+    id: Annotated[str, msgspec.Meta(description="The id of the call.", examples=["498200007"])]
+    start_time: Annotated[Instant, msgspec.Meta(description="When it began.", examples=["2026-11-01T08:49:51Z"])]
+
+
+class ReplacedWindow(Struct, frozen=True, kw_only=True, tag_field="op", tag="replace"):
+    """Of these clients, the window has exactly these calls: delete all others in it, and insert or update these."""
+
+    window: FeedWindow
+    clients: Annotated[
+        list[str] | Literal["*"],
+        msgspec.Meta(description="The client codes, or `*` for all.", examples=[["8005550100"]]),
+    ]
+    calls: Annotated[list[FeedCall], msgspec.Meta(description="The calls, in order of their start.")]
+
+
+class ChangedCall(Struct, frozen=True, kw_only=True, tag_field="op", tag="upsert"):
+    """A call that is new or was changed: insert or update it."""
+
+    call: FeedCall
+
+
+class ChangesPage(Struct, frozen=True, kw_only=True, rename="camel"):
+    """How to go on."""
+
+    next: Annotated[
+        str, msgspec.Meta(description="The token: send it as `since`, with the same clients.", examples=["kS1wQ3"])
+    ]
+    up_to_date: Annotated[
+        bool, msgspec.Meta(description="Whether nothing is left to tell; else ask again at once.", examples=[True])
+    ]
+    calls: Annotated[
+        int | None,
+        msgspec.Meta(description="How many calls the copy must have now. Null unless up to date.", examples=[1]),
+    ]
+
+
+class ChangesMeta(Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the copy holds, and its freshness."""
+
+    start: Annotated[
+        Instant,
+        msgspec.Meta(
+            description="Calls from here on are in the copy. It moves on by months, 400 days ago at most.",
+            examples=["2026-11-01T00:00:00Z"],
+        ),
+    ]
+    as_of: Annotated[
+        Instant, msgspec.Meta(description="When the newest point was fetched.", examples=["2026-11-01T12:00:00Z"])
+    ]
+    complete_through: Annotated[
+        Instant | None,
+        msgspec.Meta(
+            description="What was published, edited or deleted before this instant is in the copy. Null unless up to "
+            "date.",
+            examples=["2026-11-01T11:00:00Z"],
+        ),
+    ]
+
+
+class Changes(Struct, frozen=True, kw_only=True):
+    """Changes, in the order in which they are applied."""
+
+    data: Annotated[
+        list[RemovedCall | ReplacedWindow | ChangedCall], msgspec.Meta(description="Removals, replacements, upserts.")
+    ]
+    page: ChangesPage
+    meta: ChangesMeta
+
+
+class UpToDate(Struct, frozen=True, tag_field="op", tag="up-to-date"):
+    """The event that ends what there is to tell."""
+
+    page: ChangesPage
+    meta: ChangesMeta
+
+
+class FeedToken(Struct, frozen=True, array_like=True):
+    """The content of a token: hashes of the feed and of the view, and the packed state."""
+
+    feed: bytes
+    view: bytes
+    state: bytes
+
+
+TOKENS = Signer("changes", FeedToken)
+
+
+class Feed(Struct, frozen=True):
+    """The feed of one request."""
+
+    feeds: Feeds
+    clients: Clients
+    codes: tuple[str, ...]  # as requested
+    view: View
+    limit: int
+    feed_hash: bytes
+    view_hash: bytes
+    key: bytes
+
+    def parse(self, token: str) -> FeedState:
+        """What a token says that the consumer was given. Raises InvalidParameters."""
+        try:
+            content = TOKENS.verify(token, self.key)
+            state = unpack(content.state)
+        except ValueError:
+            raise InvalidParameters(
+                [ParameterFault("since", "is not a token of this gateway; begin again without `since`")]
+            ) from None
+        if content.feed != self.feed_hash:
+            detail = "belongs to a feed of another consumer, other clients or another `include`"
+            raise InvalidParameters([ParameterFault("since", detail)])
+        if content.view != self.view_hash:  # fields or scopes changed: the sums say nothing
+            return replace(state, told=tuple([Told(0, told.newest, pending=True) for told in state.told]), cut=None)
+        return state
+
+    def token(self, state: FeedState) -> str:
+        """Render the token of a state."""
+        return TOKENS.sign(FeedToken(self.feed_hash, self.view_hash, pack(state)), self.key)
+
+    def items(self, answer: Answer) -> Iterator[RemovedCall | ReplacedWindow | ChangedCall]:
+        """The items of an answer, in the order in which they are applied."""
+        for remove in answer.telling.removes:
+            one = remove.call
+            yield RemovedCall(client_code=one.client_code, id=one.id, start_time=one.start_time)
+        for part in answer.telling.replaces:
+            yield self._replacement(part)
+        for upsert in answer.telling.upserts:
+            yield ChangedCall(call=self._call(upsert.call))
+
+    def page(self, answer: Answer) -> ChangesPage:
+        """How to go on after an answer."""
+        calls = answer.snapshot.calls if answer.telling.up_to_date else None
+        return ChangesPage(next=self.token(answer.telling.state), up_to_date=answer.telling.up_to_date, calls=calls)
+
+    def meta(self, answer: Answer) -> ChangesMeta:
+        """What a copy holds after an answer."""
+        oldest = responses.instant(math.floor(answer.reading.provenance.oldest_fetch))
+        return ChangesMeta(
+            start=responses.instant(answer.telling.state.start),
+            as_of=responses.instant(math.floor(answer.reading.provenance.as_of)),
+            complete_through=oldest if answer.telling.up_to_date else None,
+        )
+
+    def _call(self, call: Call) -> Any:  # noqa: ANN401 - the type is built at run time
+        shown = self.view.present(call)
+        fields = {name: getattr(shown, name) for name in _CALL_FIELDS}
+        return FeedCall(**fields, has_recording=shown.recording_url is not None)
+
+    def _replacement(self, part: Replace) -> ReplacedWindow:
+        window = FeedWindow(start=responses.instant(part.window.start), end=responses.instant(part.window.end))
+        calls = [self._call(call) for call in part.calls]
+        codes: Any = EVERY_CLIENT if self.codes == (EVERY_CLIENT,) else list(self.codes)
+        return ReplacedWindow(window=window, clients=codes, calls=calls)
+
+
+def feed_of(services: Services, context: RequestContext, codes: tuple[str, ...], limit: int, *, status: bool) -> Feed:
+    """Authorize the query of a feed. Raises Forbidden."""
+    consumer = responses.consumer_of(context)
+    access.require_list_scopes(consumer, (), status=status)
+    allowed = access.authorized_codes(consumer, codes)
+    keep = access.client_filter(consumer, allowed)
+    public = services.public_extra
+    hears = "recordings" in consumer.scopes
+
+    def present(call: Call) -> Call:
+        recording = "" if hears and call.recording_url is not None else None
+        return access.mask_call(call, consumer, status=status, public_extra=public, recording_url=recording)
+
+    shown = sorted(consumer.scopes & {"personal", "status", "recordings"}), sorted(public), _CALL_FIELDS
+    patterns = () if keep is list else consumer.clients
+    name = (status, tuple(shown[0]), patterns)
+    return Feed(
+        services.feeds,
+        Clients(allowed, status),
+        codes,
+        View(name, keep, present),
+        limit,
+        _digest(16, *consumer.key, sorted(codes), status),
+        _digest(5, HASH_VERSION, shown),
+        services.signing_key,
+    )
+
+
+def _digest(size: int, *parts: object) -> bytes:
+    return blake2b(msgspec.msgpack.encode(parts), digest_size=size).digest()

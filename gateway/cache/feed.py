@@ -1,0 +1,346 @@
+"""The change feed: what to tell a consumer, by comparison of what it was given with what the cache holds. Pure.
+
+Rules:
+- What was given is compared with one merged reading of the whole window (T2). A bucket whose fingerprint differs is
+  told: as single changes where they are known, else as a replacement of all its calls.
+- What does not fit in an answer is pending: it is told later, whatever its fingerprint is then. Telling goes round in a
+  circle, from where the last answer stopped, so that a call that moves out and back is not lost.
+- A bucket is told only from POSTs that are no older than what was told before, so that a copy never returns to an older
+  version, whichever replica answers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.cache.extents import Extent, Key, instant, key_of
+from gateway.cache.feed_state import Cut, FeedState, Told, buckets
+from gateway.cache.fingerprints import MODULUS, NOTHING, Fingerprint, View, fingerprint, hash_of, hour_sums
+from gateway.model import Call, Window
+from gateway.turns import Steps
+
+MAX_SEARCHED = 2000  # calls of a bucket that are hashed to find the one that was added
+_start_time = attrgetter("start_time")
+
+
+class Changes(Struct, frozen=True):
+    """What changed in a bucket between two fingerprints."""
+
+    upserts: tuple[Call, ...] = ()
+    removes: tuple[Call, ...] = ()
+
+
+Lookup = Callable[[Window, int, int], Changes | None]  # bucket, the sum that was told, the sum now
+
+
+class Bucket(Struct, frozen=True):
+    """The calls of a bucket now. `oldest` and `newest` are the POSTs that it rests on. `superseded`: see `Told`."""
+
+    window: Window
+    found: Fingerprint
+    oldest: float
+    newest: float
+    superseded: bool
+
+
+class Snapshot(Struct, frozen=True):
+    """One merged reading of a window, as a view shows it, in buckets. `end` is the end of the reading."""
+
+    buckets: Sequence[Bucket]
+    extents: Sequence[Extent]
+    view: View
+    end: int
+
+    @property
+    def calls(self) -> int:
+        """The number of calls."""
+        return sum(bucket.found.calls for bucket in self.buckets)
+
+    def calls_of(self, window: Window) -> list[Call]:
+        """The calls of a part of the window, in order of time."""
+        parts = [extent.within(window).calls for extent in self.extents if extent.window.overlaps(window)]
+        return sorted([call for calls in parts for call in self.view.keep(calls)], key=_start_time)
+
+
+def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> list[tuple[float, float]]:
+    """The calls that `deduplicated` left out: when each starts, and when the POST of the later version was sent."""
+    lost = [
+        call
+        for before, after in zip(extents, kept, strict=True)
+        if before is not after
+        for call in before.calls
+        if call.id not in after.ids_of(call.client_code)
+    ]
+    by_client: dict[str, set[str]] = defaultdict(set)
+    for call in lost:
+        by_client[call.client_code].add(call.id)
+    sent = {
+        (code, id_): extent.sent
+        for extent in kept
+        for code, ids in by_client.items()
+        for id_ in ids & extent.ids_of(code)
+    }
+    return [(call.start_time.timestamp(), sent[key_of(call)]) for call in lost]
+
+
+def make_snapshot(
+    extents: Sequence[Extent], lost: Collection[tuple[float, float]], start: int, end: int, view: View
+) -> Steps[Snapshot]:
+    """Put deduplicated extents into buckets, in steps.
+
+    `lost` are the calls of which another extent has a later version: their start, and when its POST was sent.
+    """
+    windows = buckets(start, end)
+    starts = [window.start for window in windows]
+    found = [NOTHING] * len(windows)
+    sent: list[list[float]] = [[] for _ in windows]
+    superseding: list[list[float]] = [[] for _ in windows]
+    for second, post in lost:
+        superseding[bisect_right(starts, second) - 1].append(post)
+    for extent in extents:
+        first = max(0, bisect_right(starts, extent.window.start) - 1)
+        for place in range(first, bisect_left(starts, extent.window.end)):
+            sent[place].append(extent.sent)
+        sums = yield from hour_sums(extent, view)
+        if extent.window.end <= windows[first].end:
+            found[first] += sums.total
+            continue
+        for hour, part in sums.known.items():
+            found[bisect_right(starts, hour) - 1] += part
+    return Snapshot(
+        [
+            Bucket(window, one, min(times, default=0), max([*times, *later], default=0), bool(later))
+            for window, one, times, later in zip(windows, found, sent, superseding, strict=True)
+        ],
+        extents,
+        view,
+        end,
+    )
+
+
+def outdated(state: FeedState, snapshot: Snapshot, *, same_cache: bool) -> list[Window]:
+    """The windows that differ and rest on POSTs older than what was told: to be read once more before they are told.
+
+    `state` was advanced to the buckets of the snapshot. A cache from which nothing was evicted since replaces each
+    point by a later one alone: then only buckets count from which a call had moved away.
+    """
+    return [
+        bucket.window
+        for bucket, told in zip(snapshot.buckets, state.told, strict=True)
+        if (told.superseded or not same_cache)
+        and _differs(bucket, told)
+        and bucket.oldest < min(told.newest, state.newest)
+    ]
+
+
+def _differs(bucket: Bucket, told: Told) -> bool:
+    return told.pending or told.total != bucket.found.total
+
+
+class Upsert(Struct, frozen=True):
+    """A call that is new or was changed."""
+
+    call: Call
+
+
+class Remove(Struct, frozen=True):
+    """A call that the upstream no longer returns."""
+
+    call: Call
+
+
+class Replace(Struct, frozen=True):
+    """All calls of a window."""
+
+    window: Window
+    calls: tuple[Call, ...]
+
+
+class Telling(Struct, frozen=True):
+    """What to tell, in the order in which it is applied, and the state of the consumer afterwards."""
+
+    removes: Sequence[Remove]
+    replaces: Sequence[Replace]
+    upserts: Sequence[Upsert]
+    state: FeedState
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether nothing is pending."""
+        return not any(told.pending for told in self.state.told)
+
+
+def tell(
+    state: FeedState, snapshot: Snapshot, limit: int, *, lookup: Lookup | None = None, wait: Collection[Window] = ()
+) -> Telling:
+    """What a consumer must be told, in at most `limit` calls, or one second of calls if that has more.
+
+    `state` was advanced to the buckets of the snapshot. `lookup` knows changes. Buckets in `wait` are told later.
+    """
+    told = [
+        Told(bucket.found.total, max(one.newest, bucket.newest), superseded=bucket.superseded)
+        for bucket, one in zip(snapshot.buckets, state.told, strict=True)
+    ]
+    differing = [place for place, bucket in enumerate(snapshot.buckets) if _differs(bucket, state.told[place])]
+    circle = bisect_right([snapshot.buckets[place].window.end for place in differing], state.resume)
+    answer = _Answer(snapshot, limit)
+    resume, cut = state.resume, None
+    pending = [place for place in differing if snapshot.buckets[place].window in wait]
+    waiting = iter([place for place in [*differing[circle:], *differing[:circle]] if place not in pending])
+    for place in waiting:
+        bucket, before = snapshot.buckets[place], state.told[place]
+        changes = None if before.pending else _changes(bucket, before.total, snapshot, lookup)
+        if changes is not None and answer.add_changes(place, changes):
+            continue
+        begin = _begin(state.cut, bucket, snapshot) if before.pending else bucket.window.start
+        resume = answer.add_window(Window(begin, bucket.window.end))
+        if resume < bucket.window.end:
+            if resume > bucket.window.start:
+                part = snapshot.calls_of(Window(bucket.window.start, resume))
+                cut = Cut(resume, fingerprint(part, snapshot.view).total)
+            pending += [place, *waiting]
+    for place in (*pending, *answer.moved_elsewhere()):
+        told[place] = replace(told[place], total=state.told[place].total, pending=True)
+    newest = max(state.newest, *[bucket.newest for bucket in snapshot.buckets])
+    at = max(state.at, snapshot.end)
+    following = replace(state, at=at, told=tuple(told), newest=newest, resume=resume, cut=cut)
+    return answer.telling(following)
+
+
+class _Answer:
+    """An answer that fills up to its limit."""
+
+    def __init__(self, snapshot: Snapshot, limit: int) -> None:
+        self._snapshot = snapshot
+        self._left = limit
+        self._upserts: list[Call] = []
+        self._removes: list[Call] = []
+        self._replaces: list[Replace] = []
+        self._moved: list[tuple[int, Call]] = []
+
+    def add_changes(self, place: int, changes: Changes) -> bool:
+        """Add the changes of a bucket if they fit. A call that is now in another bucket is not removed."""
+        size = len(changes.upserts) + len(changes.removes)
+        if size > self._left:
+            return False
+        self._left -= size
+        self._upserts += changes.upserts
+        for call in changes.removes:
+            if any(call.id in extent.ids_of(call.client_code) for extent in self._snapshot.extents):
+                self._moved.append((place, call))
+            else:
+                self._removes.append(call)
+        return True
+
+    def add_window(self, window: Window) -> int:
+        """Add the calls of a window, or of as many whole seconds as fit. Returns the end of what was added."""
+        calls = self._snapshot.calls_of(window)
+        end = window.end
+        if len(calls) > self._left:
+            end = int(calls[self._left].start_time.timestamp())
+            if end == window.start and not (self._upserts or self._removes or self._replaces):
+                end += 1  # a second with more calls than the limit
+            calls = calls[: bisect_left(calls, instant(end), key=_start_time)]
+        if end > window.start:
+            self._left -= len(calls)
+            clipped = Window(window.start, min(end, self._snapshot.end))
+            last = self._replaces[-1] if self._replaces else None
+            if last is not None and last.window.end == clipped.start:
+                self._replaces[-1] = Replace(Window(last.window.start, clipped.end), (*last.calls, *calls))
+            elif clipped.start < clipped.end:
+                self._replaces.append(Replace(clipped, tuple(calls)))
+        return end
+
+    def moved_elsewhere(self) -> list[int]:
+        """The buckets from which calls moved to buckets that this answer does not tell: a copy still has them there."""
+        given = {key_of(call) for call in self._upserts}
+        given |= {key_of(call) for one in self._replaces for call in one.calls}
+        return [place for place, call in self._moved if key_of(call) not in given]
+
+    def telling(self, state: FeedState) -> Telling:
+        """The answer."""
+        return Telling(
+            [Remove(call) for call in self._removes], self._replaces, [Upsert(call) for call in self._upserts], state
+        )
+
+
+def _begin(cut: Cut | None, bucket: Bucket, snapshot: Snapshot) -> int:
+    """Where to go on with a bucket that was told in part: at the cut, unless what is before it has changed."""
+    if cut is None or not bucket.window.start < cut.until < bucket.window.end:
+        return bucket.window.start
+    before = snapshot.calls_of(Window(bucket.window.start, cut.until))
+    same = fingerprint(before, snapshot.view).total == cut.total
+    return cut.until if same else bucket.window.start
+
+
+def _changes(bucket: Bucket, total: int, snapshot: Snapshot, lookup: Lookup | None) -> Changes | None:
+    """The changes that lead from a sum to the calls of a bucket, if they are known or one call was added."""
+    known = lookup(bucket.window, total, bucket.found.total) if lookup is not None else None
+    if known is not None or bucket.found.calls > MAX_SEARCHED:
+        return known
+    added = (bucket.found.total - total) % MODULUS
+    for call in snapshot.calls_of(bucket.window):
+        if hash_of(call, snapshot.view) == added:
+            return Changes((call,))
+    return None
+
+
+class Journal:
+    """Changes that this process saw between two readings, by bucket and the sum before them. Bounded in calls."""
+
+    def __init__(self, bound: int = 20_000) -> None:
+        self._bound = bound
+        self._size = 0
+        self._steps: dict[tuple[Window, int], tuple[int, Changes]] = {}
+
+    def record(self, before: Snapshot, after: Snapshot) -> None:
+        """Note what changed between two readings that begin with the same buckets."""
+        for old, new in zip(before.buckets, after.buckets, strict=False):
+            if (
+                old.window != new.window
+                or old.found.total == new.found.total
+                or (old.window, old.found.total) in self._steps
+            ):
+                continue
+            were = {key_of(call): call for call in before.calls_of(old.window)}
+            are = {key_of(call): call for call in after.calls_of(new.window)}
+            changes = Changes(
+                tuple([call for key, call in are.items() if (known := were.get(key)) is not call and known != call]),
+                tuple([call for key, call in were.items() if key not in are]),
+            )
+            size = len(changes.upserts) + len(changes.removes)
+            if size > len(are) // 2 + 1:
+                continue  # a replacement of the bucket is hardly longer
+            self._steps[old.window, old.found.total] = new.found.total, changes
+            self._size += size
+        while self._size > self._bound and self._steps:
+            _, (_, oldest) = next(iter(self._steps.items()))
+            del self._steps[next(iter(self._steps))]
+            self._size -= len(oldest.upserts) + len(oldest.removes)
+
+    def __call__(self, window: Window, told: int, now: int) -> Changes | None:
+        """The changes that lead from one sum of a bucket to another."""
+        upserts: dict[Key, Call] = {}
+        removes: dict[Key, Call] = {}
+        seen = {told}
+        while told != now:
+            step = self._steps.get((window, told))
+            if step is None:
+                return None
+            told, changes = step
+            if told in seen:
+                return None
+            seen.add(told)
+            for call in changes.removes:
+                upserts.pop(key_of(call), None)
+                removes[key_of(call)] = call
+            for call in changes.upserts:
+                removes.pop(key_of(call), None)
+                upserts[key_of(call)] = call
+        return Changes(tuple(upserts.values()), tuple(removes.values()))

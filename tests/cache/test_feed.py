@@ -1,0 +1,274 @@
+"""The change feed without a network: buckets, fingerprints, tokens, and copies that apply what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from msgspec.structs import replace
+
+from gateway.cache.extents import Extent, deduplicated, make_extent, make_extent_of_all, overlay
+from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, superseded, tell
+from gateway.cache.feed_state import Cut, FeedState, Told, advance, buckets, midnight, new_state, pack, unpack
+from gateway.cache.fingerprints import HOUR, NOTHING, View, fingerprint, hour_sums
+from gateway.model import Call, Window
+from gateway.turns import finish
+from tests.support.upstream import DAY, NOW, call
+
+VIEW = View("all", list, lambda one: one)
+START = midnight(NOW - 60 * DAY)
+PROCESS = b"here"
+moments = st.integers(START, NOW - 1)
+calls_of_two_months = st.lists(st.tuples(st.integers(0, 300), moments), max_size=40, unique_by=lambda pair: pair[0])
+
+
+def made(pairs: Sequence[tuple[int, int]], campaign: str | None = None) -> list[Call]:
+    return [call(str(identity), start, campaign=campaign) for identity, start in pairs]
+
+
+def whole(calls: Sequence[Call], sent: float = NOW) -> list[Extent]:
+    return [make_extent(Window(START, NOW + HOUR), sent, calls)]
+
+
+def snapshot(extents: Sequence[Extent], start: int = START, at: int = NOW) -> Snapshot:
+    return finish(make_snapshot(kept := deduplicated(extents), superseded(extents, kept), start, at, VIEW))
+
+
+@given(start=st.integers(0, 400), at=st.integers(NOW - 3 * 365 * DAY, NOW))
+def test_buckets_are_aligned_and_cover_the_window(start: int, at: int):
+    windows = buckets(midnight(at - start * DAY), at)
+    assert windows[0].start == midnight(at - start * DAY)
+    assert at <= windows[-1].end < at + HOUR
+    assert all(one.end == following.start for one, following in pairwise(windows))
+    assert [one.end - one.start for one in windows][-48:] == [HOUR] * min(48, len(windows))
+    assert len(windows) <= 150
+
+
+@given(
+    start=st.integers(0, 400),
+    later=st.one_of(st.integers(0, 3 * HOUR), st.integers(0, 200 * DAY)),
+    at=st.integers(NOW - 3 * 365 * DAY, NOW),
+)
+def test_older_buckets_are_unions_of_younger_ones(start: int, later: int, at: int):
+    begin = midnight(at - start * DAY)
+    windows = buckets(begin, at)
+    state = replace(new_state(begin, at), told=tuple(Told(index + 1, index) for index in range(len(windows))))
+    advanced = advance(state, at + later)
+    younger = {edge for window in windows for edge in (window.start, window.end)}
+    assert {w.start for w in buckets(advanced.start, at + later) if w.start < windows[-1].end} <= younger
+    if advanced.start == begin:
+        assert sum(told.total for told in advanced.told) == sum(told.total for told in state.told)
+    assert advanced.start == begin or at + later - begin > 400 * DAY
+    assert at + later - advanced.start <= 400 * DAY
+
+
+@given(calls=calls_of_two_months, cuts=st.lists(moments, max_size=6), order=st.randoms())
+def test_sums_do_not_depend_on_order_or_seams(calls: list[tuple[int, int]], cuts: list[int], order: Random):
+    one = whole(made(calls))
+    expected = [bucket.found for bucket in snapshot(one).buckets]
+    edges = sorted({START, NOW + HOUR, *cuts})
+    parts = [one[0].within(Window(*pair)) for pair in pairwise(edges)]
+    order.shuffle(parts)
+    finish(hour_sums(parts[0], VIEW))  # some sums are memoised before the next cut
+    parts = [piece for part in parts for piece in overlay([part], part)]
+    assert [bucket.found for bucket in snapshot(parts).buckets] == expected
+    finish(hour_sums(one[0], VIEW))  # the parts of an extent take its sums over
+    views = [one[0].view(Window(*pair)) for pair in pairwise(edges)]
+    assert [bucket.found for bucket in snapshot(views).buckets] == expected
+    assert sum(bucket.found.calls for bucket in snapshot(one).buckets) == len(calls)
+
+
+@given(calls=calls_of_two_months.filter(bool), other=moments)
+def test_a_change_changes_its_buckets_and_no_others(calls: list[tuple[int, int]], other: int):
+    before = snapshot(whole(made(calls))).buckets
+    (identity, start), *rest = calls
+    for changed, touched in (
+        (made(rest), [start]),
+        ([*made(rest), *made([(identity, start)], campaign="edited")], [start]),
+        ([*made(rest), *made([(identity, other)])], [start, other]),
+        (made([*calls, (999, other)]), [other]),
+    ):
+        after = snapshot(whole(changed)).buckets
+        differ = {old.window for old, new in zip(before, after, strict=True) if old.found != new.found}
+        moved = {old.window for old in before for moment in touched if moment in old.window}
+        assert differ == (moved if len(touched) == 1 or start != other else set())
+
+
+def test_the_sum_of_nothing_is_nothing():
+    assert fingerprint([], VIEW) == NOTHING
+    assert {bucket.found for bucket in snapshot(whole([])).buckets} == {NOTHING}
+
+
+def test_every_client_counts():
+    extent = make_extent_of_all(Window(START, NOW), NOW, {"a": [call("1", NOW - 9)], "b": [call("1", NOW - 9, "b")]})
+    assert snapshot([extent]).calls == 2
+    assert snapshot([extent]).buckets[-1].found != snapshot(whole([call("1", NOW - 9)])).buckets[-1].found
+
+
+@given(
+    ago=st.integers(0, 400),
+    data=st.data(),
+    resume=st.integers(0, NOW),
+    cut=st.none() | st.builds(Cut, st.integers(1, NOW), st.integers(0, 2**40 - 1)),
+)
+def test_a_state_survives_packing(ago: int, data: st.DataObject, resume: int, cut: Cut | None):
+    start = midnight(NOW - ago * DAY)
+    windows = buckets(start, NOW)
+    one = st.builds(Told, st.integers(0, 2**40 - 1), st.floats(0, 1), st.booleans(), st.booleans())
+    told = data.draw(st.lists(one, min_size=len(windows), max_size=len(windows)))
+    told = [
+        replace(each, newest=window.start + each.newest * (NOW - window.start) if window.start < NOW else 0.0)
+        for each, window in zip(told, windows, strict=True)
+    ]
+    state = FeedState(start, NOW, tuple(told), NOW - 0.5, resume, cut, PROCESS, 7)
+    packed = pack(state)
+    assert len(packed) <= 1100
+    again = unpack(packed)
+    assert replace(again, told=state.told) == state
+    for before, after, window in zip(state.told, again.told, windows, strict=True):
+        assert (before.total, before.pending) == (after.total, after.pending)
+        step = 2400 if NOW - window.start > 60 * DAY else 360 if NOW - window.start > 80 * HOUR else 20
+        assert before.newest <= after.newest < before.newest + step or before.newest <= window.start
+    assert pack(again) == packed
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", b"x" * 20, pack(new_state(START, NOW))[:-1], pack(new_state(START, NOW)) + b"x"]
+)
+def test_other_bytes_are_refused(packed: bytes):
+    with pytest.raises(ValueError, match=r"short|wrong"):
+        unpack(packed)
+
+
+class Copy:
+    """A consumer that only applies what it is told."""
+
+    def __init__(self, calls: Sequence[Call] = ()) -> None:
+        self.calls = {one.id: one for one in calls}
+
+    def apply(self, telling: Telling) -> None:
+        for remove in telling.removes:
+            self.calls.pop(remove.call.id, None)
+        for part in telling.replaces:
+            listed = {one.id for one in part.calls}
+            for identity, one in list(self.calls.items()):
+                if one.start_time.timestamp() in part.window and identity not in listed:
+                    del self.calls[identity]
+            self.calls |= {one.id: one for one in part.calls}
+        for upsert in telling.upserts:
+            self.calls[upsert.call.id] = upsert.call
+
+
+class Feed(RuleBasedStateMachine):
+    """Changes of the upstream between answers, with small limits: the copy becomes exact, and never goes back."""
+
+    @initialize(stale=calls_of_two_months)
+    def begin(self, stale: list[tuple[int, int]]) -> None:
+        self.world: dict[str, Call] = {}
+        self.at = NOW
+        self.serial = 0
+        self.copy = Copy(made(stale))
+        self.packed: bytes | None = None
+        self.journal = Journal(bound=20)
+        self.before: Snapshot | None = None
+
+    @rule(identity=st.integers(0, 20), start=moments)
+    def publish(self, identity: int, start: int) -> None:
+        self.serial += 1
+        self.world[str(identity)] = call(str(identity), start, campaign=str(self.serial))
+
+    @rule(identity=st.integers(0, 20), near=st.integers(0, 20))
+    def move_near(self, identity: int, near: int) -> None:
+        if str(near) in self.world:
+            self.publish(identity, int(self.world[str(near)].start_time.timestamp()))
+
+    @rule(identity=st.integers(0, 20))
+    def delete(self, identity: int) -> None:
+        self.world.pop(str(identity), None)
+
+    @rule(seconds=st.sampled_from([0, 1, 600, 3600, 7200, 86400, 20 * DAY]))
+    def wait(self, seconds: int) -> None:
+        self.at += seconds
+
+    @rule()
+    def refresh(self) -> None:
+        """A reading of this process that nobody asked for."""
+        current = self.snapshot()
+        if self.before is not None and self.before.buckets[0].window.start == current.buckets[0].window.start:
+            self.journal.record(self.before, current)
+        self.before = current
+
+    def snapshot(self) -> Snapshot:
+        state = advance(unpack(self.packed), self.at) if self.packed else new_state(START, self.at)
+        extents = [make_extent(Window(state.start, self.at + HOUR), self.at, self.world.values())]
+        return finish(make_snapshot(extents, (), state.start, self.at, VIEW))
+
+    @rule(limit=st.integers(1, 12), journal=st.booleans())
+    def poll(self, limit: int, journal: bool) -> None:
+        self.answer(limit, journal=journal)
+
+    def answer(self, limit: int, *, journal: bool) -> Telling:
+        state = advance(unpack(self.packed), self.at) if self.packed else new_state(START, self.at)
+        current = self.snapshot()
+        assert outdated(state, current, same_cache=False) == []
+        telling = tell(state, current, limit, lookup=self.journal if journal else None)
+        told = sum(len(part.calls) for part in telling.replaces) + len(telling.upserts) + len(telling.removes)
+        seconds = {one.start_time for part in telling.replaces for one in part.calls}
+        assert told <= limit or len(seconds) == 1
+        assert telling.removes or telling.replaces or telling.upserts or telling.up_to_date
+        assert not any(remove.call.id in self.world for remove in telling.removes)
+        self.copy.apply(telling)
+        self.packed = pack(telling.state)
+        if telling.up_to_date:
+            start = telling.state.start
+            expected = {i: one for i, one in self.world.items() if one.start_time.timestamp() >= start}
+            assert {i: one for i, one in self.copy.calls.items() if one.start_time.timestamp() >= start} == expected
+            assert current.calls == len(expected)
+        return telling
+
+    @rule()
+    def quiet(self) -> None:
+        for _ in range(200):
+            if self.answer(5, journal=True).up_to_date:
+                return
+        raise AssertionError("the copy is never up to date")
+
+
+def test_a_copy_becomes_exact_whatever_changes_between_answers():
+    run_state_machine_as_test(
+        Feed,
+        settings=settings(
+            max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_a_new_call_is_one_upsert():
+    first = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500), (2, NOW - 400)]))), 100)
+    assert first.up_to_date
+    assert [len(part.calls) for part in first.replaces] == [2]
+    assert (first.replaces[0].window.start, first.replaces[-1].window.end) == (START, NOW)
+    then = tell(first.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 100)
+    assert ([one.call.id for one in then.upserts], then.replaces, then.removes) == (["3"], [], [])
+    assert tell(then.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 1).upserts == []
+
+
+def test_what_rests_on_older_posts_than_what_was_told_is_read_again():
+    told = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100).state
+    older = snapshot(whole([], sent=NOW - 20))
+    assert [window.start for window in outdated(told, older, same_cache=False)] == [
+        midnight(NOW) + (NOW - 500 - midnight(NOW)) // HOUR * HOUR
+    ]
+    newer = snapshot(whole([], sent=NOW - 5))
+    assert outdated(told, newer, same_cache=False) == []
+
+
+def test_a_state_keeps_the_newest_post_when_nothing_differs():
+    first = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 60)), 100).state
+    again = tell(first, snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100).state
+    assert outdated(again, snapshot(whole([], sent=NOW - 30)), same_cache=False) != []
