@@ -4,6 +4,10 @@ Begin reading with `reader`, which reads the calls of a window; `extents` and `f
 
     reader           a read: look up extents, find gaps, fetch them, merge
     scans            a window read span after span: a page, a stream, extents to count
+    watch            readings for the change feed, refreshed once for all who wait
+    feed             what to tell a consumer of the change feed; pure
+    feed_state       what a consumer was given, small enough for a token; pure
+    fingerprints     sums of hashes of calls by hour; pure
     aggregates       counts and talk time by bucket and group; pure
     single_flight    POSTs in progress, shared by all reads that need them
     leases           single flight across replicas

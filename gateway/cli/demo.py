@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import tempfile
 import threading
 from dataclasses import replace
@@ -26,7 +27,7 @@ EXAMPLE = "callbutton-gateway demo --port 9090"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser."""
     parser.add_argument("--port", type=int, help="port of the gateway (default: GATEWAY_PORT, or 8080)")
-    parser.add_argument("--simulator-port", type=int, default=8081, help="default: %(default)s")
+    parser.add_argument("--simulator-port", type=int, help="default: 8081, or a free port if that is taken")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = parse_settings(os.environ)
     logs.configure(settings.log_format, settings.log_level)
     with (
-        listen("127.0.0.1", arguments.simulator_port) as simulator_socket,
+        listen_for_simulator(arguments.simulator_port) as simulator_socket,
         listen(settings.host, settings.port if arguments.port is None else arguments.port) as gateway_socket,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -68,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"API reference: {address}/docs\nAccess key: {key}\n\nTry:\n")
             for path in demo_paths(datetime.now(UTC)):
                 print(f"  curl -H 'X-API-Key: {key}' '{address}{path}'")
+            print("\nWatch calls arrive, about one in a few minutes (docs/changes.md):\n")
+            print(f"  curl -N -H 'X-API-Key: {key}' -H 'Accept: text/event-stream' '{address}/changes?client=*'")
             print("\nPress Ctrl-C to stop. The log follows, with a line for each request.", flush=True)
             gateway = make_server(application, shutdown=application.shutdown, problem=problems.bare_problem)
             gateway.run(sockets=[gateway_socket])
@@ -75,6 +78,18 @@ def run(arguments: argparse.Namespace) -> int:
             simulator.should_exit = True
             thread.join()
     return 0
+
+
+def listen_for_simulator(port: int | None) -> socket.socket:
+    """Listen on a port, or without one on 8081, and if that is taken on any. Raises OSError."""
+    from gateway.server import listen
+
+    if port is not None:
+        return listen("127.0.0.1", port)
+    try:
+        return listen("127.0.0.1", 8081)
+    except OSError:
+        return listen("127.0.0.1", 0)
 
 
 def demo_paths(now: datetime) -> list[str]:
