@@ -16,7 +16,9 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     guard            limits of connections: sizes and timeouts that uvicorn does not have
     metrics          every metric, with its help text and labels
     logs             structured log lines without personal data
-    rates            rate limits and limits of exports for each consumer; pure
+    rates            rate limits, and fair shares of what consumers share; pure
+    memory           one bound of bytes for everything that grows with requests
+    turns            long pure work, cut into slices of a few milliseconds
     formats          calls as JSON, NDJSON and CSV; pure
     tracing          spans for OpenTelemetry, if it is installed and configured
     access           authorization and masking; pure
