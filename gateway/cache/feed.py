@@ -23,7 +23,7 @@ from gateway.cache.extents import Extent, Key, instant, key_of
 from gateway.cache.feed_state import Cut, FeedState, Told, buckets
 from gateway.cache.fingerprints import MODULUS, NOTHING, Fingerprint, View, fingerprint, hash_of, hour_sums
 from gateway.model import Call, Window
-from gateway.turns import Steps
+from gateway.slices import Steps
 
 MAX_SEARCHED = 2000  # calls of a bucket that are hashed to find the one that was added
 _start_time = attrgetter("start_time")

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from gateway.cache.extents import SUMS, Extent, Keep, instant
 from gateway.model import Call, Window
-from gateway.turns import Steps
+from gateway.slices import Steps
 
 HOUR = 3600
 SIZE = 5  # bytes of a hash: two sets of calls have the same sum by chance once in 10^12 comparisons

@@ -29,7 +29,7 @@ from gateway.cache.reader import Cache, Query
 from gateway.cache.scans import COUNTS, MAX_INLINE, Spans
 from gateway.errors import GatewayError, InvalidParameters, Overloaded, ParameterFault, UpstreamFailed
 from gateway.model import Window
-from gateway.turns import in_turns
+from gateway.slices import in_slices
 
 SKEW = 2.0  # seconds that the clock of this process may be behind a state of another
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds between refreshes that fail
@@ -164,7 +164,7 @@ class Feeds:
     async def see(self, reading: FeedResult, start: int, view: View, before: Seen | None = None) -> Seen:
         """A reading as a view shows it. `before` was seen earlier. Hashing yields to the event loop."""
         start = horizon(start, reading.end)
-        snapshot = await in_turns(make_snapshot(reading.extents, reading.lost, start, reading.end, view))
+        snapshot = await in_slices(make_snapshot(reading.extents, reading.lost, start, reading.end, view))
         journal = Journal() if before is None else before.journal
         if before is not None:
             journal.record(before.snapshot, snapshot)

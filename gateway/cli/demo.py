@@ -70,9 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
             for path in demo_paths(datetime.now(UTC)):
                 print(f"  curl -H 'X-API-Key: {key}' '{address}{path}'")
             print("\nWatch calls arrive, about one in a few minutes (docs/changes.md):\n")
-            print(
-                f"  curl -N -H 'X-API-Key: {key}' -H 'Accept: text/event-stream' '{address}/changes?client=*&start={datetime.now(UTC):%Y-%m-%d}'"
-            )
+            stream = f"{address}/changes?client=*&start={datetime.now(UTC):%Y-%m-%d}"
+            print(f"  curl -N -H 'X-API-Key: {key}' -H 'Accept: text/event-stream' '{stream}'")
             print("\nPress Ctrl-C to stop. The log follows, with a line for each request.", flush=True)
             gateway = make_server(application, shutdown=application.shutdown, problem=problems.bare_problem)
             gateway.run(sockets=[gateway_socket])

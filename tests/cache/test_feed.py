@@ -17,7 +17,7 @@ from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdat
 from gateway.cache.feed_state import Cut, FeedState, Told, advance, buckets, midnight, new_state, pack, unpack
 from gateway.cache.fingerprints import HOUR, NOTHING, View, fingerprint, hour_sums
 from gateway.model import Call, Window
-from gateway.turns import finish
+from gateway.slices import finish
 from tests.support.upstream import DAY, NOW, call
 
 VIEW = View("all", list, lambda one: one)
