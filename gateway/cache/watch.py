@@ -84,10 +84,16 @@ class Seen(Struct, frozen=True):
 
 
 class Feeds:
-    """The feeds of one cache, which holds `bound` bytes. A refresh may take `timeout` seconds."""
+    """The feeds of one cache, which holds `bound` bytes.
 
-    def __init__(self, cache: Cache, bound: float, clock: Callable[[], float], timeout: float) -> None:
+    A refresh may take `timeout` seconds, and the next one follows `fresh` seconds later, or when a point becomes stale.
+    """
+
+    def __init__(
+        self, cache: Cache, bound: float, clock: Callable[[], float], timeout: float, fresh: float = 15
+    ) -> None:
         self.clock = clock
+        self.fresh = fresh
         self._cache = cache
         self._bound = bound
         self._timeout = timeout
@@ -222,7 +228,9 @@ class Watch:
 
     async def refreshed(self, start: int, view: View) -> Seen | None:
         """Wait for the next refresh; None if it failed, with `error`."""
-        await asyncio.shield(self._refreshed)
+        await asyncio.wait({self._task, self._refreshed}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            self._task.result()  # raises the error that ended it
         return None if self.error is not None else self._seen.get((start, view.name))
 
     async def _run(self) -> None:
@@ -247,7 +255,9 @@ class Watch:
             seen = await self._feeds.see(reading, start, self._views[name], before)
             if (start, name) in self._waiting:
                 self._seen[start, name] = seen
-        return reading.provenance.fresh_until - self._feeds.clock()
+        # Points after the window of the reading become stale too, once they are as old as its newest POST.
+        provenance = reading.provenance
+        return min(provenance.fresh_until, provenance.as_of + self._feeds.fresh) - self._feeds.clock()
 
 
 def _refuse_too_large(needed: int, allowed: int) -> None:
