@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import socket
 import ssl
@@ -22,6 +23,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import httpcore
@@ -169,6 +171,12 @@ def parse_url(text: str, owner: str) -> httpx.URL:
         raise ValueError(f"the address of the {owner} cannot be used: {error}") from error
 
 
+@lru_cache(maxsize=1)
+def _tls_context(_cert_file: str | None, _cert_dir: str | None) -> ssl.SSLContext:
+    """The TLS context of the certificates that the environment names. To read them takes 50 ms."""
+    return httpx.create_ssl_context()
+
+
 class TimedTransport(httpx.AsyncBaseTransport):
     """A transport for httpx over httpcore's pool. Each request keeps the time of `current_timer`.
 
@@ -176,7 +184,7 @@ class TimedTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, connections: int, proxy: str | None) -> None:
-        tls = httpx.create_ssl_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
+        tls = _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         options: dict[str, Any] = {
             "ssl_context": tls,
             "max_connections": connections,
