@@ -154,13 +154,13 @@ def json_response(
     data_end: bytes = BEFORE_META,
     next_link: str = "",
 ) -> Response[bytes]:
-    """Render a JSON response. `ETag` covers the body up to the last `data_end`, and `meta.unreadable`."""
+    """Render a JSON response. `ETag` covers the body to the last `data_end`, and `start` and `unreadable` of `meta`."""
     encoded, now = encode(body), services.clock()
     if not source.stale:
         # A window that ends in the future gets new calls every second.
         until = math.inf if meta.end.timestamp() <= now else math.ceil(now)
         context.lifetime = Lifetime(source.as_of, source.fresh_until, until)
-    etag = _entity_tag(encoded[: encoded.rindex(data_end)], meta.unreadable, has_next=bool(next_link))
+    etag = _entity_tag(encoded[: encoded.rindex(data_end)], meta, has_next=bool(next_link))
     headers = {
         "ETag": etag,
         "Age": str(max(0, int(now - source.as_of))),
@@ -211,9 +211,12 @@ def _no_cache_ignored(context: RequestContext) -> str:
     return '; detail="no-cache needs the scope refresh"' if ignored else ""
 
 
-def _entity_tag(data: bytes, unreadable: int, *, has_next: bool) -> str:
-    """A weak entity tag: a hash of the data, of what is left out of it, and of whether a next page exists."""
-    key = b"%d %d" % (unreadable, has_next)
+def _entity_tag(data: bytes, meta: AnswerMeta, *, has_next: bool) -> str:
+    """A weak entity tag: a hash of the data, of what is left out of it, and of whether a next page exists.
+
+    The start of the window is part of it: that of a relative range moves, and the next pages with it.
+    """
+    key = b"%d %d %d" % (meta.start.timestamp(), meta.unreadable, has_next)
     return f'W/"{hashlib.blake2b(data, digest_size=12, key=key).hexdigest()}"'
 
 

@@ -47,7 +47,7 @@ ENVELOPE = (
     "ClientCode CallDetails Call ID"
 ).split()
 SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
-FEWEST_DIGITS = 6  # of a date and a time, as in 1/2/09 3:04
+FEWEST_DIGITS = 4  # of a date, as in 1/2/09 or 01-JUN-09
 MAX_FORM = 40  # characters
 KEPT_WORDS = ("AM", "PM", "T", "Z")  # of a date and time in another form; others may be anything
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)

@@ -59,6 +59,19 @@ def test_a_repeat_ends_with_its_freshness(stand: Make):
     assert gateway.get(CALLS, **hour).headers["cache-status"].startswith("callbutton-gateway; fwd=partial")
 
 
+def test_a_page_of_a_relative_range_is_another_one_after_midnight_even_with_the_same_calls(stand: Make):
+    gateway = stand(Options(calls_per_day=0))
+    gateway.clock.now = NOW // 86400 * 86400 + 86380  # 20 seconds before midnight
+    ended = {"range": "last_7_days", "ani": "3125550100"}
+    before = gateway.get(CALLS, **ended)
+    headers = {"If-None-Match": before.headers["etag"]}
+    assert gateway.client.get(CALLS, params=ended, headers=headers).status_code == 304
+    gateway.clock.now += 30
+    after = gateway.client.get(CALLS, params=ended, headers=headers)
+    assert (after.status_code, after.json()["data"]) == (200, before.json()["data"])
+    assert after.json()["meta"]["start"] != before.json()["meta"]["start"]
+
+
 def test_a_clock_that_is_set_back_does_not_prolong_a_response(stand: Make):
     gateway = stand()
     for _ in range(2):
