@@ -77,8 +77,7 @@ async def _render(
     writer, sees = make_format(form, query.fields, meta=query.meta is None, zone=zone), client_sight(context)
     total: Provenance | None = None
     unreadable = 0
-    if beginning := writer.begin():
-        yield beginning
+    yield writer.begin()  # also if it is empty: the head is due before `GATEWAY_REQUEST_DEADLINE`
     try:
         part = first
         while part is not None:

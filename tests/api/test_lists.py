@@ -263,6 +263,19 @@ def test_the_deadline_bounds_the_whole_answer_whatever_number_of_spans_it_takes(
     assert (answer.status_code, answer.json()["type"]) == (504, "/problems/upstream-timeout")
 
 
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_an_export_begins_with_its_first_span_even_if_no_call_of_it_passes_the_filters(stand: Make, form: str):
+    gateway = stand(upstream_timeout=1.0)
+    first = {"start": "2026-10-31T00:00:00Z", "end": "2026-10-31T04:00:00Z"}
+    gateway.get(CALLS, **first, limit="1000")
+    gateway.simulator.misbehave("hang")  # all spans but the first, which is in the cache
+    asked = {"start": first["start"], "end": "2026-11-10T00:00:00Z", "format": form, "ani": "0", "sort": "startTime"}
+    with gateway.client.stream("GET", CALLS, params=asked) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            answer.read()
+
+
 def test_paths_and_methods_that_are_not_there_are_problems(stand: Make):
     gateway = stand()
     assert gateway.client.get("/nothing").json()["type"] == "/problems/not-found"

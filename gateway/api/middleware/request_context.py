@@ -183,10 +183,7 @@ class RequestContextMiddleware:
         requests.in_flight += 1
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception as error:
-            if context.aborted and status == CLIENT_CLOSED:
-                await problems.send_error(send_with_headers, error, scope["path"], request_id)
-                return
+        except Exception:
             if context.aborted:
                 return  # without a last chunk, so the server closes the connection and the client notices
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
