@@ -106,7 +106,8 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     terms = Terms(responses.deadline_of(services, context), partial(context.hold, services.waiting))
     if form == "events":
         context.hold(services.streams)
-    answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, terms)
+    async with responses.counting_turn(request):
+        answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, terms)
     context.read_finished = time.perf_counter()
     headers = responses.shared_headers(context) | {"Cache-Control": "private, no-store"}
     if form == "events":
@@ -119,8 +120,9 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
         answer = await _wait(services, context, feed, answer, query.wait)
     page, meta = feed.page(answer), feed.meta(answer)
     if form == "json":
-        body = Changes(data=list(feed.items(answer)), page=page, meta=meta)
-        return Response(encode(body), media_type="application/json", headers=headers)
+        async with services.rendering.turn(context.party):
+            body = encode(Changes(data=list(feed.items(answer)), page=page, meta=meta))
+        return Response(body, media_type="application/json", headers=headers)
     headers["Content-Type"] = "application/x-ndjson"
     return Stream(_lines(feed, answer, {"page": page, "meta": meta}), headers=headers)
 
