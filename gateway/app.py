@@ -17,6 +17,7 @@ from gateway.access import ANONYMOUS
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
+from gateway.api.signing import SigningKeys
 from gateway.auth.access_keys import KeysError
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.key_file import KeyFile
@@ -43,6 +44,11 @@ UNSENT_SHARE = 4  # responses that are not yet read have a quarter of GATEWAY_CA
 EXPORT_BYTES = 1024**2  # an export holds about half of it while it is not read
 SUMMARY_BYTES = 16 * 1024**2  # what a summary of 20,000 rows takes while it is computed
 Clock = Callable[[], float]
+
+
+def signing_keys(settings: Settings) -> SigningKeys:
+    """The keys of GATEWAY_SIGNING_KEY."""
+    return tuple(key.strip().encode() for key in settings.signing_key.split(","))
 
 
 def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> UpstreamClient:
@@ -132,7 +138,7 @@ def build_cache(
         stale_if_error=settings.stale_if_error,
         stale_while_revalidate=settings.stale_while_revalidate,
         source=sha256(f"{settings.upstream_url} {settings.status_flag_element}".encode()).hexdigest()[:12],
-        signing_key=settings.signing_key.encode(),
+        signing_key=signing_keys(settings)[0],
     )
     return Cache(upstream.fetch, rules, metrics, clock, shared, memory)
 
@@ -153,7 +159,7 @@ def create(
     services = Services(
         cache,
         clock,
-        settings.signing_key.encode(),
+        signing_keys(settings),
         settings.history_start,
         settings.request_deadline,
         rates := RateLimiter(memory),

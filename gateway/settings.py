@@ -26,6 +26,7 @@ MAX_DURATION = 100 * 366 * 86400.0  # seconds
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 MIN_SECRET = 16  # characters; a random key of this length cannot be guessed
+SECRET = f"[^,]{{{MIN_SECRET},}}"
 MAX_SHOWN = 80  # characters of a value in an error message, which is one line
 # Removed settings, each with its replacement. The next version refuses them.
 REMOVED: Mapping[str, str] = {}
@@ -341,8 +342,9 @@ class Settings:
         "The web origins whose pages may read responses (CORS).",
     )
     signing_key: str = generated(
-        matching(f"text of at least {MIN_SECRET} characters", f"(?s:.{{{MIN_SECRET},}})"),
-        "The key that signs cursors, links to recordings and the values in Redis. All replicas need the same key.",
+        matching(f"one or two keys of {MIN_SECRET} or more characters, separated by a comma", f"{SECRET}(,{SECRET})?"),
+        "Signs cursors, links, tokens of the change feed and values in Redis, for all replicas alike. Of two, the "
+        "first signs and both verify, except values in Redis. A key contains no comma.",
     )
     host: str = option(TEXT, "127.0.0.1", "The address to listen on.")
     port: int = option(whole_number(0, 65535), "8080", "The port to listen on; 0 selects a free port.")

@@ -101,7 +101,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     """List the calls of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
-    query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_key)
+    query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_keys)
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     cache_query = responses.cache_query(
         services, context, query.codes, query.window, filters=query.filters, status=query.status
@@ -126,7 +126,7 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         sees=responses.client_sight(context),
     )
     context.read_finished = time.perf_counter()
-    cursor, complete = render_cursor(query, page.after, services.signing_key) if page.after else (None, False)
+    cursor, complete = render_cursor(query, page.after, services.signing_keys) if page.after else (None, False)
     links = PageInfo(limit=query.limit, next_cursor=cursor)
     meta = responses.meta_of(query.window, page.provenance, page.unreadable)
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
@@ -145,7 +145,7 @@ def presenter(services: Services, context: RequestContext, *, status: bool) -> e
     consumer, public = responses.consumer_of(context), services.public_extra
     if "recordings" not in consumer.scopes:
         return lambda calls: [access.mask_call(call, consumer, status=status, public_extra=public) for call in calls]
-    link = link_renderer(consumer, services.clock(), services.signing_key, services.public_url)
+    link = link_renderer(consumer, services.clock(), services.signing_keys, services.public_url)
     return lambda calls: [
         access.mask_call(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
     ]

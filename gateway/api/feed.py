@@ -21,7 +21,7 @@ from gateway import access
 from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.responses import Services
-from gateway.api.signing import Signer
+from gateway.api.signing import Signer, SigningKeys
 from gateway.cache.feed import Replace
 from gateway.cache.feed_state import FeedState, Told, pack, unpack
 from gateway.cache.fingerprints import View
@@ -159,12 +159,12 @@ class Feed(Struct, frozen=True):
     limit: int
     feed_hash: bytes
     view_hash: bytes
-    key: bytes
+    keys: SigningKeys
 
     def parse(self, token: str) -> FeedState:
         """What a token says that the consumer was given. Raises InvalidParameters."""
         try:
-            content = TOKENS.verify(token, self.key)
+            content = TOKENS.verify(token, self.keys)
             state = unpack(content.state)
         except ValueError:
             raise InvalidParameters(
@@ -179,7 +179,7 @@ class Feed(Struct, frozen=True):
 
     def token(self, state: FeedState) -> str:
         """Render the token of a state."""
-        return TOKENS.sign(FeedToken(self.feed_hash, self.view_hash, pack(state)), self.key)
+        return TOKENS.sign(FeedToken(self.feed_hash, self.view_hash, pack(state)), self.keys)
 
     def items(self, answer: Answer) -> Iterator[RemovedCall | ReplacedWindow | ChangedCall]:
         """The items of an answer, in the order in which they are applied."""
@@ -241,7 +241,7 @@ def feed_of(services: Services, context: RequestContext, codes: tuple[str, ...],
         limit,
         _digest(16, *consumer.key, sorted(codes), status),
         _digest(5, HASH_VERSION, shown),
-        services.signing_key,
+        services.signing_keys,
     )
 
 

@@ -24,6 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.api.query import DEFAULTS, NO_FILTERS, UTC, Filters, Parameters, make_filters
+from gateway.api.signing import SigningKeys
 from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
@@ -71,29 +72,29 @@ _encoder, _decoder = msgspec.msgpack.Encoder(enc_hook=str), msgspec.msgpack.Deco
 
 
 def parse_list_query(
-    query_string: bytes, code: str | None, now: float, history_start: int, signing_key: bytes
+    query_string: bytes, code: str | None, now: float, history_start: int, signing_keys: SigningKeys
 ) -> ListQuery:
     """Parse the query of a list. `code` is the client in the path, if there is one. Raises InvalidParameters."""
     parameters = Parameters(query_string, "list", code)
     cursor = parameters.values.pop("cursor", None)
     if cursor is not None:
-        return _parse_cursor(cursor, parameters, signing_key)
+        return _parse_cursor(cursor, parameters, signing_keys)
     parameters.require_client()
     window = parameters.window(now, history_start)
     return _list_query(window, parameters.checked())
 
 
-def render_cursor(query: ListQuery, after: Position, signing_key: bytes) -> tuple[str, bool]:
+def render_cursor(query: ListQuery, after: Position, signing_keys: SigningKeys) -> tuple[str, bool]:
     """Render the cursor of the page after a position, and whether it is complete without other parameters."""
-    whole = _seal(replace(query, after=after), signing_key)
+    whole = _seal(replace(query, after=after), signing_keys)
     if len(whole) <= MAX_CURSOR:
         return whole, True
-    return _seal(replace(query, codes=(), filters=NO_FILTERS, fields=(), after=after), signing_key), False
+    return _seal(replace(query, codes=(), filters=NO_FILTERS, fields=(), after=after), signing_keys), False
 
 
-def _parse_cursor(text: str, parameters: Parameters, signing_key: bytes) -> ListQuery:
+def _parse_cursor(text: str, parameters: Parameters, signing_keys: SigningKeys) -> ListQuery:
     try:
-        cursor = _open(text, signing_key)
+        cursor = _open(text, signing_keys)
     except ValueError:
         parameters.fault("cursor", "is not a cursor of this gateway; start again from the first page")
     values = parameters.checked()
@@ -136,19 +137,23 @@ def _list_query(window: Window, values: Mapping[str, Any]) -> ListQuery:
     )
 
 
-def _seal(query: ListQuery, key: bytes) -> str:
-    return _to_text(_cipher(key).encrypt(zlib.compress(_encoder.encode(query), 9), None))
+def _seal(query: ListQuery, keys: SigningKeys) -> str:
+    return _to_text(_cipher(keys[0]).encrypt(zlib.compress(_encoder.encode(query), 9), None))
 
 
-def _open(text: str, key: bytes) -> ListQuery:
-    """Parse the result of `_seal` with the same key. Raises ValueError for any other text."""
+def _open(text: str, keys: SigningKeys) -> ListQuery:
+    """Parse the result of `_seal` with one of the keys. Raises ValueError for any other text."""
     sealed = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     if _to_text(sealed) != text:  # the decoder ignores other characters
         raise ValueError("the text is not base64 as this gateway writes it")
-    try:
-        return _decoder.decode(zlib.decompress(_cipher(key).decrypt(sealed, None)))
-    except (InvalidTag, msgspec.MsgspecError) as error:
-        raise ValueError("the cursor was not made with this key by this version") from error
+    for key in keys:
+        try:
+            return _decoder.decode(zlib.decompress(_cipher(key).decrypt(sealed, None)))
+        except InvalidTag:
+            continue
+        except msgspec.MsgspecError as error:
+            raise ValueError("the cursor was made by another version") from error
+    raise ValueError("the cursor was not made with these keys")
 
 
 def _to_text(data: bytes) -> str:

@@ -46,7 +46,7 @@ async def get_recording(request: Request[Any, Any, State], token: FromPath[str])
         raise InvalidParameters([ParameterFault("query", "is not allowed: a recording link has no parameters")])
     services, context = services_of(request), context_of(request.scope)
     now = services.clock()
-    link = parse_link(token, now, services.signing_key)
+    link = parse_link(token, now, services.signing_keys)
     consumer = services.current_rights((link.kind, link.consumer))
     if consumer is None or "recordings" not in consumer.scopes or not can_read(consumer, link.code):
         raise Forbidden("this recording link was revoked", "link")

@@ -20,6 +20,7 @@ from gateway.access import Consumer, Key, authorized_codes, can_read, client_fil
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.query import NO_FILTERS, Filters
+from gateway.api.signing import SigningKeys
 from gateway.cache.extents import Keep
 from gateway.cache.freshness import Provenance
 from gateway.cache.reader import Cache, Query
@@ -58,7 +59,7 @@ class Services(Struct, frozen=True):
 
     cache: Cache
     clock: Callable[[], float]
-    signing_key: bytes
+    signing_keys: SigningKeys
     history_start: int
     deadline: float
     rates: RateLimiter

@@ -26,6 +26,7 @@ from gateway.model import Call
 HOUR = 3600  # seconds
 MAX_SKEW = 60  # seconds between the clocks of replicas
 SIGNATURE_SIZE = 16  # bytes; 128 bits, which cannot be guessed
+SigningKeys = tuple[bytes, ...]  # the first signs, all verify
 _Value = TypeVar("_Value")
 
 
@@ -37,16 +38,17 @@ class Signer(Generic[_Value]):
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoder = msgspec.msgpack.Decoder(value_type)
 
-    def sign(self, value: _Value, key: bytes) -> str:
+    def sign(self, value: _Value, keys: SigningKeys) -> str:
         """Render a value and its signature as text."""
         body = self._encode(value)
-        return _render(self._signature(body, key) + body)
+        return _render(self._signature(body, keys[0]) + body)
 
-    def verify(self, text: str, key: bytes) -> _Value:
-        """Parse the result of `sign` with the same key. Raises ValueError for any other text."""
+    def verify(self, text: str, keys: SigningKeys) -> _Value:
+        """Parse the result of `sign` with one of the keys. Raises ValueError for any other text."""
         raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         signature, body = raw[:SIGNATURE_SIZE], raw[SIGNATURE_SIZE:]
-        if not hmac.compare_digest(signature, self._signature(body, key)) or _render(raw) != text:
+        known = any(hmac.compare_digest(signature, self._signature(body, key)) for key in keys)
+        if not known or _render(raw) != text:
             raise ValueError("the signature is invalid")
         try:
             return self._decoder.decode(body)
@@ -83,7 +85,7 @@ class RecordingLink(Struct, frozen=True, array_like=True):
 LINKS = Signer("recording", RecordingLink)
 
 
-def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Callable[[Call], str | None]:
+def link_renderer(consumer: Consumer, now: float, keys: SigningKeys, base: str) -> Callable[[Call], str | None]:
     """A function that renders the link to the recording of a call; None if the call has no recording."""
     expires = (int(now) // HOUR + 2) * HOUR
     path, (kind, name), sign = f"{base}/recordings/", consumer.key, LINKS.sign
@@ -92,15 +94,15 @@ def link_renderer(consumer: Consumer, now: float, key: bytes, base: str) -> Call
         if call.recording_url is None:
             return None
         start = int(call.start_time.timestamp())
-        return path + sign(RecordingLink(call.client_code, call.id, start, kind, name, expires), key)
+        return path + sign(RecordingLink(call.client_code, call.id, start, kind, name, expires), keys)
 
     return render
 
 
-def parse_link(token: str, now: float, key: bytes) -> RecordingLink:
+def parse_link(token: str, now: float, keys: SigningKeys) -> RecordingLink:
     """Verify and parse the token of a link. Raises Forbidden."""
     try:
-        link = LINKS.verify(token, key)
+        link = LINKS.verify(token, keys)
     except ValueError:
         raise Forbidden("this recording link is invalid", "link") from None
     if not 0 < link.expires - now <= 2 * HOUR + MAX_SKEW:  # past, or made before the clock was set back

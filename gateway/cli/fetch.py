@@ -149,7 +149,7 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
     if unknown := next((field for field in fields if field not in FIELDS), None):
         raise ValueError(f"{unknown} is not a field; choose from {', '.join(FIELDS)}")
     try:
-        query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, b"")
+        query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, ())
     except errors.InvalidParameters as error:
         raise ValueError(str(error).replace("client: is required; `client=*`", "CODE: is required; '*'")) from error
     parameters = {

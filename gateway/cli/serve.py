@@ -112,5 +112,6 @@ def warn(settings: Settings) -> None:
         LOGGER.warning("GATEWAY_AUTH is none: every consumer that can reach this address sees every client")
     if not os.environ.get("GATEWAY_SIGNING_KEY"):
         LOGGER.warning(
-            "GATEWAY_SIGNING_KEY is not set: cursors, recording links and values in Redis hold for this process only"
+            "GATEWAY_SIGNING_KEY is not set: cursors, tokens of the change feed, links and values in Redis end with "
+            "this process"
         )

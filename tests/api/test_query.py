@@ -24,7 +24,7 @@ from gateway.model import CallResult, PhoneType
 from tests.support.lists import CALLS, FOLD
 from tests.support.stand import NOW, Make
 
-KEY = b"k" * 32
+KEY = (b"k" * 32,)
 AFTER = Position(instant(NOW), "188231", "8005550100")
 DEFAULTS = {"tz": "UTC", "sort": "-startTime", "limit": "100"}
 
@@ -215,7 +215,7 @@ def test_a_flipped_bit_or_another_key_is_no_cursor():
         flipped = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
         assert faults_of(f"cursor={base64.urlsafe_b64encode(flipped).rstrip(b'=').decode()}") == ["cursor"]
     with pytest.raises(InvalidParameters):
-        parse_list_query(f"cursor={cursor}".encode(), "8005550100", NOW, 0, b"another")
+        parse_list_query(f"cursor={cursor}".encode(), "8005550100", NOW, 0, (b"another",))
 
 
 def test_generated_clients_that_send_every_default_read_pages_and_exports(stand: Make):

@@ -173,7 +173,7 @@ def test_serve_on_a_taken_port_ends_with_1_and_one_line_after_the_log():
     assert "ddress already in use" in last
     assert [json.loads(line)["level"] for line in logged] == ["warning", "warning"]
     assert "every consumer that can reach this address sees every client" in logged[0]
-    assert "GATEWAY_SIGNING_KEY" in logged[1]
+    assert "GATEWAY_SIGNING_KEY is not set: cursors, tokens of the change feed, links" in logged[1]
 
 
 def test_check_of_a_refused_port_ends_with_1_and_plain_words(refused_port: int):
