@@ -2,6 +2,8 @@
 
 Rules:
 - Rights are judged anew whenever a waiting request has something to tell.
+- A link, `access`, is a credential for one path, its clients and `include`. Without a token of the feed it is good for
+  CONNECT_TIME: long enough to connect, and too short for one that is read in the log of a proxy.
 - Nothing is told from a reading that failed or is stale: the response is a problem, and the token stays good.
 - Waiting requests and streams count against the places of their consumer.
 """
@@ -9,12 +11,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 from litestar import Request, Response, get
@@ -22,17 +26,21 @@ from litestar.datastructures import State
 from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
+from msgspec.structs import replace
 
+from gateway.access import Consumer, Kind
 from gateway.api import responses
-from gateway.api.feed import Changes, Feed, UpToDate, feed_of
+from gateway.api.feed import Changes, Feed, FeedAddress, UpToDate, digest, feed_of
+from gateway.api.middleware.authentication import admit
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import Parameters
 from gateway.api.responses import JSON, Services
+from gateway.api.signing import CONNECT_TIME, FEED_LINKS, MAX_SKEW, FeedLink, FeedToken
 from gateway.cache.extents import DAY
 from gateway.cache.feed_state import MAX_HORIZON, FeedState, midnight
 from gateway.cache.fingerprints import View
 from gateway.cache.watch import Answer, Seen, Terms, Watch
-from gateway.errors import GatewayError
+from gateway.errors import Forbidden, GatewayError
 
 MEDIA_TYPES = JSON | {
     "application/x-ndjson": "ndjson",
@@ -40,6 +48,9 @@ MEDIA_TYPES = JSON | {
     "application/jsonl": "ndjson",
     "text/event-stream": "events",
 }
+LINK_TYPE = (
+    "application/vnd.callbutton.link+json"  # a type of its own, so that generated clients have one type for JSON
+)
 HEARTBEAT = 15  # seconds between comments on a stream
 DEFAULT_DAYS = 30  # days ago at which a copy begins
 encode = msgspec.json.Encoder().encode
@@ -67,6 +78,9 @@ class ChangesQuery(Struct, frozen=True):
     limit: int
     wait: int
     format: str | None
+    link: bool
+    access: str | None
+    given: list[tuple[str, str]]  # as in the query string
 
 
 def parse_changes_query(query_string: bytes, code: str | None, now: float) -> ChangesQuery:
@@ -81,6 +95,8 @@ def parse_changes_query(query_string: bytes, code: str | None, now: float) -> Ch
         parameters.fault("start", "does not go with `since`, which has a start")
     elif not parameters.faults and not midnight(int(now) - MAX_HORIZON) <= start <= now:
         parameters.fault("start", "is in the future or more than 400 days ago")
+    if "link" in parameters.values and "access" in parameters.values:
+        parameters.fault("link", "needs the credential of the consumer, not that of another link")
     values = parameters.checked()
     return ChangesQuery(
         values["client"],
@@ -90,6 +106,9 @@ def parse_changes_query(query_string: bytes, code: str | None, now: float) -> Ch
         values.get("limit", 1000),
         values.get("wait", 0),
         values.get("format"),
+        values.get("link", False),
+        values.get("access"),
+        parse_qsl(query_string.decode("ascii")),
     )
 
 
@@ -97,12 +116,19 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     """Tell what changed for the client `code`, or for the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     query = parse_changes_query(request.scope["query_string"], code, services.clock())
-    form = responses.negotiate(context, MEDIA_TYPES, query.format)
+    form = "link" if query.link else responses.negotiate(context, MEDIA_TYPES, query.format)
+    link = open_link(services, context, query, code) if query.access is not None else None
     feed = feed_of(services, context, query.codes, query.limit, status=query.status)
     since = query.since
     if form == "events":
         since = context.header(b"last-event-id") or since
     state = feed.parse(since) if since else query.start
+    if link is not None:
+        state = _begin(services, context, feed, link, state)
+    if query.link:
+        return link_response(
+            services, context, query, code, feed.content(state) if isinstance(state, FeedState) else None
+        )
     terms = Terms(responses.deadline_of(services, context), partial(context.hold, services.waiting))
     if form == "events":
         context.hold(services.streams)
@@ -125,6 +151,65 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
         return Response(body, media_type="application/json", headers=headers)
     headers["Content-Type"] = "application/x-ndjson"
     return Stream(_lines(feed, answer, {"page": page, "meta": meta}), headers=headers)
+
+
+def open_link(services: Services, context: RequestContext, query: ChangesQuery, code: str | None) -> FeedLink:
+    """Verify the link of a request, whose consumer becomes that of the request. Raises Forbidden."""
+    try:
+        link = FEED_LINKS.verify(query.access or "", services.signing_keys)
+    except ValueError:
+        raise Forbidden("this link is invalid", "link") from None
+    if link.feed != _purpose(query, code):
+        raise Forbidden("this link is of another feed", "link")
+
+    def current() -> Consumer | None:
+        consumer = services.current_rights((link.kind, link.consumer))
+        if consumer is None or services.clock() >= link.rights_end:
+            return None
+        if consumer.kind is Kind.TOKEN:
+            return replace(consumer, clients=link.clients, scopes=frozenset(link.scopes))
+        return consumer
+
+    context.current, context.rights_end, context.consumer = current, link.rights_end, current()
+    if context.consumer is None:
+        raise Forbidden("this link was revoked", "link")
+    return link
+
+
+def _begin(
+    services: Services, context: RequestContext, feed: Feed, link: FeedLink, state: FeedState | int
+) -> FeedState | int:
+    """Admit the consumer of a link, and return the state from which it goes on. Raises Forbidden, RateLimited."""
+    now = services.clock()
+    if isinstance(state, int):
+        if not 0 < link.expires - now <= CONNECT_TIME + MAX_SKEW:  # past, or made before the clock was set back
+            raise Forbidden("this link has expired: it needs the header Last-Event-ID, or `since`", "expired link")
+        state = state if link.since is None else feed.state_of(link.since)
+    admit(context, responses.consumer_of(context), services.rates, now)
+    return state
+
+
+def link_response(
+    services: Services, context: RequestContext, query: ChangesQuery, code: str | None, since: FeedToken | None
+) -> Response[bytes]:
+    """Make a link to a feed, which goes on from `since`."""
+    consumer, expires = responses.consumer_of(context), math.ceil(services.clock()) + CONNECT_TIME
+    link = FeedLink(consumer.kind, consumer.name, _purpose(query, code), expires, since, context.rights_end)
+    if consumer.kind is Kind.TOKEN:
+        link = replace(link, clients=consumer.clients, scopes=tuple(sorted(consumer.scopes)))
+    parameters = [pair for pair in query.given if pair[0] not in ("link", "since")]
+    parameters.append(("access", FEED_LINKS.sign(link, services.signing_keys)))
+    path = "/changes" if code is None else f"/clients/{code}/changes"
+    address = FeedAddress(
+        url=f"{services.public_url}{path}?{urlencode(parameters)}", expires_at=responses.instant(expires)
+    )
+    headers = responses.shared_headers(context) | {"Cache-Control": "private, no-store", "Content-Type": LINK_TYPE}
+    return Response(encode(address), headers=headers)
+
+
+def _purpose(query: ChangesQuery, code: str | None) -> bytes:
+    """A hash of the path, clients and parts of calls, for which alone a link is good."""
+    return digest(16, code, sorted(query.codes), query.status)
 
 
 async def _lines(feed: Feed, answer: Answer, last: dict[str, Struct]) -> AsyncIterator[bytes]:
@@ -204,9 +289,7 @@ def _event(item: Struct) -> bytes:
 
 def _goes_on(services: Services, context: RequestContext) -> bool:
     """Whether the process runs and the consumer has the rights that it had."""
-    consumer = responses.consumer_of(context)
-    same = services.current_rights(consumer.key) == consumer
-    return same and not services.shutdown.begun.is_set()
+    return context.current() == context.consumer and not services.shutdown.begun.is_set()
 
 
 def _is_empty(answer: Answer) -> bool:

@@ -21,14 +21,19 @@ from gateway import access
 from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.responses import Services
-from gateway.api.signing import Signer, SigningKeys
+from gateway.api.signing import TOKENS, FeedToken, SigningKeys
 from gateway.cache.feed import Replace
 from gateway.cache.feed_state import FeedState, Told, pack, unpack
 from gateway.cache.fingerprints import View
 from gateway.cache.watch import Answer, Clients, Feeds
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.model import EVERY_CLIENT, Call, Instant
+from gateway.model import EVERY_CLIENT, Call, Instant, about
 
+ADDRESS = "The address, relative to this gateway. It opens this feed alone, with the rights that the consumer then has."
+ADDRESS_EXPIRES = (
+    "Until when it can be used as it is. Later it needs `since`, or `Last-Event-ID`, which `EventSource` sends when it "
+    "reconnects."
+)
 HASH_VERSION = b"1"  # of `fingerprints.hash_of`
 
 FeedCall: Any = msgspec.defstruct(
@@ -138,15 +143,11 @@ class UpToDate(Struct, frozen=True, tag_field="op", tag="up-to-date"):
     meta: ChangesMeta
 
 
-class FeedToken(Struct, frozen=True, array_like=True):
-    """The content of a token: hashes of the feed and of the view, and the packed state."""
+class FeedAddress(Struct, frozen=True, kw_only=True, rename="camel"):
+    """An address of this feed that needs no header."""
 
-    feed: bytes
-    view: bytes
-    state: bytes
-
-
-TOKENS = Signer("changes", FeedToken)
+    url: Annotated[str, about(ADDRESS, "/clients/8005550100/changes?access=kS1wQ3", form="uri-reference")]
+    expires_at: Annotated[Instant, about(ADDRESS_EXPIRES, "2026-11-01T12:01:00Z")]
 
 
 class Feed(Struct, frozen=True):
@@ -164,12 +165,15 @@ class Feed(Struct, frozen=True):
     def parse(self, token: str) -> FeedState:
         """What a token says that the consumer was given. Raises InvalidParameters."""
         try:
-            content = TOKENS.verify(token, self.keys)
-            state = unpack(content.state)
+            return self.state_of(TOKENS.verify(token, self.keys))
         except ValueError:
             raise InvalidParameters(
                 [ParameterFault("since", "is not a token of this gateway; begin again without `since`")]
             ) from None
+
+    def state_of(self, content: FeedToken) -> FeedState:
+        """What the content of a token says that the consumer was given. Raises InvalidParameters, ValueError."""
+        state = unpack(content.state)
         if content.feed != self.feed_hash:
             detail = "belongs to a feed of another consumer, other clients or another `include`"
             raise InvalidParameters([ParameterFault("since", detail)])
@@ -179,7 +183,11 @@ class Feed(Struct, frozen=True):
 
     def token(self, state: FeedState) -> str:
         """Render the token of a state."""
-        return TOKENS.sign(FeedToken(self.feed_hash, self.view_hash, pack(state)), self.keys)
+        return TOKENS.sign(self.content(state), self.keys)
+
+    def content(self, state: FeedState) -> FeedToken:
+        """The content of the token of a state."""
+        return FeedToken(self.feed_hash, self.view_hash, pack(state))
 
     def items(self, answer: Answer) -> Iterator[RemovedCall | ReplacedWindow | ChangedCall]:
         """The items of an answer, in the order in which they are applied."""
@@ -239,11 +247,12 @@ def feed_of(services: Services, context: RequestContext, codes: tuple[str, ...],
         codes,
         View(name, keep, present),
         limit,
-        _digest(16, *consumer.key, sorted(codes), status),
-        _digest(5, HASH_VERSION, shown),
+        digest(16, *consumer.key, sorted(codes), status),
+        digest(5, HASH_VERSION, shown),
         services.signing_keys,
     )
 
 
-def _digest(size: int, *parts: object) -> bytes:
+def digest(size: int, *parts: object) -> bytes:
+    """A hash of `size` bytes."""
     return blake2b(msgspec.msgpack.encode(parts), digest_size=size).digest()

@@ -20,7 +20,8 @@ from litestar.handlers import HTTPRouteHandler
 from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
-from gateway.api.feed import Changes
+from gateway.api.changes import LINK_TYPE
+from gateway.api.feed import Changes, FeedAddress
 from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
@@ -101,6 +102,12 @@ SCHEMES = {
         "description": "An access key, or a JSON Web Token of the configured issuer.",
     },
 }
+LINK_SCHEME = {
+    "type": "apiKey",
+    "in": "query",
+    "name": "access",
+    "description": "The credential in the `url` that the change feed returns with `link=true`.",
+}
 FIRST_CALL = {
     "description": "Get one of the calls.",
     "operationId": "getClientCall",
@@ -129,7 +136,9 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
             (template,) = handler.paths
             path = template.replace(":str}", "}")
             paths[path] = {"get": _operation(handler, path)}
-    schemas = _schemas([route.body for route in ROUTES.values() if route.body is not bytes] + [problems.Problem])
+    schemas = _schemas(
+        [route.body for route in ROUTES.values() if route.body is not bytes] + [FeedAddress, problems.Problem]
+    )
     located = [("path", one) for one in PATH_PARAMETERS] + [("query", one) for one in (query.CLIENT, *query.PARAMETERS)]
     parameters = {_parameter_name(one): _parameter(place, one, schemas) for place, one in located}
     return {
@@ -153,7 +162,7 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
                 name: {"description": text, "schema": _bounded({"type": INTEGER_HEADERS.get(name, "string")})}
                 for name, text in HEADERS.items()
             },
-            "securitySchemes": SCHEMES,
+            "securitySchemes": {**SCHEMES, "link": LINK_SCHEME},
         },
     }
 
@@ -198,6 +207,8 @@ def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
         operation["responses"]["206"] = _reference("responses", _success_name("part"))
     if kind in ("recording", "probe"):  # a recording link is a credential; probes are open
         operation["security"] = []
+    if kind == "changes":
+        operation["security"] = [{name: []} for name in (*SCHEMES, "link")]
     return operation
 
 
@@ -252,6 +263,9 @@ def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
         "headers": _headers(*() if route.body is PROBE else WINDOW_HEADERS),
         "content": {"application/json": {"schema": schema, "example": example}},
     }
+    if route.body is Changes:
+        link = _reference("schemas", FeedAddress.__name__)
+        described["content"][LINK_TYPE] = {"schema": link, "example": example_of(link, schemas)}
     if route.body is CallPage:
         described["headers"] |= {"Link": _reference("headers", "Link")}
         described["content"] |= _streams(example)

@@ -142,6 +142,10 @@ FEED_START_TEXT = (
 )
 TOLD_TEXT = "The maximum number of calls in a response. Default: 1000."
 WAIT_TEXT = "Seconds to wait for a change if there is nothing to tell (long polling). Default: 0."
+LINK_TEXT = (
+    "Whether to answer with an address of this feed that needs no header, for `EventSource`, in place of the changes. "
+    "Overrides `Accept`."
+)
 START_DEFAULT = "Default: the beginning of history; summaries and `/clients` require it without `range`."
 START = "An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`."
 CLIENT_TEXT = f"A client code, up to {MAX_CLIENTS} times, or `*` for every client."
@@ -168,6 +172,7 @@ DIALECT_TEXT = (
 )
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
 CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
+ACCESS = Parameter("access", ValueType({"type": "string"}), "changes", "The credential of a link.")
 CLIENT = Parameter("client", CODE_LIST, f"{FILTERED} changes", CLIENT_TEXT, ["8005550100", "8005550101"])
 PARAMETERS = (
     Parameter("start", INSTANT, ALL, f"{START} Inclusive. {START_DEFAULT}", "2026-11-01"),
@@ -195,6 +200,7 @@ PARAMETERS = (
     Parameter("limit", _whole_number(1, MAX_TOLD), "changes", TOLD_TEXT, 10_000, "feed_limit"),
     Parameter("wait", _whole_number(0, 60), "changes", WAIT_TEXT, 30),
     Parameter("format", _choice("FeedFormat", "json", "ndjson"), "changes", "Overrides `Accept`.", None, "feed_format"),
+    Parameter("link", BOOLEAN, "changes", LINK_TEXT),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
 )
@@ -304,6 +310,8 @@ class Parameters:
         known = {parameter.name: parameter for parameter in parameters_of(route)}
         if code is None and route in CLIENT.routes.split():
             known["client"] = CLIENT
+        if route == "changes":
+            known["access"] = ACCESS  # in the OpenAPI document it is a security scheme
         try:
             pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict")
         except ValueError:

@@ -1,7 +1,7 @@
-"""Signed values as URL-safe text, and links to recordings. Clients can read them; only this gateway can make them.
+"""Signed values as URL-safe text, and links to recordings and feeds. Clients can read them; only a gateway makes them.
 
 Rules:
-- The kind (`recording`) is part of the signature, so no other signed value is accepted as a link.
+- The kind (`recording`) is part of the signature, so no other signed value is accepted as a link of that kind.
 - The signature is keyed BLAKE2b. It takes a fifth of the time of HMAC, and a page has 100 links.
 - A link to a recording is also the credential, because an `<audio>` element cannot send headers. It names client, call
   and consumer, and expires at the end of the next clock hour, so that responses with links change only once an hour.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -24,6 +25,7 @@ from gateway.errors import Forbidden
 from gateway.model import Call
 
 HOUR = 3600  # seconds
+CONNECT_TIME = 60  # seconds in which a link to a feed can be used without a token of the feed
 MAX_SKEW = 60  # seconds between the clocks of replicas
 SIGNATURE_SIZE = 16  # bytes; 128 bits, which cannot be guessed
 SigningKeys = tuple[bytes, ...]  # the first signs, all verify
@@ -108,3 +110,33 @@ def parse_link(token: str, now: float, keys: SigningKeys) -> RecordingLink:
     if not 0 < link.expires - now <= 2 * HOUR + MAX_SKEW:  # past, or made before the clock was set back
         raise Forbidden("this recording link has expired", "expired link")
     return link
+
+
+class FeedToken(Struct, frozen=True, array_like=True):
+    """The content of a token of the change feed: hashes of the feed and of the view, and the packed state."""
+
+    feed: bytes
+    view: bytes
+    state: bytes
+
+
+class FeedLink(Struct, frozen=True, array_like=True):
+    """The right of a consumer to follow a feed from a state. `feed` is a hash of consumer, path, clients and status.
+
+    `expires` is the end of the time to connect, and `rights_end` the end of the bearer token to which the link was
+    given, whose `clients` and `scopes` are those of the link; both in seconds since 1970. The state has no signature of
+    its own, so that the address alone cannot be turned into one that lasts.
+    """
+
+    kind: Kind
+    consumer: str
+    feed: bytes
+    expires: int
+    since: FeedToken | None = None
+    rights_end: float = math.inf
+    clients: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+
+
+TOKENS = Signer("changes", FeedToken)
+FEED_LINKS = Signer("feed", FeedLink)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import tomllib
@@ -80,10 +81,14 @@ UNKNOWN_KEY = StoredKey(NO_DIGEST, None, None)
 
 
 class Keyring(Struct, frozen=True):
-    """The keys by their hashes, and the consumers by name. `entries` are the consumers as they are in the file."""
+    """The keys by their hashes, and the consumers by name. `entries` are the consumers as they are in the file.
+
+    `ends` has the time at which the last key of a consumer expires; none for a consumer without keys.
+    """
 
     stored_keys: Mapping[bytes, StoredKey]
     consumers: Mapping[str, Consumer]
+    ends: Mapping[str, float]
     entries: tuple[ConsumerEntry, ...]
 
     def find(self, key: str, now: float) -> tuple[Consumer | None, str]:
@@ -95,6 +100,10 @@ class Keyring(Struct, frozen=True):
         if stored.expiry is not None and now >= stored.expiry:
             return None, "expired key"
         return stored.consumer, ""
+
+    def current(self, name: str, now: float) -> Consumer | None:
+        """The consumer of a name, if one of its keys works."""
+        return self.consumers.get(name) if now < self.ends.get(name, 0) else None
 
 
 def new_key() -> str:
@@ -118,6 +127,7 @@ def parse_keys(content: str | bytes) -> Keyring:
         raise KeysError(" ".join(str(error).split())) from error
     stored_keys: dict[bytes, StoredKey] = {}
     consumers: dict[str, Consumer] = {}
+    ends: dict[str, float] = {}
     for number, entry in enumerate(document.consumer, 1):
         try:
             consumer = _consumer(entry)
@@ -128,12 +138,14 @@ def parse_keys(content: str | bytes) -> Keyring:
                 digest = bytes.fromhex(key.sha256)
                 if digest in stored_keys:
                     raise ValueError("one of its keys is in the file twice")
-                stored_keys[digest] = StoredKey(digest, consumer, key.expiry())
+                stored_keys[digest] = stored = StoredKey(digest, consumer, key.expiry())
+                end = math.inf if stored.expiry is None else stored.expiry
+                ends[entry.name] = max(end, ends.get(entry.name, end))
         except ValueError as error:
             raise KeysError(f"consumer {number}: {error}") from error
     if not document.consumer:
         raise KeysError("there is no [[consumer]] in it: `callbutton-gateway keys new` adds one")
-    return Keyring(stored_keys, consumers, tuple(document.consumer))
+    return Keyring(stored_keys, consumers, ends, tuple(document.consumer))
 
 
 def _consumer(entry: ConsumerEntry) -> Consumer:

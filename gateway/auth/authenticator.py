@@ -15,6 +15,7 @@ from gateway.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
+    from gateway.auth.tokens import VerifiedToken
 
 MAX_CREDENTIAL_SIZE = 8192  # characters; tokens have a few thousand at most
 
@@ -55,14 +56,14 @@ class Authenticator:
                 return consumer
         raise Unauthenticated(INVALID_CREDENTIAL, reason)
 
-    async def authenticate_token(self, token: str, source: str) -> Consumer:
-        """The consumer of a bearer token, sent from a network. Raises Unauthenticated, IssuerUnreachable."""
+    async def authenticate_token(self, token: str, source: str) -> VerifiedToken:
+        """Verify a bearer token, sent from a network. Raises Unauthenticated, IssuerUnreachable."""
         if self._issuer is None:
             raise Unauthenticated(INVALID_CREDENTIAL, "no such kind")
         return await self._issuer.authenticate(token, source)
 
     def current_rights(self, key: Key) -> Consumer | None:
-        """The present rights of a consumer; None if the keys file no longer contains it.
+        """The present rights of a consumer; None if the keys file no longer has a key of it that works.
 
         The rights of a consumer with a token are in the token alone. All rights are returned: the caller has a signed
         link, which was issued to a consumer that had the right.
@@ -70,4 +71,4 @@ class Authenticator:
         kind, name = key
         if kind is Kind.TOKEN and self._issuer is not None:
             return replace(ANONYMOUS, name=name, kind=kind, rate=self._issuer.rate)
-        return self._keys.keyring.consumers.get(name) if kind is Kind.KEY and self._keys is not None else None
+        return self._keys.keyring.current(name, self._clock()) if kind is Kind.KEY and self._keys is not None else None

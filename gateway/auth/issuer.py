@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from gateway.access import Consumer
 from gateway.auth import INVALID_CREDENTIAL
 from gateway.auth.tokens import (
     TokenError,
@@ -75,8 +74,8 @@ class Issuer:
         if self._fetch is not None:
             await asyncio.wait([self._fetch])
 
-    async def authenticate(self, token: str, source: str) -> Consumer:
-        """The consumer of a token that came from the network `source`. Raises Unauthenticated, IssuerUnreachable."""
+    async def authenticate(self, token: str, source: str) -> VerifiedToken:
+        """Verify a token that came from the network `source`. Raises Unauthenticated, IssuerUnreachable."""
         now = self._clock()
         if not is_within(self._fetched_at, MAX_KEY_AGE, now):
             await self._wait_for_fetch(source, now)
@@ -90,14 +89,14 @@ class Issuer:
         digest = hashlib.sha256(token.encode()).digest()
         verified = self._verified.get(digest)
         if verified is not None and now < verified.expiry:
-            return verified.consumer
+            return verified
         try:
             verified = await self._verify(token, source, now)
         except TokenError as error:
             raise Unauthenticated(INVALID_CREDENTIAL, str(error)) from error
         size = TOKEN_BYTES + CLIENT_BYTES * len(verified.consumer.clients)
         self._verified.put(digest, verified, size)
-        return verified.consumer
+        return verified
 
     async def _verify(self, token: str, source: str, now: float) -> VerifiedToken:
         """Verify a token; if its key is unknown, after another fetch of the keys. Raises TokenError."""

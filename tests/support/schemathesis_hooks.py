@@ -33,7 +33,8 @@ def filter_case(context: Any, case: Any) -> bool:  # noqa: ARG001 - the signatur
 
 def is_accepted_on_purpose(query: dict[str, Any]) -> bool:
     """Whether a query has a value that the schema cannot describe and the gateway understands."""
-    return str(query.get("recorded", "")).lower() in ("0", "1", "true", "false") or any(
+    booleans = [str(query[name]).lower() for name in ("recorded", "link") if name in query]
+    return any(text in ("0", "1", "true", "false") for text in booleans) or any(
         value in ("", [], [""]) for value in query.values()
     )
 

@@ -5,8 +5,9 @@ Rules:
   no route is not found, whatever was sent.
 - A request has one credential, in `X-API-Key`, as `Authorization: Bearer`, or in both. Empty ones and other schemes are
   none, because proxies and generated clients add them. It is not accepted in the URL, which proxies log: there it is an
-  unknown parameter.
-- A recording link is its own credential, which the handler verifies. Its path is therefore open.
+  unknown parameter. Only signed links, which end soon, are.
+- A signed link is its own credential, which the handler verifies: a path to a recording, or a path of the change feed
+  with the parameter `access`. These are therefore open here.
 - This layer sets the consumer in the request context. Handlers of calls fail without it.
 - Every refusal is counted by reason and logged in one line, with consumer and route but without the credential.
 """
@@ -16,6 +17,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 
 from litestar.types import HTTPScope, Receive, Send
 
@@ -32,6 +35,9 @@ AUDIT = logging.getLogger("gateway.audit")
 OPEN_PATHS = re.compile(
     r"/(|healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
 )
+LINKED_PATHS = re.compile(r"(/clients/[^/]+)?/changes")
+ACCESS = re.compile(rb"(^|&)access=[^&]")
+SEVERAL = "the request has more than one credential"
 UNMATCHED = "unmatched"  # in place of the route of a path that has none
 RouteOf = Callable[[str], str]
 
@@ -60,31 +66,38 @@ class Authentication:
         if OPEN_PATHS.fullmatch(scope["path"]):
             return self._app(scope, receive, send)
         context, authenticator = context_of(scope), self._authenticator
+        linked = ACCESS.search(scope["query_string"]) and LINKED_PATHS.fullmatch(scope["path"])
         try:
             if authenticator is None:
-                self._admit(context, ANONYMOUS)
+                if not linked:
+                    self._admit(context, ANONYMOUS, lambda: ANONYMOUS)
+            elif linked:
+                if credentials_of(context.headers):
+                    raise Unauthenticated(SEVERAL, "several credentials")
             else:
                 credential, bearer = parse_credential(context.headers)
                 consumer = authenticator.authenticate_key(credential, bearer=bearer)
                 if consumer is None:
                     return self._verify_token(scope, receive, send, authenticator, credential)
-                self._admit(context, consumer)
+                self._admit(context, consumer, partial(_consumer_of_key, authenticator, credential))
         except Refusal as error:
             return self._refuse(scope, send, error)
         return self._app(scope, receive, send)
 
-    def _admit(self, context: RequestContext, consumer: Consumer) -> None:
-        """Set the consumer, and take a token from its bucket. Raises RateLimited."""
-        context.consumer = consumer
-        if consumer.rate is not None:
-            take_token(context, self._rates, consumer.rate, self._clock())
+    def _admit(self, context: RequestContext, consumer: Consumer, current: Callable[[], Consumer | None]) -> None:
+        context.current = current
+        admit(context, consumer, self._rates, self._clock())
 
     async def _verify_token(
         self, scope: HTTPScope, receive: Receive, send: Send, authenticator: Authenticator, token: str
     ) -> None:
         try:
             context = context_of(scope)
-            self._admit(context, await authenticator.authenticate_token(token, context.source))
+            verified = await authenticator.authenticate_token(token, context.source)
+            context.rights_end = verified.expiry
+            self._admit(
+                context, verified.consumer, lambda: verified.consumer if self._clock() < verified.expiry else None
+            )
         except Refusal as error:
             await self._refuse(scope, send, error)
         else:
@@ -99,6 +112,13 @@ class Authentication:
         await problems.send_error(send, error, scope["path"], context_of(scope).request_id)
 
 
+def admit(context: RequestContext, consumer: Consumer, rates: RateLimiter, now: float) -> None:
+    """Set the consumer of a request, and take a token from its bucket. Raises RateLimited."""
+    context.consumer = consumer
+    if consumer.rate is not None:
+        take_token(context, rates, consumer.rate, now)
+
+
 def take_token(context: RequestContext, rates: RateLimiter, rate: Rate, now: float) -> None:
     """Take a token from the bucket of a request's consumer, and say in headers what is left. Raises RateLimited."""
     bucket = rates.bucket(context.party, rate, now)
@@ -110,17 +130,30 @@ def take_token(context: RequestContext, rates: RateLimiter, rate: Rate, now: flo
 
 def parse_credential(headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
     """The credential of a request, and whether it was sent as a bearer token. Raises Unauthenticated."""
+    found = credentials_of(headers)
+    if not found:
+        raise Unauthenticated("the request has no credential", problems.NO_CREDENTIAL)
+    if len(found) > 1:
+        raise Unauthenticated(SEVERAL, "several credentials")
+    return found.popitem()
+
+
+def credentials_of(headers: Mapping[bytes, bytes]) -> dict[str, bool]:
+    """The credentials in the headers of a request, and whether each was sent as a bearer token."""
     key, authorization = (headers.get(name, b"").decode("latin-1") for name in (b"x-api-key", b"authorization"))
     found = dict.fromkeys(split_list(key), False)
     for text in split_list(authorization):
         scheme, *token = text.split(maxsplit=1)
         if scheme.lower() == "bearer":
             found |= dict.fromkeys(token, True)
-    if not found:
-        raise Unauthenticated("the request has no credential", problems.NO_CREDENTIAL)
-    if len(found) > 1:
-        raise Unauthenticated("the request has more than one credential", "several credentials")
-    return found.popitem()
+    return found
+
+
+def _consumer_of_key(authenticator: Authenticator, key: str) -> Consumer | None:
+    """The present consumer of an access key; None if the key is no longer valid."""
+    with suppress(Unauthenticated):
+        return authenticator.authenticate_key(key, bearer=False)
+    return None
 
 
 def audit(metrics: Metrics, scope: HTTPScope, error: Refusal) -> None:

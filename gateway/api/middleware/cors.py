@@ -18,7 +18,7 @@ from gateway.api.middleware.request_context import HTTPApp, context_of
 ANY_ORIGIN = "*"
 METHODS = b"GET, HEAD, OPTIONS"
 ALLOWED_HEADERS = (
-    b"Accept, Authorization, Cache-Control, If-None-Match, Range, X-API-Key, X-Request-Id, "
+    b"Accept, Authorization, Cache-Control, If-None-Match, Last-Event-ID, Range, X-API-Key, X-Request-Id, "
     b"traceparent, tracestate, baggage"
 )
 EXPOSED_HEADERS = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import secrets
 import time
@@ -59,6 +60,8 @@ class RequestContext(Struct):
     headers: dict[bytes, bytes]  # by lower-case name; repeated fields are combined (RFC 9110, section 5.3)
     started: float  # by `time.perf_counter`, like `read_finished`
     consumer: Consumer | None = None
+    current: Callable[[], Consumer | None] = lambda: None  # the consumer of the same credential now; None after its end
+    rights_end: float = math.inf  # when a bearer token ends, in seconds since 1970
     address: str = ""  # of the client, or of a proxy in front of the gateway
     response_headers: Headers = []  # added to every response, whichever layer sends it
     read_finished: float = 0  # when the cache had been read
