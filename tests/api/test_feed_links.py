@@ -14,8 +14,8 @@ import pytest
 
 from gateway.api.changes import LINK_TYPE
 from gateway.logs import JsonFormatter
-from tests.api.test_changes import CODE, FEED, START, Copy, events, listed
 from tests.support.consumers import Member, keys_file, written
+from tests.support.feed import CODE, FEED, START, Copy, events, listed
 from tests.support.issuer import issuing
 from tests.support.processes import wait_for
 from tests.support.stand import NOW, Make, Stand

@@ -41,6 +41,10 @@ ROWS = {
     "/calls/summary": Row("/calls/summary?client={code}", "summary"),
     "/clients": Row("/clients", "clients"),
 }
+FEED_ROWS = {  # tests/api/test_feed_rights.py
+    "/clients/{code:str}/changes": Row("/clients/{code}/changes", "changes"),
+    "/changes": Row("/changes?client={code}", "changes"),
+}
 OPEN_ROWS = {
     "/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/openapi.yaml", "/docs", "/docs/{name:str}",
     "/problems/{name:str}", "/recordings/{token:str}",
@@ -88,7 +92,7 @@ def ask(gateway: Stand, who: Member | None, url: str, accept: str, **parameters:
 
 def test_every_route_has_a_row_and_every_format_and_personal_filter_is_in_it():
     routes = {path for handler in HANDLERS for path in handler.paths}
-    assert ROWS.keys() | OPEN_ROWS == routes
+    assert ROWS.keys() | FEED_ROWS.keys() | OPEN_ROWS == routes
     assert not ROWS.keys() & OPEN_ROWS
     assert set(LIST_FORMATS) == set(FORMATS)
     assert {parameter.name for parameter in PARAMETERS} >= ASKED.keys()
@@ -100,7 +104,7 @@ def test_open_routes_need_nobody_and_all_others_a_consumer(gateway: Stand):
         assert OPEN_PATHS.fullmatch(path), path
         # A link to a recording is itself a credential; this one is forged.
         assert gateway.client.get(path).status_code in (200, 302, 404) or "/recordings/" in path, path
-    for row in ROWS.values():
+    for row in (*ROWS.values(), *FEED_ROWS.values()):
         path = row.path.format(code=MINE, id="1")
         assert not OPEN_PATHS.fullmatch(httpx.URL(path).path), path
         for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"):
