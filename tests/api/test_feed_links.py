@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,8 +19,10 @@ from gateway.logs import JsonFormatter
 from tests.support.consumers import Member, keys_file, written
 from tests.support.feed import CODE, FEED, START, Copy, events, listed
 from tests.support.issuer import issuing
+from tests.support.paths import NODE
 from tests.support.processes import wait_for
-from tests.support.stand import NOW, Make, Stand
+from tests.support.stand import NOW, Make, Stand, serving
+from tests.support.tools import need, tool
 
 OTHER = "8005550101"
 READER = Member("reader", clients=(CODE, OTHER), scopes=("calls", "status"))
@@ -269,3 +273,35 @@ def test_a_link_of_a_bearer_token_has_its_rights_and_ends_with_it(stand: Make):
             for line in response.iter_lines():  # ends with the stream
                 gateway.clock.now += 300 if line.startswith("event: up-to-date") else 0
         assert status(gateway, url, **{"Last-Event-ID": last}) == 403
+
+
+async def blank_page(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An ASGI application with an empty page."""
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": message["type"] + ".complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+    await send({"type": "http.response.body", "body": b"<!doctype html><title>A page</title>"})
+
+
+def test_an_event_source_of_another_origin_reconnects_for_longer_than_its_link(stand: Make, tmp_path: Path):
+    need((NODE / "node_modules" / "playwright-core").exists(), "npm ci in tests/node")
+    path = Path(keys_file(tmp_path, READER))
+    with serving(blank_page) as port, ExitStack() as stack:
+        page = f"http://127.0.0.1:{port}"
+        gateway = stand(auth="keys", keys_file=str(path), cors_origins=frozenset({page}), fresh_min=1)
+        address = str(gateway.client.base_url).rstrip("/")
+        command = [tool("node"), str(NODE / "eventsource.mjs"), tool("chromium"), page, address, FEED, READER.key]
+        browser = stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True))
+        stack.callback(browser.communicate)  # closes its input, at which it ends
+        lines = (json.loads(line) for line in browser.stdout or ())
+        first = next(lines)
+        assert first["opened"] == 1
+        assert first["replaced"] == first["calls"] > 0
+        gateway.clock.now += 3600
+        path.write_text(written(READER._replace(rate="100/second")), "utf-8")  # changed rights end the stream
+        again = next(line for line in lines if line.get("opened") != 1)
+        assert again["opened"] == 2
+        assert again["replaced"] < first["calls"]
