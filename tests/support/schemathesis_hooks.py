@@ -50,6 +50,7 @@ def fitting(query: dict[str, Any], path: str) -> dict[str, Any]:
     if len(str(query.get("cursor", ""))) > 100:  # of an earlier page
         return {"cursor": query["cursor"]} | {name: query[name] for name in ("client",) if name in query}
     query.pop("cursor", None)
+    query.pop("since", None)  # a token belongs to one feed
     for name, texts in (("start", STARTS), ("end", ENDS), ("tz", ZONES)):
         if name in query:
             query[name] = texts[len(str(query[name])) % len(texts)]
