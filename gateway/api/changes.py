@@ -52,6 +52,7 @@ LINK_TYPE = (
     "application/vnd.callbutton.link+json"  # a type of its own, so that generated clients have one type for JSON
 )
 HEARTBEAT = 15  # seconds between comments on a stream
+UNREADABLE = b": the Callbutton server cannot be read at present\n\n"
 DEFAULT_DAYS = 30  # days ago at which a copy begins
 encode = msgspec.json.Encoder().encode
 
@@ -135,6 +136,7 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     async with responses.counting_turn(request):
         answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, terms)
     context.read_finished = time.perf_counter()
+    context.release(services.waiting)  # a stream lasts, and does not wait for a place of the upstream's
     headers = responses.shared_headers(context) | {"Cache-Control": "private, no-store"}
     if form == "events":
         headers |= {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
@@ -220,12 +222,15 @@ async def _lines(feed: Feed, answer: Answer, last: dict[str, Struct]) -> AsyncIt
 
 async def _wait(services: Services, context: RequestContext, feed: Feed, answer: Answer, seconds: int) -> Answer:
     """Wait until there is something to tell, for some seconds at most. Raises GatewayError."""
-    state = answer.telling.state
+    state, after = answer.telling.state, answer.snapshot.end
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds), feed.feeds.watching(feed.clients, state.start, feed.view) as watch:
-            while _is_empty(answer) and _goes_on(services, context):
-                seen = await _refreshed(services, watch, state, feed.view)
+            while _is_empty(answer):
+                seen = await _refreshed(services, watch, state, feed.view, after)
+                if not _goes_on(services, context):
+                    break
                 if seen is not None:
+                    after = seen.snapshot.end
                     answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
                 elif watch.error is not None:
                     raise watch.error.with_traceback(None)
@@ -233,45 +238,53 @@ async def _wait(services: Services, context: RequestContext, feed: Feed, answer:
 
 
 async def _events(services: Services, context: RequestContext, feed: Feed, answer: Answer) -> AsyncIterator[bytes]:
-    """Server-sent events, from the first answer on, until the rights of the consumer change or the process stops."""
+    """Server-sent events, from the first answer on, until the rights of the consumer change or the process stops.
+
+    While it waits, it keeps no calls: what the cache has dropped must not live on in streams.
+    """
     yield f"retry: {random.randint(1000, 5000)}\n\n".encode()  # noqa: S311 - spreads reconnections
-    state, seen = answer.telling.state, None
+    following: Answer | None = answer
+    state, after, seen = answer.telling.state, answer.snapshot.end, None
+    del answer
     async with feed.feeds.watching(feed.clients, state.start, feed.view) as watch:
-        following: Answer | None = answer
         while _goes_on(services, context):
             if following is not None:
                 for item in feed.items(following):
                     yield _event(item)
+                    if not _goes_on(services, context):
+                        return
                 state = following.telling.state
                 yield f"id: {feed.token(state)}\n".encode() + (
                     _event(UpToDate(page=feed.page(following), meta=feed.meta(following)))
                     if following.telling.up_to_date
                     else b"\n"
                 )
-            if following is None or following.telling.up_to_date:
-                following = None
+            if following is None or following.telling.up_to_date or not _has_items(following):
+                following = seen = None
                 try:
                     async with asyncio.timeout(HEARTBEAT):
-                        seen = await _refreshed(services, watch, state, feed.view)
+                        seen = await _refreshed(services, watch, state, feed.view, after)
                 except TimeoutError:
                     yield b":\n\n"
                     continue
                 if seen is None:
-                    yield b": the Callbutton server cannot be read at present\n\n"
+                    if watch.error is not None:
+                        yield UNREADABLE
                     continue
+                after = seen.snapshot.end
             try:
-                told = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
+                following = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
             except GatewayError:
                 following = None
-                yield b": the Callbutton server cannot be read at present\n\n"
-            else:
-                following = None if _is_empty(told) else told
+                yield UNREADABLE
+            if following is not None and _is_empty(following):
+                following = None
 
 
-async def _refreshed(services: Services, watch: Watch, state: FeedState, view: View) -> Seen | None:
-    """Wait for a refresh, or for the end of the process; None after a failure or at the end."""
+async def _refreshed(services: Services, watch: Watch, state: FeedState, view: View, after: int) -> Seen | None:
+    """Wait for a reading of later than `after`, or for the end of the process; None after a failure or at the end."""
     ends = asyncio.ensure_future(services.shutdown.begun.wait())
-    refresh = asyncio.ensure_future(watch.refreshed(state.start, view))
+    refresh = asyncio.ensure_future(watch.refreshed(state.start, view, after))
     try:
         await asyncio.wait({ends, refresh}, return_when=asyncio.FIRST_COMPLETED)
         return refresh.result() if refresh.done() else None
@@ -293,8 +306,11 @@ def _goes_on(services: Services, context: RequestContext) -> bool:
 
 
 def _is_empty(answer: Answer) -> bool:
-    telling = answer.telling
-    return telling.up_to_date and not (telling.removes or telling.replaces or telling.upserts)
+    return answer.telling.up_to_date and not _has_items(answer)
+
+
+def _has_items(answer: Answer) -> bool:
+    return bool(answer.telling.removes or answer.telling.replaces or answer.telling.upserts)
 
 
 HANDLERS = [list_client_changes, list_changes]

@@ -23,7 +23,7 @@ from gateway.api.middleware.request_context import RequestContext
 from gateway.api.responses import Services
 from gateway.api.signing import TOKENS, FeedToken, SigningKeys
 from gateway.cache.feed import Replace
-from gateway.cache.feed_state import FeedState, Told, pack, unpack
+from gateway.cache.feed_state import FeedState, pack, unpack
 from gateway.cache.fingerprints import View
 from gateway.cache.watch import Answer, Clients, Feeds
 from gateway.errors import InvalidParameters, ParameterFault
@@ -178,7 +178,7 @@ class Feed(Struct, frozen=True):
             detail = "belongs to a feed of another consumer, other clients or another `include`"
             raise InvalidParameters([ParameterFault("since", detail)])
         if content.view != self.view_hash:  # fields or scopes changed: the sums say nothing
-            return replace(state, told=tuple([Told(0, told.newest, pending=True) for told in state.told]), cut=None)
+            return replace(state, told=tuple([replace(told, total=0, pending=True) for told in state.told]), cut=None)
         return state
 
     def token(self, state: FeedState) -> str:

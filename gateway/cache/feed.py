@@ -92,19 +92,25 @@ def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> list[tuple[
 def make_snapshot(
     extents: Sequence[Extent], lost: Collection[tuple[float, float]], start: int, end: int, view: View
 ) -> Steps[Snapshot]:
-    """Put deduplicated extents into buckets, in steps.
+    """Put the parts of deduplicated extents from `start` on into buckets, in steps.
 
     `lost` are the calls of which another extent has a later version: their start, and when its POST was sent.
     """
     windows = buckets(start, end)
     starts = [window.start for window in windows]
+    extents = [
+        extent.view(Window(start, extent.window.end)) if extent.window.start < start else extent
+        for extent in extents
+        if extent.window.end > start
+    ]
     found = [NOTHING] * len(windows)
     sent: list[list[float]] = [[] for _ in windows]
     superseding: list[list[float]] = [[] for _ in windows]
     for second, post in lost:
-        superseding[bisect_right(starts, second) - 1].append(post)
+        if second >= start:
+            superseding[bisect_right(starts, second) - 1].append(post)
     for extent in extents:
-        first = max(0, bisect_right(starts, extent.window.start) - 1)
+        first = bisect_right(starts, extent.window.start) - 1
         for place in range(first, bisect_left(starts, extent.window.end)):
             sent[place].append(extent.sent)
         sums = yield from hour_sums(extent, view)
@@ -206,7 +212,9 @@ def tell(
                 cut = Cut(resume, fingerprint(part, snapshot.view).total)
             pending += [place, *waiting]
     for place in (*pending, *answer.moved_elsewhere()):
-        told[place] = replace(told[place], total=state.told[place].total, pending=True)
+        before = state.told[place]
+        also = told[place].superseded or before.superseded
+        told[place] = replace(told[place], total=before.total, pending=True, superseded=also)
     newest = max(state.newest, *[bucket.newest for bucket in snapshot.buckets])
     at = max(state.at, snapshot.end)
     following = replace(state, at=at, told=tuple(told), newest=newest, resume=resume, cut=cut)

@@ -101,8 +101,8 @@ def _buckets(start: int, hours: int, days: int, end: int) -> tuple[Window, ...]:
 
 
 def horizon(start: int, at: int) -> int:
-    """The start of a feed at an instant: one that is too long ago moves on by whole months."""
-    while at - start > MAX_HORIZON:
+    """The start of a feed on the day of an instant: one that is too long ago moves on by whole months."""
+    while midnight(at) - start > MAX_HORIZON:
         start = _month(start, 1)
     return start
 

@@ -70,7 +70,8 @@ class CacheSettings(Struct, frozen=True):
 class Query(Struct, frozen=True, kw_only=True):
     """A query: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
 
-    `no_cache` accepts only POSTs sent from now on. `one_shot` is for exports: it does not count as a use of the cache.
+    `no_cache` accepts only POSTs sent from now on, `no_stale` nothing stale except what a doubted reply leaves.
+    `one_shot` is for exports: it does not count as a use of the cache.
     `before_wait` is called before the read waits for flights, and may refuse that by an error.
     """
 
@@ -78,6 +79,7 @@ class Query(Struct, frozen=True, kw_only=True):
     window: Window
     status: bool = False
     no_cache: bool = False
+    no_stale: bool = False
     one_shot: bool = False
     deadline: float | None = None
     before_wait: Callable[[], None] = lambda: None
@@ -189,7 +191,8 @@ class Cache:
             self._revalidate(held, now, rules, status=query.status)
             self._metrics.rows.labels("ledger").inc(before.size)
             return before
-        if before and not query.no_cache and before.seconds_stale < self._settings.stale_while_revalidate:
+        may_be_stale = not (query.no_cache or query.no_stale)
+        if before and may_be_stale and before.seconds_stale < self._settings.stale_while_revalidate:
             self._single_flight.subscribe(missing, rules, status=query.status, background=Priority.REVALIDATION)
             return self._stale(before)
         known = sum(len(extent.calls) for found in held.values() for extent in found)
@@ -198,7 +201,7 @@ class Cache:
         try:
             posts, joined = await self._fetch(query, missing, rules, held)
         except UpstreamError as error:
-            refused = query.no_cache or isinstance(error, UpstreamRejected)
+            refused = isinstance(error, UpstreamRejected) or not may_be_stale
             if before is None or refused or before.seconds_stale >= self._settings.stale_if_error:
                 raise
             return self._stale(before)

@@ -33,6 +33,7 @@ from gateway.slices import in_slices
 
 SKEW = 2.0  # seconds that the clock of this process may be behind a state of another
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds between refreshes that fail
+MAX_WAIT = 15.0  # seconds between refreshes, even if the clock steps, or all that was read stays fresh for longer
 MAX_SHARE = 0.5  # of the cache's bytes, for the calls of one feed: a larger one would be fetched again and again
 
 
@@ -115,6 +116,7 @@ class Feeds:
             window=window,
             status=clients.status,
             no_cache=no_cache,
+            no_stale=True,
             deadline=terms.deadline or asyncio.get_running_loop().time() + self._timeout,
             before_wait=terms.before_wait,
         )
@@ -126,7 +128,7 @@ class Feeds:
             while (part := await spans.next()) is not None:
                 spans.begin()
                 if part.stale:
-                    raise UpstreamFailed("a part of the feed is only available as stale data")
+                    raise UpstreamFailed("a reply lost many calls, and is doubted until another one confirms it")
                 extents += part.extents
                 total = total.combine(part) if total is not None else part
         finally:
@@ -209,6 +211,7 @@ class Watch:
         self._seen: dict[tuple[int, Hashable], Seen] = {}
         self._refreshed = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._ended)
         self.error: GatewayError | None = None
 
     def join(self, start: int, view: View) -> None:
@@ -222,22 +225,30 @@ class Watch:
         if not self._waiting[start, view.name]:
             del self._waiting[start, view.name]
             self._seen.pop((start, view.name), None)
+            if not any(name == view.name for _, name in self._waiting):
+                del self._views[view.name]
         if not self._waiting:
             self._task.cancel()
         return not self._waiting
 
-    async def refreshed(self, start: int, view: View) -> Seen | None:
-        """Wait for the next refresh; None if it failed, with `error`."""
-        await asyncio.wait({self._task, self._refreshed}, return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            self._task.result()  # raises the error that ended it
-        return None if self.error is not None else self._seen.get((start, view.name))
+    async def refreshed(self, start: int, view: View, after: int) -> Seen | None:
+        """Wait until what is seen is of later than an instant; None if a refresh failed before, with `error`."""
+        while (seen := self._seen.get((start, view.name))) is None or seen.snapshot.end <= after:
+            await asyncio.shield(self._refreshed)
+            if self.error is not None:
+                return None
+        return seen
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """After an error that is none of the upstream's, all who wait have it, so that none waits in vain."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._refreshed.set_exception(error)
 
     async def _run(self) -> None:
         pause = MIN_PAUSE
         while True:
             try:
-                wait = max(MIN_PAUSE, await self._refresh())
+                wait = min(max(MIN_PAUSE, await self._refresh()), MAX_WAIT)
             except GatewayError as error:
                 self.error = error
                 wait = pause = min(MAX_PAUSE, 2 * pause)
@@ -249,8 +260,11 @@ class Watch:
 
     async def _refresh(self) -> float:
         """Read, and show what was read to every view. Returns for how many seconds it stays fresh."""
-        reading = await self._feeds.read(self._clients, min(start for start, _ in self._waiting))
+        first = min(start for start, _ in self._waiting)
+        reading = await self._feeds.read(self._clients, first)
         for start, name in list(self._waiting):
+            if start < first or (start, name) not in self._waiting:
+                continue  # came or went meanwhile
             before = self._seen.get((start, name))
             seen = await self._feeds.see(reading, start, self._views[name], before)
             if (start, name) in self._waiting:

@@ -2,7 +2,8 @@
 
 Rules:
 - Only text of at least `MIN_SIZE` is compressed, and no response that is empty, partial or already compressed.
-- Streams are flushed after each chunk, so that consumers get calls as soon as they are read.
+- Streams are flushed after each chunk, so that consumers get calls as soon as they are read. Event streams, which stay
+  open, are not compressed: each would hold up to 1 MB for the state of its compressor.
 - `Vary` names Accept-Encoding. Entity tags are weak, so they are the same for every coding.
 - The compressed form of an aborted stream has no end either, so that consumers notice.
 """
@@ -98,7 +99,8 @@ def _is_compressible(start: HTTPResponseStartEvent) -> bool:
     headers = {name.lower(): value for name, value in start["headers"]}
     media_type = headers.get(b"content-type", b"")
     allowed = b"content-encoding" not in headers and b"no-transform" not in headers.get(b"cache-control", b"")
-    return allowed and start["status"] not in NEVER_COMPRESSED and media_type.startswith(TEXT_TYPES)
+    suitable = media_type.startswith(TEXT_TYPES) and not media_type.startswith(b"text/event-stream")
+    return allowed and start["status"] not in NEVER_COMPRESSED and suitable
 
 
 def _coded_headers(headers: Iterable[tuple[bytes, bytes]], chosen: str, length: int | None) -> Headers:

@@ -90,6 +90,10 @@ class RequestContext(Struct):
         if shares not in self.held:
             self.held[shares] = shares.take(self.party, amount)
 
+    def release(self, shares: Shares) -> None:
+        """Give a part back before the request ends, if it is held."""
+        self.held.pop(shares, lambda: None)()
+
 
 @lru_cache(maxsize=1000)
 def source_of(address: str) -> str:

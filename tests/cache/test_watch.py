@@ -1,0 +1,181 @@
+"""Readings of the change feed that several consumers share, and what happens while one is in progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.cache import watch as watch_module
+from gateway.cache.feed_state import FeedState, midnight
+from gateway.cache.fingerprints import View
+from gateway.cache.freshness import Rule
+from gateway.cache.reader import Cache, CacheSettings
+from gateway.cache.watch import Answer, Clients, Feeds
+from gateway.callbutton.client import Fetched
+from gateway.callbutton.wait_queue import Waiters
+from gateway.errors import GatewayError, UpstreamFailed
+from gateway.metrics import Metrics
+from gateway.model import Call, Window
+from tests.support.processes import wait_in_loop_for
+from tests.support.upstream import DAY, NOW, call
+
+pytestmark = pytest.mark.anyio
+CLIENTS = Clients(("a",), False)
+MONTH_AGO, WEEK_AGO = midnight(NOW - 30 * DAY), midnight(NOW - 7 * DAY)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def view() -> View:
+    return View("all", list, lambda one: one)
+
+
+class Upstream:
+    """Calls that a test changes, and a gate that holds replies."""
+
+    def __init__(self, calls: Sequence[Call], stale: float = 0) -> None:
+        self.now = float(NOW)
+        self.calls = list(calls)
+        self.open = asyncio.Event()
+        self.open.set()
+        self.posts = 0
+        self.error: GatewayError | None = None
+        rule = Rule(minimum=1, ratio=0.1, maximum=7 * DAY)
+        settings = CacheSettings(rule, rule, 40 * DAY, 1, 2**28, stale_if_error=stale, stale_while_revalidate=stale)
+        self.feeds = Feeds(
+            Cache(self, settings, Metrics(CollectorRegistry()), lambda: self.now), 2**28, lambda: self.now, 60
+        )
+
+    async def __call__(
+        self,
+        codes: Sequence[str],
+        window: Window,
+        *,
+        status: bool,  # noqa: ARG002
+        now: float,  # noqa: ARG002
+        waiters: Waiters,  # noqa: ARG002
+    ) -> Fetched:
+        sent = self.now
+        self.posts += 1
+        await self.open.wait()
+        if self.error is not None:
+            raise self.error
+        found = [one for one in self.calls if window.start - 1 <= one.start_time.timestamp() <= window.end + 1]
+        return Fetched(sent, dict.fromkeys(codes, found), {}, status_ignored=False)
+
+    async def answer(self, state: FeedState | int) -> Answer:
+        return await self.feeds.answer(CLIENTS, state, view(), 1000)
+
+
+def told(answer: Answer) -> tuple[set[str], set[str]]:
+    """The ids that an answer brings, and those that it removes."""
+    brought = {one.call.id for one in answer.telling.upserts}
+    brought |= {one.id for part in answer.telling.replaces for one in part.calls}
+    return brought, {one.call.id for one in answer.telling.removes}
+
+
+DAILY = [call(f"{day:02}", NOW - day * DAY - 100) for day in range(25)]
+
+
+async def test_feeds_with_different_starts_share_a_reading_and_see_their_own_part():
+    upstream = Upstream(DAILY)
+    first = await upstream.answer(WEEK_AGO)
+    async with (
+        upstream.feeds.watching(CLIENTS, MONTH_AGO, view()) as watch,
+        upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as same,
+    ):
+        assert same is watch
+        upstream.now += 1
+        seen = await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
+        assert seen is not None
+        assert seen.snapshot.calls == first.snapshot.calls
+        again = await upstream.feeds.answer(CLIENTS, first.telling.state, view(), 1000, seen=seen)
+        assert (told(again), again.telling.replaces) == ((set(), set()), [])
+
+
+async def test_a_feed_that_starts_earlier_waits_for_a_reading_of_all_of_it():
+    upstream = Upstream(DAILY)
+    recent, month = await upstream.answer(WEEK_AGO), await upstream.answer(MONTH_AGO)
+    assert recent.snapshot.calls < month.snapshot.calls
+    upstream.now += 2
+    upstream.open.clear()
+    posts = upstream.posts
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as watch:
+        await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
+        async with upstream.feeds.watching(CLIENTS, MONTH_AGO, view()):
+            upstream.open.set()  # the reading from a week ago lands now
+            seen = await watch.refreshed(MONTH_AGO, view(), month.snapshot.end)
+            assert seen is not None
+            again = await upstream.feeds.answer(CLIENTS, month.telling.state, view(), 1000, seen=seen)
+            assert (told(again), again.snapshot.calls) == ((set(), set()), month.snapshot.calls)
+
+
+async def test_a_start_that_moves_on_leaves_no_trace_of_what_lies_before():
+    upstream = Upstream([call(f"{day:03}", NOW - day * DAY - 100) for day in range(399)])
+    start = midnight(NOW) - 400 * DAY
+    state = (await upstream.answer(start)).telling.state
+    assert state.start == start
+    upstream.now += DAY
+    moved = await upstream.answer(state)
+    assert start < moved.telling.state.start <= start + 31 * DAY
+    kept = [one for one in upstream.calls if one.start_time.timestamp() >= moved.telling.state.start]
+    assert moved.snapshot.calls == len(kept)
+    assert told(moved) == (set(), set())
+
+
+async def test_a_refresh_that_came_while_a_stream_was_busy_is_not_missed():
+    upstream = Upstream(DAILY)
+    first = await upstream.answer(WEEK_AGO)
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as watch:
+        upstream.now += 1
+        seen = await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
+        upstream.open.clear()  # no other refresh lands
+        assert await watch.refreshed(WEEK_AGO, view(), first.snapshot.end) is seen
+
+
+async def test_data_that_may_be_stale_is_no_reason_to_refuse_a_feed():
+    upstream = Upstream(DAILY, stale=3600)
+    state = (await upstream.answer(WEEK_AGO)).telling.state
+    upstream.now += 60
+    upstream.calls.append(call("99", NOW + 30))
+    assert told(await upstream.answer(state)) == ({"99"}, set())
+    upstream.now += 60
+    upstream.error = UpstreamFailed("ERROR", reported=True)
+    with pytest.raises(UpstreamFailed, match="ERROR"):
+        await upstream.answer(state)
+
+
+async def test_an_unexpected_error_ends_all_who_wait():
+    upstream = Upstream(DAILY)
+
+    def broken(_: Call) -> Call:
+        raise ZeroDivisionError
+
+    bad = View("bad", list, broken)
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, bad) as watch:
+        with pytest.raises(ZeroDivisionError):
+            await watch.refreshed(WEEK_AGO, bad, NOW)
+
+
+async def test_a_clock_that_is_set_back_does_not_stop_refreshes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch_module, "MAX_WAIT", watch_module.MIN_PAUSE)
+    upstream = Upstream(DAILY)
+    first = await upstream.answer(WEEK_AGO)
+    upstream.open.clear()
+    upstream.now += 2
+    posts = upstream.posts
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as watch:
+        await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
+        upstream.now -= 3600  # while the first refresh is in progress
+        upstream.open.set()
+        await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
+        upstream.now += 7200
+        async with asyncio.timeout(60):
+            seen = await watch.refreshed(WEEK_AGO, view(), NOW + 3500)
+        assert seen is not None
