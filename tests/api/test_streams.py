@@ -15,9 +15,8 @@ import httpx
 import pytest
 
 from gateway.api import changes
-from gateway.simulator.server import Options
-from tests.api.test_changes import CODE, FEED, START, Copy, events, listed
 from tests.support.consumers import Member, keys_file, written
+from tests.support.feed import CODE, FEED, START, Copy, events, listed
 from tests.support.issuer import issuing
 from tests.support.paths import NODE
 from tests.support.processes import answers, free_port, running, wait_for
@@ -164,44 +163,6 @@ def test_a_waiting_poll_tells_nothing_to_a_consumer_whose_rights_ended(stand: Ma
         gateway.clock.now += 7200
         answer = b"".join(iter(lambda: waiting.recv(65536), b""))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["data"] == []
-
-
-def test_a_stream_that_is_not_read_goes_on_with_the_difference(stand: Make):
-    gateway, copy = stand(Options(calls_per_day=5000), fresh_min=1), Copy()
-    url = gateway.client.base_url
-    with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.settimeout(90)
-        slow.connect((url.host, url.port or 0))
-        path = f"{FEED}?start={START}&limit=1000"
-        slow.sendall(f"GET {path} HTTP/1.1\r\nHost: g\r\nAccept: text/event-stream\r\n\r\n".encode())
-        received = slow.recv(2000)
-        for _ in range(3):
-            gateway.pass_time(3600)
-        wanted = listed(gateway)
-        for body in lines_of_chunks(slow, received):
-            if body.startswith("data: "):
-                item = json.loads(body[6:])
-                if "op" in item and item["op"] != "up-to-date":
-                    copy.apply([item])
-                elif copy.calls == wanted:
-                    break
-    assert copy.calls == wanted
-
-
-def lines_of_chunks(connection: socket.socket, received: bytes) -> Iterator[str]:
-    """The lines of a chunked body."""
-    received = received.partition(b"\r\n\r\n")[2]
-    text = b""
-    while True:
-        while (end := received.find(b"\r\n")) < 0 or len(received) < end + 4 + int(received[:end], 16):
-            part = connection.recv(65536)
-            assert part, "the stream ended"
-            received += part
-        size = int(received[:end], 16)
-        text, received = text + received[end + 2 : end + 2 + size], received[end + 4 + size :]
-        *lines, text = text.split(b"\n")
-        yield from (line.decode() for line in lines)
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
-from tests.process.served import ANSWERED, CODE, EXPORT, LATER, PAGE, REAL, Serve, Served, answer, request
+from tests.process.served import ANSWERED, CODE, EXPORT, LATER, PAGE, REAL, Serve, Served, answer, everything, request
 from tests.support.processes import wait_for, wait_in_loop_for
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
@@ -157,6 +158,32 @@ def test_streams_and_unread_answers_end_within_the_limit_and_hooks_run(serve: Se
     assert "Traceback" not in gateway.log()
     routes = [event["route"] for event in gateway.events("request")]
     assert len(routes) >= 110
+
+
+def test_streams_of_changes_and_waiting_polls_end_cleanly_and_hooks_run(serve: Serve):
+    gateway = serve(fresh_min="1h")
+    feed = f"/clients/{CODE}/changes"
+    page = httpx.get(f"{gateway.address}{feed}?limit=10000&start={datetime.now(UTC).date()}", timeout=60).json()["page"]
+    assert page["upToDate"]
+    token = page["next"]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(gateway.connect()) for _ in range(100)]
+        polls = [stack.enter_context(gateway.connect()) for _ in range(20)]
+        for client in streams:
+            client.sendall(request(f"{feed}?since={token}", "Accept: text/event-stream"))
+        for client in polls:
+            client.sendall(request(f"{feed}?since={token}&limit=10000&wait=60"))
+        begun = [client.recv(65536) for client in streams]
+        assert all(part.startswith(ANSWERED) for part in begun)
+        wait_for(lambda: "_requests_in_flight 121.0" in metrics_of(gateway), "all of them wait")
+        took = gateway.stop(signal.SIGTERM)
+        assert all(everything(client).endswith(b"0\r\n\r\n") for client in streams)
+        assert all(everything(client).startswith(ANSWERED) for client in polls)
+    assert gateway.process.returncode == 0
+    assert took < gateway.bounds.shutdown + LATER
+    assert "Traceback" not in gateway.log()
+    routes = [event["route"] for event in gateway.events("request")]
+    assert routes.count("/clients/{code}/changes") == 121
 
 
 def read_slowly(client: socket.socket, ended: threading.Event) -> None:
