@@ -272,3 +272,15 @@ def test_a_state_keeps_the_newest_post_when_nothing_differs():
     first = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 60)), 100).state
     again = tell(first, snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100).state
     assert outdated(again, snapshot(whole([], sent=NOW - 30)), same_cache=False) != []
+
+
+def test_a_call_that_moved_away_and_was_deleted_does_not_come_back_from_an_older_post():
+    seam = NOW - HOUR
+    older = make_extent(Window(START, seam), NOW - 100, made([(1, NOW - 2 * HOUR)]))
+    moved = make_extent(Window(seam, NOW + HOUR), NOW - 10, made([(1, NOW - 1800)]))
+    deleted = make_extent(Window(seam, NOW + HOUR), NOW - 5, ())
+    told = tell(new_state(START, NOW), snapshot([older, moved]), 100).state
+    bucket = [window for window in buckets(START, NOW) if NOW - 2 * HOUR in window]
+    assert outdated(told, snapshot([older, deleted]), same_cache=True) == bucket
+    read_again = make_extent(Window(START, seam), NOW - 4, ())
+    assert outdated(told, snapshot([read_again, deleted]), same_cache=True) == []
