@@ -284,3 +284,12 @@ def test_a_call_that_moved_away_and_was_deleted_does_not_come_back_from_an_older
     assert outdated(told, snapshot([older, deleted]), same_cache=True) == bucket
     read_again = make_extent(Window(START, seam), NOW - 4, ())
     assert outdated(told, snapshot([read_again, deleted]), same_cache=True) == []
+
+
+def test_a_call_that_was_seen_to_go_is_one_removal():
+    calls = [(number, NOW - 600 - number) for number in range(4)]
+    before, after = snapshot(whole(made(calls))), snapshot(whole(made(calls[1:])))
+    journal = Journal()
+    journal.record(before, after)
+    then = tell(tell(new_state(START, NOW), before, 100).state, after, 100, lookup=journal)
+    assert ([one.call.id for one in then.removes], then.replaces, then.upserts) == (["0"], [], [])
