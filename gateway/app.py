@@ -171,7 +171,7 @@ def create(
         Turns(1, most=1),
         recordings := build_recordings(settings),
         (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,
-        Feeds(cache, memory.bound, clock, settings.request_deadline, settings.fresh_min),
+        Feeds(cache, memory.bound, clock, settings.request_deadline, metrics, settings.fresh_min),
         shutdown := Shutdown(),
         settings.extra_public,
         settings.public_url,

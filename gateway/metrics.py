@@ -54,6 +54,7 @@ REPAIRS = (
 CERTAINTIES = ("inferred", "assumed")  # not "exact", which almost every time is
 LOOKUPS = ("hit", "partial", "miss")
 SHARED_LOOKUPS = ("found", "miss", "unavailable", "unreadable")
+CHANGES = ("upsert", "remove", "replace")
 OPERATIONS = ("lookup", "store", "claim", "release", "renew", "wait", "spent")
 ERRORS = ("timeout", "connection", "refused", "skew", "bug")
 REFUSALS = (
@@ -193,6 +194,18 @@ class Metrics:
             "lateness_seconds", "Time from the start of a call to the first POST that returned it.", buckets=AGES
         )
         self.skew = counter("clock_skew", "Extents dropped because their POST lies in the future.")
+        self.feed_waiting = gauge("feed_waiting", "Requests that wait for a change (`wait`).")
+        self.feed_streams = gauge("feed_streams", "Open streams of server-sent events.")
+        self.feed_changes = counter(
+            "feed_changes", "Items of the change feed told to consumers, by kind.", kind=CHANGES
+        )
+        self.feed_refreshes = counter(
+            "feed_refreshes", "Refreshes for consumers that wait for changes.", outcome=("ok", "failed")
+        )
+        self.feed_seconds_behind = gauge(
+            "feed_seconds_behind",
+            "Age of the newest refresh of those clients that are furthest behind; 0 if no consumer waits for changes.",
+        )
         self.shared_up = gauge("cache_shared_up", "1 while Redis is used, 0 while its circuit breaker is open.")
         self.shared_lookups = counter("cache_shared_lookups", "Windows looked up in Redis.", result=SHARED_LOOKUPS)
         self.shared_seconds = histogram("cache_shared_seconds", "Time of a command to Redis.", ("operation",))

@@ -224,7 +224,8 @@ async def _wait(services: Services, context: RequestContext, feed: Feed, answer:
     """Wait until there is something to tell, for some seconds at most. Raises GatewayError."""
     state, after = answer.telling.state, answer.snapshot.end
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds), feed.feeds.watching(feed.clients, state.start, feed.view) as watch:
+        gauge = feed.feeds.metrics.feed_waiting
+        async with asyncio.timeout(seconds), feed.feeds.watching(feed.clients, state.start, feed.view, gauge) as watch:
             while _is_empty(answer):
                 seen = await _refreshed(services, watch, state, feed.view, after)
                 if not _goes_on(services, context):
@@ -246,7 +247,8 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
     following: Answer | None = answer
     state, after, seen = answer.telling.state, answer.snapshot.end, None
     del answer
-    async with feed.feeds.watching(feed.clients, state.start, feed.view) as watch:
+    gauge = feed.feeds.metrics.feed_streams
+    async with feed.feeds.watching(feed.clients, state.start, feed.view, gauge) as watch:
         while _goes_on(services, context):
             if following is not None:
                 for item in feed.items(following):

@@ -190,7 +190,11 @@ class Feed(Struct, frozen=True):
         return FeedToken(self.feed_hash, self.view_hash, pack(state))
 
     def items(self, answer: Answer) -> Iterator[RemovedCall | ReplacedWindow | ChangedCall]:
-        """The items of an answer, in the order in which they are applied."""
+        """The items of an answer, in the order in which they are applied. They are counted."""
+        count, telling = self.feeds.metrics.feed_changes.labels, answer.telling
+        count("remove").inc(len(telling.removes))
+        count("replace").inc(len(telling.replaces))
+        count("upsert").inc(len(telling.upserts))
         for remove in answer.telling.removes:
             one = remove.call
             yield RemovedCall(client_code=one.client_code, id=one.id, start_time=one.start_time)

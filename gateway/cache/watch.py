@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 
 from msgspec import Struct
 from msgspec.structs import replace
+from prometheus_client import Gauge
 
 from gateway.cache.extents import Extent, deduplicated
 from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, superseded, tell
@@ -28,6 +29,7 @@ from gateway.cache.level1 import bytes_of
 from gateway.cache.reader import Cache, Query
 from gateway.cache.scans import COUNTS, MAX_INLINE, Spans
 from gateway.errors import GatewayError, InvalidParameters, Overloaded, ParameterFault, UpstreamFailed
+from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.slices import in_slices
 
@@ -91,10 +93,20 @@ class Feeds:
     """
 
     def __init__(
-        self, cache: Cache, bound: float, clock: Callable[[], float], timeout: float, fresh: float = 15
+        self,
+        cache: Cache,
+        bound: float,
+        clock: Callable[[], float],
+        timeout: float,
+        metrics: Metrics,
+        fresh: float = 15,
     ) -> None:
         self.clock = clock
         self.fresh = fresh
+        self.metrics = metrics
+        metrics.feed_seconds_behind.set_function(
+            lambda: max([clock() - watch.as_of for watch in self._watches.values()], default=0)
+        )
         self._cache = cache
         self._bound = bound
         self._timeout = timeout
@@ -187,21 +199,28 @@ class Feeds:
         return outdated(state, seen.snapshot, same_cache=same)
 
     @asynccontextmanager
-    async def watching(self, clients: Clients, start: int, view: View) -> AsyncIterator[Watch]:
-        """Keep the calls of clients from a start on refreshed, together with all others who wait for them."""
+    async def watching(self, clients: Clients, start: int, view: View, gauge: Gauge) -> AsyncIterator[Watch]:
+        """Keep the calls of clients from a start on refreshed, together with all others who wait for them.
+
+        `gauge` counts those who wait.
+        """
         watch = self._watches.get(clients)
         if watch is None:
             watch = self._watches[clients] = Watch(self, clients)
         watch.join(start, view)
         try:
-            yield watch
+            with gauge.track_inprogress():
+                yield watch
         finally:
             if watch.leave(start, view):
                 del self._watches[clients]
 
 
 class Watch:
-    """Refreshes of one set of clients, while someone waits. `error` is that of the last refresh."""
+    """Refreshes of one set of clients, while someone waits.
+
+    `error` is that of the last refresh. `as_of` is of when the newest point was at the last that succeeded.
+    """
 
     def __init__(self, feeds: Feeds, clients: Clients) -> None:
         self._feeds = feeds
@@ -213,6 +232,7 @@ class Watch:
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
         self.error: GatewayError | None = None
+        self.as_of = feeds.clock()
 
     def join(self, start: int, view: View) -> None:
         """Begin to wait."""
@@ -251,9 +271,11 @@ class Watch:
                 wait = min(max(MIN_PAUSE, await self._refresh()), MAX_WAIT)
             except GatewayError as error:
                 self.error = error
+                self._feeds.metrics.feed_refreshes.labels("failed").inc()
                 wait = pause = min(MAX_PAUSE, 2 * pause)
             else:
                 self.error, pause = None, MIN_PAUSE
+                self._feeds.metrics.feed_refreshes.labels("ok").inc()
             refreshed, self._refreshed = self._refreshed, asyncio.get_running_loop().create_future()
             refreshed.set_result(None)
             await asyncio.sleep(wait)
@@ -271,6 +293,7 @@ class Watch:
                 self._seen[start, name] = seen
         # Points after the window of the reading become stale too, once they are as old as its newest POST.
         provenance = reading.provenance
+        self.as_of = provenance.as_of
         return min(provenance.fresh_until, provenance.as_of + self._feeds.fresh) - self._feeds.clock()
 
 

@@ -198,3 +198,25 @@ def test_a_stream_brings_new_calls(stand: Make):
                 break
             copy.apply([json.loads(data)])
     assert copy.calls == listed(gateway)
+
+
+def test_metrics_tell_who_waits_what_was_told_and_how_far_behind_it_is(stand: Make):
+    gateway, copy = stand(fresh_min=1), Copy()
+    body = copy.follow(gateway, limit=10_000)
+    assert body["page"]["upToDate"]
+    assert gateway.metric('feed_changes_total{kind="replace"}') > 0
+    assert gateway.metric("feed_seconds_behind") == gateway.metric("feed_streams") == 0
+    headers = {"Accept": "text/event-stream"}
+    with gateway.client.stream("GET", FEED, params={"since": copy.token}, headers=headers, timeout=60) as response:
+        assert next(events(response))[1] == "up-to-date"
+        wait_for(lambda: gateway.metric('feed_refreshes_total{outcome="ok"}') > 0, "a refresh")
+        assert gateway.metric("feed_streams") == 1
+        gateway.simulator.misbehave("error")
+        gateway.clock.now += 600
+        wait_for(lambda: gateway.metric('feed_refreshes_total{outcome="failed"}') > 0, "a refresh that fails")
+        assert gateway.metric("feed_seconds_behind") >= 600
+        gateway.simulator.misbehave()
+        gateway.clock.now += 600  # the circuit breaker lets POSTs through again
+        wait_for(lambda: gateway.metric("feed_seconds_behind") < 60, "a refresh that succeeds")
+    wait_for(lambda: gateway.metric("feed_streams") == 0, "the stream has ended")
+    assert gateway.metric("feed_seconds_behind") == 0

@@ -175,7 +175,7 @@ class Feed(RuleBasedStateMachine):
 
     def replicas(self, rules: CacheSettings) -> list[Cache]:
         caches = self.two_caches(rules)
-        self.feeds = [Feeds(cache, 2**28, lambda: self.world.now, 60) for cache in caches]
+        self.feeds = [Feeds(cache, 2**28, lambda: self.world.now, 60, Metrics(CollectorRegistry())) for cache in caches]
         self.copies: dict[Clients, dict[Key, Call]] = {}
         self.states: dict[Clients, bytes] = {}
         self.newest: dict[tuple[Clients, Key], float] = {}

@@ -48,9 +48,10 @@ class Upstream:
         self.error: GatewayError | None = None
         rule = Rule(minimum=1, ratio=0.1, maximum=7 * DAY)
         settings = CacheSettings(rule, rule, 40 * DAY, 1, 2**28, stale_if_error=stale, stale_while_revalidate=stale)
-        self.feeds = Feeds(
-            Cache(self, settings, Metrics(CollectorRegistry()), lambda: self.now), 2**28, lambda: self.now, 60
-        )
+        metrics = Metrics(CollectorRegistry())
+        cache = Cache(self, settings, metrics, lambda: self.now)
+        self.feeds = Feeds(cache, 2**28, lambda: self.now, 60, metrics)
+        self.gauge = metrics.feed_streams
 
     async def __call__(
         self,
@@ -87,8 +88,8 @@ async def test_feeds_with_different_starts_share_a_reading_and_see_their_own_par
     upstream = Upstream(DAILY)
     first = await upstream.answer(WEEK_AGO)
     async with (
-        upstream.feeds.watching(CLIENTS, MONTH_AGO, view()) as watch,
-        upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as same,
+        upstream.feeds.watching(CLIENTS, MONTH_AGO, view(), upstream.gauge) as watch,
+        upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as same,
     ):
         assert same is watch
         upstream.now += 1
@@ -106,9 +107,9 @@ async def test_a_feed_that_starts_earlier_waits_for_a_reading_of_all_of_it():
     upstream.now += 2
     upstream.open.clear()
     posts = upstream.posts
-    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as watch:
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as watch:
         await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
-        async with upstream.feeds.watching(CLIENTS, MONTH_AGO, view()):
+        async with upstream.feeds.watching(CLIENTS, MONTH_AGO, view(), upstream.gauge):
             upstream.open.set()  # the reading from a week ago lands now
             seen = await watch.refreshed(MONTH_AGO, view(), month.snapshot.end)
             assert seen is not None
@@ -132,7 +133,7 @@ async def test_a_start_that_moves_on_leaves_no_trace_of_what_lies_before():
 async def test_a_refresh_that_came_while_a_stream_was_busy_is_not_missed():
     upstream = Upstream(DAILY)
     first = await upstream.answer(WEEK_AGO)
-    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as watch:
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as watch:
         upstream.now += 1
         seen = await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
         upstream.open.clear()  # no other refresh lands
@@ -158,7 +159,7 @@ async def test_an_unexpected_error_ends_all_who_wait():
         raise ZeroDivisionError
 
     bad = View("bad", list, broken)
-    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, bad) as watch:
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, bad, upstream.gauge) as watch:
         with pytest.raises(ZeroDivisionError):
             await watch.refreshed(WEEK_AGO, bad, NOW)
 
@@ -170,7 +171,7 @@ async def test_a_clock_that_is_set_back_does_not_stop_refreshes(monkeypatch: pyt
     upstream.open.clear()
     upstream.now += 2
     posts = upstream.posts
-    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view()) as watch:
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as watch:
         await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
         upstream.now -= 3600  # while the first refresh is in progress
         upstream.open.set()
