@@ -15,11 +15,9 @@ import hashlib
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -28,6 +26,9 @@ from gateway.api.signing import SigningKeys
 from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 MAX_CURSOR = 1024  # characters; the headers of an answer, `Link` among them, have 4 kB in nginx
 DIGEST_SIZE = 12  # bytes; it distinguishes lists, and is sealed
@@ -146,6 +147,8 @@ def _open(text: str, keys: SigningKeys) -> ListQuery:
     sealed = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     if _to_text(sealed) != text:  # the decoder ignores other characters
         raise ValueError("the text is not base64 as this gateway writes it")
+    from cryptography.exceptions import InvalidTag  # loaded with the first cursor: it takes time and memory
+
     for key in keys:
         try:
             return _decoder.decode(zlib.decompress(_cipher(key).decrypt(sealed, None)))
@@ -162,4 +165,6 @@ def _to_text(data: bytes) -> str:
 
 @lru_cache(maxsize=16)
 def _cipher(key: bytes) -> AESSIV:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
     return AESSIV(hashlib.blake2b(key=hashlib.sha256(key).digest(), digest_size=64, person=b"cursor").digest())
