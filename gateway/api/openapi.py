@@ -69,6 +69,7 @@ TAGS = [
     {"name": "summaries", "description": "Figures about calls."},
 ]
 WINDOW_HEADERS = ("Age", "Cache-Status", "ETag", "RateLimit", "RateLimit-Policy", "Server-Timing")
+BODY_HEADERS: dict[Any, tuple[str, ...]] = {PROBE: (), Changes: ("RateLimit", "RateLimit-Policy", "Server-Timing")}
 PROBLEM_HEADERS = {
     401: ("WWW-Authenticate",),
     405: ("Allow",),
@@ -260,7 +261,7 @@ def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
     example = example_of(schema, schemas)
     described: dict[str, Any] = {
         "description": route.description,
-        "headers": _headers(*() if route.body is PROBE else WINDOW_HEADERS),
+        "headers": _headers(*BODY_HEADERS.get(route.body, WINDOW_HEADERS)),
         "content": {"application/json": {"schema": schema, "example": example}},
     }
     if route.body is Changes:

@@ -32,6 +32,8 @@ VALID: dict[str, dict[str, Any]] = {  # the parameters of an answer 200, by path
     SUMMARY: WINDOW | {"interval": "day"},
     SUMMARIES: SEVERAL | {"groupBy": "result"},
     "/clients": WINDOW,
+    "/clients/{code}/changes": {"start": "2026-11-01"},
+    "/changes": {"client": ["8005550100", "8005550101"], "start": "2026-11-01"},
     RECORDING: {},
     "/healthz": {},
     "/readyz": {},
