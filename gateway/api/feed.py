@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Struct
@@ -75,9 +75,8 @@ class ReplacedWindow(Struct, frozen=True, kw_only=True, tag_field="op", tag="rep
     """Of these clients, the window has exactly these calls: delete all others in it, and insert or update these."""
 
     window: FeedWindow
-    clients: Annotated[
-        list[str] | Literal["*"],
-        msgspec.Meta(description="The client codes, or `*` for all.", examples=[["8005550100"]]),
+    clients: Annotated[  # without a type: a union would not compile in Java
+        Any, about("The client codes, a list; or `*`, a text, for all.", ["8005550100"])
     ]
     calls: Annotated[list[FeedCall], msgspec.Meta(description="The calls, in order of their start.")]
 

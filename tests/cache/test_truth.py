@@ -382,7 +382,7 @@ class Truth(RuleBasedStateMachine):
         }
         try:
             answer = await asgi.get(self.apps[replica % len(self.apps)], path, query, headers)
-        except UpstreamError:  # an export that has begun breaks off
+        except (UpstreamError, asgi.BrokenOff):  # an export that has begun breaks off
             answer = None
         if answer is None or answer.status in PAGE_STATUS:
             doubted = answer is not None and b"stale data" in answer.body  # CSV cannot mark it

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 
+class BrokenOff(Exception):  # noqa: N818 - what a client sees
+    """The response ended before its last piece."""
+
+
 class Answer(NamedTuple):
     """A response; header names are in lower case."""
 
@@ -21,7 +25,7 @@ class Answer(NamedTuple):
 
 
 async def get(app: Any, path: str, query: dict[str, Any], headers: dict[str, str]) -> Answer:
-    """Send a GET request. Raises what the application raises once the response has begun."""
+    """Send a GET request. Raises BrokenOff, or what the application raises once the response has begun."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -59,4 +63,6 @@ async def get(app: Any, path: str, query: dict[str, Any], headers: dict[str, str
                 finished.set()
 
     await app(scope, receive, send)
+    if not finished.is_set():
+        raise BrokenOff
     return Answer(status, found, b"".join(pieces))
