@@ -362,9 +362,9 @@ class Truth(RuleBasedStateMachine):
     async def get(
         self, replica: int, member: Member, path: str, query: Row, *, no_cache: bool = False
     ) -> Row | None:  # fmt: skip
-        """The JSON of an answer, None if the upstream fails."""
+        """The JSON of an answer, None if the upstream fails or, for a single call, does not have it."""
         answer = await self.answer(replica, member, path, query, no_cache=no_cache)
-        if answer is None:
+        if answer is None or answer.status == 404:
             return None
         found: Row = answer.json
         life = answer.headers["cache-status"].rpartition("ttl=")[2].partition(";")[0]  # a detail may follow
