@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,12 @@ DASHBOARD = Member("dashboard")
 GENERATED = (
     "package javax.annotation; public @interface Generated { String[] value(); String date(); String comments(); }"
 )
+VALIDATOR = Path("/usr/share/gocode/src/gopkg.in/validator.v2")  # generated Go needs it for types of several kinds
 GO_MODULE = """\
 module example
 require example.com/you/callbutton v0.0.0
 replace example.com/you/callbutton => ./client
+replace gopkg.in/validator.v2 => ./validator
 """
 AUTOLOAD = """\
 <?php
@@ -163,6 +166,9 @@ def test_java_by_openapi_generator(address: str, tmp_path: Path):
 def test_go_by_openapi_generator(address: str, tmp_path: Path):
     program = Program("Go", tmp_path, address)
     go = tool("go", "golang-go")
+    need(VALIDATOR.exists(), "golang-gopkg-validator.v2-dev")
+    shutil.copytree(VALIDATOR, tmp_path / "validator")
+    (tmp_path / "validator" / "go.mod").write_text("module gopkg.in/validator.v2\n")
     program.generate()
     program.write("go", "main.go")
     (tmp_path / "go.mod").write_text(GO_MODULE)
