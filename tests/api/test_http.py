@@ -136,6 +136,8 @@ def test_a_compressed_stream_that_breaks_off_has_no_end(stand: Make):
 
 
 PATHS = [
+    "/clients/8005550100/changes",
+    "/changes?client=*",
     "/calls?client=*&limit=3",
     f"{CALLS}?limit=3",
     f"{CALLS}/summary?range=today",
