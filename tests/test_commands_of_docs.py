@@ -32,6 +32,9 @@ NOT_RUN = {
 }
 
 
+TIMED_OUT = 28  # the exit code of curl after `--max-time`
+
+
 def commands(page: str) -> list[str]:
     """The commands of a page's `sh` blocks, without comments."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
@@ -86,12 +89,18 @@ def test_the_commands_of_a_page_work(page: str, tmp_path: Path, environment: dic
 
 
 def run_curl(command: str, folder: Path, environment: dict[str, str]) -> None:
-    """Run a curl command against a gateway; it must answer 200."""
+    """Run a curl command against a gateway; it must answer 200. A stream (`-N`) is followed for a few seconds."""
     port = free_port()
     settings = environment | {"GATEWAY_PORT": str(port), "GATEWAY_AUTH": "none"}
     with subprocess.Popen(["callbutton-gateway", "serve"], cwd=folder, env=settings) as process:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), "the gateway is ready")
         shown = command.replace(GATEWAY, f"http://127.0.0.1:{port}").replace("curl ", "curl --fail --silent ", 1)
-        subprocess.run(["bash", "-c", shown], cwd=folder, env=settings | {"KEY": "unused"}, check=True, timeout=120)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        stream = " -N " in command
+        shown = shown.replace("curl ", "curl --max-time 10 ", 1) if stream else shown
+        try:
+            variables = settings | {"KEY": "unused"}
+            done = subprocess.run(["bash", "-c", shown], cwd=folder, env=variables, timeout=120, check=False)
+            assert done.returncode == (TIMED_OUT if stream else 0)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
