@@ -100,7 +100,11 @@ def _inside(hour: int, window: Window) -> Window:
 
 def hour_sums(extent: Extent, view: View) -> Steps[HourSums]:
     """The fingerprints of an extent, memoised. A step hashes an hour."""
-    known = extent.hour_sums.get(view.name)
+    memo, name = extent.memo, (SUMS, view.name)
+    kept: HourSums | None = memo.get(name) if memo is not None else None
+    if kept is not None:
+        return kept
+    known: HourSums | None = extent.hour_sums.get(view.name)
     if known is None and extent.stored is not extent:
         known = (yield from hour_sums(extent.stored, view)).cut(extent.stored.window, extent.window)
     if known is None or known.unknown:
@@ -109,8 +113,8 @@ def hour_sums(extent: Extent, view: View) -> Steps[HourSums]:
             done[hour] = fingerprint(view.keep(calls), view)
             yield
         known = HourSums(done)
-    if extent.memo is not None:
-        extent.memo.put((SUMS, view.name), known, HOUR_BYTES * len(known.known) + SUMS_BYTES)
+    if memo is not None:
+        memo.put(name, known, HOUR_BYTES * len(known.known) + SUMS_BYTES)
     else:
         extent.__dict__["hour_sums"] = {view.name: known}
     return known
