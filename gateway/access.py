@@ -30,7 +30,7 @@ PUBLIC_EXTRA = frozenset({"Result", "InfoDigits"})  # elements in `extra` that h
 STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})
 PUBLIC_STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus"})  # the journal is personal data
 RECORDING_EXTRA = "VoiceDirectory"  # the upstream's recording address, in `extra` if a call has more than one
-FILTER_SCOPES = {"ani": "personal", "recorded": "recordings"}  # parameters that would reveal what a scope shows
+FILTER_SCOPES = {"ani": "personal", "recorded": "recordings"}  # parameters whose results would reveal a masked field
 MIN_DISTINCT = 5  # calls, of which a consumer without the scope `personal` may know how many callers made them
 
 
@@ -42,7 +42,7 @@ class Rate(Struct, frozen=True):
 
 
 class Kind(StrEnum):
-    """What a consumer is known by: an access key, a bearer token, or, without authentication, its address alone."""
+    """How a consumer is identified: by access key, bearer token, or, without authentication, address alone."""
 
     KEY = "key"
     TOKEN = "token"  # noqa: S105 - a kind, not a secret

@@ -1,7 +1,7 @@
 """Memory: one bound, in bytes, for everything that grows with requests (T8).
 
 Rules:
-- What a structure holds is counted where it is filled: keys, expired entries and memoised values too.
+- A structure counts its bytes where it is filled: keys, expired entries and memoised values too.
 - A structure that could displace others has a part of the bound, and evicts its own least recently used entries.
 - When all together exceed the bound, the most expendable goes first: `first_to_last` frees memory in that order.
 """

@@ -1,4 +1,4 @@
-"""Rate limits of consumers, and what they share fairly. Time is an argument, in seconds since 1970.
+"""Rate limits of consumers, and fair shares of common resources. Time is an argument, in seconds since 1970.
 
 Requests are counted with token buckets: a bucket holds as many tokens as the rate allows requests in its period, starts
 full and refills evenly; each request takes one token. (The library `limits` has no token bucket: its fixed windows
@@ -113,10 +113,10 @@ class RateLimiter:
 class Shares:
     """A quantity that consumers hold parts of, such as places or bytes, and that is shared fairly.
 
-    A consumer may take more while it holds at most `share / (1 - share)` times what is free. So one consumer alone
+    A consumer may take more while it holds at most `share / (1 - share)` times the free parts. So one consumer alone
     holds about `share` of it, several hold equal parts, and some is left for the next. (Dynamic thresholds: Choudhury
     and Hahne, 1998, for the buffers of switches.) The last part taken may exceed the rest. A consumer holds at most
-    `most` parts. `name` says what the parts are, and `reason` is the label of a refusal.
+    `most` parts. `name` names the parts, and `reason` is the label of a refusal.
     """
 
     def __init__(

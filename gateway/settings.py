@@ -231,13 +231,13 @@ class Settings:
     request_concurrency: int = option(
         whole_number(1, 100_000),
         "1000",
-        "The limit of requests that wait for the upstream. Further ones are answered with 503; what is in the cache is "
-        "always answered.",
+        "The limit of requests that wait for the upstream. Further ones are answered with 503; cached responses are "
+        "always sent.",
     )
     consumer_share: float = option(
         FRACTION,
         "0.5",
-        "The part that one consumer alone may hold of what all consumers share: requests that wait for the upstream, "
+        "The part of common resources that one consumer alone may hold: requests that wait for the upstream, "
         "exports, recordings, and bytes of responses that it has not read. Several consumers hold equal parts. A "
         "consumer that exceeds its part is answered with 429. Without authentication each client address is one.",
     )
@@ -273,7 +273,7 @@ class Settings:
     cache_bytes: int = option(
         SIZE,
         "256MiB",
-        "The size of all that is kept in memory: calls, figures, responses, and what is known of clients.",
+        "The size of all that is kept in memory: calls, figures, responses, and notes about clients.",
     )
     cache_url: str = optional(
         matching(

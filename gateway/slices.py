@@ -16,7 +16,7 @@ Steps = Generator[None, None, _Result]
 
 
 async def in_slices(steps: Steps[_Result]) -> _Result:
-    """Take all steps, and return what they return. Other tasks run meanwhile."""
+    """Run all steps and return their result. Other tasks run between slices."""
     began = time.perf_counter()
     while True:
         try:
@@ -30,7 +30,7 @@ async def in_slices(steps: Steps[_Result]) -> _Result:
 
 
 def finish(steps: Steps[_Result]) -> _Result:
-    """Take all steps at once, and return what they return."""
+    """Run all steps without a pause and return their result."""
     while True:
         try:
             next(steps)

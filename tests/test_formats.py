@@ -125,7 +125,7 @@ def test_no_separator_makes_a_formula_of_any_text(first: str, second: str):
         for separator in (",", ";", "\t"):
             for cell in cells_split_at(body, separator):
                 assert not cell.strip(' "').startswith(tuple("=+-@＝")), (separator, cell)
-        for line in body.decode().splitlines():  # a program that knows no quotes
+        for line in body.decode().splitlines():  # a program that ignores quotes
             for cell in re.split("[,;\t]", line):
                 assert not cell.strip(' "').startswith(tuple("=+-@＝")), cell
 

@@ -1,4 +1,4 @@
-"""One bound of memory for all that grows with requests: what is counted is what is held, whatever the keys."""
+"""One bound of memory for all that grows with requests: counted bytes are held bytes, for all kinds of keys."""
 
 import asyncio
 from collections.abc import Callable

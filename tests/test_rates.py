@@ -108,7 +108,7 @@ def test_several_consumers_hold_equal_parts_and_the_next_has_room():
     shares = Shares("requests", "requests", 1000, 0.5)
     names = [key(name, kind) for name in ("oidc", "b") for kind in Kind]
     held = {name: fill(shares, name) for name in names}
-    for _ in range(50):  # each gives all back in turn, and takes what it may then
+    for _ in range(50):  # each releases its parts in turn, then takes as many as it may
         for name in names:
             for give_back in held[name]:
                 give_back()

@@ -3,7 +3,7 @@
 Rules:
 - Each fact has one source: paths, summaries and operation ids are those of the handlers, schemas and examples those of
   the response Structs, parameters those of `query.PARAMETERS`, and problems those of `problems.BY_NAME`.
-- Schemas, enums, parameters, responses and headers are components: each is written once, under a name of its own.
+- Schemas, enums, parameters, responses and headers are components: each is written once and referred to by name.
 - Building the document has no side effects. It creates no Litestar application, which would change the logging.
 """
 
@@ -64,7 +64,7 @@ ROUTES = {
 }
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
-    {"name": "changes", "description": "The change feed: what a copy of the calls needs to stay exact."},
+    {"name": "changes", "description": "The change feed: keeps a copy of the calls exact."},
     {"name": "operations", "description": "For operators of the gateway."},
     {"name": "summaries", "description": "Figures about calls."},
 ]

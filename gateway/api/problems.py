@@ -80,8 +80,8 @@ RATE_LIMITED = ProblemType(
     "Too many requests",
     "This consumer has reached its rate limit.",
     "Wait for the seconds in `Retry-After`, then try again.",
-    "This consumer has sent more requests than its rate limit allows, or it holds its share of what all consumers "
-    "share: requests in progress, exports, recordings, unread responses. The headers `RateLimit-Policy` and "
+    "This consumer has sent more requests than its rate limit allows, or it holds its share of a common "
+    "resource: requests in progress, exports, recordings, unread responses. The headers `RateLimit-Policy` and "
     "`RateLimit` show the rate limit and the remaining requests.",
 )
 ISSUER_UNREACHABLE = ProblemType(

@@ -141,7 +141,7 @@ def row_filter(context: RequestContext, cache_query: Query, filters: Filters = N
 
 
 def client_sight(context: RequestContext) -> Sees:
-    """A function that tells whether the consumer may know of a client."""
+    """Return the predicate that is true for client codes that the consumer may know."""
     return partial(can_read, consumer_of(context))
 
 
@@ -213,7 +213,7 @@ def _no_cache_ignored(context: RequestContext) -> str:
 
 
 def _entity_tag(data: bytes, meta: AnswerMeta, *, has_next: bool) -> str:
-    """A weak entity tag: a hash of the data, of what is left out of it, and of whether a next page exists.
+    """A weak entity tag: a hash of the data, of the number of unreadable records, and of whether a next page exists.
 
     The start of the window is part of it: that of a relative range moves, and the next pages with it.
     """

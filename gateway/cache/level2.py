@@ -5,8 +5,8 @@ Rules:
   its POST; its calls are one value. Values are never changed. Each is true in any order and with any other missing: the
   later POST wins for each point, without a compare-and-set that could be lost.
 - The script that stores an extent deletes older ones that it covers. A value that is evicted or unreadable is a miss.
-- A value begins with a digest of the client code and the rest, keyed with GATEWAY_SIGNING_KEY: without the key nobody
-  can make or change a value. One whose digest is wrong is unreadable. Replicas with another key have other keys here.
+- A value begins with a digest of the client code and the rest, keyed with GATEWAY_SIGNING_KEY: it cannot be made or
+  changed without the key. One whose digest is wrong is unreadable. Replicas with another key have other keys here.
 - A read looks up its gaps once, and only extents that were sent after the extents of level 1.
 - A lookup takes at most 100 ms. Equal lookups at the same time are one.
 - Extents of every client serve reads of every client alone: for one client they would be too large.

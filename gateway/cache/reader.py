@@ -70,7 +70,7 @@ class CacheSettings(Struct, frozen=True):
 class Query(Struct, frozen=True, kw_only=True):
     """A query: `codes` are client codes, or `*` alone. `deadline` is an instant of the event loop's clock.
 
-    `no_cache` accepts only POSTs sent from now on, `no_stale` nothing stale except what a doubted reply leaves.
+    `no_cache` accepts only POSTs sent from now on, `no_stale` nothing stale except extents that a doubted reply keeps.
     `one_shot` is for exports: it does not count as a use of the cache.
     `before_wait` is called before the read waits for flights, and may refuse that by an error.
     """
@@ -270,7 +270,7 @@ class Cache:
         return [part for extent in inside for part in overlay_clients(extent, own)] if own else inside
 
     def _store(self, code: str, extent: Extent, status: bool) -> Steps[list[Extent]]:
-        """Store what a reply found, and return the extents to answer with: if it is doubted, those held before it.
+        """Store the extent of a reply. Return the extents to answer with: the earlier ones if the reply is doubted.
 
         Notes how late its calls were published where the cache had looked before.
         """

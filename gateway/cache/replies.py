@@ -1,8 +1,8 @@
-"""Replies compared with what is held: what makes two replies of the upstream comparable.
+"""Comparison of a reply of the upstream with the calls already held.
 
 Rules:
 - A reply that loses much is doubted: at least 20 records, and over half of those held of its window. It is believed
-  once a POST at least `wait` seconds later loses the same; until then what is held stands, and grows stale.
+  once a POST at least `wait` seconds later loses the same; until then the earlier extent stays, and grows stale.
 - An `assumed` reading of a wall time does not replace an `inferred` one of the same call (T4).
 - Whether the upstream knows the status flag is learned by client, from the first status on, until a reply without any
   has a call that had one. Calls of such a client without a status have an empty one.
@@ -28,7 +28,7 @@ NO_STATUSES = (None, NO_STATUS)
 
 
 class Replies:
-    """What is known of earlier replies. `wait` is in seconds."""
+    """Earlier replies that are doubted, by client. `wait` is in seconds."""
 
     def __init__(self, profiles: ClientProfiles, wait: float) -> None:
         self._profiles = profiles

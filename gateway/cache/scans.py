@@ -40,7 +40,7 @@ FIRST_CALLS = 100  # of a stream, sent before the second span is read
 MIN_SPAN = 60  # seconds
 MAX_HELD = 300_000  # calls that wait to be counted: three spans
 MAX_INLINE = 10_000  # calls that are compared without a thread, in about 2 ms
-Sees = Callable[[str], bool]  # whether a consumer may know of a client
+Sees = Callable[[str], bool]  # may a consumer know of this client code?
 
 
 class Position(NamedTuple):
@@ -202,7 +202,7 @@ class SentIds:
 
 
 class Spans:
-    """The spans of a window, read one after another, the next one ahead. `rest` is what was not begun.
+    """The spans of a window, read one after another, the next one ahead. `rest` is the part not begun.
 
     The deadline of the query is that of all spans; with a `timeout` of the first alone, and others may take so long.
     """
@@ -323,7 +323,7 @@ def _split(part: Counted, count: int, *, newest_first: bool) -> tuple[Counted, C
         return part, Counted((), part.reading)
     edge = int(starts[count - 1].timestamp()) + (not newest_first)
     halves = Window(part.extents[0].window.start, edge), Window(edge, part.extents[-1].window.end)
-    first, rest = halves if newest_first else reversed(halves)  # what is cut off
+    first, rest = halves if newest_first else reversed(halves)  # `rest` is cut off
     return (
         Counted([piece for extent in part.extents for piece in extent.without(first)], part.reading),
         Counted([piece for extent in part.extents for piece in extent.without(rest)], part.reading),

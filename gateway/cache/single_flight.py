@@ -7,7 +7,7 @@ Rules:
 - The first gap is sent at once. While a flight of the same client or window is in progress, further gaps wait until it
   lands, at most 50 ms, and are sent together: windows of a client that are near each other as one POST, clients of
   nearly the same window as one batch.
-- Flights that are overdue hold nobody up: nothing waits until they land, and their codes are not batched.
+- An overdue flight delays no other POST: nothing waits until it lands, and its codes are not batched.
 - An error of one code is remembered for a second, for gaps that contain the window that failed; the error of a batch is
   not. That there is no connection is remembered for all gaps until a POST is answered. An error without a POST is not
   remembered.

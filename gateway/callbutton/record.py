@@ -53,7 +53,7 @@ KEPT_WORDS = ("AM", "PM", "T", "Z")  # of a date and time in another form; other
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 NO_ID = "?"  # begins the names of records without an id
 MAX_DEPTH = 40  # levels in an element of a record; the protocol has one
-MAX_ID = 200  # characters; the contract has no longer ids, and cursors hold one
+MAX_ID = 200  # characters; the longest id of the contract; a cursor holds one id
 MAX_NAMES = 1000  # spellings of names that are remembered for one reply
 MAX_SHARED_TEXTS = 50_000  # texts of one reply that are kept so that equal values are one object
 

@@ -54,7 +54,7 @@ UNFINISHED = (
     r"&(?:#(?:[xX]?[0-9A-Fa-f]{0,30})|[A-Za-z][A-Za-z0-9]{0,31}|<)?"
     r"|<(?:\?|!(?:\[(?:C(?:D(?:A(?:TA?)?)?)?)?|-{1,2})?)?|\]{1,2}|(?<!<!)(?<!<!-)-{1,2}|\?"
 )
-TAIL = re.compile(rf"(?:{HIGH_SURROGATE})?(?:{UNFINISHED}|{END_MARKS})?\Z")  # what the next piece may complete
+TAIL = re.compile(rf"(?:{HIGH_SURROGATE})?(?:{UNFINISHED}|{END_MARKS})?\Z")  # text that the next piece may complete
 END = re.compile(END_MARKS + r"\Z")
 TAIL_SIZE = 80  # characters; more than the longest tail
 HEAD_SIZE = 512  # bytes that decide the charset

@@ -182,7 +182,7 @@ class Progress:
         self._began = time.monotonic()
 
     def show(self, checkpoint: Checkpoint) -> None:
-        """Show what has been exported, the speed and the time left, in the width of the terminal."""
+        """Show progress, speed and the time left, in the width of the terminal."""
         if not sys.stderr.isatty():
             return
         seconds = max(0.001, time.monotonic() - self._began)

@@ -44,7 +44,7 @@ DOCUMENT = document()
 
 
 def closed(schema: Any) -> Any:
-    """A schema whose objects have no other properties than those that it names."""
+    """Return a copy of a schema that forbids additional properties."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -58,7 +58,7 @@ COMPONENTS = {"schemas": closed(DOCUMENT["components"]["schemas"])}
 
 
 def resolved(value: dict[str, Any]) -> dict[str, Any]:
-    """A part of the document, or what it refers to."""
+    """Return a part of the document, with a `$ref` resolved."""
     if "$ref" not in value:
         return value
     _, _, section, name = value["$ref"].split("/")
@@ -67,7 +67,7 @@ def resolved(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults(path: str, answer: httpx.Response) -> Iterator[str]:
-    """What the document does not say of an answer of a path."""
+    """Yield the differences between an answer and its description in the document."""
     described = DOCUMENT["paths"][path]["get"]["responses"].get(str(answer.status_code))
     if described is None:
         yield f"status {answer.status_code}"

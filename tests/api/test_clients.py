@@ -109,7 +109,7 @@ def address(stand: Make, tmp_path: Path) -> str:
 def expect(program: Program, printed: str) -> None:
     """Check the output: about 400 calls on several pages, a summary of two buckets and an export of as many.
 
-    The client has every operation of the document: generators leave out what they do not support.
+    The client has every operation of the document: generators leave out operations that they do not support.
     """
     calls, total, buckets, lines, problem = printed.split()
     assert (total, buckets, int(lines) - 1, problem) == (calls, "2", int(calls), "/problems/invalid-parameter")
@@ -139,7 +139,7 @@ def test_typescript_by_hey_api_with_transformers(address: str, tmp_path: Path):
 def test_python_by_openapi_python_client(address: str, tmp_path: Path):
     program = Program("Python, with openapi-python-client", tmp_path, address)
     program.write("python", "main.py")
-    assert "WARNING" not in program.run(*program.command)  # it leaves out what it does not support
+    assert "WARNING" not in program.run(*program.command)  # a warning names an operation that is left out
     expect(program, program.run(sys.executable, "main.py", PYTHONPATH=str(tmp_path / "callbutton-gateway-client")))
 
 

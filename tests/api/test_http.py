@@ -291,7 +291,7 @@ VARYING = {"date", "server-timing", "x-request-id"}
 
 
 def seen(answer: httpx.Response) -> tuple[object, ...]:
-    """What a client sees of an answer, apart from ids and times of the request."""
+    """The parts of an answer that must not vary: all but ids and times of the request."""
     headers = sorted((name, value) for name, value in answer.headers.multi_items() if name not in VARYING)
     body = {} if answer.headers.get("content-type") == "application/problem+json" else answer.content
     return answer.status_code, answer.headers["x-request-id"] in ("one", "two"), headers, body

@@ -30,7 +30,7 @@ def waiting_path(number: int) -> str:
 
 
 class Crowd:
-    """Requests that wait for the upstream, each in a connection of its own, until the block ends."""
+    """Requests that wait for the upstream, each on its own connection, until the block ends."""
 
     def __init__(self, gateway: Stand, address: str = "127.0.0.1", headers: str = "") -> None:
         self._gateway, self._address, self._headers = gateway, address, headers
@@ -100,7 +100,7 @@ def test_without_authentication_each_address_is_a_consumer(stand: Make):
     gateway.simulator.misbehave("hang@8005550100")
     with Crowd(gateway, "127.0.0.2") as one, Crowd(gateway, "127.0.0.3") as other:
         assert one.wait_until_full() == 11
-        assert other.wait_until_full() == 5  # half of what is left, and one
+        assert other.wait_until_full() == 5  # half of the free places, and one
         assert gateway.client.get(CACHED).status_code == 200
         assert gateway.client.get("/clients/8005550108/calls?start=2026-11-02").status_code == 200
 

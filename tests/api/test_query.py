@@ -1,4 +1,4 @@
-"""Queries are read once: empty values, defaults, lists in every form, and cursors that are small and say nothing."""
+"""Queries are read once: empty values, defaults, lists in every form, and cursors that are small and encrypted."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_a_range_asked_after_midnight_is_not_the_response_of_the_day_before(
 
 
 def test_a_poll_after_a_record_became_unreadable_is_not_304(stand: Make):
-    """The calls stay the same: only `meta.unreadable` tells of the record."""
+    """The calls stay the same: only `meta.unreadable` counts the record."""
     gateway = stand()
     day = {"start": "2026-11-16T00:00:00Z", "end": "2026-11-17T00:00:00Z", "fields": "id", "limit": "1000"}
     first = gateway.get(CALLS, **day)

@@ -1,4 +1,4 @@
-"""Client codes share the upstream: what one of them does to its POSTs changes no read of another."""
+"""Client codes share the upstream: a code whose POSTs fail or hang changes no read of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a consumer keeps outlives the process: tokens of the change feed, cursors and links."""
+"""Tokens of the change feed, cursors and links stay valid across a restart."""
 
 from __future__ import annotations
 

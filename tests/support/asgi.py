@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 async def get(app: Any, path: str, query: dict[str, Any], headers: dict[str, str]) -> Answer:
-    """Send a GET request. Raises BrokenOff, or what the application raises once the response has begun."""
+    """Send a GET request. Raises BrokenOff, or the application's exception once the response has begun."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -156,7 +156,7 @@ async function bodyOf(answer) {
   return { text: text + decoder.decode(), bytes, complete: true };
 }
 
-// A button that copies a text, and says so.
+// A button that copies a text and confirms it.
 function copyButton(text) {
   const label = "Copy";
   const click = async (event) => {

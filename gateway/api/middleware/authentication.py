@@ -120,7 +120,7 @@ def admit(context: RequestContext, consumer: Consumer, rates: RateLimiter, now: 
 
 
 def take_token(context: RequestContext, rates: RateLimiter, rate: Rate, now: float) -> None:
-    """Take a token from the bucket of a request's consumer, and say in headers what is left. Raises RateLimited."""
+    """Take a token from the bucket of a request's consumer, and add the rate limit headers. Raises RateLimited."""
     bucket = rates.bucket(context.party, rate, now)
     taken = bucket.take(now)
     context.response_headers += rate_headers(bucket)

@@ -1,7 +1,7 @@
 """Load shedding: refuse requests that cannot be served, and cancel requests whose client disconnects.
 
 Rules:
-- Requests that wait are limited where the wait begins (`RequestContext.hold`), so what is cached is always answered.
+- Requests that wait are limited where the wait begins (`RequestContext.hold`), so cached responses are always sent.
 - A query string has at most `MAX_QUERY` bytes.
 - When a client disconnects, its request is cancelled and releases its flights, so POSTs that are not sent yet are
   dropped. Only requests that take longer than `POLL_INTERVAL` are watched.

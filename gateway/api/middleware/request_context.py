@@ -164,9 +164,7 @@ class RequestContextMiddleware:
                 return
             if start is not None:
                 beginning, start = start, None
-                large = (
-                    len(message["body"]) > CHUNK_SIZE and not message["more_body"]
-                )  # a stream has a place of its own
+                large = len(message["body"]) > CHUNK_SIZE and not message["more_body"]  # streams are counted separately
                 if large and (error := self._no_room(context, len(message["body"]))):
                     await problems.send_error(send_with_headers, error, scope["path"], request_id)
                     return

@@ -8,7 +8,7 @@ Rules:
   only served to an equal consumer, so a change of rights invalidates it.
 - `Age` and `Cache-Status` are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods other
   than GET, bypass the cache.
-- 304 is decided here alone, for responses from the cache and from inside alike: what is stored is always whole.
+- 304 is decided here alone, for cached and new responses alike: only whole responses are stored.
 - An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
 - Its entries count in the memory of the cache, keys and expired entries included, and have a part of it (T8).
 """
