@@ -33,6 +33,7 @@ bench: $(READY)  ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
 	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.cold
 
 soak: $(READY)  ## Run the cache's property test for 210,000 steps, then load and faults for DURATION seconds (60)
 	@echo "== 3,500 sequences of 60 steps"

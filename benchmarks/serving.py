@@ -25,14 +25,10 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
-
 from benchmarks import plots
-from benchmarks.peers import POST
 from benchmarks.support import free_port, reachable
 
 FLOOR = "a raw ASGI application on uvicorn"
@@ -297,56 +293,6 @@ def of_baseline(stack: ExitStack, folder: Path, checkout: Path, environment: dic
     return Case(BASELINE, server.pid, url, (opened,))
 
 
-def misses(count: int = 300) -> tuple[float, float]:
-    """Median milliseconds of a reply of 100 calls: directly from the upstream, and through the gateway."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        behind, port = free_port(), free_port()
-        python = sys.executable
-        stack.enter_context(
-            running(behind, python, "-m", "benchmarks.peers", "upstream", str(behind), "-", log=folder / "up.log")
-        )
-        upstream = SIMULATOR.format(port=behind)
-        environment, opened = gateway_environment(upstream, folder)
-        settings = environment | {"GATEWAY_PORT": str(port)}
-        stack.enter_context(running(port, python, "-m", "gateway", "serve", log=folder / "gateway.log", **settings))
-        direct, through = [], []
-        name, _, key = opened.partition(": ")
-        with httpx.Client() as client:
-            for day in range(count):
-                noon = datetime(2025, 1, 1, 18, tzinfo=UTC) + timedelta(days=day)
-                wall = noon.strftime("%m/%d/%Y 00:00:00")
-                began = time.perf_counter()
-                body = POST.format(code="8005550100", start=wall, end=wall)
-                client.post(upstream, content=body).raise_for_status()
-                between = time.perf_counter()
-                window = {"start": f"{noon:%Y-%m-%dT07:00:00Z}", "end": f"{noon:%Y-%m-%dT23:00:00Z}", "limit": "100"}
-                answer = client.get(
-                    f"http://127.0.0.1:{port}/clients/8005550100/calls", params=window, headers={name: key}
-                )
-                through.append(time.perf_counter() - between)
-                direct.append(between - began)
-                assert len(answer.raise_for_status().json()["data"]) == 100
-        return statistics.median(direct) * 1e3, statistics.median(through) * 1e3
-
-
-def start_up(rounds: int = 5) -> tuple[float, float]:
-    """Median seconds from start to the first response, and MiB resident at that time."""
-    seconds, resident = [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as name:
-            environment, _ = gateway_environment("http://127.0.0.1:1/xml.jsp", Path(name))
-            port = free_port()
-            began = time.perf_counter()
-            settings = environment | {"GATEWAY_PORT": str(port)}
-            with running(port, sys.executable, "-m", "gateway", "serve", log=Path(name) / "log", **settings) as process:
-                get(f"http://127.0.0.1:{port}/healthz")
-                seconds.append(time.perf_counter() - began)
-                status = Path(f"/proc/{process.pid}/status").read_text("ascii")
-                resident.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
-    return statistics.median(seconds), statistics.median(resident)
-
-
 def table(ratios: dict[str, Measured]) -> str:
     """Format the ratios to the raw application as a Markdown table."""
     lines = ["| server | rate | CPU time | p99 |", "|---|---|---|---|"]
@@ -384,15 +330,9 @@ def main() -> None:
         if BASELINE in found:
             ratio = medians(found[OURS[0]], found[BASELINE])
             print(f"\nexact repeat relative to the baseline: rate {ratio.rate:.2f}, CPU time {ratio.cpu:.2f}")
-    (direct, through), (seconds, resident) = misses(), start_up()
-    rest = (
-        f"A miss of 100 calls takes {through - direct:.1f} ms more than the upstream's {direct:.1f} ms.\n"
-        f"The gateway answers its first request {seconds:.2f} s after it starts, with {resident:.0f} MiB resident."
-    )
-    print(f"\n{rest}")
     ratios.pop(BASELINE, None)
     if given.write and set(ratios) == {*PEERS, *OURS}:
-        PAGE.write_text(rewritten(PAGE.read_text("utf-8"), f"{table(ratios)}\n\n{rest}"), "utf-8")
+        PAGE.write_text(rewritten(PAGE.read_text("utf-8"), table(ratios)), "utf-8")
         PLOT.write_text(plots.bars({name: one.rate for name, one in ratios.items()}), "utf-8")
 
 

@@ -184,10 +184,8 @@ def mask_number(number: str | None) -> str | None:
 
 def _without(extra: dict[str, str], names: Collection[str]) -> dict[str, str]:
     """Remove some elements, with their nested elements, and the upstream's recording address."""
-    roots = {name: name.partition(".")[0] for name in extra}
-    if not any(root in names or root == RECORDING_EXTRA for root in roots.values()):
-        return extra
-    return {name: extra[name] for name, root in roots.items() if root not in names and root != RECORDING_EXTRA}
+    hidden = {name for name in extra if (root := name.partition(".")[0]) in names or root == RECORDING_EXTRA}
+    return {name: text for name, text in extra.items() if name not in hidden} if hidden else extra
 
 
 def _public(extra: dict[str, str], public: Collection[str], *, status: bool) -> dict[str, str]:

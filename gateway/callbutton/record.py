@@ -185,7 +185,8 @@ class RecordReader:
         if unknown or earlier:
             self.unknown += len(unknown)
             extra = {key: text for key, text in islice(texts.items(), len(NO_TEXTS), None) if text}
-            self._complete(extra, texts, earlier)
+            if earlier:
+                self._complete(extra, texts, earlier)
         status = None
         if self._status:
             if reviewed is not None or sales is not None or journal is not None:

@@ -33,6 +33,7 @@ DECLARED = re.compile(rb"""\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([A-Za-z0-9
 UNMARKED = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}  # the start of UTF-16 without a byte order mark
 PROLOG_SIZE = 1024  # characters in which byte order marks before the root are found
 PROLOG = re.compile(r"(?:<\?[^>]*>|<!--[^>]*-->|[ \t\r\n\ufeff])*")
+DECLARATION = re.compile(r"<\?xml[^<>&]*\?>")
 SPACE = " \t\r\n\ufeff"
 MARK = "\ufeff"
 END_MARKS = r"\ufeff[ \t\r\n\ufeff]{0,63}"  # at the end of a reply
@@ -161,6 +162,8 @@ class TextDecoder:
         """Repair references outside sections, and note the section in which the text ends."""
         if not self._section_end and "&" not in text and "!" not in text and "<?" not in text:
             return text  # a single character is found many times faster than several
+        if not self._section_end and (declaration := DECLARATION.match(text)):  # the only section of most replies
+            return declaration[0] + self._repair_references(text[declaration.end() :])
         if self._section_end in ("", CDATA_END) and "<!--" not in text and "<?" not in text:
             chunks = text.split(CDATA_START)
             outside = [chunk.partition(CDATA_END)[2] for chunk in chunks]
