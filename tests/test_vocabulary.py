@@ -54,7 +54,6 @@ CLASSES = {
     "Gate": "Admission",
     "Limit": "AdaptiveLimit",
     "Line": "WaitQueue",
-    "Methods": "HeadMiddleware",
     "Other": "RemoteLease",
     "Ports": "a second listener",
     "Posts": "Fetcher",

@@ -23,7 +23,6 @@ from gateway.api import calls, changes, openapi, problems, recordings, reference
 from gateway.api.middleware.authentication import UNMATCHED, Authentication, audit
 from gateway.api.middleware.compression import Compression
 from gateway.api.middleware.cors import Cors
-from gateway.api.middleware.head import HeadMiddleware
 from gateway.api.middleware.load_shedder import LoadShedder
 from gateway.api.middleware.request_context import HTTPApp, RequestContextMiddleware, context_of
 from gateway.api.middleware.response_cache import ResponseCache
@@ -192,10 +191,10 @@ def create_api(
         return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, unsent, routes)
 
     litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
-    cached = ResponseCache(HeadMiddleware(Compression(litestar)), services.clock, memory, metrics.requests)
+    cached = ResponseCache(Compression(litestar), services.clock, memory, metrics.requests)
     routes = route_finder(litestar)
     api = outermost(Authentication(cached, authenticator, services.rates, services.clock, metrics, routes), litestar)
     if metrics_port:
         operator = router(OPERATOR_HANDLERS)
-        api.operator = outermost(HeadMiddleware(Compression(operator)), operator)
+        api.operator = outermost(Compression(operator), operator)
     return api, litestar

@@ -4,6 +4,7 @@ Rules:
 - It is outside Litestar, whose own middleware does not see 404 and 405.
 - It combines repeated header fields (RFC 9110, section 5.3). No other layer sees them as they came.
 - Logs and labels contain route templates, never paths or queries, because client codes are telephone numbers.
+- HEAD is GET without the body: the layers inside see GET. Every path supports both, and OPTIONS.
 - Bodies are sent in chunks, so that a slow client does not fill the buffer of the server.
 - While the process shuts down, every response closes its connection.
 """
@@ -37,6 +38,7 @@ from gateway.shutdown import Shutdown
 
 LOGGER = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+ALLOWED = b"GET, HEAD, OPTIONS"  # on every path; Litestar would leave HEAD out
 METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}  # other methods share the label `other`
 SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 CLOSE_HEADERS = ((b"connection", b"close"),)
@@ -152,6 +154,10 @@ class RequestContextMiddleware:
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
         context = RequestContext(request_id, headers, started, address=(scope["client"] or ("",))[0])
         scope.setdefault("state", {})["context"] = context
+        inner, context.is_head = scope, scope["method"] == "HEAD"
+        if context.is_head:  # a copy, because the server reads the method of its scope too
+            inner = scope.copy()
+            inner["method"] = "GET"
         status, start, cache = CLIENT_CLOSED, None, ""
 
         async def send_with_headers(message: Message) -> None:
@@ -162,6 +168,8 @@ class RequestContextMiddleware:
             if message["type"] != "http.response.body":
                 await send(message)
                 return
+            if context.is_head:
+                message = {"type": "http.response.body", "body": b"", "more_body": message["more_body"]}
             if start is not None:
                 beginning, start = start, None
                 large = len(message["body"]) > CHUNK_SIZE and not message["more_body"]  # streams are counted separately
@@ -169,6 +177,9 @@ class RequestContextMiddleware:
                     await problems.send_error(send_with_headers, error, scope["path"], request_id)
                     return
                 status, cache = beginning["status"], cache_status(beginning["headers"])
+                if status in (204, 405):
+                    sent = beginning["headers"]
+                    beginning["headers"] = [(name, ALLOWED if name == b"allow" else value) for name, value in sent]
                 closing = CLOSE_HEADERS if self.shutdown.begun.is_set() else ()
                 own = (b"x-request-id", request_id.encode())
                 beginning["headers"] = [
@@ -187,7 +198,7 @@ class RequestContextMiddleware:
         requests = self._metrics.requests
         requests.in_flight += 1
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(inner, receive, send_with_headers)
         except Exception:
             if context.aborted:
                 return  # without a last chunk, so the server closes the connection and the client notices
@@ -200,7 +211,7 @@ class RequestContextMiddleware:
                 give_back()
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = str(scope.get("path_template") or self._route_of(scope["path"]))
+            route = str(inner.get("path_template") or self._route_of(scope["path"]))
             requests.in_flight -= 1
             consumer = context.consumer
             requests.add(method, route, status, seconds, consumer.label if consumer else "")

@@ -7,7 +7,7 @@ Rules:
   of an hour, because relative windows such as `range=yesterday` change at midnight in their time zone. An entry is
   only served to an equal consumer, so a change of rights invalidates it.
 - `Age` and `Cache-Status` are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods other
-  than GET, bypass the cache.
+  than GET and HEAD, bypass the cache.
 - 304 is decided here alone, for cached and new responses alike: only whole responses are stored.
 - An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
 - Its entries count in the memory of the cache, keys and expired entries included, and have a part of it (T8).
