@@ -24,14 +24,12 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from benchmarks.support import free_port, reachable, running, valkey, wait_for
+from benchmarks.support import free_port, parse_reply, reachable, running, valkey, wait_for
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
 from gateway.callbutton import central_time
-from gateway.callbutton.client import Fetched
-from gateway.callbutton.reply import parse_reply
-from gateway.callbutton.request import render_request
+from gateway.callbutton.client import Fetched, render_request
 from gateway.callbutton.wait_queue import Waiters
 from gateway.metrics import Metrics
 from gateway.model import Window

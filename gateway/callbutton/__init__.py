@@ -2,11 +2,10 @@
 
 Begin reading with `client`, which is the upstream as a function: client codes and a window to calls.
 
-    client        one fetch: POST, retry, count, log
+    client        one fetch: render the request, POST, retry, count, log
     admission     a slot for each POST: wait queue, adaptive limit, circuit breaker, retry budget
     wait_queue    the order in which POSTs get a slot, and which are dropped
     transport     one POST over httpx, with the timeouts of a flight
-    request       client codes and wall times to XML
     reply         XML to calls, while it streams in
     record        one call detail record
     text          bytes of a reply to text that an XML parser accepts

@@ -12,13 +12,13 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import xmltodict
 from msgspec import Struct
 
 from gateway import tracing
 from gateway.callbutton import central_time
 from gateway.callbutton.admission import Admission, RetryBudget, backoff, is_retryable
 from gateway.callbutton.reply import Reply, ReplyParser
-from gateway.callbutton.request import render_request
 from gateway.callbutton.transport import Transport, UpstreamLimits
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import (
@@ -32,9 +32,10 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.metrics import Metrics
-from gateway.model import CLIENT_CODE, Call, StartTimeCertainty, UnreadableCall, Window
+from gateway.model import CLIENT_CODE, EVERY_CLIENT, Call, StartTimeCertainty, UnreadableCall, Window
 
 LOGGER = logging.getLogger(__name__)
+DECLARATION = '<?xml version="1.0"?>\n'  # as printed in the document, without an encoding
 RETRY_WITHIN = 0.5  # of a POST's deadline; a later retry might time out and count as an outage
 OUTCOMES = {
     UpstreamUnauthorized: "unauthorized",
@@ -197,3 +198,32 @@ class UpstreamClient:
         if unreadable or reply.repairs or reply.status_ignored:
             fields = {"unreadable": unreadable, "repairs": dict(reply.repairs), "statusIgnored": reply.status_ignored}
             LOGGER.warning("reply needed care", extra={"fields": fields})
+
+
+def render_request(
+    codes: Sequence[str],
+    wall_range: central_time.WallRange | None,
+    *,
+    status: bool = False,
+    flag_element: str = "StatusFlag",
+) -> bytes:
+    """Render the body of a POST for the calls of `codes` in a range of wall times; None is all. Raises ValueError.
+
+    `ClientCode` comes first, each followed by its status flag if status is asked, then `StartDate` and `EndDate`.
+    """
+    elements: list[tuple[str, str | None]] = []
+    for code in codes:
+        if code != EVERY_CLIENT and CLIENT_CODE.fullmatch(code) is None:
+            raise ValueError("a client code has invalid characters")
+        elements.append(("ClientCode", code))
+        if status:
+            elements.append((flag_element, "true"))
+    elements += [("StartDate", wall_range and wall_range.start), ("EndDate", wall_range and wall_range.end)]
+    # xmltodict writes all elements of one name together. Numbered names keep their order; the preprocessor removes
+    # the number when the element is written.
+    numbered = {f"{name} {number}": value for number, (name, value) in enumerate(elements)}
+    document = {"Callbutton": {"@version": "B", "CallbuttonService": {"GetCallDetailsRequest": numbered}}}
+    text = xmltodict.unparse(
+        document, full_document=False, preprocessor=lambda name, value: (name.partition(" ")[0], value)
+    )
+    return f"{DECLARATION}{text}\n".encode("ascii")

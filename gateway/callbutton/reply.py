@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
@@ -32,7 +31,6 @@ from gateway.callbutton.text import TextDecoder
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
 from gateway.model import Call, StartTimeCertainty, UnreadableCall
 
-CHUNK_SIZE = 65536  # bytes
 SLICE_SIZE = 8192  # characters; small enough that no garbage collection runs while the elements of a slice exist
 MAX_DEPTH = 40  # levels; the protocol has nine
 MAX_ELEMENTS = 50_000  # elements in the tree; a slice has at most 2,048
@@ -331,15 +329,3 @@ def _placed(found: list[Unreadable], calls: list[Call]) -> list[UnreadableCall]:
             record = replace(record, start_time=min(starts), latest=max(starts))
         placed[record.id] = record
     return [record for id_, record in placed.items() if id_ not in readable]
-
-
-def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:
-    """A whole reply at once. Raises an UpstreamError."""
-    parser = ReplyParser(status=status, charset=charset)
-    for piece in _pieces(body):
-        parser.feed(piece)
-    return parser.close()
-
-
-def _pieces(body: bytes) -> Iterator[bytes]:
-    return (body[start : start + CHUNK_SIZE] for start in range(0, len(body), CHUNK_SIZE))

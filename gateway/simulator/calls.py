@@ -1,4 +1,4 @@
-"""Calls as a pure function of seed, client and time.
+"""Calls as a pure function of seed, client and time, and their recordings as one of their ids.
 
 Rules:
 - Elements are in the protocol document's order. VoiceDirectory and Address are left out when a call has none.
@@ -8,7 +8,11 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import random
+import re
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,6 +35,10 @@ CALLER_NAMES = ("SMITH & SON", "WIRELESS CALLER", "LAKE SHORE DENTAL", "UNAVAILA
 ZIP_NUMBERS = range(501, 99951)  # US ZIP codes as numbers: 00501 becomes 501
 PADDED_SHARE = 0.2  # of calls; the share in the reference replies of the field
 SHORT_ZIP_SHARE = 0.1  # of ZIP codes that begin with 0; the share in the reference replies of the field
+RECORDINGS = "/cb/main/jsp/mates/cBEventCallRecordingURL.jsp"  # the path
+SAMPLE_RATE = 8000  # samples of one byte a second; the rate of telephony
+DURATION = 2  # seconds; enough to hear, small enough for tests
+RANGE = re.compile(rb"bytes=(\d+)-(\d*)")
 
 Element = tuple[str, str]
 
@@ -88,8 +96,7 @@ def _call(draw: random.Random, code: str, identity: str, start: int) -> Simulate
         ("IndexNumber", draw.choice(("", "0042"))),
     ]
     if talk and draw.random() < 0.7:
-        path = f"/cb/main/jsp/mates/cBEventCallRecordingURL.jsp?id={identity}"
-        elements.append(("VoiceDirectory", f"http://callbutton.example{path}"))
+        elements.append(("VoiceDirectory", f"http://callbutton.example{RECORDINGS}?id={identity}"))
     city, state, postal = draw.choice(CITIES)
     address = (
         ("FirstName", draw.choice(FIRST)),
@@ -129,3 +136,22 @@ def _as_in_the_field(draw: random.Random, call: SimulatedCall) -> SimulatedCall:
         ("CallerNANPAZipCode", str(draw.choice(ZIP_NUMBERS))),
     ]
     return replace(call, elements=tuple(elements), address=tuple(address.items()))
+
+
+def wav(identity: str) -> bytes:
+    """Return the recording of a call: 8-bit mono PCM, its pitch chosen by the id."""
+    pitch = 220 + zlib.crc32(identity.encode()) % 440
+    samples = bytes(
+        128 + int(100 * math.sin(2 * math.pi * pitch * place / SAMPLE_RATE)) for place in range(SAMPLE_RATE * DURATION)
+    )
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SAMPLE_RATE, SAMPLE_RATE, 1, 8)
+    data = form + struct.pack("<4sI", b"data", len(samples)) + samples
+    return struct.pack("<4sI4s", b"RIFF", len(data) + 4, b"WAVE") + data
+
+
+def part_of(body: bytes, asked: bytes) -> tuple[int, int] | None:
+    """Return the half-open range of bytes that a Range header asks for, or None for the whole recording."""
+    match = RANGE.fullmatch(asked)
+    if match is None or int(match[1]) >= len(body):
+        return None
+    return int(match[1]), min(len(body), int(match[2]) + 1) if match[2] else len(body)

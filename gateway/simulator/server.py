@@ -19,8 +19,17 @@ from typing import Any
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
-from gateway.simulator import recordings
-from gateway.simulator.calls import CENTRAL, HOUR, Element, SimulatedCall, calls_of_hour, client_code
+from gateway.simulator.calls import (
+    CENTRAL,
+    HOUR,
+    RECORDINGS,
+    Element,
+    SimulatedCall,
+    calls_of_hour,
+    client_code,
+    part_of,
+    wav,
+)
 from gateway.simulator.request import BadRequest, Request, parse_request
 
 PATH = "/cb/main/jsp/xml/xml.jsp"
@@ -129,7 +138,7 @@ class Simulator:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        if scope["path"] == recordings.PATH and scope["method"] == "GET":
+        if scope["path"] == RECORDINGS and scope["method"] == "GET":
             await self._play(scope, send)
             return
         if scope["path"] != PATH or scope["method"] != "POST":
@@ -164,8 +173,8 @@ class Simulator:
     async def _play(self, scope: dict[str, Any], send: Send) -> None:
         """Send the recording of the call whose id is in the query, or the range of it that the request asks for."""
         identity = parse_qs(scope["query_string"].decode("latin-1")).get("id", [""])[0]
-        body = recordings.wav(identity)
-        part = recordings.part_of(body, dict(scope["headers"]).get(b"range", b""))
+        body = wav(identity)
+        part = part_of(body, dict(scope["headers"]).get(b"range", b""))
         first, after = part or (0, len(body))
         headers = [
             (b"content-type", b"audio/wav"),

@@ -16,7 +16,7 @@ import pytest
 from gateway.api.recordings import DEFAULT_RATE
 from gateway.callbutton.recordings import MAX_RECORDINGS, locate, redirected
 from gateway.errors import UpstreamFailed
-from gateway.simulator.recordings import part_of, wav
+from gateway.simulator.calls import part_of, wav
 from tests.support.consumers import Member, keys_file
 from tests.support.processes import wait_for
 from tests.support.stand import Make, Stand, serving

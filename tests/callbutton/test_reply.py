@@ -13,8 +13,9 @@ import xmltodict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.support import parse_reply
 from gateway.callbutton.record import ADDRESS_FIELDS, FIELDS, STATUS_FIELDS
-from gateway.callbutton.reply import MAX_ELEMENTS, MAX_RECORD_SIZE, RESPONSES, Reply, ReplyParser, parse_reply
+from gateway.callbutton.reply import MAX_ELEMENTS, MAX_RECORD_SIZE, RESPONSES, Reply, ReplyParser
 from gateway.errors import UpstreamFailed, UpstreamMalformed, UpstreamRejected, UpstreamUnauthorized
 from gateway.model import CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 from tests.support.paths import DATA

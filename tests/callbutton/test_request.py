@@ -4,7 +4,7 @@ import pytest
 import xmltodict
 
 from gateway.callbutton.central_time import WallRange
-from gateway.callbutton.request import render_request
+from gateway.callbutton.client import render_request
 from tests.support.paths import DATA
 
 SAMPLE = DATA / "samples" / "request.xml"
