@@ -24,6 +24,7 @@ PREFIX = "GATEWAY_"
 PAGE = "docs/settings.md"
 MAX_DURATION = 100 * 366 * 86400.0  # seconds
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+EARLIEST_DATE = -2_208_988_800  # 1900-01-01, where the upstream's times begin
 BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 MIN_SECRET = 16  # characters; a random key of this length cannot be guessed
 SECRET = f"[^,]{{{MIN_SECRET},}}"
@@ -65,55 +66,28 @@ class Option:
     secret: bool = False
 
 
+def refined(accepts: str, parse: Callable[[str], T], condition: Callable[[T], object]) -> Parser[T]:
+    """A parser of the values that meet a condition."""
+
+    def parse_refined(text: str) -> T:
+        if not condition(value := parse(text)):
+            raise ValueError(text)
+        return value
+
+    return Parser(accepts, parse_refined)
+
+
 def parse_quantity(text: str, units: Mapping[str, float]) -> float:
     """Parse a number with one of the units, such as `15s`. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
     if match is None or match[2] not in units:
         raise ValueError(text)
     return float(match[1]) * units[match[2]]
 
 
-def parse_duration(text: str) -> float:
-    """Parse a duration to seconds. Raises ValueError."""
-    if (seconds := parse_quantity(text, SECONDS)) > MAX_DURATION:
-        raise ValueError(text)
-    return seconds
-
-
-def parse_positive_duration(text: str) -> float:
-    """Parse a duration above zero to seconds. Raises ValueError."""
-    if (seconds := parse_duration(text)) <= 0:
-        raise ValueError(text)
-    return seconds
-
-
-def parse_span(text: str) -> float:
-    """Parse a duration of at least a second to whole seconds. Raises ValueError."""
-    if (seconds := parse_duration(text) // 1) < 1:
-        raise ValueError(text)
-    return seconds
-
-
-def parse_size(text: str) -> int:
-    """Parse a size above zero to bytes. Raises ValueError."""
-    if (size := int(parse_quantity(text, BYTES))) < 1:
-        raise ValueError(text)
-    return size
-
-
-def parse_fraction(text: str) -> float:
-    """Parse a number above 0 and at most 1. Raises ValueError."""
-    if re.fullmatch(r"\d+(\.\d+)?", text) is None or not 0 < float(text) <= 1:
-        raise ValueError(text)
-    return float(text)
-
-
 def parse_date(text: str) -> int:
-    """Parse a date from 1900 on to its first second in UTC, in seconds since 1970. Raises ValueError."""
-    date = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
-    if date.year < 1900:  # the upstream's times begin there
-        raise ValueError(text)
-    return int(date.timestamp())
+    """Parse a date to its first second in UTC, in seconds since 1970. Raises ValueError."""
+    return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
 
 
 def parse_url(text: str) -> str:
@@ -136,42 +110,25 @@ def parse_public_url(text: str) -> str:
     return (text if re.fullmatch(r"/[A-Za-z0-9._~/-]*", text) else parse_url(text)).rstrip("/")
 
 
-def parse_origins(text: str) -> frozenset[str]:
-    """Parse web origins separated by commas, or `*`. Raises ValueError."""
-    names = [name.strip() for name in text.split(",")]
-    if any(name != "*" and re.fullmatch(r"https?://[A-Za-z0-9.\[\]:-]+", name) is None for name in names):
-        raise ValueError(text)
-    return frozenset(name.lower() for name in names)
-
-
-def parse_element_names(text: str) -> frozenset[str]:
-    """Parse names of elements, as in `extra`, separated by commas. Raises ValueError."""
-    names = [name.strip() for name in text.split(",")]
-    if any(re.fullmatch(r"@?[A-Za-z_][A-Za-z0-9_.@-]{0,127}", name) is None for name in names):
-        raise ValueError(text)
-    return frozenset(names)
-
-
 def matching(accepts: str, pattern: str) -> Parser[str]:
     """A parser of texts that match a regular expression completely."""
+    return refined(accepts, str, re.compile(pattern).fullmatch)
 
-    def parse_match(text: str) -> str:
-        if re.fullmatch(pattern, text) is None:
-            raise ValueError(text)
-        return text
 
-    return Parser(accepts, parse_match)
+def names(accepts: str, pattern: str) -> Parser[frozenset[str]]:
+    """A parser of names that are separated by commas, each of which matches a regular expression."""
+
+    def parse_names(text: str) -> frozenset[str]:
+        return frozenset(map(str.strip, text.split(",")))
+
+    return refined(accepts, parse_names, lambda found: all(map(re.compile(pattern).fullmatch, found)))
 
 
 def whole_number(minimum: int, maximum: int) -> Parser[int]:
     """A parser of whole numbers from `minimum` to `maximum`."""
-
-    def parse_whole_number(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and minimum <= int(text) <= maximum):
-            raise ValueError(text)
-        return int(text)
-
-    return Parser(f"a whole number from {minimum} to {maximum}", parse_whole_number)
+    digits = matching("", "[0-9]{1,18}")
+    accepts = f"a whole number from {minimum} to {maximum}"
+    return refined(accepts, lambda text: int(digits.parse(text)), lambda number: minimum <= number <= maximum)
 
 
 def choice(*words: str) -> Parser[str]:
@@ -180,11 +137,26 @@ def choice(*words: str) -> Parser[str]:
 
 
 TEXT = Parser("text", str)
-DURATION = Parser("a duration such as 250ms, 15s, 10m, 2h or 7d", parse_duration)
-POSITIVE_DURATION = Parser("a duration above zero such as 250ms, 15s, 10m, 2h or 7d", parse_positive_duration)
-SPAN = Parser("a duration of at least 1s such as 2h or 31d", parse_span)
-SIZE = Parser("a size such as 64KiB, 256MiB or 1GiB", parse_size)
-FRACTION = Parser("a number above 0 and at most 1", parse_fraction)
+DURATION = refined(
+    "a duration such as 250ms, 15s, 10m, 2h or 7d",
+    lambda text: parse_quantity(text, SECONDS),
+    lambda seconds: seconds <= MAX_DURATION,
+)
+POSITIVE_DURATION = refined(
+    "a duration above zero such as 250ms, 15s, 10m, 2h or 7d", DURATION.parse, lambda seconds: seconds > 0
+)
+SPAN = refined(
+    "a duration of at least 1s such as 2h or 31d",
+    lambda text: DURATION.parse(text) // 1,
+    lambda seconds: seconds >= 1,
+)
+SIZE = refined(
+    "a size such as 64KiB, 256MiB or 1GiB", lambda text: int(parse_quantity(text, BYTES)), lambda size: size >= 1
+)
+FRACTION = refined(
+    "a number above 0 and at most 1", lambda text: parse_quantity(text, {"": 1}), lambda number: 0 < number <= 1
+)
+DATE = refined("a date such as 2000-01-01", parse_date, lambda instant: instant >= EARLIEST_DATE)
 URL = Parser("an http:// or https:// URL", parse_url)
 
 
@@ -256,7 +228,7 @@ class Settings:
         "The element of a request that asks for the status of calls. The protocol document does not name it.",
     )
     history_start: int = option(
-        Parser("a date such as 2000-01-01", parse_date),
+        DATE,
         "2000-01-01",
         "The date of the oldest calls, in UTC: the start of windows without `start`.",
     )
@@ -322,7 +294,7 @@ class Settings:
         "consumer has at most 100. Further ones are answered with 429 or 503.",
     )
     extra_public: frozenset[str] = optional(
-        Parser("a list of names in `extra`, separated by commas", parse_element_names),
+        names("a list of names in `extra`, separated by commas", r"@?[A-Za-z_][A-Za-z0-9_.@-]{0,127}"),
         frozenset(),
         "Elements in `extra` that are not personal data: consumers without the scope `personal` see them.",
     )
@@ -337,7 +309,10 @@ class Settings:
         "The prefix of links in responses, for a gateway behind an ingress path.",
     )
     cors_origins: frozenset[str] = optional(
-        Parser("a list of origins such as https://app.example, separated by commas, or *", parse_origins),
+        names(
+            "a list of origins such as https://app.example, separated by commas, or *",
+            r"\*|https?://[A-Za-z0-9.\[\]:-]+",
+        ),
         frozenset(),
         "The web origins whose pages may read responses (CORS).",
     )

@@ -33,7 +33,7 @@ class Cors:
 
     def __init__(self, app: HTTPApp, origins: frozenset[str]) -> None:
         self._app = app
-        self._origins = origins
+        self._origins = frozenset(map(str.lower, origins))  # as browsers send them
 
     def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a preflight request, or add CORS headers to the response."""
