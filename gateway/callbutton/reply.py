@@ -39,18 +39,26 @@ MAX_ELEMENTS = 50_000  # elements in the tree; a slice has at most 2,048
 MAX_RECORD_SIZE = 1024 * 1024
 MAX_PROLOG_SIZE = 65536  # characters before the root element
 REJECTED = re.compile(r"date range|start ?date|end ?date|(client|customer|cust) ?code", re.IGNORECASE)
-# An ERROR that is no error: "No calls found for this period.", "There are no records", "Call details not found".
-NOUN = r"(?:call )?(?:calls?|details?|records?|results?|rows?|data|history|activity|match(?:es)?|entr(?:y|ies))"
+# An ERROR that is no error: "No calls found for this period.", "The query returned 0 rows", "Call details not found".
+NOUN = (
+    r"(?:(?:(?:new|such|more|matching|phone|inbound|incoming|completed|call|data) )*(?:calls?|cdrs?|details?|rows?"
+    r"|(?:detail )?records?|results?(?: sets?)?|data|information|history|activity|match(?:es)?|entr(?:y|ies)))"
+)
+FOUND = (
+    r"(?:(?:(?:was|were|is|are|(?:has|have) been|could be|to) )?(?:found|available|return(?:ed)?|match\w*|meet"
+    r"|exists?|made|report(?:ed)?|display(?:ed)?|list(?:ed)?|recorded|logged|selected|(?<=calls )received|on (?:file|record))\b)"
+)
 NO_CALLS = re.compile(
-    rf"(?:sorry, )?(?:(?:there (?:are|were|is|was) |found )?(?:no|0|zero) (?:\w+ )?{NOUN}"
-    rf"|{NOUN} (?:(?:was|were|could be) )?not found|nothing found)"
-    r"(?: (?:(?:was|were) )?(?:found|available|returned|match\w*|exists?|recorded)\b)?"
-    r"(?: (?:for|in|on|between|within|during|from|with|since|your|the|that)\b(?:[^:;]|(?<=\d):(?=\d))*)?"
-    r"(?:: ?[\w.-]+)?[ .!]*",
+    rf"(?:sorry,? )?(?:(?:there (?:are|were|is|was|have been)|(?:(?:the|your) )?(?:query|search|request|we)? ?"
+    rf"(?:found|returned)) )?(?:(?:no|0|zero) {NOUN}|an? empty {NOUN}|empty {NOUN}|nothing|none)(?: {FOUND})?"
+    rf"(?: (?:for|in|on|at|between|within|during|from|with|since|your|the|that)\b(?:[^:;]|(?<=\d):(?=\d))*)?"
+    rf"(?:: ?[\w.-]+)?[ .!]*"
+    rf"|{NOUN} (?:(?:was|were|could be) )?not found[ .!]*",
     re.IGNORECASE,
 )
 TROUBLE = re.compile(
-    r"\b(?:err|fail|time|invalid|not valid|unavail|denied|unauth|connect|database|server)", re.IGNORECASE
+    r"\b(?:err|fail|time[ds]?.?out|try|invalid|not valid|unavail|unknown|denied|unauth|connect|database|server|table)",
+    re.IGNORECASE,
 )
 RESPONSES = ("GetCallDetailsResponse", "GetCallDetailResponse")
 MISC = r"(?>[ \t\r\n]++|<\?.*?\?>|<!--.*?-->)*+"  # atomic: no character is searched twice

@@ -562,12 +562,16 @@ There were no calls during that period|No call details found for client 80055501
 0 calls found|Zero results|Nothing found|Call details not found|Calls were not found|No call history found
 No calls were found between 06/01/2026 07:00:00 and 06/01/2026 08:00:00.|No calls match your request
 Sorry, no calls found
-No Calls Found: 8005550100|No calls found for client code custcode_1|No results returned|No entries exist"""
+No Calls Found: 8005550100|No calls found for client code custcode_1|No results returned|No entries exist
+The query returned 0 rows|Your search returned no results|Empty result set|None found|Nothing to report
+We found no calls|No CDRs found|No call detail records found|No calls have been recorded|No rows selected|No records to return.
+No calls received during this period|No calls on file|No call details are available at this time"""
 FAILURES = """Connection time out|No data: connection time out|No records found: database error
 No data available: try again
 No calls found due to database timeout|No calls found because of an internal error|No calls could be read|No connection
 Data not found because the server is down|Client code not found|No client code found|No permission for calls|
-Date range not valid|No date found|Calls not readable"""
+Date range not valid|No date found|Calls not readable|No records for unknown client|No records found in client table
+No calls allowed|No data received|No data, try again|No customer found|The query timed out with no results"""
 
 
 def reported(message: str, *, single: bool) -> Reply:
