@@ -10,7 +10,7 @@ from gateway.cache.extents import make_extent
 from gateway.cache.replies import Replies
 from gateway.callbutton.record import NO_STATUS
 from gateway.model import Call, CallStatus, SalesStatus, StartTimeCertainty, Window
-from tests.support.upstream import DAY, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids
+from tests.support.upstream import DAY, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 FOLD = 1_793_512_800  # 2026-11-01T06:00:00Z, when wall 01:00 comes for the first time
 REVIEWED = CallStatus(reviewed=True, sales=SalesStatus.NONE, journal=None)
@@ -87,15 +87,22 @@ def test_whether_the_upstream_knows_the_status_is_learned_by_client():
 def test_later_extents_of_single_clients_overlay_those_of_every_client():
     upstream = Upstream()
     upstream.published = [(0, call("1", NOW - 7200)), (0, call("2", NOW - 7100, "b"))]
+    upstream.unreadable = [
+        unreadable("before", NOW - 9001), unreadable("gone", NOW - 7200), unreadable("of b", NOW - 7200, "b"),
+    ]  # fmt: skip
 
     async def run() -> None:
         cache = cache_of(upstream)
         window = Window(NOW - DAY, NOW)
         await cache.read(ask(["*"], window))
         upstream.published = [(0, call("3", NOW - 7000)), (0, call("4", NOW - 6900, "b"))]
+        upstream.unreadable = [unreadable("new", NOW - 7200)]
         upstream.now += 1
         await cache.read(ask(["a"], Window(NOW - 9000, NOW), no_cache=True))
-        assert ids((await cache.read(ask(["*"], window))).calls) == ["2", "3"]
+        reading = await cache.read(ask(["*"], window))
+        assert ids(reading.calls) == ["2", "3"]
+        found = [record.id for extent in reading.extents for record in extent.unreadable]
+        assert sorted(found) == ["before", "new", "of b"]
 
     asyncio.run(run())
     assert len(upstream.posts) == 2

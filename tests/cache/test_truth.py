@@ -329,6 +329,8 @@ class Truth(RuleBasedStateMachine):
             for code, reading in per_client.items():
                 if reading is not None:
                     assert reading.calls == [r for r in whole.calls if r["clientCode"] == code], f"T9: {code} and *"
+            if None not in (readings := list(per_client.values())):
+                assert sum(one.unreadable for one in readings if one) == whole.unreadable, "T9: unreadable of *"
 
     def check_summary(
         self, whole: Reading, summary: Row, interval: str, group: str | None, zone: ZoneInfo, *, personal: bool
