@@ -29,7 +29,7 @@ MAX_RECORDING_SIZE = 512 * 1024**2  # bytes; eight hours of 16-bit telephone aud
 MAX_LISTENING_TIME = 3600  # seconds
 MAX_REDIRECTS = 3
 MAX_BUFFERED = 4  # chunks that are read ahead of the consumer
-RANGE = re.compile(r"bytes=(?:\d{1,12}-\d{0,12}|-\d{1,12})", re.ASCII)
+RANGE = re.compile(r"bytes=(?:(\d{1,12})-(\d{0,12})|-\d{1,12})", re.ASCII)
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 PORTS = {"http": 80, "https": 443}
 PASSED_ON = ("content-length", "content-range", "accept-ranges")
@@ -89,7 +89,7 @@ class Recordings:
         """
         address = locate(value, identity, self._template, self._upstream)
         headers = {"Accept": "audio/*", "Accept-Encoding": "identity"}
-        if part is not None and RANGE.fullmatch(part):
+        if part is not None and _is_range(part):
             headers["Range"] = part
         pipe = Pipe()
         task = asyncio.get_running_loop().create_task(self._pump(address, headers, pipe))
@@ -241,6 +241,12 @@ def _check(response: httpx.Response) -> None:
         raise UpstreamMalformed("the recording has an unsupported content encoding")
     if (length := headers.get("content-length", "0")).isdigit() and int(length) > MAX_RECORDING_SIZE:
         raise UpstreamMalformed(f"the recording is larger than {MAX_RECORDING_SIZE} bytes")
+
+
+def _is_range(text: str) -> bool:
+    """Whether the value of a Range header asks for one range. One that ends before its start is invalid (RFC 9110)."""
+    match = RANGE.fullmatch(text)
+    return match is not None and not (match[2] and int(match[2]) < int(match[1]))
 
 
 def _is_whole(response: httpx.Response) -> bool:
