@@ -46,7 +46,8 @@ NOUN = (
 )
 FOUND = (
     r"(?:(?:(?:was|were|is|are|(?:has|have) been|could be|to) )?(?:found|available|return(?:ed)?|match\w*|meet"
-    r"|exists?|made|report(?:ed)?|display(?:ed)?|list(?:ed)?|recorded|logged|selected|(?<=calls )received|on (?:file|record))\b)"
+    r"|exists?|made|report(?:ed)?|display(?:ed)?|list(?:ed)?|recorded|logged|selected|(?<=calls )received"
+    r"|on (?:file|record))\b)"
 )
 NO_CALLS = re.compile(
     rf"(?:sorry,? )?(?:(?:there (?:are|were|is|was|have been)|(?:(?:the|your) )?(?:query|search|request|we)? ?"

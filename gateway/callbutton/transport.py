@@ -280,8 +280,8 @@ class Transport:
                 if inflate is None:
                     chunk, data = data[:CHUNK_SIZE], data[CHUNK_SIZE:]
                 else:
-                    if inflate.eof:  # another member (RFC 1952), or zeros, which gzip ignores
-                        if not (data := data.lstrip(b"\0")):
+                    if inflate.eof:  # another member (RFC 1952), or zeros or the line ends of a JSP page
+                        if not (data := data.lstrip(b"\0\r\n \t")):
                             break
                         inflate = zlib.decompressobj(31)
                     try:

@@ -564,8 +564,8 @@ No calls were found between 06/01/2026 07:00:00 and 06/01/2026 08:00:00.|No call
 Sorry, no calls found
 No Calls Found: 8005550100|No calls found for client code custcode_1|No results returned|No entries exist
 The query returned 0 rows|Your search returned no results|Empty result set|None found|Nothing to report
-We found no calls|No CDRs found|No call detail records found|No calls have been recorded|No rows selected|No records to return.
-No calls received during this period|No calls on file|No call details are available at this time"""
+We found no calls|No CDRs found|No call detail records found|No calls have been recorded|No rows selected
+No records to return.|No calls received during this period|No calls on file|No details available at this time"""
 FAILURES = """Connection time out|No data: connection time out|No records found: database error
 No data available: try again
 No calls found due to database timeout|No calls found because of an internal error|No calls could be read|No connection
