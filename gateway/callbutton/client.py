@@ -98,9 +98,9 @@ class UpstreamClient:
                 raise
             return await self._ask(codes, without_end, waiters, status=status)
 
-    async def fetch_all(self, codes: Sequence[str], *, status: bool) -> Fetched:
-        """Fetch all calls of `codes` with null dates, in one POST. Raises UpstreamError."""
-        return await self._ask(codes, None, Waiters(background=Priority.MISS), status=status)
+    async def fetch_all(self, code: str, *, status: bool) -> Fetched:
+        """Fetch all calls of a client with null dates, in one POST. Raises UpstreamError."""
+        return await self._ask((code,), None, Waiters(background=Priority.MISS), status=status)
 
     async def _ask(
         self, codes: Sequence[str], wall_range: central_time.WallRange | None, waiters: Waiters, *, status: bool

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="export the complete history in one POST without dates, which cannot be resumed",
+        help="export the complete history in one POST without dates for each CODE, which cannot be resumed",
     )
     parser.add_argument("--status", action="store_true", help="include the status of calls")
     parser.add_argument("--format", choices=FORMATS, help="default: by the ending of the file, else ndjson")
@@ -167,7 +167,8 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
 
 def format_of(output: Path) -> str:
     """The format of a file by its ending, without `.gz`. Raises ValueError for an ending of another format."""
-    suffix = (output.with_suffix("") if output.suffix.lower() == GZIP else output).suffix.lower()
+    name = Path(f"_{output.name}")  # `.csv` is an ending too
+    suffix = (name.with_suffix("") if name.suffix.lower() == GZIP else name).suffix.lower()
     if suffix not in SUFFIXES:
         known = ", ".join(filter(None, SUFFIXES))
         raise ValueError(f"{output}: {suffix} is no format of an export; use {known} (also with .gz), or --format")
@@ -308,22 +309,21 @@ class Exporter:
         self._progress.show(self._checkpoint)
 
     async def _export_all(self, upstream: UpstreamClient) -> None:
-        """Write the complete history, from one POST."""
+        """Write the complete history, from one POST for each code."""
         from gateway.cache.fetcher import attributed
         from gateway.cache.scans import order
 
-        fetched = await upstream.fetch_all(self._codes, status=self._status)
-        if len(self._codes) == 1:
-            fetched = attributed(self._codes[0], fetched)
-        calls = sorted((call for found in fetched.calls.values() for call in found), key=order)
+        replies = [attributed(code, await upstream.fetch_all(code, status=self._status)) for code in self._codes]
+        calls = sorted((call for one in replies for found in one.calls.values() for call in found), key=order)
         self._write(self._format.rows(calls))
+        oldest = min(one.sent for one in replies)
         self._checkpoint = msgspec.structs.replace(
             self._checkpoint,
-            window=(self._checkpoint.window[0], int(fetched.sent)),
+            window=(self._checkpoint.window[0], int(oldest)),
             calls=len(calls),
-            unreadable=sum(map(len, fetched.unreadable.values())),
-            as_of=fetched.sent,
-            oldest_fetch=fetched.sent,
+            unreadable=sum(len(found) for one in replies for found in one.unreadable.values()),
+            as_of=oldest,
+            oldest_fetch=oldest,
         )
 
     def _meta(self) -> dict[str, object]:

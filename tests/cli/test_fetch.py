@@ -91,7 +91,9 @@ def test_a_file_has_the_format_of_its_name(upstream: Upstream, tmp_path: Path, e
         assert calls[0]["status"]["sales"]
 
 
-@pytest.mark.parametrize("name", ["calls.csv.gz", "CALLS.CSV.GZ", "calls.jsonl.gz", "calls.json.gz", "calls.gz"])
+@pytest.mark.parametrize(
+    "name", ["calls.csv.gz", "CALLS.CSV.GZ", "calls.jsonl.gz", "calls.json.gz", "calls.gz", ".csv.gz"]
+)
 def test_a_file_whose_name_ends_in_gz_is_compressed(upstream: Upstream, tmp_path: Path, name: str):
     plain = name[:-3].replace("calls", "plain")
     words = [CODE, *WINDOW, "-o"]
@@ -152,6 +154,18 @@ def test_all_asks_once_with_null_dates():
     assert everything["data"] == json.loads(dated.stdout)["data"]
     assert everything["meta"]["start"] is None
     assert 500 < len(everything["data"]) < 700
+
+
+def test_all_calls_of_several_clients_are_theirs_however_their_codes_are_echoed():
+    simulator = create(Options(calls_per_day=20, history=3, faults=(f"echo@{CODE}",)), Clock())
+    codes = [CODE, client_code(1)]
+    with serving(simulator) as port:
+        upstream = Upstream(simulator, port)
+        done = upstream.fetch(*codes, "--all", "--format", "json")
+        each = [json.loads(upstream.fetch(code, "--all", "--format", "json").stdout)["data"] for code in codes]
+    found = json.loads(done.stdout)["data"]
+    assert {call["clientCode"] for call in found} == set(codes)
+    assert found == sorted(each[0] + each[1], key=lambda call: (call["startTime"], call["id"]))
 
 
 def test_an_interrupted_export_goes_on_where_it_stopped(upstream: Upstream, tmp_path: Path):
@@ -216,6 +230,7 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         ([CODE, "-o", "x.parquet"], "x.parquet: .parquet is no format of an export; use .json, .ndjson, .jsonl, .csv"),
         ([CODE, "-o", "x.csv.zip"], "x.csv.zip: .zip is no format"),
         ([CODE, "-o", "x.xlsx.gz"], "x.xlsx.gz: .xlsx is no format"),
+        ([CODE, "-o", ".parquet"], ".parquet: .parquet is no format"),
         ([CODE, "-o", "/dev/null", "--overwrite", "--format", "csv"], "/dev/null is not a file; use -o -"),
         ([CODE, "-o", "/", "--overwrite"], "/ is not a file"),
     ],
@@ -231,6 +246,7 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         "another format",
         "another compression",
         "another format, compressed",
+        "another format without a name",
         "a device",
         "a folder",
     ],
