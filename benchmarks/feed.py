@@ -27,13 +27,15 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.support import free_port, reachable, running, serving, wait_for
 from gateway.cache.feed import Telling
+from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import FeedState, midnight, pack, unpack
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
-from gateway.cache.watch import Clients, Feeds
+from gateway.cache.watch import Feeds
 from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Call, CallResult, PhoneType, StartTimeCertainty, Window
 from gateway.simulator.server import PATH, Options, create
@@ -319,7 +321,7 @@ async def by_feed(world: World) -> Copy:
     """Each hour, apply what the feed tells."""
     metrics = Metrics(CollectorRegistry())
     rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=2**28)
-    feeds = Feeds(Cache(world, rules, metrics, lambda: world.now), 2**28, lambda: world.now, 600, metrics)
+    feeds = Feeds(Cache(world, rules, metrics, lambda: world.now), Memory(), lambda: world.now, 600, metrics)
     view = View("all", list, lambda one: one)
     copy: Copy = {}
     state: FeedState | int = midnight(NOW)

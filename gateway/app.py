@@ -155,7 +155,7 @@ def create(
     memory = Memory(settings.cache_bytes)
     cache = build_cache(settings, upstream, metrics, clock, shared, memory)
     authenticator = build_authenticator(settings, metrics, memory, clock)
-    share = settings.consumer_share
+    share, shutdown = settings.consumer_share, Shutdown()
     services = Services(
         cache,
         clock,
@@ -171,8 +171,8 @@ def create(
         Turns(1, most=1),
         recordings := build_recordings(settings),
         (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,
-        Feeds(cache, memory.bound, clock, settings.request_deadline, metrics, settings.fresh_min),
-        shutdown := Shutdown(),
+        Feeds(cache, memory, clock, settings.request_deadline, metrics, settings.fresh_min, shutdown.begun),
+        shutdown,
         settings.extra_public,
         settings.public_url,
     )

@@ -30,16 +30,16 @@ from msgspec.structs import replace
 
 from gateway.access import Consumer, Kind
 from gateway.api import responses
-from gateway.api.feed import Changes, Feed, FeedAddress, UpToDate, digest, feed_of
+from gateway.api.feed import Feed, FeedAddress, Item, UpToDate, digest, encode, feed_of
 from gateway.api.middleware.authentication import admit
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import Parameters
 from gateway.api.responses import JSON, Services
 from gateway.api.signing import CONNECT_TIME, FEED_LINKS, MAX_SKEW, FeedLink, FeedToken
 from gateway.cache.extents import DAY
+from gateway.cache.feed_reader import Terms
 from gateway.cache.feed_state import MAX_HORIZON, FeedState, midnight
-from gateway.cache.fingerprints import View
-from gateway.cache.watch import Answer, Seen, Terms, Watch
+from gateway.cache.watch import Answer
 from gateway.errors import Forbidden, GatewayError
 
 MEDIA_TYPES = JSON | {
@@ -53,8 +53,8 @@ LINK_TYPE = (
 )
 HEARTBEAT = 15  # seconds between comments on a stream
 UNREADABLE = b": the Callbutton server cannot be read at present\n\n"
+STREAM_LIMIT = 100  # calls of an answer on a stream; as many bytes as the server has of any response not yet read
 DEFAULT_DAYS = 30  # days ago at which a copy begins
-encode = msgspec.json.Encoder().encode
 
 
 @get("/clients/{code:str}/changes", operation_id="listClientChanges", summary="Follow one client", kind="changes")
@@ -119,7 +119,8 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     query = parse_changes_query(request.scope["query_string"], code, services.clock())
     form = "link" if query.link else responses.negotiate(context, MEDIA_TYPES, query.format)
     link = open_link(services, context, query, code) if query.access is not None else None
-    feed = feed_of(services, context, query.codes, query.limit, status=query.status)
+    limit = min(query.limit, STREAM_LIMIT) if form == "events" else query.limit
+    feed = feed_of(services, context, query.codes, limit, status=query.status)
     since = query.since
     if form == "events":
         since = context.header(b"last-event-id") or since
@@ -146,13 +147,15 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     if query.wait and since and _is_empty(answer):
         context.hold(services.streams)
         answer = await _wait(services, context, feed, answer, query.wait)
-    page, meta = feed.page(answer), feed.meta(answer)
+    page, meta, items = feed.page(answer), feed.meta(answer), [item.body for item in await feed.items(answer)]
     if form == "json":
-        async with services.rendering.turn(context.party):
-            body = encode(Changes(data=list(feed.items(answer)), page=page, meta=meta))
-        return Response(body, media_type="application/json", headers=headers)
+        data = msgspec.Raw(b"[" + b",".join(items) + b"]")
+        return Response(
+            encode({"data": data, "page": page, "meta": meta}), media_type="application/json", headers=headers
+        )
     headers["Content-Type"] = "application/x-ndjson"
-    return Stream(_lines(feed, answer, {"page": page, "meta": meta}), headers=headers)
+    body = b"\n".join([*items, encode({"page": page, "meta": meta}), b""])
+    return Response(body, headers=headers)
 
 
 def open_link(services: Services, context: RequestContext, query: ChangesQuery, code: str | None) -> FeedLink:
@@ -214,25 +217,20 @@ def _purpose(query: ChangesQuery, code: str | None) -> bytes:
     return digest(16, code, sorted(query.codes), query.status)
 
 
-async def _lines(feed: Feed, answer: Answer, last: dict[str, Struct]) -> AsyncIterator[bytes]:
-    for item in feed.items(answer):
-        yield encode(item) + b"\n"
-    yield encode(last) + b"\n"
-
-
 async def _wait(services: Services, context: RequestContext, feed: Feed, answer: Answer, seconds: int) -> Answer:
-    """Wait until there is something to tell, for some seconds at most. Raises GatewayError."""
-    state, after = answer.telling.state, answer.snapshot.end
+    """Wait until there is a change, for some seconds at most. Raises GatewayError."""
+    state = answer.telling.state
+    after, gauge = state.at, feed.feeds.metrics.feed_waiting
     with suppress(TimeoutError):
-        gauge = feed.feeds.metrics.feed_waiting
         async with asyncio.timeout(seconds), feed.feeds.watching(feed.clients, state.start, feed.view, gauge) as watch:
             while _is_empty(answer):
-                seen = await _refreshed(services, watch, state, feed.view, after)
+                seen = await watch.refreshed(state.start, feed.view, after)
                 if not _goes_on(services, context):
                     break
                 if seen is not None:
                     after = seen.snapshot.end
                     answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
+                    del seen  # while it waits, it keeps no calls
                 elif watch.error is not None:
                     raise watch.error.with_traceback(None)
     return answer
@@ -241,65 +239,49 @@ async def _wait(services: Services, context: RequestContext, feed: Feed, answer:
 async def _events(services: Services, context: RequestContext, feed: Feed, answer: Answer) -> AsyncIterator[bytes]:
     """Server-sent events, from the first answer on, until the rights of the consumer change or the process stops.
 
-    While it waits, it keeps no calls: what the cache has dropped must not live on in streams.
+    While it waits, it keeps no calls: those that the cache has evicted must not live on in streams.
     """
     yield f"retry: {random.randint(1000, 5000)}\n\n".encode()  # noqa: S311 - spreads reconnections
-    following: Answer | None = answer
-    state, after, seen = answer.telling.state, answer.snapshot.end, None
+    state, following = answer.telling.state, await _rendered(feed, answer)
+    start, after, more = state.start, state.at, not _is_done(answer)
     del answer
-    gauge = feed.feeds.metrics.feed_streams
-    async with feed.feeds.watching(feed.clients, state.start, feed.view, gauge) as watch:
+    async with feed.feeds.watching(feed.clients, start, feed.view, feed.feeds.metrics.feed_streams) as watch:
         while _goes_on(services, context):
-            if following is not None:
-                for item in feed.items(following):
-                    yield _event(item)
-                    if not _goes_on(services, context):
-                        return
-                state = following.telling.state
-                yield f"id: {feed.token(state)}\n".encode() + (
-                    _event(UpToDate(page=feed.page(following), meta=feed.meta(following)))
-                    if following.telling.up_to_date
-                    else b"\n"
-                )
-            if following is None or following.telling.up_to_date or not _has_items(following):
-                following = seen = None
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
-                        seen = await _refreshed(services, watch, state, feed.view, after)
-                except TimeoutError:
-                    yield b":\n\n"
-                    continue
-                if seen is None:
-                    if watch.error is not None:
-                        yield UNREADABLE
-                    continue
-                after = seen.snapshot.end
+            if following:
+                yield following
+                following = b""
+                continue
+            seen = None
             try:
-                following = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
+                if not more:
+                    async with asyncio.timeout(HEARTBEAT):
+                        seen = await watch.refreshed(start, feed.view, after)
+                    if seen is None:
+                        following = UNREADABLE if watch.error is not None else b""
+                        continue
+                    after = seen.snapshot.end
+                answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
+            except TimeoutError:
+                following = b":\n\n"
             except GatewayError:
-                following = None
-                yield UNREADABLE
-            if following is not None and _is_empty(following):
-                following = None
+                following, more = UNREADABLE, False
+            else:
+                if not _is_empty(answer):
+                    following = await _rendered(feed, answer)
+                state, more = answer.telling.state, not _is_done(answer)
+                del answer
+            del seen
 
 
-async def _refreshed(services: Services, watch: Watch, state: FeedState, view: View, after: int) -> Seen | None:
-    """Wait for a reading of later than `after`, or for the end of the process; None after a failure or at the end."""
-    ends = asyncio.ensure_future(services.shutdown.begun.wait())
-    refresh = asyncio.ensure_future(watch.refreshed(state.start, view, after))
-    try:
-        await asyncio.wait({ends, refresh}, return_when=asyncio.FIRST_COMPLETED)
-        return refresh.result() if refresh.done() else None
-    finally:
-        ends.cancel()
-        refresh.cancel()
-
-
-def _event(item: Struct) -> bytes:
-    """An event named after the operation, with the item as its data."""
-    body = encode(item)
-    name = item.__struct_config__.tag
-    return f"event: {name}\ndata: ".encode() + body + b"\n\n"
+async def _rendered(feed: Feed, answer: Answer) -> bytes:
+    """The events of an answer. The id of the last one is the token."""
+    page, items = feed.page(answer), list(await feed.items(answer))
+    if page.up_to_date:
+        items.append(Item("up-to-date", encode(UpToDate(page=page, meta=feed.meta(answer)))))
+    events = [f"event: {item.op}\ndata: ".encode() + item.body + b"\n\n" for item in items]
+    if events:
+        events[-1] = f"id: {page.next}\n".encode() + events[-1]
+    return b"".join(events)
 
 
 def _goes_on(services: Services, context: RequestContext) -> bool:
@@ -308,11 +290,12 @@ def _goes_on(services: Services, context: RequestContext) -> bool:
 
 
 def _is_empty(answer: Answer) -> bool:
-    return answer.telling.up_to_date and not _has_items(answer)
+    return answer.telling.up_to_date and not answer.telling.size
 
 
-def _has_items(answer: Answer) -> bool:
-    return bool(answer.telling.removes or answer.telling.replaces or answer.telling.upserts)
+def _is_done(answer: Answer) -> bool:
+    """Whether nothing more can be reported from the same reading."""
+    return answer.telling.up_to_date or not answer.telling.size
 
 
 HANDLERS = [list_client_changes, list_changes]

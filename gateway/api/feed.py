@@ -9,9 +9,9 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -22,18 +22,22 @@ from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.responses import Services
 from gateway.api.signing import TOKENS, FeedToken, SigningKeys
-from gateway.cache.feed import Replace
+from gateway.cache.feed import Telling
+from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import FeedState, pack, unpack
 from gateway.cache.fingerprints import View
-from gateway.cache.watch import Answer, Clients, Feeds
+from gateway.cache.watch import Answer, Feeds
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.model import EVERY_CLIENT, Call, Instant, about
+from gateway.model import EVERY_CLIENT, Call, Instant, Window, about
+from gateway.slices import Steps, in_slices
 
 ADDRESS = "The address, relative to this gateway. It opens this feed alone, with the rights that the consumer then has."
 ADDRESS_EXPIRES = (
     "Until when it can be used as it is. Later it needs `since`, or `Last-Event-ID`, which `EventSource` sends when it "
     "reconnects."
 )
+STEP_CALLS = 100  # rendered in one step, about a millisecond
+encode = msgspec.json.Encoder().encode
 HASH_VERSION = b"1"  # of `fingerprints.hash_of`
 
 FeedCall: Any = msgspec.defstruct(
@@ -149,6 +153,13 @@ class FeedAddress(Struct, frozen=True, kw_only=True, rename="camel"):
     expires_at: Annotated[Instant, about(ADDRESS_EXPIRES, "2026-11-01T12:01:00Z")]
 
 
+class Item(NamedTuple):
+    """A rendered item, and its operation."""
+
+    op: str
+    body: bytes
+
+
 class Feed(Struct, frozen=True):
     """The feed of one request."""
 
@@ -188,31 +199,46 @@ class Feed(Struct, frozen=True):
         """The content of the token of a state."""
         return FeedToken(self.feed_hash, self.view_hash, pack(state))
 
-    def items(self, answer: Answer) -> Iterator[RemovedCall | ReplacedWindow | ChangedCall]:
+    async def items(self, answer: Answer) -> Sequence[Item]:
         """The items of an answer, in the order in which they are applied. They are counted."""
         count, telling = self.feeds.metrics.feed_changes.labels, answer.telling
         count("remove").inc(len(telling.removes))
         count("replace").inc(len(telling.replaces))
         count("upsert").inc(len(telling.upserts))
-        for remove in answer.telling.removes:
-            one = remove.call
-            yield RemovedCall(client_code=one.client_code, id=one.id, start_time=one.start_time)
-        for part in answer.telling.replaces:
-            yield self._replacement(part)
-        for upsert in answer.telling.upserts:
-            yield ChangedCall(call=self._call(upsert.call))
+        if self.codes not in answer.rendered:
+            answer.rendered[self.codes] = await in_slices(self._render(telling))
+        items: Sequence[Item] = answer.rendered[self.codes]
+        return items
+
+    def _render(self, telling: Telling) -> Steps[Sequence[Item]]:
+        """Render items. Consumers with the same view and the same client codes have the same ones."""
+        items: list[Item] = []
+        for one in [remove.call for remove in telling.removes]:
+            removed = RemovedCall(client_code=one.client_code, id=one.id, start_time=one.start_time)
+            items.append(Item("remove", encode(removed)))
+        for part in telling.replaces:
+            calls: list[bytes] = []
+            for place in range(0, len(part.calls), STEP_CALLS):
+                calls += [encode(self._call(call)) for call in part.calls[place : place + STEP_CALLS]]
+                yield
+            items.append(Item("replace", encode(self._replacement(part.window, calls))))
+        for place, upsert in enumerate(telling.upserts):
+            items.append(Item("upsert", encode(ChangedCall(call=self._call(upsert.call)))))
+            if place % STEP_CALLS == 0:
+                yield
+        return items
 
     def page(self, answer: Answer) -> ChangesPage:
         """How to go on after an answer."""
-        calls = answer.snapshot.calls if answer.telling.up_to_date else None
+        calls = answer.calls if answer.telling.up_to_date else None
         return ChangesPage(next=self.token(answer.telling.state), up_to_date=answer.telling.up_to_date, calls=calls)
 
     def meta(self, answer: Answer) -> ChangesMeta:
         """What a copy holds after an answer."""
-        oldest = responses.instant(math.floor(answer.reading.provenance.oldest_fetch))
+        oldest = responses.instant(math.floor(answer.provenance.oldest_fetch))
         return ChangesMeta(
             start=responses.instant(answer.telling.state.start),
-            as_of=responses.instant(math.floor(answer.reading.provenance.as_of)),
+            as_of=responses.instant(math.floor(answer.provenance.as_of)),
             complete_through=oldest if answer.telling.up_to_date else None,
         )
 
@@ -221,11 +247,11 @@ class Feed(Struct, frozen=True):
         fields = {name: getattr(shown, name) for name in _CALL_FIELDS}
         return FeedCall(**fields, has_recording=shown.recording_url is not None)
 
-    def _replacement(self, part: Replace) -> ReplacedWindow:
-        window = FeedWindow(start=responses.instant(part.window.start), end=responses.instant(part.window.end))
-        calls = [self._call(call) for call in part.calls]
+    def _replacement(self, window: Window, calls: Sequence[bytes]) -> ReplacedWindow:
+        shown = FeedWindow(start=responses.instant(window.start), end=responses.instant(window.end))
         codes: Any = EVERY_CLIENT if self.codes == (EVERY_CLIENT,) else list(self.codes)
-        return ReplacedWindow(window=window, clients=codes, calls=calls)
+        rendered: Any = msgspec.Raw(b"[" + b",".join(calls) + b"]")
+        return ReplacedWindow(window=shown, clients=codes, calls=rendered)
 
 
 def feed_of(services: Services, context: RequestContext, codes: tuple[str, ...], limit: int, *, status: bool) -> Feed:

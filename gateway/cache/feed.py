@@ -11,21 +11,25 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from operator import attrgetter
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from gateway.cache.extents import Extent, Key, instant, key_of
 from gateway.cache.feed_state import Cut, FeedState, Told, buckets
-from gateway.cache.fingerprints import MODULUS, NOTHING, Fingerprint, View, fingerprint, hash_of, hour_sums
+from gateway.cache.fingerprints import MODULUS, NOTHING, STEP_CALLS, Fingerprint, View, hash_of, hour_sums
+from gateway.cache.level1 import bytes_of
 from gateway.model import Call, Window
 from gateway.slices import Steps
 
 MAX_SEARCHED = 2000  # calls of a bucket that are hashed to find the one that was added
+STEP_BYTES = 500  # of a step of the journal without calls
 _start_time = attrgetter("start_time")
 
 
@@ -34,6 +38,11 @@ class Changes(Struct, frozen=True):
 
     upserts: tuple[Call, ...] = ()
     removes: tuple[Call, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of calls."""
+        return len(self.upserts) + len(self.removes)
 
 
 Lookup = Callable[[Window, int, int], Changes | None]  # bucket, the sum that was told, the sum now
@@ -62,10 +71,32 @@ class Snapshot(Struct, frozen=True):
         """The number of calls."""
         return sum(bucket.found.calls for bucket in self.buckets)
 
-    def calls_of(self, window: Window) -> list[Call]:
-        """The calls of a part of the window, in order of time."""
-        parts = [extent.within(window).calls for extent in self.extents if extent.window.overlaps(window)]
-        return sorted([call for calls in parts for call in self.view.keep(calls)], key=_start_time)
+    def calls_of(self, window: Window, count: float = math.inf) -> Steps[list[Call]]:
+        """The calls of a part of the window, in order of time. If there are more than `count`, the first, and one."""
+        found: list[Call] = []
+        for extent in self._overlapping(window):
+            if len(found) > count and found[-1].start_time < instant(extent.window.start):
+                break
+            place, end = [bisect_left(extent.calls, instant(edge), key=_start_time) for edge in astuple(window)]
+            before = len(found)
+            while place < end and len(found) - before <= count:
+                found += self.view.keep(extent.calls[place : min(end, place + STEP_CALLS)])
+                place += STEP_CALLS
+                yield
+            found.sort(key=_start_time)
+            del found[len(found) if count == math.inf else int(count) + 1 :]
+        return found
+
+    def sum_of(self, window: Window) -> Steps[int]:
+        """The sum of the hashes of the calls of a part of the window."""
+        total = NOTHING
+        for extent in self._overlapping(window):
+            total += (yield from hour_sums(extent.view(window), self.view)).total
+        return total.total
+
+    def _overlapping(self, window: Window) -> list[Extent]:
+        overlapping = [extent for extent in self.extents if extent.window.overlaps(window)]
+        return sorted(overlapping, key=lambda extent: extent.window.start)
 
 
 def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> list[tuple[float, float]]:
@@ -168,7 +199,7 @@ class Replace(Struct, frozen=True):
     calls: tuple[Call, ...]
 
 
-class Telling(Struct, frozen=True):
+class Telling(Struct, frozen=True, dict=True):
     """What to tell, in the order in which it is applied, and the state of the consumer afterwards."""
 
     removes: Sequence[Remove]
@@ -176,15 +207,20 @@ class Telling(Struct, frozen=True):
     upserts: Sequence[Upsert]
     state: FeedState
 
-    @property
+    @cached_property
     def up_to_date(self) -> bool:
         """Whether nothing is pending."""
         return not any(told.pending for told in self.state.told)
 
+    @property
+    def size(self) -> int:
+        """The number of changes, with each call of a replacement."""
+        return len(self.removes) + sum(1 + len(part.calls) for part in self.replaces) + len(self.upserts)
+
 
 def tell(
     state: FeedState, snapshot: Snapshot, limit: int, *, lookup: Lookup | None = None, wait: Collection[Window] = ()
-) -> Telling:
+) -> Steps[Telling]:
     """What a consumer must be told, in at most `limit` calls, or one second of calls if that has more.
 
     `state` was advanced to the buckets of the snapshot. `lookup` knows changes. Buckets in `wait` are told later.
@@ -201,15 +237,14 @@ def tell(
     waiting = iter([place for place in [*differing[circle:], *differing[:circle]] if place not in pending])
     for place in waiting:
         bucket, before = snapshot.buckets[place], state.told[place]
-        changes = None if before.pending else _changes(bucket, before.total, snapshot, lookup)
+        changes = None if before.pending else (yield from _changes(bucket, before.total, snapshot, lookup))
         if changes is not None and answer.add_changes(place, changes):
             continue
-        begin = _begin(state.cut, bucket, snapshot) if before.pending else bucket.window.start
-        resume = answer.add_window(Window(begin, bucket.window.end))
+        begin = (yield from _begin(state.cut, bucket, snapshot)) if before.pending else bucket.window.start
+        resume = yield from answer.add_window(Window(begin, bucket.window.end))
         if resume < bucket.window.end:
             if resume > bucket.window.start:
-                part = snapshot.calls_of(Window(bucket.window.start, resume))
-                cut = Cut(resume, fingerprint(part, snapshot.view).total)
+                cut = Cut(resume, (yield from snapshot.sum_of(Window(bucket.window.start, resume))))
             pending += [place, *waiting]
     for place in (*pending, *answer.moved_elsewhere()):
         before = state.told[place]
@@ -234,10 +269,9 @@ class _Answer:
 
     def add_changes(self, place: int, changes: Changes) -> bool:
         """Add the changes of a bucket if they fit. A call that is now in another bucket is not removed."""
-        size = len(changes.upserts) + len(changes.removes)
-        if size > self._left:
+        if changes.size > self._left:
             return False
-        self._left -= size
+        self._left -= changes.size
         self._upserts += changes.upserts
         for call in changes.removes:
             if any(call.id in extent.ids_of(call.client_code) for extent in self._snapshot.extents):
@@ -246,14 +280,15 @@ class _Answer:
                 self._removes.append(call)
         return True
 
-    def add_window(self, window: Window) -> int:
+    def add_window(self, window: Window) -> Steps[int]:
         """Add the calls of a window, or of as many whole seconds as fit. Returns the end of what was added."""
-        calls = self._snapshot.calls_of(window)
+        calls = yield from self._snapshot.calls_of(window, self._left)
         end = window.end
         if len(calls) > self._left:
             end = int(calls[self._left].start_time.timestamp())
             if end == window.start and not (self._upserts or self._removes or self._replaces):
                 end += 1  # a second with more calls than the limit
+                calls = yield from self._snapshot.calls_of(Window(window.start, end))
             calls = calls[: bisect_left(calls, instant(end), key=_start_time)]
         if end > window.start:
             self._left -= len(calls)
@@ -278,36 +313,54 @@ class _Answer:
         )
 
 
-def _begin(cut: Cut | None, bucket: Bucket, snapshot: Snapshot) -> int:
+def _begin(cut: Cut | None, bucket: Bucket, snapshot: Snapshot) -> Steps[int]:
     """Where to go on with a bucket that was told in part: at the cut, unless what is before it has changed."""
     if cut is None or not bucket.window.start < cut.until < bucket.window.end:
         return bucket.window.start
-    before = snapshot.calls_of(Window(bucket.window.start, cut.until))
-    same = fingerprint(before, snapshot.view).total == cut.total
-    return cut.until if same else bucket.window.start
+    before = yield from snapshot.sum_of(Window(bucket.window.start, cut.until))
+    return cut.until if before == cut.total else bucket.window.start
 
 
-def _changes(bucket: Bucket, total: int, snapshot: Snapshot, lookup: Lookup | None) -> Changes | None:
+def _changes(bucket: Bucket, total: int, snapshot: Snapshot, lookup: Lookup | None) -> Steps[Changes | None]:
     """The changes that lead from a sum to the calls of a bucket, if they are known or one call was added."""
     known = lookup(bucket.window, total, bucket.found.total) if lookup is not None else None
     if known is not None or bucket.found.calls > MAX_SEARCHED:
         return known
     added = (bucket.found.total - total) % MODULUS
-    for call in snapshot.calls_of(bucket.window):
+    for place, call in enumerate((yield from snapshot.calls_of(bucket.window))):
         if hash_of(call, snapshot.view) == added:
             return Changes((call,))
+        if place % STEP_CALLS == 0:
+            yield
     return None
 
 
+def _difference(before: Snapshot, after: Snapshot, window: Window) -> Steps[Changes]:
+    """The changes of a window between two readings."""
+    upserts: list[Call] = []
+    were: dict[Key, Call] = {}
+    for call in (yield from before.calls_of(window)):
+        were[key_of(call)] = call
+        if len(were) % STEP_CALLS == 0:
+            yield
+    for place, call in enumerate((yield from after.calls_of(window))):
+        known = were.pop(key_of(call), None)
+        if known is not call and known != call:
+            upserts.append(call)
+        if place % STEP_CALLS == 0:
+            yield
+    return Changes(tuple(upserts), tuple(were.values()))
+
+
 class Journal:
-    """Changes that this process saw between two readings, by bucket and the sum before them. Bounded in calls."""
+    """Changes that this process saw between two readings, by bucket and the sum before them. Bounded in bytes."""
 
-    def __init__(self, bound: int = 20_000) -> None:
+    def __init__(self, bound: int = 2**23) -> None:
+        self.size = 0  # bytes
         self._bound = bound
-        self._size = 0
-        self._steps: dict[tuple[Window, int], tuple[int, Changes]] = {}
+        self._steps: dict[tuple[Window, int], tuple[int, Changes, int]] = {}
 
-    def record(self, before: Snapshot, after: Snapshot) -> None:
+    def record(self, before: Snapshot, after: Snapshot) -> Steps[None]:
         """Note what changed between two readings that begin with the same buckets."""
         for old, new in zip(before.buckets, after.buckets, strict=False):
             if (
@@ -316,21 +369,14 @@ class Journal:
                 or (old.window, old.found.total) in self._steps
             ):
                 continue
-            were = {key_of(call): call for call in before.calls_of(old.window)}
-            are = {key_of(call): call for call in after.calls_of(new.window)}
-            changes = Changes(
-                tuple([call for key, call in are.items() if (known := were.get(key)) is not call and known != call]),
-                tuple([call for key, call in were.items() if key not in are]),
-            )
-            size = len(changes.upserts) + len(changes.removes)
-            if size > len(are) // 2 + 1:
-                continue  # a replacement of the bucket is hardly longer
-            self._steps[old.window, old.found.total] = new.found.total, changes
-            self._size += size
-        while self._size > self._bound and self._steps:
-            _, (_, oldest) = next(iter(self._steps.items()))
-            del self._steps[next(iter(self._steps))]
-            self._size -= len(oldest.upserts) + len(oldest.removes)
+            changes = yield from _difference(before, after, old.window)
+            if changes.size > new.found.calls // 2 + 1 or (old.window, old.found.total) in self._steps:
+                continue  # a replacement of the bucket is hardly longer, or another reader was here meanwhile
+            size = STEP_BYTES + bytes_of(changes.upserts) + bytes_of(changes.removes)
+            self._steps[old.window, old.found.total] = new.found.total, changes, size
+            self.size += size
+        while self.size > self._bound:
+            self.size -= self._steps.pop(next(iter(self._steps)))[2]
 
     def __call__(self, window: Window, told: int, now: int) -> Changes | None:
         """The changes that lead from one sum of a bucket to another."""
@@ -341,7 +387,7 @@ class Journal:
             step = self._steps.get((window, told))
             if step is None:
                 return None
-            told, changes = step
+            told, changes, _ = step
             if told in seen:
                 return None
             seen.add(told)

@@ -25,8 +25,9 @@ from gateway.model import Window
 HOURS_FROM = 48 * HOUR  # seconds ago
 DAYS_FROM = 35 * DAY
 MAX_HORIZON = 400 * DAY
+KEPT_STATES = 128  # of consumers that poll again, for each direction; 20 kB each
 PENDING, SUPERSEDED = 1 << 15, 1 << 14  # bits of a packed age
-HEADER = struct.Struct(">HIdI4sHI5s")  # start in days, at, newest, resume, process, evictions, cut
+HEADER = struct.Struct(">HIdI4sHII5s")  # start in days, at, newest, resume, process, evictions, reading, cut
 
 
 class Told(Struct, frozen=True, array_like=True):
@@ -49,11 +50,11 @@ class Cut(Struct, frozen=True, array_like=True):
     total: int
 
 
-class FeedState(Struct, frozen=True):
+class FeedState(Struct, frozen=True, cache_hash=True):
     """What a consumer was given of the window from `start` to `at`. Telling goes on at `resume`. Seconds since 1970.
 
-    `newest` is the newest POST of all. `process` (4 bytes) and `evictions` name the cache that was read: a state of the
-    same cache, from which nothing was evicted since, needs no comparison of POSTs.
+    `newest` is the newest POST of all. `process` (4 bytes), `evictions` and `reading` identify the reading: a later one
+    of the same cache, from which nothing was evicted since, needs no comparison of POSTs.
     """
 
     start: int
@@ -64,6 +65,7 @@ class FeedState(Struct, frozen=True):
     cut: Cut | None = None
     process: bytes = bytes(4)
     evictions: int = 0
+    reading: int = 0
 
 
 def new_state(start: int, at: int) -> FeedState:
@@ -136,8 +138,9 @@ def _grid(window: Window, at: int) -> int:
     return 20 if age < 20 * SUPERSEDED else 360 if age < 360 * SUPERSEDED else 2400
 
 
+@lru_cache(maxsize=KEPT_STATES)
 def pack(state: FeedState) -> bytes:
-    """Render a state as bytes: 33, and 7 for each bucket. Ages are rounded up."""
+    """Render a state as bytes: 37, and 7 for each bucket. Ages are rounded up."""
     until, total = (state.cut.until, state.cut.total) if state.cut is not None else (0, 0)
     header = HEADER.pack(
         state.start // DAY,
@@ -146,6 +149,7 @@ def pack(state: FeedState) -> bytes:
         state.resume,
         state.process,
         state.evictions % (1 << 16),
+        state.reading % (1 << 32),
         until,
         total.to_bytes(SIZE, "big"),
     )
@@ -157,10 +161,11 @@ def pack(state: FeedState) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=KEPT_STATES)
 def unpack(packed: bytes) -> FeedState:
     """Parse the result of `pack`. Raises ValueError for other bytes."""
     try:
-        day, at, newest, resume, process, evictions, until, cut_total = HEADER.unpack_from(packed)
+        day, at, newest, resume, process, evictions, reading, until, cut_total = HEADER.unpack_from(packed)
     except struct.error as error:
         raise ValueError("too short") from error
     start = day * DAY
@@ -181,4 +186,4 @@ def unpack(packed: bytes) -> FeedState:
             )
         )
     cut = Cut(until, int.from_bytes(cut_total, "big")) if until else None
-    return FeedState(start, at, tuple(told), newest, resume, cut, process, evictions)
+    return FeedState(start, at, tuple(told), newest, resume, cut, process, evictions, reading)

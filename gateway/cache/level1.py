@@ -28,7 +28,7 @@ PROTECTED = 0.8  # of the bound, at most, for days that were read again; what se
 MAX_EXTENTS = 128  # of a day: a read of the day looks at all, and each POST that lands too; a day is one POST again
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
-EVICTION_COUNTERS = 1024
+COUNTERS = 1024  # of changes and of evictions, by client
 SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
 DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
 EXTENT_BYTES = 900  # of an extent without calls
@@ -37,7 +37,13 @@ BUSY_BYTES = 350  # more, if it has calls: its set of ids and their bounds
 
 
 def _counter(code: str) -> int:
-    return crc32(code.encode()) % EVICTION_COUNTERS
+    return crc32(code.encode()) % COUNTERS
+
+
+def _count(counters: Sequence[int], codes: Iterable[str]) -> int:
+    if EVERY_CLIENT in codes:
+        return sum(counters)
+    return sum([counters[place] for place in {_counter(code) for code in (*codes, EVERY_CLIENT)}])
 
 
 def bytes_of(records: Sequence[Call | UnreadableCall]) -> int:
@@ -99,7 +105,8 @@ class Level1:
         )  # evicted first: not read since stored, or moved back from protected
         self._protected: OrderedDict[Key, None] = OrderedDict()
         self._bytes_protected = 0
-        self._evicted = [0] * EVICTION_COUNTERS
+        self._evicted = [0] * COUNTERS
+        self._changed = [0] * COUNTERS
         self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
     def lookup(self, code: str, window: Window, now: float, *, status: bool, used: bool = False) -> list[Extent]:
@@ -134,9 +141,11 @@ class Level1:
 
     def evictions(self, codes: Iterable[str]) -> int:
         """How often days of some clients were evicted, or of clients that share their counters."""
-        if EVERY_CLIENT in codes:
-            return sum(self._evicted)
-        return sum([self._evicted[place] for place in {_counter(code) for code in (*codes, EVERY_CLIENT)}])
+        return _count(self._evicted, codes)
+
+    def version(self, codes: Iterable[str]) -> int:
+        """How often days of some clients were changed, or of clients that share their counters."""
+        return _count(self._changed, codes)
 
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
         """The days of a window of which something is held, in order, at the cost of the smaller of the two."""
@@ -191,6 +200,7 @@ class Level1:
 
     def _put(self, key: Key, extents: Iterable[Extent]) -> None:
         owner, kind, day = key
+        self._changed[_counter(owner)] += 1
         replaced, before = self._days.pop(key, ([], 0))
         kept = list(extents)
         for extent in kept:

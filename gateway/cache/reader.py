@@ -228,6 +228,10 @@ class Cache:
         """A number that differs after calls of some clients were evicted. It may differ for other reasons."""
         return self._level1.evictions(codes)
 
+    def version(self, codes: Sequence[str]) -> int:
+        """A number that differs after what is held of some clients changed. It may differ for other reasons."""
+        return self._level1.version(codes)
+
     def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
         """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
         now = self._clock()

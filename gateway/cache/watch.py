@@ -1,7 +1,6 @@
-"""Readings for the change feed: the whole window of a feed at one instant, refreshed once for all who wait.
+"""The changes for each consumer of the change feed, and readings that are refreshed once for all who wait.
 
 Rules:
-- Nothing is told from a reading that failed or is stale (T3).
 - What differs and rests on POSTs older than what was told is read once more; if it is still older, it is told later.
 - A watch refreshes one set of clients for as long as someone waits for it, each time when its first point gets stale.
   A failure pauses it with backoff, and those who wait learn of it.
@@ -13,22 +12,24 @@ import asyncio
 import math
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from prometheus_client import Gauge
 
-from gateway.cache.extents import Extent, deduplicated
-from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, superseded, tell
+from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, tell
+from gateway.cache.feed_reader import NO_TERMS, Clients, FeedReader, FeedResult, Terms
 from gateway.cache.feed_state import FeedState, advance, horizon, new_state
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Provenance
 from gateway.cache.level1 import bytes_of
-from gateway.cache.reader import Cache, Query
-from gateway.cache.scans import COUNTS, MAX_INLINE, Spans
-from gateway.errors import GatewayError, InvalidParameters, Overloaded, ParameterFault, UpstreamFailed
+from gateway.cache.reader import Cache
+from gateway.errors import GatewayError, Overloaded
+from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.slices import in_slices
@@ -36,46 +37,13 @@ from gateway.slices import in_slices
 SKEW = 2.0  # seconds that the clock of this process may be behind a state of another
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds between refreshes that fail
 MAX_WAIT = 15.0  # seconds between refreshes, even if the clock steps, or all that was read stays fresh for longer
+WOKEN = 20  # consumers in one iteration of the event loop
+BUCKET_BYTES = 300
+ANSWERS_SHARE = 1 / 32  # of the cache's bytes, for answers that several consumers may have
+MAX_SHARED = 100  # changes of such an answer; longer ones are rare, and rendered for one consumer
+SHARED_CALL_BYTES = 4000  # of a change and its rendering
+STATE_BYTES = 200  # of a bucket in a state
 MAX_SHARE = 0.5  # of the cache's bytes, for the calls of one feed: a larger one would be fetched again and again
-
-
-class Clients(Struct, frozen=True):
-    """The client codes of a feed (`*` alone for all), and whether it has the status of calls."""
-
-    codes: tuple[str, ...]
-    status: bool
-
-
-class Terms(Struct, frozen=True):
-    """For how long a request waits, until an instant of the event loop's clock, and what it does before it waits."""
-
-    deadline: float | None = None
-    before_wait: Callable[[], None] = lambda: None
-
-
-NO_TERMS = Terms()
-
-
-class FeedResult(Struct, frozen=True):
-    """All calls from a start to `end`, merged, and what they rest on.
-
-    `lost` are the calls of which there is a later version elsewhere: their start, and when its POST was sent.
-    `evictions` is what the cache had evicted before and after the reading.
-    """
-
-    extents: Sequence[Extent]
-    lost: Sequence[tuple[float, float]]
-    end: int
-    provenance: Provenance
-    evictions: tuple[int, int]
-
-
-class Answer(Struct, frozen=True):
-    """What to tell a consumer, all calls of the feed, and the reading that both rest on."""
-
-    telling: Telling
-    snapshot: Snapshot
-    reading: FeedResult
 
 
 class Seen(Struct, frozen=True):
@@ -85,73 +53,56 @@ class Seen(Struct, frozen=True):
     snapshot: Snapshot
     journal: Journal
 
+    @property
+    def size(self) -> int:
+        """The memory that it holds, in bytes. Most calls are in the cache too, until they are evicted there."""
+        calls = sum([extent.memo.size if extent.memo else bytes_of(extent.calls) for extent in self.snapshot.extents])
+        return calls + BUCKET_BYTES * len(self.snapshot.buckets) + self.journal.size
+
+
+class Answer(Struct, frozen=True):
+    """The changes for a consumer, how many calls its copy has then, and the freshness of the reading.
+
+    `rendered` has the rendered items, by the client codes that they name.
+    """
+
+    telling: Telling
+    calls: int
+    provenance: Provenance
+    rendered: dict[Hashable, Any] = msgspec.field(default_factory=dict)
+
 
 class Feeds:
-    """The feeds of one cache, which holds `bound` bytes.
+    """The feeds of one cache. `memory` accounts for their readings, which are evicted first.
 
     A refresh may take `timeout` seconds, and the next one follows `fresh` seconds later, or when a point becomes stale.
+    Waits end when the process is `stopping`.
     """
 
     def __init__(
         self,
         cache: Cache,
-        bound: float,
+        memory: Memory,
         clock: Callable[[], float],
         timeout: float,
         metrics: Metrics,
         fresh: float = 15,
+        stopping: asyncio.Event | None = None,
     ) -> None:
         self.clock = clock
         self.fresh = fresh
         self.metrics = metrics
+        self.stopping = stopping or asyncio.Event()
         metrics.feed_seconds_behind.set_function(
             lambda: max([clock() - watch.as_of for watch in self._watches.values()], default=0)
         )
         self._cache = cache
-        self._bound = bound
-        self._timeout = timeout
+        self.reader = FeedReader(cache, clock, timeout, MAX_SHARE * memory.bound)
         self._process = os.urandom(4)
         self._watches: dict[Clients, Watch] = {}
-
-    async def read(
-        self, clients: Clients, start: int, terms: Terms = NO_TERMS, *, windows: Sequence[Window] = ()
-    ) -> FeedResult:
-        """Read the calls of clients from a start until now, `windows` of it past the cache. Raises UpstreamError."""
-        for window in windows:
-            await self._read(clients, window, terms, no_cache=True)
-        return await self._read(clients, Window(start, math.ceil(self.clock())), terms)
-
-    async def _read(self, clients: Clients, window: Window, terms: Terms, *, no_cache: bool = False) -> FeedResult:
-        now, evictions = self.clock(), self._cache.evictions(clients.codes)
-        query = Query(
-            codes=clients.codes,
-            window=window,
-            status=clients.status,
-            no_cache=no_cache,
-            no_stale=True,
-            deadline=terms.deadline or asyncio.get_running_loop().time() + self._timeout,
-            before_wait=terms.before_wait,
-        )
-        extents: list[Extent] = []
-        total: Provenance | None = None
-        spans = Spans(self._cache, query, now, COUNTS, newest_first=False)
-        try:
-            spans.begin()
-            while (part := await spans.next()) is not None:
-                spans.begin()
-                if part.stale:
-                    raise UpstreamFailed("a reply lost many calls, and is doubted until another one confirms it")
-                extents += part.extents
-                total = total.combine(part) if total is not None else part
-        finally:
-            spans.leave()
-        evicted = self._cache.evictions(clients.codes)
-        if evicted != evictions:
-            _refuse_too_large(sum(bytes_of(extent.calls) for extent in extents), int(MAX_SHARE * self._bound))
-        many = sum(len(extent.calls) for extent in extents) > MAX_INLINE
-        merged = await asyncio.to_thread(deduplicated, extents) if many else deduplicated(extents)
-        total = total or Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now)
-        return FeedResult(merged, superseded(extents, merged), window.end, total, (evictions, evicted))
+        self._seen: Lru[tuple[Clients, int, Hashable], Seen] = Lru(memory, MAX_SHARE)
+        self._answers: Lru[tuple[int, Hashable, FeedState | int, int], Answer] = Lru(memory, ANSWERS_SHARE)
+        memory.first_to_last[:0] = [self._answers.free, self._seen.free]
 
     async def answer(
         self,
@@ -163,40 +114,74 @@ class Feeds:
         *,
         seen: Seen | None = None,
     ) -> Answer:
-        """What to tell a consumer that has a state, or nothing yet from a start on. Raises GatewayError."""
-        start = state if isinstance(state, int) else state.start
-        if not isinstance(state, int) and (behind := state.at - math.ceil(self.clock())) > 0:
+        """The changes for a consumer that has a state, or nothing yet from a start on. Raises GatewayError."""
+        start, at = (state, 0) if isinstance(state, int) else (state.start, state.at)
+        if (behind := at - math.ceil(self.clock())) > 0:
             if behind > SKEW:
                 raise Overloaded("the clock of this replica is behind the one that made `since`", behind)
             await asyncio.sleep(behind)
-        if seen is None or seen.snapshot.end < (0 if isinstance(state, int) else state.at):
-            seen = await self.see(await self.read(clients, start, terms), start, view)
+        if seen is None or seen.snapshot.end < at:
+            seen = await self.see(clients, start, view, terms, at)
+        key = seen.reading.numbers[1], view.name, state, limit
+        if (known := self._answers.get(key)) is not None:
+            return known
         current = self._advance(state, seen)
         if older := self._outdated(current, seen):
-            seen = await self.see(await self.read(clients, start, terms, windows=_joined(older)), current.start, view)
+            reading = await self.reader.read(clients, start, terms, _joined(older))
+            seen = await self.show(reading, clients, start, view)
             current = self._advance(state, seen)
             older = self._outdated(current, seen)
-        telling = tell(current, seen.snapshot, limit, lookup=seen.journal, wait=older)
-        process = bytes(4) if older else self._process
-        after = replace(telling.state, process=process, evictions=seen.reading.evictions[0] % (1 << 16))
-        return Answer(replace(telling, state=after), seen.snapshot, seen.reading)
+        telling = await in_slices(tell(current, seen.snapshot, limit, lookup=seen.journal, wait=older))
+        after = replace(
+            telling.state,
+            process=bytes(4) if older else self._process,
+            evictions=seen.reading.evictions[0] % (1 << 16),
+            reading=seen.reading.numbers[1],
+        )
+        answer = Answer(replace(telling, state=after), seen.snapshot.calls, seen.reading.provenance)
+        if not older and telling.size <= MAX_SHARED:
+            size = SHARED_CALL_BYTES * telling.size + 2 * STATE_BYTES * len(after.told)
+            self._answers.put(key, answer, size)
+        return answer
 
-    async def see(self, reading: FeedResult, start: int, view: View, before: Seen | None = None) -> Seen:
-        """A reading as a view shows it. `before` was seen earlier. Hashing yields to the event loop."""
-        start = horizon(start, reading.end)
-        snapshot = await in_slices(make_snapshot(reading.extents, reading.lost, start, reading.end, view))
+    def seen(self, clients: Clients, start: int, view: View) -> Seen | None:
+        """The last reading of a feed, if it is still held."""
+        return self._seen.get((clients, start, view.name))
+
+    async def see(self, clients: Clients, start: int, view: View, terms: Terms = NO_TERMS, until: int = 0) -> Seen:
+        """A reading as a view shows it, up to `until` at least: the last one, if another would be equal.
+
+        Raises GatewayError.
+        """
+        last, now = self.seen(clients, start, view), self.clock()
+        if last is not None and last.snapshot.end >= until:
+            provenance = last.reading.provenance
+            fresh_until = min(provenance.fresh_until, provenance.as_of + self.fresh)
+            unchanged = last.reading.version == self._cache.version(clients.codes)
+            if unchanged and provenance.planned <= now < fresh_until:
+                return last
+        return await self.show(await self.reader.read(clients, start, terms), clients, start, view)
+
+    async def show(self, reading: FeedResult, clients: Clients, start: int, view: View) -> Seen:
+        """A reading as a view shows it. Hashing yields to the event loop."""
+        begin = horizon(start, reading.end)
+        snapshot = await in_slices(make_snapshot(reading.extents, reading.lost, begin, reading.end, view))
+        before = self.seen(clients, start, view)
         journal = Journal() if before is None else before.journal
         if before is not None:
-            journal.record(before.snapshot, snapshot)
-        return Seen(reading, snapshot, journal)
+            await in_slices(journal.record(before.snapshot, snapshot))
+        seen = Seen(reading, snapshot, journal)
+        self._seen.put((clients, start, view.name), seen, seen.size)
+        return seen
 
     def _advance(self, state: FeedState | int, seen: Seen) -> FeedState:
         end = seen.reading.end
         return new_state(horizon(state, end), end) if isinstance(state, int) else advance(state, end)
 
     def _outdated(self, state: FeedState, seen: Seen) -> list[Window]:
+        begun, ended = seen.reading.numbers
         same = (state.process, state.evictions) == (self._process, seen.reading.evictions[1] % (1 << 16))
-        return outdated(state, seen.snapshot, same_cache=same)
+        return outdated(state, seen.snapshot, same_cache=same and (begun > state.reading or ended == state.reading))
 
     @asynccontextmanager
     async def watching(self, clients: Clients, start: int, view: View, gauge: Gauge) -> AsyncIterator[Watch]:
@@ -217,58 +202,95 @@ class Feeds:
 
 
 class Watch:
-    """Refreshes of one set of clients, while someone waits.
+    """Refreshes of one set of clients, while consumers wait.
 
-    `error` is that of the last refresh. `as_of` is of when the newest point was at the last that succeeded.
+    `error` is that of the last refresh. `as_of` is the age of the newest point at the last that succeeded.
     """
 
     def __init__(self, feeds: Feeds, clients: Clients) -> None:
         self._feeds = feeds
         self._clients = clients
-        self._waiting: Counter[tuple[int, Hashable]] = Counter()  # by start and name of the view
+        self._joined: Counter[tuple[int, Hashable]] = Counter()  # by start and name of the view
         self._views: dict[Hashable, View] = {}
-        self._seen: dict[tuple[int, Hashable], Seen] = {}
-        self._refreshed = asyncio.get_running_loop().create_future()
+        self._waiters: dict[asyncio.Future[Seen | None], tuple[int, Hashable]] = {}
+        self._end = 0  # of the last reading
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
+        self._stop = asyncio.create_task(self._wake_at_the_end())
         self.error: GatewayError | None = None
         self.as_of = feeds.clock()
 
     def join(self, start: int, view: View) -> None:
         """Begin to wait."""
-        self._waiting[start, view.name] += 1
+        self._joined[start, view.name] += 1
         self._views[view.name] = view
 
     def leave(self, start: int, view: View) -> bool:
-        """Stop waiting. Returns True if nobody waits any more."""
-        self._waiting[start, view.name] -= 1
-        if not self._waiting[start, view.name]:
-            del self._waiting[start, view.name]
-            self._seen.pop((start, view.name), None)
-            if not any(name == view.name for _, name in self._waiting):
+        """Stop waiting. Returns True if no consumer waits any more."""
+        self._joined[start, view.name] -= 1
+        if not self._joined[start, view.name]:
+            del self._joined[start, view.name]
+            if not any(name == view.name for _, name in self._joined):
                 del self._views[view.name]
-        if not self._waiting:
+        if not self._joined:
             self._task.cancel()
-        return not self._waiting
+            self._stop.cancel()
+        return not self._joined
 
     async def refreshed(self, start: int, view: View, after: int) -> Seen | None:
-        """Wait until what is seen is of later than an instant; None if a refresh failed before, with `error`."""
-        while (seen := self._seen.get((start, view.name))) is None or seen.snapshot.end <= after:
-            await asyncio.shield(self._refreshed)
-            if self.error is not None:
-                return None
-        return seen
+        """Wait for a reading of later than an instant. Raises GatewayError.
+
+        Returns None when a refresh failed, with `error`, or when the process stops.
+        """
+        while not self._feeds.stopping.is_set():
+            if self._end > after:  # the refresh came before the wait, or was of a later start
+                seen = self._feeds.seen(self._clients, start, view)
+                if seen is None or seen.snapshot.end <= after:
+                    seen = await self._feeds.see(self._clients, start, view)
+            else:
+                seen = await self._next(start, view)
+                if self.error is not None:
+                    break
+            if seen is not None and seen.snapshot.end > after:
+                return seen
+        return None
+
+    async def _next(self, start: int, view: View) -> Seen | None:
+        """Wait for the next refresh."""
+        if self._task.done():
+            self._task.result()  # raises its error
+        waiter: asyncio.Future[Seen | None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = start, view.name
+        try:
+            return await waiter
+        finally:
+            del self._waiters[waiter]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """After an error that is none of the upstream's, all who wait have it, so that none waits in vain."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._refreshed.set_exception(error)
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+
+    async def _wake_at_the_end(self) -> None:
+        await self._feeds.stopping.wait()
+        await self._wake({})
+
+    async def _wake(self, seen: Mapping[tuple[int, Hashable], Seen]) -> None:
+        """Let those who wait go on, a few in each iteration of the event loop, so that others have their turn."""
+        for place, (waiter, key) in enumerate(list(self._waiters.items())):
+            if not waiter.done():
+                waiter.set_result(seen.get(key))
+            if place % WOKEN == WOKEN - 1:
+                await asyncio.sleep(0)
 
     async def _run(self) -> None:
         pause = MIN_PAUSE
         while True:
+            seen: dict[tuple[int, Hashable], Seen] = {}
             try:
-                wait = min(max(MIN_PAUSE, await self._refresh()), MAX_WAIT)
+                wait = min(max(MIN_PAUSE, await self._refresh(seen)), MAX_WAIT)
             except GatewayError as error:
                 self.error = error
                 self._feeds.metrics.feed_refreshes.labels("failed").inc()
@@ -276,32 +298,21 @@ class Watch:
             else:
                 self.error, pause = None, MIN_PAUSE
                 self._feeds.metrics.feed_refreshes.labels("ok").inc()
-            refreshed, self._refreshed = self._refreshed, asyncio.get_running_loop().create_future()
-            refreshed.set_result(None)
+            await self._wake(seen)
+            del seen
             await asyncio.sleep(wait)
 
-    async def _refresh(self) -> float:
-        """Read, and show what was read to every view. Returns for how many seconds it stays fresh."""
-        first = min(start for start, _ in self._waiting)
-        reading = await self._feeds.read(self._clients, first)
-        for start, name in list(self._waiting):
-            if start < first or (start, name) not in self._waiting:
-                continue  # came or went meanwhile
-            before = self._seen.get((start, name))
-            seen = await self._feeds.see(reading, start, self._views[name], before)
-            if (start, name) in self._waiting:
-                self._seen[start, name] = seen
+    async def _refresh(self, seen: dict[tuple[int, Hashable], Seen]) -> float:
+        """Read, and show the reading to every view, in `seen`. Returns for how many seconds it stays fresh."""
+        first = min(start for start, _ in self._joined)
+        reading = await self._feeds.reader.read(self._clients, first)
+        for start, name in list(self._joined):
+            if start >= first and (start, name) in self._joined:  # others came or went meanwhile
+                seen[start, name] = await self._feeds.show(reading, self._clients, start, self._views[name])
         # Points after the window of the reading become stale too, once they are as old as its newest POST.
         provenance = reading.provenance
-        self.as_of = provenance.as_of
+        self.as_of, self._end = provenance.as_of, reading.end
         return min(provenance.fresh_until, provenance.as_of + self._feeds.fresh) - self._feeds.clock()
-
-
-def _refuse_too_large(needed: int, allowed: int) -> None:
-    """Raise InvalidParameters for a feed whose calls take more bytes than one feed may have of the cache."""
-    if needed > allowed:
-        detail = f"this feed needs about {needed:,} bytes of GATEWAY_CACHE_BYTES, and may have {allowed:,} of them"
-        raise InvalidParameters([ParameterFault("start", detail)])
 
 
 def _joined(windows: Sequence[Window]) -> list[Window]:

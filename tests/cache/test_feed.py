@@ -125,7 +125,7 @@ def test_a_state_survives_packing(ago: int, data: st.DataObject, resume: int, cu
         replace(each, newest=window.start + each.newest * (NOW - window.start) if window.start < NOW else 0.0)
         for each, window in zip(told, windows, strict=True)
     ]
-    state = FeedState(start, NOW, tuple(told), NOW - 0.5, resume, cut, PROCESS, 7)
+    state = FeedState(start, NOW, tuple(told), NOW - 0.5, resume, cut, PROCESS, 7, 8)
     packed = pack(state)
     assert len(packed) <= 1100
     again = unpack(packed)
@@ -174,7 +174,7 @@ class Feed(RuleBasedStateMachine):
         self.serial = 0
         self.copy = Copy(made(stale))
         self.packed: bytes | None = None
-        self.journal = Journal(bound=20)
+        self.journal = Journal(bound=20_000)
         self.before: Snapshot | None = None
 
     @rule(identity=st.integers(0, 20), start=moments)
@@ -200,7 +200,7 @@ class Feed(RuleBasedStateMachine):
         """A reading of this process that nobody asked for."""
         current = self.snapshot()
         if self.before is not None and self.before.buckets[0].window.start == current.buckets[0].window.start:
-            self.journal.record(self.before, current)
+            finish(self.journal.record(self.before, current))
         self.before = current
 
     def snapshot(self) -> Snapshot:
@@ -216,7 +216,7 @@ class Feed(RuleBasedStateMachine):
         state = advance(unpack(self.packed), self.at) if self.packed else new_state(START, self.at)
         current = self.snapshot()
         assert outdated(state, current, same_cache=False) == []
-        telling = tell(state, current, limit, lookup=self.journal if journal else None)
+        telling = finish(tell(state, current, limit, lookup=self.journal if journal else None))
         told = sum(len(part.calls) for part in telling.replaces) + len(telling.upserts) + len(telling.removes)
         seconds = {one.start_time for part in telling.replaces for one in part.calls}
         assert told <= limit or len(seconds) == 1
@@ -249,17 +249,21 @@ def test_a_copy_becomes_exact_whatever_changes_between_answers():
 
 
 def test_a_new_call_is_one_upsert():
-    first = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500), (2, NOW - 400)]))), 100)
+    first = finish(tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500), (2, NOW - 400)]))), 100))
     assert first.up_to_date
     assert [len(part.calls) for part in first.replaces] == [2]
     assert (first.replaces[0].window.start, first.replaces[-1].window.end) == (START, NOW)
-    then = tell(first.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 100)
+    after = snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)])))
+    then = finish(tell(first.state, after, 100))
     assert ([one.call.id for one in then.upserts], then.replaces, then.removes) == (["3"], [], [])
-    assert tell(then.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 1).upserts == []
+    assert (
+        finish(tell(then.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 1)).upserts
+        == []
+    )
 
 
 def test_what_rests_on_older_posts_than_what_was_told_is_read_again():
-    told = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100).state
+    told = finish(tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100)).state
     older = snapshot(whole([], sent=NOW - 20))
     assert [window.start for window in outdated(told, older, same_cache=False)] == [
         midnight(NOW) + (NOW - 500 - midnight(NOW)) // HOUR * HOUR
@@ -269,8 +273,8 @@ def test_what_rests_on_older_posts_than_what_was_told_is_read_again():
 
 
 def test_a_state_keeps_the_newest_post_when_nothing_differs():
-    first = tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 60)), 100).state
-    again = tell(first, snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100).state
+    first = finish(tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 60)), 100)).state
+    again = finish(tell(first, snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100)).state
     assert outdated(again, snapshot(whole([], sent=NOW - 30)), same_cache=False) != []
 
 
@@ -279,7 +283,7 @@ def test_a_call_that_moved_away_and_was_deleted_does_not_come_back_from_an_older
     older = make_extent(Window(START, seam), NOW - 100, made([(1, NOW - 2 * HOUR)]))
     moved = make_extent(Window(seam, NOW + HOUR), NOW - 10, made([(1, NOW - 1800)]))
     deleted = make_extent(Window(seam, NOW + HOUR), NOW - 5, ())
-    told = tell(new_state(START, NOW), snapshot([older, moved]), 100).state
+    told = finish(tell(new_state(START, NOW), snapshot([older, moved]), 100)).state
     bucket = [window for window in buckets(START, NOW) if NOW - 2 * HOUR in window]
     assert outdated(told, snapshot([older, deleted]), same_cache=True) == bucket
     read_again = make_extent(Window(START, seam), NOW - 4, ())
@@ -290,6 +294,6 @@ def test_a_call_that_was_seen_to_go_is_one_removal():
     calls = [(number, NOW - 600 - number) for number in range(4)]
     before, after = snapshot(whole(made(calls))), snapshot(whole(made(calls[1:])))
     journal = Journal()
-    journal.record(before, after)
-    then = tell(tell(new_state(START, NOW), before, 100).state, after, 100, lookup=journal)
+    finish(journal.record(before, after))
+    then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
     assert ([one.call.id for one in then.removes], then.replaces, then.upserts) == (["0"], [], [])

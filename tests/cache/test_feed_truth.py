@@ -19,11 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from prometheus_client import CollectorRegistry
 
 from gateway.cache.feed import Telling
+from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import midnight, pack, unpack
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
-from gateway.cache.watch import Answer, Clients, Feeds
+from gateway.cache.watch import Answer, Feeds
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
@@ -35,6 +36,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.redis_client import RedisClient
@@ -176,7 +178,9 @@ class Feed(RuleBasedStateMachine):
 
     def replicas(self, rules: CacheSettings) -> list[Cache]:
         caches = self.two_caches(rules)
-        self.feeds = [Feeds(cache, 2**28, lambda: self.world.now, 60, Metrics(CollectorRegistry())) for cache in caches]
+        self.feeds = [
+            Feeds(cache, Memory(), lambda: self.world.now, 60, Metrics(CollectorRegistry())) for cache in caches
+        ]
         self.copies: dict[Clients, dict[Key, Call]] = {}
         self.states: dict[Clients, bytes] = {}
         self.newest: dict[tuple[Clients, Key], float] = {}
@@ -235,15 +239,17 @@ class Feed(RuleBasedStateMachine):
         self.states[clients] = pack(answer.telling.state)
         if answer.telling.up_to_date:
             copy = self.copies[clients]
-            assert answer.snapshot.calls == len(copy), "page.calls"
-            held = {(one.client_code, one.id): one for e in answer.snapshot.extents for one in e.calls}
+            seen = self.feeds[which].seen(clients, state if isinstance(state, int) else state.start, VIEW)
+            assert seen is not None
+            assert answer.calls == len(copy), "page.calls"
+            held = {(one.client_code, one.id): one for e in seen.snapshot.extents for one in e.calls}
             assert copy == held
             self.complete(clients, answer)
         return answer
 
     def complete(self, clients: Clients, answer: Answer) -> None:
         """What was published, edited or deleted before the oldest POST is in."""
-        start, until = answer.telling.state.start, answer.reading.provenance.oldest_fetch
+        start, until = answer.telling.state.start, answer.provenance.oldest_fetch
         for version in self.world.versions:
             one = version.call
             lasting = version.since < until and version.until > self.world.now

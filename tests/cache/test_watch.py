@@ -9,14 +9,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.cache import watch as watch_module
+from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import FeedState, midnight
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
-from gateway.cache.watch import Answer, Clients, Feeds
+from gateway.cache.watch import Answer, Feeds
 from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import GatewayError, UpstreamFailed
+from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from tests.support.processes import wait_in_loop_for
@@ -50,7 +52,7 @@ class Upstream:
         settings = CacheSettings(rule, rule, 40 * DAY, 1, 2**28, stale_if_error=stale, stale_while_revalidate=stale)
         metrics = Metrics(CollectorRegistry())
         cache = Cache(self, settings, metrics, lambda: self.now)
-        self.feeds = Feeds(cache, 2**28, lambda: self.now, 60, metrics)
+        self.feeds = Feeds(cache, Memory(), lambda: self.now, 60, metrics)
         self.gauge = metrics.feed_streams
 
     async def __call__(
@@ -93,9 +95,9 @@ async def test_feeds_with_different_starts_share_a_reading_and_see_their_own_par
     ):
         assert same is watch
         upstream.now += 1
-        seen = await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
+        seen = await watch.refreshed(WEEK_AGO, view(), first.telling.state.at)
         assert seen is not None
-        assert seen.snapshot.calls == first.snapshot.calls
+        assert seen.snapshot.calls == first.calls
         again = await upstream.feeds.answer(CLIENTS, first.telling.state, view(), 1000, seen=seen)
         assert (told(again), again.telling.replaces) == ((set(), set()), [])
 
@@ -103,7 +105,7 @@ async def test_feeds_with_different_starts_share_a_reading_and_see_their_own_par
 async def test_a_feed_that_starts_earlier_waits_for_a_reading_of_all_of_it():
     upstream = Upstream(DAILY)
     recent, month = await upstream.answer(WEEK_AGO), await upstream.answer(MONTH_AGO)
-    assert recent.snapshot.calls < month.snapshot.calls
+    assert recent.calls < month.calls
     upstream.now += 2
     upstream.open.clear()
     posts = upstream.posts
@@ -111,10 +113,10 @@ async def test_a_feed_that_starts_earlier_waits_for_a_reading_of_all_of_it():
         await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
         async with upstream.feeds.watching(CLIENTS, MONTH_AGO, view(), upstream.gauge):
             upstream.open.set()  # the reading from a week ago lands now
-            seen = await watch.refreshed(MONTH_AGO, view(), month.snapshot.end)
+            seen = await watch.refreshed(MONTH_AGO, view(), month.telling.state.at)
             assert seen is not None
             again = await upstream.feeds.answer(CLIENTS, month.telling.state, view(), 1000, seen=seen)
-            assert (told(again), again.snapshot.calls) == ((set(), set()), month.snapshot.calls)
+            assert (told(again), again.calls) == ((set(), set()), month.calls)
 
 
 async def test_a_start_that_moves_on_leaves_no_trace_of_what_lies_before():
@@ -126,7 +128,7 @@ async def test_a_start_that_moves_on_leaves_no_trace_of_what_lies_before():
     moved = await upstream.answer(state)
     assert start < moved.telling.state.start <= start + 31 * DAY
     kept = [one for one in upstream.calls if one.start_time.timestamp() >= moved.telling.state.start]
-    assert moved.snapshot.calls == len(kept)
+    assert moved.calls == len(kept)
     assert told(moved) == (set(), set())
 
 
@@ -135,9 +137,9 @@ async def test_a_refresh_that_came_while_a_stream_was_busy_is_not_missed():
     first = await upstream.answer(WEEK_AGO)
     async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as watch:
         upstream.now += 1
-        seen = await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
+        seen = await watch.refreshed(WEEK_AGO, view(), first.telling.state.at)
         upstream.open.clear()  # no other refresh lands
-        assert await watch.refreshed(WEEK_AGO, view(), first.snapshot.end) is seen
+        assert await watch.refreshed(WEEK_AGO, view(), first.telling.state.at) is seen
 
 
 async def test_data_that_may_be_stale_is_no_reason_to_refuse_a_feed():
@@ -175,7 +177,7 @@ async def test_a_clock_that_is_set_back_does_not_stop_refreshes(monkeypatch: pyt
         await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
         upstream.now -= 3600  # while the first refresh is in progress
         upstream.open.set()
-        await watch.refreshed(WEEK_AGO, view(), first.snapshot.end)
+        await watch.refreshed(WEEK_AGO, view(), first.telling.state.at)
         upstream.now += 7200
         async with asyncio.timeout(60):
             seen = await watch.refreshed(WEEK_AGO, view(), NOW + 3500)
