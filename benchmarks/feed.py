@@ -1,7 +1,8 @@
 """The change feed: what polls, waiting consumers, streams and first copies cost, and what other ways to copy lose.
 
-The gateway runs in a process of its own, on one core; consumers and the simulator on another. A change is told when its
-last byte arrives. `--write` updates the tables in docs/changes.md.
+The gateway runs in a process of its own, on one core; consumers and the simulator on the others. Delays are counted
+from the end of the server's reply to the last byte at the last consumer, beside the processor time of the gateway
+between the two, which a busy machine changes less. `--write` updates the table in docs/changes.md.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +38,11 @@ from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.memory import Memory
 from gateway.metrics import Metrics
-from gateway.model import Call, CallResult, PhoneType, StartTimeCertainty, Window
+from gateway.model import Call, Window
 from gateway.simulator.server import PATH, Options, create
+from tests.support.upstream import DAY, HOUR, NOW, call
+from tests.support.world import FOREVER, Version, World
 
-NOW = 1_790_000_000
-HOUR, DAY = 3600, 86400  # seconds
 MONTH = 30 * DAY
 QUIET = 7 * DAY  # after the month, so that every way has seen what it ever sees
 CALLS_A_DAY = 200
@@ -54,11 +55,14 @@ REFRESHES = 3  # that brought something, of which the slowest counts
 
 
 class Gateway(NamedTuple):
-    """A gateway in its own process, in front of a simulator. `landed` has the instant of the end of each reply."""
+    """A gateway in its own process, in front of a simulator.
+
+    `landed` has the end of each reply, and the processor time of the gateway until then, in seconds.
+    """
 
     port: int
     process: subprocess.Popen[bytes]
-    landed: list[float]
+    landed: list[tuple[float, float]]
 
     @property
     def client(self) -> httpx.Client:
@@ -67,23 +71,25 @@ class Gateway(NamedTuple):
 
     def seconds(self) -> float:
         """The processor time of the gateway so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text("ascii").split()[0]) for task in tasks) / 1e9
 
-    def resident(self) -> int:
-        """The resident memory of the gateway in bytes."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def resident(self, name: str = "VmRSS") -> float:
+        """The resident memory of the gateway in MiB; of `VmHWM` the highest so far."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 @contextmanager
 def gateway(options: Options, **settings: str) -> Iterator[Gateway]:
     """Run a gateway in front of a simulator."""
-    landed: list[float] = []
+    landed: list[tuple[float, float]] = []
+    started: list[Gateway] = []
     simulator = create(options)
 
     async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         await simulator(scope, receive, send)
-        landed.append(time.monotonic())
+        landed.extend((time.monotonic(), one.seconds()) for one in started)
 
     port = free_port()
     with ExitStack() as stack:
@@ -102,7 +108,8 @@ def gateway(options: Options, **settings: str) -> Iterator[Gateway]:
         command = ["taskset", "-c", core, sys.executable, "-m", "gateway", "serve"]
         process = stack.enter_context(running(command, Path(folder) / "log", **(variables | settings)))
         wait_for(lambda: reachable(port), "the gateway listens")
-        yield Gateway(port, process, landed)
+        started.append(Gateway(port, process, landed))
+        yield started[0]
 
 
 def copied(one: Gateway, path: str, **parameters: str | int) -> tuple[str, int]:
@@ -135,31 +142,44 @@ async def connected(one: Gateway, target: str, *headers: str) -> tuple[asyncio.S
     return reader, writer
 
 
+class Told:
+    """The delay of the last consumer, and the processor time of the gateway until then, for each change in seconds."""
+
+    def __init__(self, one: Gateway) -> None:
+        self._gateway = one
+        self.times: list[tuple[float, float]] = []
+
+    def add(self, first: float, last: float) -> None:
+        """Add a change that reached the first and the last of the consumers at these instants."""
+        landed, spent = max(instant for instant in self._gateway.landed if instant[0] < first)
+        self.times.append((last - landed, self._gateway.seconds() - spent))
+
+    def __str__(self) -> str:
+        last, spent = (statistics.median(times) * 1e3 for times in zip(*self.times, strict=True))
+        return f"the last is told after {last:.0f} ms, {spent:.0f} ms of processor time"
+
+
 async def waits(number: int) -> str:
     """Let consumers wait for changes, and time the last answer after the reply that brought the change."""
     with gateway(Options(calls_per_day=20_000, history=2)) as one:
         token, _ = await asyncio.to_thread(copied, one, FEED, start=time.strftime("%Y-%m-%d", time.gmtime()))
-        times: list[float] = []
+        times = Told(one)
         posts: list[int] = []
-        while len(times) < REFRESHES:
+        while len(posts) < REFRESHES:
             before = len(one.landed)
             told: list[tuple[float, str]] = []
 
             async def consumer(since: str, told: list[tuple[float, str]] = told) -> None:
                 reader, writer = await connected(one, f"{FEED}?since={since}&wait=60", "Connection: close")
                 body = (await reader.read()).partition(b"\r\n\r\n")[2]
-                assert b'"page"' in body, body
                 told.append((time.monotonic(), json.loads(body)["page"]["next"]))
                 writer.close()
 
             await asyncio.gather(*[consumer(token) for _ in range(number)])
             last, token = max(told)
-            landed = [instant for instant in one.landed if instant < min(told)[0]]
             posts.append(len(one.landed) - before)
-            times.append(last - landed[-1])
-    return (
-        f"{max(posts)} POSTs for each refresh at most, the last is told after {statistics.median(times) * 1e3:.0f} ms"
-    )
+            times.add(min(told)[0], last)
+    return f"{max(posts)} POSTs for each change at most, {times}"
 
 
 async def streams(number: int) -> str:
@@ -185,139 +205,136 @@ async def streams(number: int) -> str:
                     await asyncio.sleep(0.01)
         while not all(told):  # noqa: ASYNC110 - the load generator polls
             await asyncio.sleep(0.1)
-        times: list[float] = []
-        while len(times) < REFRESHES:
-            began, had = time.monotonic(), [len(one) for one in told]
-            while not all(len(one) > before for one, before in zip(told, had, strict=True)):  # noqa: ASYNC110 - the load generator polls
-                await asyncio.sleep(0.1)
-            last = max(one[before] for one, before in zip(told, had, strict=True))
-            first = min(one[before] for one, before in zip(told, had, strict=True))
-            times.append(last - max(instant for instant in one.landed if instant < first))
-            print("  told after", times[-1], time.monotonic() - began, file=sys.stderr)
+        times = Told(one)
+        while len(times.times) < REFRESHES:
+            had = [len(instants) for instants in told]
+            while not all(len(instants) > before for instants, before in zip(told, had, strict=True)):  # noqa: ASYNC110 - the load generator polls
+                await asyncio.sleep(0.01)
+            instants = [one[before] for one, before in zip(told, had, strict=True)]
+            times.add(min(instants), max(instants))
         held = one.resident()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return f"{held / 2**20:.0f} MiB ({idle / 2**20:.0f} MiB before), the last is told after {max(times) * 1e3:.0f} ms"
+    return f"{held:.0f} MiB ({idle:.0f} MiB before), {times}"
 
 
-def call(identity: str, start: int, campaign: str | None = None) -> Call:
-    """A call of the client `a`."""
-    return Call(
-        id=identity,
-        client_code="a",
-        start_time=datetime.fromtimestamp(start, UTC),
-        start_time_certainty=StartTimeCertainty.EXACT,
-        campaign=campaign,
-        did=None,
-        ani=None,
-        other_data=None,
-        phone_type=PhoneType.NORMAL,
-        target=None,
-        result=CallResult.CONNECTED,
-        duration_seconds=1,
-        talk_time_seconds=None,
-        index_number=None,
-        dtmf=None,
-        recording_url=None,
-        address=None,
-        status=None,
-        extra={},
+def every() -> str:
+    """Follow all clients by a stream, and count the events that each refresh brings."""
+    settings = {"GATEWAY_CACHE_BYTES": "1GiB", "GATEWAY_UPSTREAM_MAX_SPAN": "3600", "GATEWAY_REQUEST_DEADLINE": "600"}
+    with gateway(Options(clients=1000, calls_per_day=200, history=2), **settings) as one, one.client as client:
+        token, calls = copied(one, "/changes", client="*", start=time.strftime("%Y-%m-%d", time.gmtime()), limit=10_000)
+        told: Counter[str] = Counter()
+        size, spent = 0, one.seconds()
+        headers = {"Accept": "text/event-stream"}
+        with client.stream("GET", "/changes", params={"client": "*", "since": token}, headers=headers) as answer:
+            for line in answer.iter_lines():
+                size += len(line) + 1
+                told[line.removeprefix("event: ")] += line.startswith("event: ")
+                if told["up-to-date"] > REFRESHES:
+                    break
+        events = ", ".join(f"{count} {name}" for name, count in told.most_common() if count)
+        spent = (one.seconds() - spent) / told["up-to-date"]
+        return (
+            f"{events} and {size:,} bytes over {calls:,} calls, {spent:.2f} s of processor time each, "
+            f"{one.resident():.0f} MiB"
+        )
+
+
+def copy() -> str:
+    """Copy calls that are in the cache by an export and by the feed, and compare calls for each second of processor."""
+    start = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 3 * DAY))
+    with gateway(Options(calls_per_day=20_000, history=5)) as one, one.client as client:
+        rates: dict[str, list[float]] = {"export": [], "feed": []}
+        for _ in range(1 + REFRESHES):
+            spent = one.seconds()
+            body = client.get(f"/clients/{CODE}/calls", params={"start": start, "format": "ndjson"}).content
+            rates["export"].append((body.count(b"\n") - 1) / (one.seconds() - spent))
+            before, spent = one.resident("VmHWM"), one.seconds()
+            calls = copied(one, FEED, start=start, limit=10_000)[1]
+            rates["feed"].append(calls / (one.seconds() - spent))
+        export, feed = (statistics.median(found[1:]) for found in rates.values())
+        peak = one.resident("VmHWM")
+    return (
+        f"{feed:,.0f} calls a second of {calls:,}, {feed / export:.2f} of the export, "
+        f"{peak - before:.0f} MiB above {before:.0f} MiB"
     )
-
-
-class World:
-    """An upstream with a month of calls, of which some are published late, edited or deleted afterwards."""
-
-    def __init__(self, seed: int = 7) -> None:
-        self.now: float = NOW
-        self.posts = 0
-        draw = random.Random(seed)
-        starts = sorted(draw.randrange(NOW, NOW + MONTH) for _ in range(30 * CALLS_A_DAY))
-        self.events: list[tuple[float, int, Call | None]] = []  # when, which call, and its version from then on
-        for place, start in enumerate(starts):
-            late = draw.expovariate(1 / (6 * HOUR)) if draw.random() < 0.02 else draw.randrange(10, 900)
-            self.events.append((start + late, place, call(str(place), start)))
-            if draw.random() < 0.1:
-                later = start + late + draw.expovariate(1 / (2 * DAY))
-                self.events.append((later, place, call(str(place), start, campaign="edited")))
-            if draw.random() < 0.005:
-                self.events.append((start + late + draw.expovariate(1 / (5 * DAY)), place, None))
-        self.events = sorted([event for event in self.events if event[0] <= NOW + MONTH], key=lambda event: event[:2])
-        self.current: dict[int, Call] = {}
-        self.sent = 0
-
-    def advance(self, now: float) -> None:
-        """Let everything happen up to an instant."""
-        self.now = now
-        while self.events and self.events[0][0] <= now:
-            _, place, version = self.events.pop(0)
-            if version is None:
-                self.current.pop(place, None)
-            else:
-                self.current[place] = version
-
-    async def __call__(
-        self,
-        codes: Sequence[str],  # noqa: ARG002
-        window: Window,
-        *,
-        status: bool,  # noqa: ARG002
-        now: float,
-        waiters: Waiters,  # noqa: ARG002
-    ) -> Fetched:
-        """Reply with one second more on each side, and count."""
-        self.posts += 1
-        end = self.now if window.end >= now else window.end + 1
-        current = [one for _, one in sorted(self.current.items())]
-        calls = [one for one in current if window.start - 1 <= one.start_time.timestamp() <= end]
-        self.sent += CALL_BYTES * len(calls)
-        await asyncio.sleep(0)
-        return Fetched(self.now, {"a": calls}, {}, status_ignored=False)
 
 
 Copy = dict[str, Call]
 
 
-async def losses(copying: Callable[[World], Awaitable[Copy]]) -> list[str]:
+class Month(World):
+    """A month of calls, of which some are published late, edited or deleted afterwards. Counts the bytes of replies."""
+
+    def __init__(self, seed: int = 7) -> None:
+        super().__init__(NOW, omits=False, shared_ids=False)
+        self.sent = 0
+        draw = random.Random(seed)
+        starts = sorted(draw.randrange(NOW, NOW + MONTH) for _ in range(30 * CALLS_A_DAY))
+        for place, start in enumerate(starts):
+            since = start + (draw.expovariate(1 / (6 * HOUR)) if draw.random() < 0.02 else draw.randrange(10, 900))
+            edited = since + draw.expovariate(1 / (2 * DAY)) if draw.random() < 0.1 else FOREVER
+            deleted = since + draw.expovariate(1 / (5 * DAY)) if draw.random() < 0.005 else FOREVER
+            edited, deleted = (event if event <= NOW + MONTH else FOREVER for event in (edited, deleted))
+            for campaign, begin, end in ((None, since, min(edited, deleted)), ("edited", edited, deleted)):
+                if begin < end and begin <= NOW + MONTH:
+                    one = call(str(place), start, campaign=campaign)
+                    self.versions.append(Version("a", one.id, start, one, timed=True, since=begin, until=end))
+
+    @property
+    def current(self) -> Copy:
+        """The calls that it returns now."""
+        return {version.id: version.call for version in self.shown(self.now) if version.call is not None}
+
+    async def __call__(
+        self, codes: Sequence[str], window: Window, *, status: bool, now: float, waiters: Waiters
+    ) -> Fetched:
+        """Reply to a POST."""
+        fetched = await super().__call__(codes, window, status=status, now=now, waiters=waiters)
+        self.sent += CALL_BYTES * sum(map(len, fetched.calls.values()))
+        return fetched
+
+
+async def losses(copying: Callable[[Month], Awaitable[Copy]]) -> list[str]:
     """Copy a month in one way, and compare the copy with the truth a week after its end."""
-    world = World()
+    world = Month()
     copy = await copying(world)
-    truth = {one.id: one for one in world.current.values()}
+    truth = world.current
     lost = len(truth.keys() - copy.keys())
     edits = sum(copy[identity] != one for identity, one in truth.items() if identity in copy)
     kept = len(copy.keys() - truth.keys())
     return [f"{lost:,}", f"{edits:,}", f"{kept:,}", f"{world.posts:,}", f"{world.sent / 2**20:.1f} MiB"]
 
 
-async def ask(world: World, window: Window) -> list[Call]:
+async def ask(world: Month, window: Window) -> list[Call]:
     """One POST."""
     fetched = await world(["a"], window, status=False, now=world.now, waiters=Waiters())
     return [one for one in fetched.calls["a"] if window.start <= one.start_time.timestamp() < window.end]
 
 
-async def by_cursor(world: World) -> Copy:
+async def by_cursor(world: Month) -> Copy:
     """Each hour, fetch what starts since a minute before the last fetch."""
     copy: Copy = {}
     for hour in range(1, (MONTH + QUIET) // HOUR + 1):
-        world.advance(NOW + hour * HOUR)
+        world.now = NOW + hour * HOUR
         window = Window(NOW + (hour - 1) * HOUR - 60, NOW + hour * HOUR)
         copy |= {one.id: one for one in await ask(world, window)}
     return copy
 
 
-async def by_nightly_read(world: World) -> Copy:
+async def by_nightly_read(world: Month) -> Copy:
     """Each night, replace the last 15 days."""
     copy: Copy = {}
     for day in range(1, (MONTH + QUIET) // DAY + 1):
-        world.advance(NOW + day * DAY)
+        world.now = NOW + day * DAY
         since = NOW + (day - 15) * DAY
         copy = {key: one for key, one in copy.items() if one.start_time.timestamp() < since}
         copy |= {one.id: one for one in await ask(world, Window(since, NOW + day * DAY))}
     return copy
 
 
-async def by_feed(world: World) -> Copy:
+async def by_feed(world: Month) -> Copy:
     """Each hour, apply what the feed tells."""
     metrics = Metrics(CollectorRegistry())
     rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=2**28)
@@ -326,7 +343,7 @@ async def by_feed(world: World) -> Copy:
     copy: Copy = {}
     state: FeedState | int = midnight(NOW)
     for hour in range(1, (MONTH + QUIET) // HOUR + 1):
-        world.advance(NOW + hour * HOUR)
+        world.now = NOW + hour * HOUR
         told = None
         while told is None or not told.up_to_date:
             told = (await feeds.answer(Clients(("a",), status=False), state, view, 1000)).telling
@@ -368,23 +385,27 @@ def rewritten(text: str, rows: Mapping[str, Sequence[str]]) -> str:
     return f"{before}{MARKERS[0]}\n{table(rows)}\n{MARKERS[1]}{rest.split(MARKERS[1], 1)[1]}"
 
 
+CASES: dict[str, tuple[str, Callable[[int], str]]] = {
+    "poll": ("a poll that brings nothing (1 ms, 2,560 bytes)", lambda _: poll()),
+    "waits": ("consumers that wait (1 POST, 250 ms for 1,000)", lambda number: asyncio.run(waits(number))),
+    "streams": ("streams (300 MiB and 500 ms for 5,000)", lambda number: asyncio.run(streams(number))),
+    "every": ("changes of 1,000 clients (no replace)", lambda _: every()),
+    "copy": ("an initial copy (0.5 of the export)", lambda _: copy()),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the change feed.")
-    parser.add_argument("cases", nargs="*", choices=[[], "poll", "waits", "streams", "losses"], help="default: all")
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES, "losses"], help="default: all")
     parser.add_argument("--number", type=int, default=1000, help="of consumers that wait, and of streams")
     parser.add_argument("--write", action="store_true", help="write the table of losses to docs/changes.md")
     options = parser.parse_args()
-    cases = options.cases or ["poll", "waits", "streams", "losses"]
-    if "poll" in cases:
-        print("a poll that brings nothing (1 ms, 2,560 bytes):", poll(), flush=True)
-    if "waits" in cases:
-        waited = asyncio.run(waits(options.number))
-        print(f"{options.number:,} consumers that wait (1 POST, 250 ms):", waited, flush=True)
-    if "streams" in cases:
-        streamed = asyncio.run(streams(options.number))
-        print(f"{options.number:,} streams (300 MiB and 500 ms for 5,000):", streamed, flush=True)
-    if "losses" in cases:
-        rows = {name: asyncio.run(losses(way)) for name, way in WAYS.items()}
+    for name in options.cases or [*CASES, "losses"]:
+        if name in CASES:
+            title, case = CASES[name]
+            print(f"{title}: {case(options.number)}", flush=True)
+            continue
+        rows = {way: asyncio.run(losses(copying)) for way, copying in WAYS.items()}
         print(table(rows))
         if options.write:
             PAGE.write_text(rewritten(PAGE.read_text("utf-8"), rows), "utf-8")
