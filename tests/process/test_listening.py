@@ -7,6 +7,8 @@ import json
 import signal
 import socket
 import ssl
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,6 +29,12 @@ from tests.support.processes import free_port, wait_for
 SETTINGS = {"GATEWAY_UPSTREAM_URL": "http://127.0.0.1:1/", "GATEWAY_AUTH": "none", "GATEWAY_SIGNING_KEY": "k" * 32}
 
 
+def healthy(gateway: Served, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `healthy` with the port of a gateway, and further settings."""
+    variables = {"port": str(urlsplit(gateway.address).port)} | settings
+    return run("healthy", **{f"GATEWAY_{name.upper()}": text for name, text in variables.items()})
+
+
 @pytest.mark.parametrize(
     ("host", "shown"),
     [("127.0.0.1", "http://127.0.0.1:"), ("localhost", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")],
@@ -36,6 +44,7 @@ def test_an_ipv4_address_or_a_name_is_listened_on(serve: Serve, host: str, shown
     assert gateway.address.startswith(shown)
     assert urlsplit(gateway.address).port != 0
     assert httpx.get(gateway.address.replace("0.0.0.0", "127.0.0.1") + "/healthz").status_code == 200
+    assert healthy(gateway, host=host).returncode == 0
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
@@ -44,6 +53,41 @@ def test_an_ipv6_address_is_listened_on_with_or_without_brackets(serve: Serve, h
     gateway = serve(host=host)
     assert gateway.address.startswith("http://[::1]:")
     assert httpx.get(f"{gateway.address}/healthz").status_code == 200
+    assert healthy(gateway, host=host).returncode == 0
+
+
+def test_healthy_ends_with_1_and_one_line_where_no_gateway_answers(serve: Serve):
+    gateway = serve()
+    assert (healthy(gateway).returncode, healthy(gateway).stderr) == (0, "")
+    gateway.stop(signal.SIGTERM)
+    dead = healthy(gateway)
+    port = urlsplit(gateway.address).port
+    assert (dead.returncode, dead.stdout) == (1, "")
+    assert dead.stderr == f"callbutton-gateway: 127.0.0.1 port {port}: Connection refused\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"220 mail.example\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "/healthz answers 404"),
+    ],
+    ids=["SMTP", "another website"],
+)
+def test_healthy_ends_with_1_for_another_program(sent: bytes, said: str):
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor() as pool:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(sent)
+
+        answered = pool.submit(answer)
+        done = run("healthy", GATEWAY_PORT=str(other.getsockname()[1]))
+        answered.result()
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 def test_a_name_that_is_none_ends_with_1_and_one_line():
@@ -120,6 +164,8 @@ def test_tls_is_served_and_the_metrics_stay_plain(serve: Serve, certificate: Cer
         assert len(page.json()["data"]) == 1000
     assert httpx.get(f"{metrics}/readyz").json() == {"status": "ok"}
     assert b"200 OK" not in gateway.ask(request())  # plain HTTP to the TLS port
+    assert healthy(gateway, tls_cert=str(certificate.cert), tls_key=str(certificate.key)).returncode == 0
+    assert healthy(gateway).returncode == 1
     assert httpx.get(f"{metrics}/readyz").status_code == 200
     gateway.stop(signal.SIGTERM)
     assert gateway.process.returncode == 0
