@@ -99,7 +99,16 @@ HEADER_READERS = {
     b"x-request-id": {"request_context"},
 }
 # The only modules that touch the query as it came: to parse it, to measure it, or as a key.
-QUERY_READERS = {"calls", "changes", "summaries", "recordings", "load_shedder", "response_cache", "authentication"}
+QUERY_READERS = {
+    "calls",
+    "changes",
+    "missed",
+    "summaries",
+    "recordings",
+    "load_shedder",
+    "response_cache",
+    "authentication",
+}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "api").rglob("*.py")), ids=lambda path: path.stem)

@@ -22,11 +22,12 @@ from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.changes import LINK_TYPE
 from gateway.api.feed import Changes, FeedAddress
+from gateway.api.missed import MissedCaller, MissedPage
 from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
 from gateway.errors import ParameterFault
-from gateway.formats import Csv, Ndjson
+from gateway.formats import Csv, Ndjson, columns_of
 from gateway.model import CODE_PATTERN, Call
 
 DESCRIPTION = """\
@@ -58,10 +59,12 @@ ROUTES = {
     "changes": Route("changes", Changes, "What changed, in the order in which it is applied."),
     "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
     "summary": Route("summaries", CallSummary, "Figures by time bucket and group, and of all calls."),
+    "missed": Route("calls", MissedPage, "A page of missed callers as JSON, or all of the window otherwise."),
     "clients": Route("summaries", ClientList, "The clients, sorted by code."),
     "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
     "probe": Route("operations", PROBE, "The check succeeded.", (405, 500, 503)),
 }
+ROWS: dict[Any, type[msgspec.Struct]] = {CallPage: Call, MissedPage: MissedCaller}  # pages that are also streamed
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
     {"name": "changes", "description": "The change feed: keeps a copy of the calls exact."},
@@ -267,20 +270,21 @@ def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
     if route.body is Changes:
         link = _reference("schemas", FeedAddress.__name__)
         described["content"][LINK_TYPE] = {"schema": link, "example": example_of(link, schemas)}
-    if route.body is CallPage:
+    if route.body in ROWS:
         described["headers"] |= {"Link": _reference("headers", "Link")}
-        described["content"] |= _streams(example)
+        described["content"] |= _streams(example, ROWS[route.body])
+    if route.body is CallPage:
         described["links"] = {"call": FIRST_CALL}
     return described
 
 
-def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
+def _streams(page: Mapping[str, Any], row_type: type[msgspec.Struct]) -> dict[str, Any]:
     """Examples of the streamed media types, from the example of a page."""
-    calls = msgspec.convert(page["data"], list[Call])
-    lines, table = Ndjson(), Csv()
+    rows = [msgspec.convert(row, row_type) for row in page["data"]]
+    lines, table = Ndjson(), Csv(columns=columns_of(row_type))
     texts = {
-        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
-        "text/csv": table.begin() + table.rows(calls),
+        "application/x-ndjson": lines.rows(rows) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
+        "text/csv": table.begin() + table.rows(rows),
     }
     return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}
 

@@ -5,7 +5,6 @@ Rules:
 - Parsing is strict: an unknown or repeated parameter, or an invalid value, is a fault. One error reports all faults.
 - An empty value, or one that equals the default, is as good as absent. Lists may be repeated, in one value with commas,
   and named with brackets (`fields[]`), as HTML forms and PHP send them.
-- Filters apply to calls before masking. `access` decides which filters a consumer may use.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
+from gateway.api.filters import Filters, make_filters
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import FIELDS, FORMATS
@@ -28,8 +28,8 @@ from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallRes
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
 MAX_TOLD = 10_000  # calls in a response of the change feed
 MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
+MAX_GRACE = 31 * 86400  # seconds
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
-TEXT_FILTERS = ("campaign", "did", "ani", "target")
 UTC = ZoneInfo("UTC")
 INTERVALS = ("none", "hour", "day", "week", "month")
 GROUPS: dict[str, Callable[[Call], str | None]] = {
@@ -54,7 +54,7 @@ class ValueType(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter. `routes` are the kinds of routes that take it: list, call, summary, clients."""
+    """One parameter. `routes` are the kinds of routes that take it: list, call, summary, missed, clients."""
 
     name: str
     kind: ValueType
@@ -133,8 +133,9 @@ RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
 SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
-ALL = "list call summary clients"
-FILTERED = "list summary"
+ALL = "list call summary missed clients"
+FILTERED = "list summary missed"
+PAGED = "list missed"
 SINCE_TEXT = "The token of the last response (`page.next`), with the same clients and `include`. Without it: all calls."
 FEED_START_TEXT = (
     "The first instant of the copy, rounded down to midnight in UTC; only without `since`. Default: 30 days ago; at "
@@ -146,15 +147,17 @@ LINK_TEXT = (
     "Whether to answer with an address of this feed that needs no header, for `EventSource`, in place of the changes. "
     "Overrides `Accept`."
 )
-START_DEFAULT = "Default: the beginning of history; summaries and `/clients` require it without `range`."
+START_DEFAULT = (
+    "Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`."
+)
 START = "An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`."
 CLIENT_TEXT = f"A client code, up to {MAX_CLIENTS} times, or `*` for every client."
 RANGE_TEXT = "Days in the time zone `tz`, instead of `start` and `end`. `last_7_days` and `last_30_days` include today."
 RESULT_TEXT = "Only calls with one of these results, separated by commas."
 PHONE_TEXT = "Only calls from one of these types of phone, separated by commas."
 LIMIT_TEXT = (
-    "The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the "
-    "list. Not for NDJSON and CSV."
+    "The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null "
+    "`nextCursor` ends the list. Not for NDJSON and CSV."
 )
 CURSOR_TEXT = (
     "The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 "
@@ -170,6 +173,10 @@ DIALECT_TEXT = (
     "Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which "
     "Excel reads as dates."
 )
+GRACE_TEXT = "Leaves out missed calls of the last so many seconds: they may still be returned. Default: 0."
+REACHED_TEXT = (
+    "`true` adds the callers who were reached since their last missed call, after the others. Default: `false`."
+)
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
 CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
 ACCESS = Parameter("access", ValueType({"type": "string"}), "changes", "The credential of a link.")
@@ -181,8 +188,10 @@ PARAMETERS = (
     Parameter("tz", ZONE, ALL, "The IANA time zone of dates without offset. Default: `UTC`.", "America/Chicago"),
     Parameter("since", ValueType({"type": "string"}), "changes", SINCE_TEXT),
     Parameter("start", INSTANT, "changes", FEED_START_TEXT, "2026-11-01", "feed_start"),
-    Parameter("include", _choice("CallPart", "status"), "list call changes", "`status` adds the status of each call."),
-    Parameter("result", RESULTS, FILTERED, RESULT_TEXT, "busy,no_answer"),
+    Parameter(
+        "include", _choice("CallPart", "status"), "list call missed changes", "`status` adds the status of each call."
+    ),
+    Parameter("result", RESULTS, "list summary", RESULT_TEXT, "busy,no_answer"),
     Parameter("campaign", TEXT, FILTERED, "Only calls of this campaign.", "4018"),
     Parameter("did", TEXT, FILTERED, "Only calls to this tracking number.", "8005550100"),
     Parameter("ani", TEXT, FILTERED, "Only calls from this number.", "3125550161"),
@@ -191,63 +200,35 @@ PARAMETERS = (
     Parameter("recorded", BOOLEAN, FILTERED, "Only calls with a recording, or only calls without one."),
     Parameter("minDuration", _whole_number(0, 9_999_999), FILTERED, "Only calls of at least this many seconds.", 30),
     Parameter("sort", SORT, "list", "Oldest call first, or newest first with `-startTime`. Default: `-startTime`."),
-    Parameter("limit", _whole_number(1, MAX_LIMIT), "list", LIMIT_TEXT),
-    Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
+    Parameter("limit", _whole_number(1, MAX_LIMIT), PAGED, LIMIT_TEXT),
+    Parameter("cursor", ValueType({"type": "string"}), PAGED, CURSOR_TEXT),
     Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
-    Parameter("format", _choice("ListFormat", *FORMATS), "list", FORMAT_TEXT),
-    Parameter("dialect", _choice("CsvDialect", "excel"), "list", DIALECT_TEXT),
-    Parameter("meta", _choice("NdjsonMeta", "none"), "list", "Only for NDJSON: `none` leaves out the last line."),
+    Parameter("format", _choice("ListFormat", *FORMATS), PAGED, FORMAT_TEXT),
+    Parameter("dialect", _choice("CsvDialect", "excel"), PAGED, DIALECT_TEXT),
+    Parameter("meta", _choice("NdjsonMeta", "none"), PAGED, "Only for NDJSON: `none` leaves out the last line."),
     Parameter("limit", _whole_number(1, MAX_TOLD), "changes", TOLD_TEXT, 10_000, "feed_limit"),
     Parameter("wait", _whole_number(0, 60), "changes", WAIT_TEXT, 30),
     Parameter("format", _choice("FeedFormat", "json", "ndjson"), "changes", "Overrides `Accept`.", None, "feed_format"),
     Parameter("link", BOOLEAN, "changes", LINK_TEXT),
+    Parameter("grace", _whole_number(0, MAX_GRACE), "missed", GRACE_TEXT, 300),
+    Parameter("reached", BOOLEAN, "missed", REACHED_TEXT),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
     Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
 )
-DEFAULTS: Mapping[str, Any] = {"tz": UTC, "sort": "-startTime", "limit": 100, "interval": "none"}
+DEFAULTS: Mapping[str, Any] = {
+    "tz": UTC,
+    "sort": "-startTime",
+    "limit": 100,
+    "interval": "none",
+    "grace": 0,
+    "reached": False,
+}
 BRACKETS = re.compile(r"\[\d{0,3}\]$", re.ASCII)
 
 
 def parameters_of(route: str) -> tuple[Parameter, ...]:
     """The query parameters of a kind of route, except `client`."""
     return tuple(parameter for parameter in PARAMETERS if route in parameter.routes.split())
-
-
-class Filters(Struct, frozen=True, array_like=True):
-    """The filters of a query. Empty and None do not filter."""
-
-    result: tuple[CallResult, ...] = ()
-    phone_type: tuple[PhoneType, ...] = ()
-    campaign: str | None = None
-    did: str | None = None
-    ani: str | None = None
-    target: str | None = None
-    recorded: bool | None = None
-    min_duration: int | None = None
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """The text filters that are set, by field name."""
-        return {name: text for name in TEXT_FILTERS if (text := getattr(self, name)) is not None}
-
-    def apply(self, calls: Sequence[Call]) -> Sequence[Call]:
-        """The calls that pass all filters."""
-        if (results := self.result) and calls:
-            calls = [call for call in calls if call.result in results]
-        if (types := self.phone_type) and calls:
-            calls = [call for call in calls if call.phone_type in types]
-        for name, wanted in self.texts.items():
-            field = _TEXT_OF[name]
-            calls = [call for call in calls if field(call) == wanted]
-        if (recorded := self.recorded) is not None:
-            calls = [call for call in calls if (call.recording_url is not None) == recorded]
-        if (shortest := self.min_duration) is not None:
-            calls = [call for call in calls if (seconds := call.duration_seconds) is not None and seconds >= shortest]
-        return calls
-
-
-_TEXT_OF: dict[str, Callable[[Call], str | None]] = {name: attrgetter(name) for name in TEXT_FILTERS}
-NO_FILTERS = Filters()
 
 
 class CallQuery(Struct, frozen=True):
@@ -301,7 +282,7 @@ def parse_clients_query(query_string: bytes, now: float, history_start: int) -> 
 
 
 class Parameters:
-    """The parameters of a request: the parsed `values` that are not empty or defaults, and the `faults` so far.
+    """The parameters of a `route`: the parsed `values` that are not empty or defaults, and the `faults` so far.
 
     `code`, the client in the path, is the value of `client`.
     """
@@ -316,6 +297,7 @@ class Parameters:
             pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict")
         except ValueError:
             raise InvalidParameters([ParameterFault("query", "is not URL-encoded UTF-8")]) from None
+        self.route = route
         self.values: dict[str, Any] = {}
         self.faults: list[ParameterFault] = []
         self._defaults = {} if route == "changes" else DEFAULTS
@@ -372,14 +354,3 @@ def _parse(known: Mapping[str, Parameter], name: str, texts: list[str]) -> objec
     if len(texts) > 1:
         raise ValueError("is given more than once")
     return kind.parse(texts[0])
-
-
-def make_filters(values: Mapping[str, Any]) -> Filters:
-    """The filters among parsed values."""
-    return Filters(
-        result=values.get("result", ()),
-        phone_type=values.get("phoneType", ()),
-        recorded=values.get("recorded"),
-        min_duration=values.get("minDuration"),
-        **{name: values.get(name) for name in TEXT_FILTERS},
-    )

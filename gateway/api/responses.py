@@ -17,9 +17,9 @@ from litestar import Request, Response
 from msgspec import Struct
 
 from gateway.access import Consumer, Key, authorized_codes, can_read, client_filter, require_list_scopes
+from gateway.api.filters import NO_FILTERS, Filters
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
-from gateway.api.query import NO_FILTERS, Filters
 from gateway.api.signing import SigningKeys
 from gateway.cache.extents import Keep
 from gateway.cache.freshness import Provenance
@@ -154,12 +154,16 @@ def json_response(
     *,
     data_end: bytes = BEFORE_META,
     next_link: str = "",
+    until_now: bool = False,
 ) -> Response[bytes]:
-    """Render a JSON response. `ETag` covers the body to the last `data_end`, and `start` and `unreadable` of `meta`."""
+    """Render a JSON response. `ETag` covers the body to the last `data_end`, and `start` and `unreadable` of `meta`.
+
+    `until_now` says that it rests on calls up to now, whatever the window.
+    """
     encoded, now = encode(body), services.clock()
     if not source.stale:
         # A window that ends in the future gets new calls every second.
-        until = math.inf if meta.end.timestamp() <= now else math.ceil(now)
+        until = math.ceil(now) if until_now or meta.end.timestamp() > now else math.inf
         context.lifetime = Lifetime(source.as_of, source.fresh_until, until)
     etag = _entity_tag(encoded[: encoded.rindex(data_end)], meta, has_next=bool(next_link))
     headers = {

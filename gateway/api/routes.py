@@ -19,7 +19,7 @@ from litestar.utils import normalize_path
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway import errors
-from gateway.api import calls, changes, openapi, problems, recordings, reference, summaries
+from gateway.api import calls, changes, missed, openapi, problems, recordings, reference, summaries
 from gateway.api.middleware.authentication import UNMATCHED, Authentication, audit
 from gateway.api.middleware.compression import Compression
 from gateway.api.middleware.cors import Cors
@@ -71,6 +71,7 @@ async def openapi_yaml() -> Response[str]:
 OPERATOR_HANDLERS = [health, readiness, metrics_text]
 HANDLERS = [
     *calls.HANDLERS,
+    *missed.HANDLERS,
     *changes.HANDLERS,
     *summaries.HANDLERS,
     *recordings.HANDLERS,

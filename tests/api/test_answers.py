@@ -23,6 +23,7 @@ LIMITED = Member("limited", clients=("none",), rate="1/day")
 LIST, LISTS = "/clients/{code}/calls", "/calls"
 ONE, RECORDING = "/clients/{code}/calls/{call_id}", "/recordings/{token}"
 SUMMARY, SUMMARIES = "/clients/{code}/calls/summary", "/calls/summary"
+MISSED, ALL_MISSED = "/clients/{code}/calls/missed", "/calls/missed"
 WINDOW = {"start": "2026-11-01", "end": "2026-11-03", "tz": "America/Chicago"}
 SEVERAL = WINDOW | {"client": ["8005550100", "8005550101"]}
 VALID: dict[str, dict[str, Any]] = {  # the parameters of an answer 200, by path
@@ -31,6 +32,8 @@ VALID: dict[str, dict[str, Any]] = {  # the parameters of an answer 200, by path
     ONE: {},
     SUMMARY: WINDOW | {"interval": "day"},
     SUMMARIES: SEVERAL | {"groupBy": "result"},
+    MISSED: WINDOW | {"reached": "true"},
+    ALL_MISSED: SEVERAL,
     "/clients": WINDOW,
     "/clients/{code}/changes": {"start": "2026-11-01"},
     "/changes": {"client": ["8005550100", "8005550101"], "start": "2026-11-01"},
@@ -115,7 +118,7 @@ def test_every_path_of_the_document_is_tried_here():
 
 @pytest.mark.parametrize("path", VALID)
 def test_a_success_is_as_documented(path: str, gateway: Stand):
-    for member in (READER, MASKED):
+    for member in (READER, MASKED) if path not in (MISSED, ALL_MISSED) else (READER,):
         answer = ask(gateway, path, member)
         assert (answer.status_code, list(faults(path, answer))) == (200, [])
 
@@ -132,6 +135,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": (LIST, {"format": "csv"}),
     "one call with its status": (ONE, {"include": "status"}),
     "empty summary": (SUMMARY, {"ani": "1"}),
+    "missed callers with status": (ALL_MISSED, {"include": "status", "reached": "true"}),
+    "missed callers as csv": (MISSED, {"format": "csv"}),
     "groups": (SUMMARIES, {"groupBy": "campaign", "interval": "hour"}),
 }
 
@@ -196,7 +201,7 @@ def test_refusals_are_as_documented(path: str, gateway: Stand):
 def test_what_may_not_be_seen_or_does_not_exist_is_as_documented(stand: Make, tmp_path: Path):
     confined = Member("confined", clients=("8005550101",))
     gateway = stand(auth="keys", keys_file=keys_file(tmp_path, READER, confined))
-    for path in (LIST, LISTS, ONE, SUMMARY, SUMMARIES):
+    for path in (LIST, LISTS, ONE, SUMMARY, SUMMARIES, MISSED, ALL_MISSED):
         answer = ask(gateway, path, confined)
         assert (answer.status_code, list(faults(path, answer))) == (403, [])
     missing = gateway.client.get("/clients/8005550100/calls/none", params=WINDOW, headers=READER.headers)

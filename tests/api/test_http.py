@@ -142,6 +142,8 @@ PATHS = [
     f"{CALLS}?limit=3",
     f"{CALLS}/summary?range=today",
     "/calls/summary?range=today&client=*",
+    f"{CALLS}/missed?range=today",
+    "/calls/missed?range=today&client=*",
     "/clients?range=today",
     "/healthz",
     "/readyz",

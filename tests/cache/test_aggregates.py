@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api.query import Filters
+from gateway.api.filters import Filters
 from gateway.api.time_ranges import bucket_starts
 from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
 from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, repeated_ids

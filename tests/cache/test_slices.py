@@ -7,15 +7,17 @@ import gc
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
 from gateway.cache.extents import Extent, extent_in_steps, extent_of_all_in_steps, lateness, make_extent
 from gateway.cache.level1 import MAX_EXTENTS, Level1
+from gateway.cache.missed import MissedCallers
 from gateway.memory import Memory
 from gateway.metrics import Metrics
-from gateway.model import Window
+from gateway.model import CallResult, Window
 from gateway.slices import Steps, finish, in_slices
 from tests.support.upstream import DAY, NOW, call
 
@@ -56,6 +58,17 @@ def test_no_step_of_a_year_of_hours_is_long():
     aggregator = Aggregator(AggregateSpec("hours", "all", starts, None, list))
     finish(aggregator.add(make_extent(MONTH, NOW, CALLS)))
     assert measured(aggregator.sums()) < LONGEST
+
+
+def test_no_step_of_finding_missed_callers_is_long():
+    calls = [
+        msgspec.structs.replace(one, ani=str(n), result=CallResult.BUSY if n < MANY // 2 else CallResult.CONNECTED)
+        for n, one in enumerate(CALLS[: MANY // 2] + CALLS)
+    ]
+    callers = MissedCallers(MONTH, list, None, status=False)
+    assert measured(callers.add([make_extent(MONTH, NOW, calls)])) < LONGEST
+    assert measured(callers.add([make_extent(MONTH, NOW, calls)])) < LONGEST
+    assert measured(callers.ordered(None, None, reached=True)) < LONGEST
 
 
 def test_no_step_of_noting_what_is_late_is_long():

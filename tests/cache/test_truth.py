@@ -65,6 +65,7 @@ AGO = st.one_of(st.just(50_000), st.integers(0, 60_000))  # seconds
 LENGTHS = st.one_of(st.just(70_000), st.integers(1, 60_000))
 INTERVALS = ("none", "hour", "day", "week", "month")
 GROUPS = {"result": "result", "campaign": "campaign", "did": "did", "phoneType": "phoneType", "client": "clientCode"}
+MISSED = ("busy", "no_answer", "abandoned")
 ZONES = ("UTC", "America/Chicago", "Asia/Kolkata")
 PAGE_STATUS = {502, 503, 504}  # what an upstream that fails may give
 
@@ -331,6 +332,21 @@ class Truth(RuleBasedStateMachine):
                     assert reading.calls == [r for r in whole.calls if r["clientCode"] == code], f"T9: {code} and *"
             if None not in (readings := list(per_client.values())):
                 assert sum(one.unreadable for one in readings if one) == whole.unreadable, "T9: unreadable of *"
+        if "personal" in member.scopes:
+            await self.compare_missed(replica, member, codes, window, limit)
+
+    async def compare_missed(
+        self, replica: int, member: Member, codes: tuple[str, ...], window: Row, limit: int
+    ) -> None:
+        """Compare the missed callers, reached or not, of all pages with the list of calls up to now."""
+        until_now = window | {"end": max(window["end"], math.ceil(self.world.now))}
+        whole = await self.listed(replica, member, codes, until_now)
+        fetched = self.fetched()
+        path, query = self.path(codes, "/calls/missed", window)
+        missed = await self.paged(replica, member, path, query | {"limit": limit, "reached": "true"})
+        if self.fetched() == fetched and whole is not None and whole.stale is None and self.world.failing is None:
+            assert missed is not None
+            assert missed.calls == missed_of(whole.calls, window), "T9: missed callers"
 
     def check_summary(
         self, whole: Reading, summary: Row, interval: str, group: str | None, zone: ZoneInfo, *, personal: bool
@@ -550,6 +566,24 @@ def codes_denied(member: Member, path: str, query: Row) -> bool:
 
 def value_of(group: object, name: str | None) -> object:
     return group.get(name) if isinstance(group, dict) else group
+
+
+def missed_of(calls: list[Row], window: Row) -> list[Row]:
+    """Count the missed callers of a window in a list of calls up to now, newest first."""
+    rows: list[Row] = []
+    for code, ani in dict.fromkeys((row["clientCode"], row["ani"]) for row in calls if row["ani"]):
+        own = [row for row in calls if (row["clientCode"], row["ani"]) == (code, ani)]
+        missed = [row for row in own if row["result"] in MISSED and window["start"] <= second(row) < window["end"]]
+        if not missed:
+            continue
+        connected = [r["startTime"] for r in own if r["result"] == "connected" and second(r) >= second(missed[0])]
+        rows.append({
+            "ani": ani, "clientCode": code, "missedCalls": len(missed), "firstMissedAt": missed[-1]["startTime"],
+            "reached": "connected" if connected else None, "reachedAt": connected[-1] if connected else None,
+            "lastCall": missed[0],
+        })  # fmt: skip
+    rows.sort(key=lambda row: calls.index(row["lastCall"]))
+    return sorted(rows, key=lambda row: row["reached"] is not None)
 
 
 def figures(row: Row) -> tuple[object, ...]:

@@ -13,7 +13,13 @@ from schemathesis.generation import GenerationMode
 
 from gateway.formats import FIELDS
 
-READ_WHOLE = ("/calls/summary", "/clients/{code}/calls/summary", "/clients")
+READ_WHOLE = (
+    "/calls/summary",
+    "/clients/{code}/calls/summary",
+    "/calls/missed",
+    "/clients/{code}/calls/missed",
+    "/clients",
+)
 STARTS = (
     "2026-10-30",
     "2026-10-31T10:00",
@@ -33,7 +39,7 @@ def filter_case(context: Any, case: Any) -> bool:  # noqa: ARG001 - the signatur
 
 def is_accepted_on_purpose(query: dict[str, Any]) -> bool:
     """Whether a query has a value that the schema cannot describe and the gateway understands."""
-    booleans = [str(query[name]).lower() for name in ("recorded", "link") if name in query]
+    booleans = [str(query[name]).lower() for name in ("recorded", "link", "reached") if name in query]
     return any(text in ("0", "1", "true", "false") for text in booleans) or any(
         value in ("", [], [""]) for value in query.values()
     )
