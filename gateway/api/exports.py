@@ -21,7 +21,7 @@ from gateway.api.responses import JSON, Services, client_sight, empty_result, me
 from gateway.cache.freshness import Provenance
 from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
-from gateway.formats import COLUMNS, Columns, Format, make_format
+from gateway.formats import Columns, Format, columns_of, make_format
 from gateway.model import Call
 
 Present = Callable[[Sequence[Call]], list[Call]]  # masks calls and adds links, for one consumer
@@ -48,7 +48,7 @@ def export_headers(context: RequestContext, form: str, name: str) -> dict[str, s
     }
 
 
-def make_writer(form: str, query: ListQuery, columns: Columns = COLUMNS) -> Format:
+def make_writer(form: str, query: ListQuery, columns: Columns) -> Format:
     """Make the format of an export."""
     zone = ZoneInfo(query.zone) if query.dialect else None
     return make_format(form, query.fields, meta=query.meta is None, zone=zone, columns=columns)
@@ -84,7 +84,7 @@ async def _render(
     query: ListQuery,
     now: float,
 ) -> AsyncIterator[bytes]:
-    writer, sees = make_writer(form, query), client_sight(context)
+    writer, sees = make_writer(form, query, columns_of(services.extras.call_type)), client_sight(context)
     total: Provenance | None = None
     unreadable = 0
     yield writer.begin()  # also if it is empty: the head is due before `GATEWAY_REQUEST_DEADLINE`

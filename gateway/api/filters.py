@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from gateway.model import Call, CallResult, PhoneType
+from gateway.extra_fields import ExtraFields
+from gateway.model import Call, CallResult, PhoneType, text_reader
 
 TEXT_FILTERS = ("campaign", "did", "ani", "target")
 
@@ -24,11 +24,13 @@ class Filters(Struct, frozen=True, array_like=True):
     target: str | None = None
     recorded: bool | None = None
     min_duration: int | None = None
+    extra: tuple[tuple[str, str], ...] = ()  # elements and their texts
 
     @property
     def texts(self) -> dict[str, str]:
-        """The text filters that are set, by field name."""
-        return {name: text for name in TEXT_FILTERS if (text := getattr(self, name)) is not None}
+        """The text filters that are set, by field (`model.text_reader`)."""
+        texts = {name: text for name in TEXT_FILTERS if (text := getattr(self, name)) is not None}
+        return texts | {f"extra.{element}": text for element, text in self.extra}
 
     def apply(self, calls: Sequence[Call]) -> Sequence[Call]:
         """The calls that pass all filters."""
@@ -37,7 +39,7 @@ class Filters(Struct, frozen=True, array_like=True):
         if (types := self.phone_type) and calls:
             calls = [call for call in calls if call.phone_type in types]
         for name, wanted in self.texts.items():
-            field = _TEXT_OF[name]
+            field = text_reader(name)
             calls = [call for call in calls if field(call) == wanted]
         if (recorded := self.recorded) is not None:
             calls = [call for call in calls if (call.recording_url is not None) == recorded]
@@ -46,16 +48,16 @@ class Filters(Struct, frozen=True, array_like=True):
         return calls
 
 
-_TEXT_OF: dict[str, Callable[[Call], str | None]] = {name: attrgetter(name) for name in TEXT_FILTERS}
 NO_FILTERS = Filters()
 
 
-def make_filters(values: Mapping[str, Any]) -> Filters:
+def make_filters(values: Mapping[str, Any], extras: ExtraFields) -> Filters:
     """The filters among parsed values."""
     return Filters(
         result=values.get("result", ()),
         phone_type=values.get("phoneType", ()),
         recorded=values.get("recorded"),
         min_duration=values.get("minDuration"),
+        extra=tuple([(one.element, values[one.name]) for one in extras.fields if one.name in values]),
         **{name: values.get(name) for name in TEXT_FILTERS},
     )

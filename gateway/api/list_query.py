@@ -27,6 +27,8 @@ from gateway.api.query import DEFAULTS, UTC, Parameters
 from gateway.api.signing import SigningKeys
 from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
+from gateway.formats import columns_of, fields_of
 from gateway.model import Window
 
 if TYPE_CHECKING:
@@ -88,12 +90,13 @@ def parse_list_query(
     history_start: int,
     signing_keys: SigningKeys,
     route: str = "list",
+    extras: ExtraFields = NO_EXTRAS,
 ) -> ListQuery:
     """Parse the query of a list of calls, or with the route `missed` of missed callers. Raises InvalidParameters.
 
     `code` is the client in the path, if there is one.
     """
-    parameters = Parameters(query_string, route, code)
+    parameters = Parameters(query_string, route, code, extras)
     cursor = parameters.values.pop("cursor", None)
     if cursor is not None:
         return _parse_cursor(cursor, parameters, signing_keys)
@@ -120,6 +123,8 @@ def _parse_cursor(text: str, parameters: Parameters, signing_keys: SigningKeys) 
     values = parameters.checked()
     if cursor.route != parameters.route:
         parameters.fault("cursor", "belongs to a list of another path")
+    if not {*cursor.fields} <= {*fields_of(columns_of(parameters.extras.call_type))}:
+        parameters.fault("cursor", "names a field that this gateway no longer has; start again from the first page")
     if not cursor.codes:
         query = replace(_list_query(cursor.window, parameters), after=cursor.after, after_reached=cursor.after_reached)
         if query.digest != cursor.digest:
@@ -150,7 +155,7 @@ def _list_query(window: Window, parameters: Parameters) -> ListQuery:
         status="include" in values,
         newest_first="sort" not in values,
         limit=values.get("limit", DEFAULTS["limit"]),
-        filters=make_filters(values),
+        filters=make_filters(values, parameters.extras),
         fields=values.get("fields", ()),
         format=values.get("format"),
         zone=str(values.get("tz", UTC)),

@@ -95,7 +95,9 @@ async def missed_response(request: Request[Any, Any, Any], code: str | None) -> 
     """List the missed callers of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     now, keys = services.clock(), services.signing_keys
-    query = parse_list_query(request.scope["query_string"], code, now, services.history_start, keys, "missed")
+    query = parse_list_query(
+        request.scope["query_string"], code, now, services.history_start, keys, "missed", services.extras
+    )
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     access.require_scope(responses.consumer_of(context), "personal")
     # Calls up to now show who was reached. An empty window has no missed calls.
@@ -112,7 +114,7 @@ async def missed_response(request: Request[Any, Any, Any], code: str | None) -> 
             found, meta, source = await _find(services, context, query, cache_query, None)
         exports.refuse_stale(form, query, source)
         headers = exports.export_headers(context, form, "missed")
-        writer = exports.make_writer(form, query, columns_of(MissedCaller))
+        writer = exports.make_writer(form, query, columns_of(MissedCaller, services.extras.call_type))
         body = iter([b""]) if context.is_head else _render(services, context, writer, found, rows, meta)
         return Stream(body, headers=headers)
     async with responses.counting_turn(request):

@@ -21,14 +21,15 @@ from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.changes import LINK_TYPE
-from gateway.api.feed import Changes, FeedAddress
+from gateway.api.feed import Changes, FeedAddress, feed_call_type
 from gateway.api.missed import MissedCaller, MissedPage
 from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
 from gateway.errors import ParameterFault
+from gateway.extra_fields import ExtraFields
 from gateway.formats import Csv, Ndjson, columns_of
-from gateway.model import CODE_PATTERN, Call
+from gateway.model import CODE_PATTERN
 
 DESCRIPTION = """\
 The calls of a Callbutton call-tracking server as JSON, in UTC.
@@ -64,7 +65,6 @@ ROUTES = {
     "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
     "probe": Route("operations", PROBE, "The check succeeded.", (405, 500, 503)),
 }
-ROWS: dict[Any, type[msgspec.Struct]] = {CallPage: Call, MissedPage: MissedCaller}  # pages that are also streamed
 TAGS = [
     {"name": "calls", "description": "Call detail records."},
     {"name": "changes", "description": "The change feed: keeps a copy of the calls exact."},
@@ -132,18 +132,24 @@ RECORDING_TEXT = (
 )
 
 
-def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
-    """Build the document of the handlers in the schema. The option `kind` of a handler names its entry in `ROUTES`."""
+def build(handlers: Iterable[HTTPRouteHandler], extras: ExtraFields) -> dict[str, Any]:
+    """Build the document of the handlers in the schema, with the promoted extra fields.
+
+    The option `kind` of a handler names its entry in `ROUTES`.
+    """
     paths = {}
     for handler in handlers:
         if handler.include_in_schema is not False:
             (template,) = handler.paths
             path = template.replace(":str}", "}")
-            paths[path] = {"get": _operation(handler, path)}
+            paths[path] = {"get": _operation(handler, path, extras)}
     schemas = _schemas(
-        [route.body for route in ROUTES.values() if route.body is not bytes] + [FeedAddress, problems.Problem]
+        [route.body for route in ROUTES.values() if route.body is not bytes] + [FeedAddress, problems.Problem],
+        extras,
     )
-    located = [("path", one) for one in PATH_PARAMETERS] + [("query", one) for one in (query.CLIENT, *query.PARAMETERS)]
+    located = [("path", one) for one in PATH_PARAMETERS] + [
+        ("query", one) for one in (query.CLIENT, *query.all_parameters(extras))
+    ]
     parameters = {_parameter_name(one): _parameter(place, one, schemas) for place, one in located}
     return {
         "openapi": "3.1.0",
@@ -161,7 +167,7 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "parameters": parameters,
-            "responses": _responses(schemas),
+            "responses": _responses(schemas, extras),
             "headers": {
                 name: {"description": text, "schema": _bounded({"type": INTEGER_HEADERS.get(name, "string")})}
                 for name, text in HEADERS.items()
@@ -191,12 +197,12 @@ def _reference(section: str, name: str) -> dict[str, str]:
     return {"$ref": f"#/components/{section}/{name}"}
 
 
-def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
+def _operation(handler: HTTPRouteHandler, path: str, extras: ExtraFields) -> dict[str, Any]:
     kind = handler.opt["kind"]
     route = ROUTES[kind]
     parameters = [parameter for parameter in PATH_PARAMETERS if f"{{{parameter.name}}}" in path]
     several_clients = kind in query.CLIENT.routes.split() and not parameters
-    parameters += [*([query.CLIENT] if several_clients else []), *query.parameters_of(kind)]
+    parameters += [*([query.CLIENT] if several_clients else []), *query.parameters_of(kind, extras)]
     responses = {"200": _success_name(kind)} | {str(status): _problem_name(status) for status in sorted(route.problems)}
     operation: dict[str, Any] = {
         "tags": [route.tag],
@@ -247,14 +253,14 @@ def _success_name(kind: str) -> str:
     return f"{kind.title()}Response"
 
 
-def _responses(schemas: Mapping[str, Any]) -> dict[str, Any]:
+def _responses(schemas: Mapping[str, Any], extras: ExtraFields) -> dict[str, Any]:
     routes = ROUTES | {"part": ROUTES["recording"]._replace(description="The requested part of the recording.")}
     statuses = sorted({status for route in routes.values() for status in route.problems})
-    found = {_success_name(kind): _success(route, schemas) for kind, route in routes.items()}
+    found = {_success_name(kind): _success(route, schemas, extras) for kind, route in routes.items()}
     return found | {_problem_name(status): _problem(status) for status in statuses}
 
 
-def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
+def _success(route: Route, schemas: Mapping[str, Any], extras: ExtraFields) -> dict[str, Any]:
     """The response 200."""
     if route.body is bytes:
         media = {"schema": {"type": "string", "format": "binary"}}
@@ -270,18 +276,22 @@ def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
     if route.body is Changes:
         link = _reference("schemas", FeedAddress.__name__)
         described["content"][LINK_TYPE] = {"schema": link, "example": example_of(link, schemas)}
-    if route.body in ROWS:
+    if route.body in (CallPage, MissedPage):
         described["headers"] |= {"Link": _reference("headers", "Link")}
-        described["content"] |= _streams(example, ROWS[route.body])
+        described["content"] |= _streams(example, route.body, extras)
     if route.body is CallPage:
         described["links"] = {"call": FIRST_CALL}
     return described
 
 
-def _streams(page: Mapping[str, Any], row_type: type[msgspec.Struct]) -> dict[str, Any]:
+def _streams(page: Mapping[str, Any], body: Any, extras: ExtraFields) -> dict[str, Any]:  # noqa: ANN401 - a type
     """Examples of the streamed media types, from the example of a page."""
+    row_type: type[msgspec.Struct] = extras.call_type if body is CallPage else MissedCaller
     rows = [msgspec.convert(row, row_type) for row in page["data"]]
-    lines, table = Ndjson(), Csv(columns=columns_of(row_type))
+    if body is MissedPage:
+        calls = [msgspec.convert(row["lastCall"], extras.call_type) for row in page["data"]]
+        rows = [msgspec.structs.replace(row, last_call=call) for row, call in zip(rows, calls, strict=True)]
+    lines, table = Ndjson(), Csv(columns=columns_of(row_type, extras.call_type))
     texts = {
         "application/x-ndjson": lines.rows(rows) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
         "text/csv": table.begin() + table.rows(rows),
@@ -313,9 +323,11 @@ def _headers(*names: str) -> dict[str, Any]:
     return {name: _reference("headers", name) for name in sorted((*names, "X-Request-Id"))}
 
 
-def _schemas(bodies: list[Any]) -> dict[str, Any]:
+def _schemas(bodies: list[Any], extras: ExtraFields) -> dict[str, Any]:
     """The schemas of response bodies and of every type that they refer to, by name."""
     _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    for call_type in (extras.call_type, feed_call_type(extras.call_type)) if extras.fields else ():
+        schemas |= msgspec.json.schema_components([call_type], ref_template="#/components/schemas/{name}")[1]
     for schema in schemas.values():
         schema["description"] = " ".join(inspect.cleandoc(schema["description"]).partition("\n\n")[0].split())
         if "enum" in schema:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -22,7 +22,8 @@ from msgspec import Struct
 from gateway.api.filters import Filters, make_filters
 from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.formats import FIELDS, FORMATS
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
+from gateway.formats import FORMATS, columns_of, fields_of
 from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
@@ -128,7 +129,7 @@ INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the ti
 ZONE = ValueType({"type": "string"}, parse_zone)
 TEXT = ValueType({"type": "string", "maxLength": MAX_TEXT}, _parse_text)
 BOOLEAN = ValueType({"type": "boolean"}, _parse_boolean)
-FIELD_LIST = _words("CallField", {field: field for field in FIELDS}, ordered=True)
+FIELD_LIST = ValueType({"type": "array"}, several=True)  # `all_parameters` has its values
 RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
 SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
@@ -226,9 +227,29 @@ DEFAULTS: Mapping[str, Any] = {
 BRACKETS = re.compile(r"\[\d{0,3}\]$", re.ASCII)
 
 
-def parameters_of(route: str) -> tuple[Parameter, ...]:
+@lru_cache(maxsize=64)
+def all_parameters(extras: ExtraFields) -> tuple[Parameter, ...]:
+    """The query parameters of all routes, except `client`: promoted extra fields are filters, and names in `fields`."""
+    known = _words("CallField", {field: field for field in fields_of(columns_of(extras.call_type))}, ordered=True)
+    filters = [
+        Parameter(one.name, TEXT, FILTERED, f"Only calls with this `{one.name}`.", component=f"extra_{one.name}")
+        for one in extras.fields
+    ]
+    return (*[one._replace(kind=known) if one.name == "fields" else one for one in PARAMETERS], *filters)
+
+
+def parameters_of(route: str, extras: ExtraFields = NO_EXTRAS) -> tuple[Parameter, ...]:
     """The query parameters of a kind of route, except `client`."""
-    return tuple(parameter for parameter in PARAMETERS if route in parameter.routes.split())
+    return tuple(parameter for parameter in all_parameters(extras) if route in parameter.routes.split())
+
+
+def check_names(extras: ExtraFields) -> None:
+    """Check that no promoted field has the name of a field or parameter, in any case. Raises ValueError."""
+    fields, parameters = fields_of(columns_of(Call)), [one.name for one in (CLIENT, ACCESS, *PARAMETERS)]
+    taken = {name.lower() for name in (*fields, *parameters, *GROUPS, "hasRecording")}
+    for one in extras.fields:
+        if one.name.lower() in taken:
+            raise ValueError(f"the name {one.name} is taken by a field or parameter; choose another")
 
 
 class CallQuery(Struct, frozen=True):
@@ -252,25 +273,29 @@ class SummaryQuery(Struct, frozen=True):
     filters: Filters
 
 
-def parse_call_query(query_string: bytes, code: str, now: float, history_start: int) -> CallQuery:
+def parse_call_query(
+    query_string: bytes, code: str, now: float, history_start: int, extras: ExtraFields = NO_EXTRAS
+) -> CallQuery:
     """Parse the query of one call. `code` is the client in the path. Raises InvalidParameters."""
-    parameters = Parameters(query_string, "call", code)
+    parameters = Parameters(query_string, "call", code, extras)
     window = parameters.window(now, history_start)
     values = parameters.checked()
     has_window = not values.keys().isdisjoint(("start", "end", "range"))
     return CallQuery(code, window if has_window else None, "include" in values, values.get("fields", ()))
 
 
-def parse_summary_query(query_string: bytes, code: str | None, now: float, history_start: int) -> SummaryQuery:
+def parse_summary_query(
+    query_string: bytes, code: str | None, now: float, history_start: int, extras: ExtraFields = NO_EXTRAS
+) -> SummaryQuery:
     """Parse the query of a summary. `code` is the client in the path, if there is one. Raises InvalidParameters."""
-    parameters = Parameters(query_string, "summary", code)
+    parameters = Parameters(query_string, "summary", code, extras)
     parameters.require_client()
     window = parameters.window(now, history_start, needs_start=True)
     values = parameters.checked()
     interval, zone = values.get("interval", DEFAULTS["interval"]), parameters.zone
     starts = tuple(bucket_starts(window, interval, zone))
     group_by = values.get("groupBy")
-    return SummaryQuery(values["client"], window, interval, str(zone), starts, group_by, make_filters(values))
+    return SummaryQuery(values["client"], window, interval, str(zone), starts, group_by, make_filters(values, extras))
 
 
 def parse_clients_query(query_string: bytes, now: float, history_start: int) -> Window:
@@ -287,8 +312,10 @@ class Parameters:
     `code`, the client in the path, is the value of `client`.
     """
 
-    def __init__(self, query_string: bytes, route: str, code: str | None = None) -> None:
-        known = {parameter.name: parameter for parameter in parameters_of(route)}
+    def __init__(
+        self, query_string: bytes, route: str, code: str | None = None, extras: ExtraFields = NO_EXTRAS
+    ) -> None:
+        known = {parameter.name: parameter for parameter in parameters_of(route, extras)}
         if code is None and route in CLIENT.routes.split():
             known["client"] = CLIENT
         if route == "changes":
@@ -298,6 +325,7 @@ class Parameters:
         except ValueError:
             raise InvalidParameters([ParameterFault("query", "is not URL-encoded UTF-8")]) from None
         self.route = route
+        self.extras = extras
         self.values: dict[str, Any] = {}
         self.faults: list[ParameterFault] = []
         self._defaults = {} if route == "changes" else DEFAULTS

@@ -132,7 +132,9 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     """Summarize the calls of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     responses.negotiate(context, JSON)
-    query = parse_summary_query(request.scope["query_string"], code, services.clock(), services.history_start)
+    query = parse_summary_query(
+        request.scope["query_string"], code, services.clock(), services.history_start, services.extras
+    )
     cache_query = responses.cache_query(services, context, query.codes, query.window, filters=query.filters)
     consumer = responses.consumer_of(context)
     selection = query.group_by, query.filters, consumer.clients

@@ -90,7 +90,7 @@ async def read_page(
 ) -> Page:
     """Read one page of the calls to keep. Raises UpstreamError.
 
-    `texts` are the texts of every call to keep, by the names of fields: extents without them are skipped.
+    `texts` are the texts of every call to keep, by field (`model.text_reader`): extents without them are skipped.
     """
     rest = window = _up_to(query.window, now)
     if after is not None:

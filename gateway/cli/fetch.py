@@ -28,7 +28,7 @@ import msgspec
 from gateway import errors, logs
 from gateway.cli.check import advice_on
 from gateway.cli.partial_file import GZIP, Checkpoint, PartialFile
-from gateway.formats import FIELDS, FORMATS, make_format
+from gateway.formats import FORMATS, columns_of, fields_of, make_format
 from gateway.settings import Settings, parse_upstream_settings
 
 if TYPE_CHECKING:
@@ -140,14 +140,17 @@ def _resume_hint(arguments: argparse.Namespace) -> str:
 def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: float) -> Checkpoint:
     """Parse the arguments to a checkpoint before the first call. Raises ValueError."""
     from gateway.api.list_query import parse_list_query
+    from gateway.app import build_extras
 
     query_parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
     query_parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
     if arguments.all and (arguments.start or arguments.end):
         raise ValueError("--all exports the complete history: leave --start and --end out")
     fields = [field.strip() for field in arguments.fields.split(",") if field.strip()]
-    if unknown := next((field for field in fields if field not in FIELDS), None):
-        raise ValueError(f"{unknown} is not a field; choose from {', '.join(FIELDS)}")
+    extras = build_extras(settings)
+    known = fields_of(columns_of(extras.call_type))
+    if unknown := next((field for field in fields if field not in known), None):
+        raise ValueError(f"{unknown} is not a field; choose from {', '.join(known)}")
     try:
         query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, ())
     except errors.InvalidParameters as error:
@@ -162,6 +165,8 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
         "format": arguments.format or format_of(arguments.output or STDOUT),
         "fields": ",".join(fields),
     }
+    if extras.fields:  # they are columns of all calls, and a resumed export must have the same
+        parameters["extra"] = ",".join(f"{one.element}:{one.name}" for one in extras.fields)
     return Checkpoint(parameters, (query.window.start, query.window.end), query.window.start)
 
 
@@ -237,8 +242,12 @@ class Exporter:
         self._checkpoint = checkpoint
         self._write = write
         self._save = save
+        from gateway.app import build_extras
+
         fields = [field for field in checkpoint.parameters["fields"].split(",") if field]
-        self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0, meta=meta)
+        self._extras = build_extras(settings)
+        columns, begun = columns_of(self._extras.call_type), checkpoint.calls > 0
+        self._format = make_format(checkpoint.parameters["format"], fields, begun=begun, meta=meta, columns=columns)
         self._codes = tuple(checkpoint.parameters["clients"].split(","))
         self._status = checkpoint.parameters["status"] == "true"
         self._progress = Progress(checkpoint)
@@ -284,7 +293,7 @@ class Exporter:
         unreadable, first = 0, True
         async for part in stream(cache, query, now, timeout, newest_first=False):
             calls = [call for call in part.calls if (call.client_code, call.id) not in recent]
-            self._write(self._format.rows(calls))
+            self._write(self._format.rows(map(self._extras.promote, calls)))
             written += calls
             unreadable += len(part.unreadable)
             if not first:  # the first part is the beginning of a span, all others complete one
@@ -315,7 +324,7 @@ class Exporter:
 
         replies = [attributed(code, await upstream.fetch_all(code, status=self._status)) for code in self._codes]
         calls = sorted((call for one in replies for found in one.calls.values() for call in found), key=order)
-        self._write(self._format.rows(calls))
+        self._write(self._format.rows(map(self._extras.promote, calls)))
         oldest = min(one.sent for one in replies)
         self._checkpoint = msgspec.structs.replace(
             self._checkpoint,
