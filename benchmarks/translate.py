@@ -137,7 +137,8 @@ def event_loop(layout: str, count: int = 10_000) -> None:
         rounds = [asyncio.run(_latencies(f"http://127.0.0.1:{port}/xml.jsp")) for _ in range(5)]
     idle, busy, held = zip(*rounds, strict=True)
     print(f"\n## Event loop: while a reply of {count} calls ({layout}) arrives, five runs; target 10 ms\n")
-    print(f"longest block of the loop, CPU time: median {statistics.median(held) * 1e3:.1f} ms, worst {max(held) * 1e3:.1f} ms")
+    median, worst = statistics.median(held) * 1e3, max(held) * 1e3
+    print(f"longest block of the loop, in CPU time: median {median:.1f} ms, worst {worst:.1f} ms")
     for name, found in (("meanwhile", busy), ("idle", idle)):
         times = [one for times in found for one in times]
         print(f"/healthz {name}: median {statistics.median(times) * 1e3:.1f} ms, worst {max(times) * 1e3:.1f} ms")
