@@ -27,29 +27,30 @@ def environment(service: str) -> dict[str, str]:
 
 @contextmanager
 def nginx(folder: Path, front: int, ports: list[int]) -> Iterator[None]:
-    """Run nginx on the port `front`, before replicas on these ports."""
-    configuration = folder / "nginx.conf"
-    configuration.write_text(nginx_configuration(folder, front, ports), "utf-8")
-    program = tool("nginx", "nginx-light")
-    words: list[str | Path] = [program, "-p", folder, "-c", configuration, "-e", "stderr", "-g", "daemon off;"]
-    with running(words, folder / "nginx.log"):
-        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers")
-        yield
-
-
-def nginx_configuration(folder: Path, front: int, ports: list[int]) -> str:
-    """Return the configuration with addresses in place of host names, and files in a writable folder."""
+    """Run nginx on the port `front`, before replicas on these ports: addresses in place of host names."""
     servers = "\n".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in ports)
     text = CONFIGS["nginx"]["content"].replace("$$", "$")
     text, found = re.subn(r"server gateway:8080 resolve (.*);", servers, text)
     assert found == 1
     text, found = re.subn(r"listen 8080;", f"listen 127.0.0.1:{front};", text)
     assert found == 1
-    text = re.sub(r"resolver .*;", "", text)
+    with running_nginx(folder, front, re.sub(r"resolver .*;", "", text)):
+        yield
+
+
+@contextmanager
+def running_nginx(folder: Path, front: int, text: str) -> Iterator[None]:
+    """Run nginx with a configuration that listens on the port `front`, and its files in a writable folder."""
     paths = "\n".join(
         f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    return f"pid {folder}/nginx.pid;\n" + text.replace("http {", f"http {{\n{paths}", 1)
+    configuration = folder / "nginx.conf"
+    configuration.write_text(f"pid {folder}/nginx.pid;\n" + text.replace("http {", f"http {{\n{paths}", 1), "utf-8")
+    program = tool("nginx", "nginx-light")
+    words: list[str | Path] = [program, "-p", folder, "-c", configuration, "-e", "stderr", "-g", "daemon off;"]
+    with running(words, folder / "nginx.log"):
+        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers")
+        yield
 
 
 @contextmanager
