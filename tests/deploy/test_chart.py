@@ -157,3 +157,15 @@ def test_an_upgrade_keeps_what_was_generated_and_restarts_nothing(tmp_path: Path
         assert seen() == (secrets, pods)
         assert kept.named("deployments", "gateway")["spec"]["replicas"] == 3
         assert all(len(text) > 20 for data in secrets for text in data.values())
+
+
+def test_the_list_of_packages_has_all_that_the_image_installs(tmp_path: Path):
+    outside("cyclonedx-py")
+    recipe = (ROOT / "Makefile").read_text("utf-8").split("\nsbom:")[1].splitlines()[1].removeprefix("\t@")
+    file = tmp_path / "sbom.json"
+    words = recipe.replace("sbom.json", str(file)).split()
+    subprocess.run(words, cwd=ROOT, capture_output=True, timeout=120, check=True)
+    listed = {(part["name"], part["version"]): part for part in json.loads(file.read_text("utf-8"))["components"]}
+    locked = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE)
+    assert listed.keys() == set(locked)
+    assert all(part["externalReferences"][0]["hashes"] for part in listed.values())
