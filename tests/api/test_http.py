@@ -197,7 +197,7 @@ def test_answers_say_how_long_they_took(stand: Make):
 
 
 def test_pages_of_origins_that_are_named_may_read_answers(stand: Make):
-    client = stand(cors_origins=frozenset({"https://app.example"})).client
+    client = stand(cors_origins=frozenset({"https://App.Example"})).client
     asked = {"Origin": "https://app.example"}
     preflight = client.options(CALLS, headers=asked | {"Access-Control-Request-Method": "GET"})
     assert (preflight.status_code, preflight.content) == (204, b"")
