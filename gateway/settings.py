@@ -302,7 +302,7 @@ class Settings:
     extra_fields: tuple[ExtraField, ...] = optional(
         Parser("a list such as CustomA:property,CallerName:callerName!personal", parse_extra_fields),
         (),
-        "Elements in `extra` that become fields of calls, with a camelCase name each: filters, CSV columns, `groupBy`. "
+        "Elements in `extra` that become fields of calls, with a camelCase name each: filters and CSV columns as well. "
         "With `!personal` only consumers with the scope `personal` see them. They stay in `extra` as well.",
     )
     recording_url: str = option(

@@ -1,4 +1,4 @@
-"""The handlers of missed callers: callers of whom a call was missed, and whether they were reached since.
+"""The handlers of missed callers: the callers with a missed call, and whether a later call reached them.
 
 Rule: the list singles callers out, so it needs the scope `personal`.
 """
@@ -100,7 +100,7 @@ async def missed_response(request: Request[Any, Any, Any], code: str | None) -> 
     )
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     access.require_scope(responses.consumer_of(context), "personal")
-    # Calls up to now show who was reached. An empty window has no missed calls.
+    # Calls up to now can reach a caller. An empty window has no missed calls.
     end = max(query.window.end, math.ceil(now)) if query.window.start < query.window.end else query.window.end
     window = Window(query.window.start, end)
     cache_query = responses.cache_query(

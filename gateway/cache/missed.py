@@ -1,4 +1,4 @@
-"""Missed callers: callers of whom a call was missed, and whether a later call reached them. Pure.
+"""Missed callers: the callers with a missed call, and whether a later call reached them. Pure.
 
 Rules:
 - A caller is a number (`ani`) at a client; calls without a number are left out. A busy, unanswered or abandoned call is
@@ -6,8 +6,8 @@ Rules:
 - Any call of the caller from the last missed call up to now can show that the caller was reached: a connected one, or
   one with such a sales status. A call in the same second as the last missed call is a later one.
 - A connected call outranks a status, because it has a time; of several the first counts. A sale outranks a call back.
-- What an extent shows is memoised with it. Extents are added in the order of time, so that a missed call revokes what
-  was shown before it.
+- The callers of an extent are memoised with it. Extents are added in the order of time: a missed call revokes the
+  connected calls before it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gateway.slices import Steps
 _Item = TypeVar("_Item")
 MISSED = CallResult.BUSY, CallResult.NO_ANSWER, CallResult.ABANDONED
 MAX_CALLERS = 300_000  # of an answer; as many calls as a scan holds to compare them
-SIGHT_BYTES = 1000  # of what an extent shows, without its callers
+EXTENT_BYTES = 1000  # of the tables of an extent, without its callers
 CALLER_BYTES = 400  # of a caller's entry and name, without the last missed call
 
 
@@ -57,8 +57,8 @@ class Missed(Struct, frozen=True, gc=False):
     reached_at: datetime | None = None
 
 
-class Sight(Struct, frozen=True):
-    """What the calls of an extent show, by caller: missed calls, the first connected call, the best status.
+class ExtentCallers(Struct, frozen=True):
+    """The callers of one extent: their missed calls, first connected call and greatest status.
 
     `unanswered` are the callers whose last missed call no connected call follows.
     """
@@ -91,41 +91,43 @@ class MissedCallers:
         """Add the extents of the next part of the time axis, in any order. Raises TooManyCallers."""
         for extent in sorted(_disjoint(extents, self._window), key=attrgetter("window")):
             counts = self._window.start <= extent.window.start < self._window.end
-            yield from self._join((yield from self._sight(extent, counts=counts)))
+            yield from self._join((yield from self._callers_of(extent, counts=counts)))
             if len(self._callers) > MAX_CALLERS:
                 raise TooManyCallers
 
-    def _join(self, sight: Sight) -> Steps[None]:
+    def _join(self, found: ExtentCallers) -> Steps[None]:
         callers = self._callers
-        others = self._unanswered - sight.missed.keys()
-        for caller in others & sight.sold.keys():
-            callers[caller] = _reached(callers[caller], sight.sold[caller])
-        yield
-        reached = others & sight.connected.keys()
-        for step in _steps(reached):
+        others = self._unanswered - found.missed.keys()
+        for step in _steps(others & found.sold.keys()):
+            callers |= {caller: _reached(callers[caller], found.sold[caller]) for caller in step}
+            yield
+        answered = others & found.connected.keys()
+        for step in _steps(answered):
             for caller in step:
-                callers[caller] = _reached(callers[caller], Reached.CONNECTED, sight.connected[caller])
+                callers[caller] = _reached(callers[caller], Reached.CONNECTED, found.connected[caller])
             yield
-        for found in _steps(sight.missed.items()):
-            for caller, new in found:
-                if (known := callers.get(caller)) is not None:
-                    new = Missed(known.calls + new.calls, known.first, new.last, new.reached, new.reached_at)
-                callers[caller] = new
+        for part in _steps(found.missed.items()):
+            for caller, new in part:
+                if (known := callers.get(caller)) is None:
+                    callers[caller] = new
+                else:
+                    count = known.calls + new.calls
+                    callers[caller] = Missed(count, known.first, new.last, new.reached, new.reached_at)
             yield
-        self._unanswered = (others - reached) | sight.unanswered
+        self._unanswered = (others - answered) | found.unanswered
 
-    def _sight(self, extent: Extent, *, counts: bool) -> Steps[Sight]:
-        """What an extent shows. Its missed calls count only if `counts`."""
+    def _callers_of(self, extent: Extent, *, counts: bool) -> Steps[ExtentCallers]:
+        """The callers of an extent. Its missed calls count only if `counts`."""
         memo, name = extent.memo if extent.stored is extent else None, ("missed", counts and self._name, self._status)
-        sight: Sight | None = memo.get(name) if memo is not None else None
-        if sight is None:
-            sight = yield from self._look(extent, counts=counts)
+        found: ExtentCallers | None = memo.get(name) if memo is not None else None
+        if found is None:
+            found = yield from self._find(extent, counts=counts)
             if memo is not None:
-                size = CALLER_BYTES * (len(sight.missed) + len(sight.connected)) + sys.getsizeof(sight.unanswered)
-                memo.put(name, sight, SIGHT_BYTES + size)
-        return sight
+                size = CALLER_BYTES * (len(found.missed) + len(found.connected)) + sys.getsizeof(found.unanswered)
+                memo.put(name, found, EXTENT_BYTES + size)
+        return found
 
-    def _look(self, extent: Extent, *, counts: bool) -> Steps[Sight]:
+    def _find(self, extent: Extent, *, counts: bool) -> Steps[ExtentCallers]:
         missed: dict[str, Missed] = {}
         answered = CallResult.CONNECTED
         for calls in _steps(extent.calls if counts else ()):
@@ -153,7 +155,7 @@ class MissedCallers:
                         missed[caller] = _reached(one, reached)
             yield
         unanswered = frozenset([caller for caller, one in missed.items() if one.reached is not Reached.CONNECTED])
-        return Sight(missed, connected, sold, unanswered)
+        return ExtentCallers(missed, connected, sold, unanswered)
 
     def ordered(
         self, after: tuple[bool, Position] | None, limit: int | None, *, reached: bool
@@ -189,7 +191,7 @@ class MissedCallers:
 
 
 def _reached(one: Missed, reached: Reached, at: datetime | None = None) -> Missed:
-    """A caller who was also reached in some way, which counts if it outranks the earlier one."""
+    """A missed caller with another way of being reached, which counts if it outranks the present one."""
     return Missed(one.calls, one.first, one.last, reached, at) if reached > one.reached else one
 
 
