@@ -106,7 +106,9 @@ def test_manifests_are_valid(version: str, tmp_path: Path):
     tool = outside("kubernetes-validate")
     file = tmp_path / "all.yaml"
     cases = [*MATRIX.values(), *(UPSTREAM | case["set"] for case in VALUES)]
-    file.write_text(yaml.safe_dump_all(made for values in cases for made in with_helm4(values)), "utf-8")
+    manifests = [made for values in cases for made in with_helm4(values)]
+    different = {json.dumps(key): made for key, made in zip(without_randomness(manifests), manifests, strict=True)}
+    file.write_text(yaml.safe_dump_all(different.values()), "utf-8")
     command: list[str | Path] = [tool, "--strict", "--kubernetes-version", version, file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
