@@ -32,6 +32,7 @@ bench: $(READY)  ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.cache --write
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
+	@$(BIN)/python -m benchmarks.reports
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.cold
 

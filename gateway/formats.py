@@ -158,22 +158,11 @@ class Csv:
 
     def begin(self) -> bytes:
         """Render the header."""
-        return (BYTE_ORDER_MARK if self._zone else b"") + _records([self._columns])
+        return render_header(self._columns, self._zone)
 
     def rows(self, rows: Iterable[Any]) -> bytes:
         """Render one record for each row."""
-        read, zone = self._read, self._zone
-        return _records(
-            [
-                value
-                if value is None
-                or type(value) is int
-                or (type(value) is str and value[:1] not in BEGINNINGS and not find_separator(value))
-                else _cell(value, zone)
-                for value in read(row)
-            ]
-            for row in rows
-        )
+        return render_records(map(self._read, rows), self._zone)
 
     def end(self, meta: object) -> bytes:  # noqa: ARG002 - the interface of Format
         """Return no bytes. An incomplete text is recognized by its connection, which is closed early."""
@@ -242,8 +231,23 @@ def _cell(value: Any, zone: ZoneInfo | None) -> str | None:  # noqa: ANN401 - a 
     return _encoder.encode(value).decode().strip('"')
 
 
-def _records(records: Iterable[Sequence[object]]) -> bytes:
-    """Render records as RFC 4180."""
+def render_header(columns: Sequence[str], zone: ZoneInfo | None = None) -> bytes:
+    """Render the header of a CSV text. `zone` is the time zone of Excel's dialect."""
+    return (BYTE_ORDER_MARK if zone else b"") + render_records([columns])
+
+
+def render_records(records: Iterable[Sequence[object]], zone: ZoneInfo | None = None) -> bytes:
+    """Render records as RFC 4180, with no cell that a spreadsheet takes for a formula."""
     text = io.StringIO()
-    csv.writer(text).writerows(records)
+    csv.writer(text).writerows(
+        [
+            value
+            if value is None
+            or type(value) is int
+            or (type(value) is str and value[:1] not in BEGINNINGS and not find_separator(value))
+            else _cell(value, zone)
+            for value in record
+        ]
+        for record in records
+    )
     return text.getvalue().encode()

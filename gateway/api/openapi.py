@@ -21,15 +21,18 @@ from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.changes import LINK_TYPE
+from gateway.api.dimensions import DIMENSIONS
 from gateway.api.feed import Changes, FeedAddress, feed_call_type
 from gateway.api.missed import MissedCaller, MissedPage
 from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
+from gateway.api.summary_table import SummaryRow, render_csv, render_ndjson
 from gateway.errors import ParameterFault
 from gateway.extra_fields import ExtraFields
 from gateway.formats import Csv, Ndjson, columns_of
 from gateway.model import CODE_PATTERN
+from gateway.slices import finish
 
 DESCRIPTION = """\
 The calls of a Callbutton call-tracking server as JSON, in UTC.
@@ -117,6 +120,8 @@ FIRST_CALL = {
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
+GROUP = "GroupValues"  # the schema of the values of dimensions
+GROUP_TEXT = "The value of each dimension of `groupBy`. A value is null if the calls have none. It has no others."
 CODE = ValueType({"type": "string", "pattern": f"^{CODE_PATTERN}$"})
 CALL_ID = ValueType({"type": "string", "minLength": 1, "maxLength": 200})
 TOKEN = ValueType({"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000})
@@ -281,6 +286,8 @@ def _success(route: Route, schemas: Mapping[str, Any], extras: ExtraFields) -> d
         described["content"] |= _streams(example, route.body, extras)
     if route.body is CallPage:
         described["links"] = {"call": FIRST_CALL}
+    if route.body is CallSummary:
+        described["content"] |= _texts(*_texts_of_summary(msgspec.convert(example, CallSummary)))
     return described
 
 
@@ -292,10 +299,19 @@ def _streams(page: Mapping[str, Any], body: Any, extras: ExtraFields) -> dict[st
         calls = [msgspec.convert(row["lastCall"], extras.call_type) for row in page["data"]]
         rows = [msgspec.structs.replace(row, last_call=call) for row, call in zip(rows, calls, strict=True)]
     lines, table = Ndjson(), Csv(columns=columns_of(row_type, extras.call_type))
-    texts = {
-        "application/x-ndjson": lines.rows(rows) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
-        "text/csv": table.begin() + table.rows(rows),
-    }
+    ndjson = lines.rows(rows) + lines.end(msgspec.convert(page["meta"], AnswerMeta))
+    return _texts(ndjson, table.begin() + table.rows(rows))
+
+
+def _texts_of_summary(body: CallSummary) -> tuple[bytes, bytes]:
+    group_by = list(body.data[0].group or ())
+    table = finish(render_csv(body.data, group_by, compared=True))
+    return finish(render_ndjson(body.data, body.total, body.meta)), table
+
+
+def _texts(ndjson: bytes, csv: bytes) -> dict[str, Any]:
+    """The media types that are not JSON, with examples."""
+    texts = {"application/x-ndjson": ndjson, "text/csv": csv}
     return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}
 
 
@@ -343,6 +359,13 @@ def _schemas(bodies: list[Any], extras: ExtraFields) -> dict[str, Any]:
             elif arms:
                 field |= arms[0] | {"type": [arm["type"] for arm in arms]}
             schema["properties"][name] = _bounded(field)
+    values = {name: _bounded(dimension.schema) for name, dimension in DIMENSIONS.items()}
+    schemas[GROUP] = {"type": "object", "description": GROUP_TEXT, "properties": values}
+    row = schemas[SummaryRow.__name__]["properties"]
+    row["group"] = {
+        "description": row["group"]["description"],
+        "oneOf": [_reference("schemas", GROUP), {"type": "null"}],
+    }
     return schemas
 
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.api.filters import Filters, make_filters
-from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
+from gateway.api.dimensions import DIMENSIONS
+from gateway.api.time_ranges import RANGES, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.extra_fields import NO_EXTRAS, ExtraFields
 from gateway.formats import FORMATS, columns_of, fields_of
@@ -33,13 +32,9 @@ MAX_GRACE = 31 * 86400  # seconds
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
 UTC = ZoneInfo("UTC")
 INTERVALS = ("none", "hour", "day", "week", "month")
-GROUPS: dict[str, Callable[[Call], str | None]] = {
-    "result": lambda call: call.result.value,
-    "campaign": attrgetter("campaign"),
-    "did": attrgetter("did"),
-    "phoneType": lambda call: call.phone_type.value,
-    "client": attrgetter("client_code"),
-}
+MAX_TOP = 1000  # groups of a summary
+MAX_ANSWERED_WITHIN = 3600  # seconds
+LOOKBACK = re.compile("([1-9][0-9]?|[1-3][0-9]{2}|400)d", re.ASCII)  # days; as far back as the change feed goes
 
 
 class ValueType(NamedTuple):
@@ -74,16 +69,25 @@ def _choice(title: str, *names: str, **extensions: list[str]) -> ValueType:
     return ValueType({"title": title, "type": "string", "enum": list(names), **extensions}, parse)
 
 
-def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False) -> ValueType:
-    """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given."""
+def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False, most: int = 0) -> ValueType:
+    """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given.
+
+    With `most`, it has at most so many words, and none twice.
+    """
 
     def parse(texts: Sequence[str]) -> tuple[Any, ...]:
-        words = dict.fromkeys(word for text in texts for word in text.split(",") if word)
+        given = [word for text in texts for word in text.split(",") if word]
+        words = dict.fromkeys(given)
+        if most and len(given) > len(words):
+            raise ValueError("names the same value twice")
+        if most and len(words) > most:
+            raise ValueError(f"has {len(words)} values, more than {most}")
         if unknown := [word[:64] for word in words if word not in known]:
             raise ValueError(f"has unknown values {', '.join(unknown[:5])}; the values are {', '.join(known)}")
         return tuple(known[word] for word in (words if ordered else known) if word in words)
 
-    return ValueType({"type": "array", "items": _choice(title, *known).schema}, parse, several=True)
+    limits = {"maxItems": most, "uniqueItems": True} if most else {}
+    return ValueType({"type": "array", "items": _choice(title, *known).schema, **limits}, parse, several=True)
 
 
 def _whole_number(minimum: int, maximum: int) -> ValueType:
@@ -106,6 +110,12 @@ def _parse_boolean(text: str) -> bool:
     if word not in ("true", "false", "1", "0"):
         raise ValueError("is not true or false")
     return word in ("true", "1")
+
+
+def _parse_lookback(text: str) -> int:
+    if (match := LOOKBACK.fullmatch(text)) is None:
+        raise ValueError("is not a number of days such as 30d, from 1d to 400d")
+    return int(match[1])
 
 
 def _parse_code(text: str) -> str:
@@ -132,6 +142,8 @@ BOOLEAN = ValueType({"type": "boolean"}, _parse_boolean)
 FIELD_LIST = ValueType({"type": "array"}, several=True)  # `all_parameters` has its values
 RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
+DIMENSION_LIST = _words("SummaryGroup", {name: name for name in DIMENSIONS}, ordered=True, most=2)
+LOOKBACK_DAYS = ValueType({"type": "string", "pattern": f"^{LOOKBACK.pattern}$"}, _parse_lookback)
 SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
 ALL = "list call summary missed clients"
@@ -169,7 +181,7 @@ FIELDS_TEXT = (
     "add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV "
     "has exactly these columns, in this order."
 )
-FORMAT_TEXT = "Overrides `Accept`. NDJSON and CSV stream the whole window."
+FORMAT_TEXT = "Overrides `Accept`. NDJSON and CSV of calls stream the whole window."
 DIALECT_TEXT = (
     "Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which "
     "Excel reads as dates."
@@ -179,6 +191,20 @@ REACHED_TEXT = (
     "`true` adds the callers who were reached since their last missed call, after the others. Default: `false`."
 )
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
+GROUP_TEXT = (
+    "Separate figures by one or two dimensions, separated by commas; `hourOfDay`, `dayOfWeek` and `hourOfWeek` are on "
+    "the clock of `tz`. `state` and `areaCode` require the scope `personal`, `sales` the scope `status`."
+)
+TOP_TEXT = "Only the groups with the most calls in the window; all others are one row with `rest`. Requires `groupBy`."
+COMPARE_TEXT = (
+    "Add the figures of another window as `previous`: `previous` is the time just before, `year` the same dates a year "
+    "before. A period that is not over is compared up to the same moment."
+)
+WITHIN_TEXT = "Fill in `answeredWithinRate`: the share of calls that are answered within this many seconds."
+LOOKBACK_TEXT = (
+    "Callers are new only if they did not call within this many days before the window either. Ignored without the "
+    "scope `personal`."
+)
 CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
 ACCESS = Parameter("access", ValueType({"type": "string"}), "changes", "The credential of a link.")
 CLIENT = Parameter("client", CODE_LIST, f"{FILTERED} changes", CLIENT_TEXT, ["8005550100", "8005550101"])
@@ -204,8 +230,8 @@ PARAMETERS = (
     Parameter("limit", _whole_number(1, MAX_LIMIT), PAGED, LIMIT_TEXT),
     Parameter("cursor", ValueType({"type": "string"}), PAGED, CURSOR_TEXT),
     Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
-    Parameter("format", _choice("ListFormat", *FORMATS), PAGED, FORMAT_TEXT),
-    Parameter("dialect", _choice("CsvDialect", "excel"), PAGED, DIALECT_TEXT),
+    Parameter("format", _choice("ListFormat", *FORMATS), FILTERED, FORMAT_TEXT),
+    Parameter("dialect", _choice("CsvDialect", "excel"), FILTERED, DIALECT_TEXT),
     Parameter("meta", _choice("NdjsonMeta", "none"), PAGED, "Only for NDJSON: `none` leaves out the last line."),
     Parameter("limit", _whole_number(1, MAX_TOLD), "changes", TOLD_TEXT, 10_000, "feed_limit"),
     Parameter("wait", _whole_number(0, 60), "changes", WAIT_TEXT, 30),
@@ -214,7 +240,11 @@ PARAMETERS = (
     Parameter("grace", _whole_number(0, MAX_GRACE), "missed", GRACE_TEXT, 300),
     Parameter("reached", BOOLEAN, "missed", REACHED_TEXT),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
-    Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
+    Parameter("groupBy", DIMENSION_LIST, "summary", GROUP_TEXT, "result,hourOfDay"),
+    Parameter("top", _whole_number(1, MAX_TOP), "summary", TOP_TEXT, 10),
+    Parameter("compare", _choice("SummaryComparison", "previous", "year"), "summary", COMPARE_TEXT, "previous"),
+    Parameter("answeredWithin", _whole_number(0, MAX_ANSWERED_WITHIN), "summary", WITHIN_TEXT, 20),
+    Parameter("lookback", LOOKBACK_DAYS, "summary", LOOKBACK_TEXT, "30d"),
 )
 DEFAULTS: Mapping[str, Any] = {
     "tz": UTC,
@@ -246,7 +276,7 @@ def parameters_of(route: str, extras: ExtraFields = NO_EXTRAS) -> tuple[Paramete
 def check_names(extras: ExtraFields) -> None:
     """Check that no promoted field has the name of a field or parameter, in any case. Raises ValueError."""
     fields, parameters = fields_of(columns_of(Call)), [one.name for one in (CLIENT, ACCESS, *PARAMETERS)]
-    taken = {name.lower() for name in (*fields, *parameters, *GROUPS, "hasRecording")}
+    taken = {name.lower() for name in (*fields, *parameters, *DIMENSIONS, "hasRecording")}
     for one in extras.fields:
         if one.name.lower() in taken:
             raise ValueError(f"the name {one.name} is taken by a field or parameter; choose another")
@@ -261,18 +291,6 @@ class CallQuery(Struct, frozen=True):
     fields: tuple[str, ...]
 
 
-class SummaryQuery(Struct, frozen=True):
-    """Figures of a window by time bucket and group. `starts` are the starts of the buckets."""
-
-    codes: tuple[str, ...]
-    window: Window
-    interval: str
-    zone: str
-    starts: tuple[int, ...]
-    group_by: str | None
-    filters: Filters
-
-
 def parse_call_query(
     query_string: bytes, code: str, now: float, history_start: int, extras: ExtraFields = NO_EXTRAS
 ) -> CallQuery:
@@ -282,20 +300,6 @@ def parse_call_query(
     values = parameters.checked()
     has_window = not values.keys().isdisjoint(("start", "end", "range"))
     return CallQuery(code, window if has_window else None, "include" in values, values.get("fields", ()))
-
-
-def parse_summary_query(
-    query_string: bytes, code: str | None, now: float, history_start: int, extras: ExtraFields = NO_EXTRAS
-) -> SummaryQuery:
-    """Parse the query of a summary. `code` is the client in the path, if there is one. Raises InvalidParameters."""
-    parameters = Parameters(query_string, "summary", code, extras)
-    parameters.require_client()
-    window = parameters.window(now, history_start, needs_start=True)
-    values = parameters.checked()
-    interval, zone = values.get("interval", DEFAULTS["interval"]), parameters.zone
-    starts = tuple(bucket_starts(window, interval, zone))
-    group_by = values.get("groupBy")
-    return SummaryQuery(values["client"], window, interval, str(zone), starts, group_by, make_filters(values, extras))
 
 
 def parse_clients_query(query_string: bytes, now: float, history_start: int) -> Window:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from openapi_schema_validator import OAS31Validator, oas31_format_checker
 
-from gateway.api import problems, summaries
+from gateway.api import problems, summary_table
 from gateway.api.routes import document
 from gateway.simulator.server import Options
 from tests.support.consumers import Member, keys_file
@@ -138,6 +138,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "missed callers with status": (ALL_MISSED, {"include": "status", "reached": "true"}),
     "missed callers as csv": (MISSED, {"format": "csv"}),
     "groups": (SUMMARIES, {"groupBy": "campaign", "interval": "hour"}),
+    "two dimensions": (SUMMARIES, {"groupBy": "state,hourOfWeek", "interval": "day"}),
+    "sales": (SUMMARIES, {"groupBy": "sales,areaCode", "answeredWithin": 20, "lookback": "1d"}),
+    "top groups, compared": (SUMMARIES, {"groupBy": "target", "top": 3, "compare": "previous", "interval": "day"}),
+    "summary as ndjson": (SUMMARIES, {"groupBy": "dayOfWeek,result", "format": "ndjson"}),
+    "summary as csv": (SUMMARIES, {"groupBy": "did", "format": "csv", "dialect": "excel"}),
 }
 
 
@@ -235,9 +240,9 @@ def test_a_sum_that_is_no_int32_is_refused(stand: Make, monkeypatch: pytest.Monk
     gateway = stand()
     total = gateway.client.get(SUMMARIES, params=SEVERAL).json()["total"]
     largest = max(total["durationSeconds"], total["talkTimeSeconds"])
-    assert DOCUMENT["components"]["schemas"]["SummaryTotals"]["properties"]["calls"]["maximum"] == summaries.MAX_SUM
+    assert DOCUMENT["components"]["schemas"]["SummaryTotals"]["properties"]["calls"]["maximum"] == summary_table.MAX_SUM
     for group, limit, status in (("did", largest, 200), ("client", largest - 1, 400)):
-        monkeypatch.setattr(summaries, "MAX_SUM", limit)
+        monkeypatch.setattr(summary_table, "MAX_SUM", limit)
         answer = gateway.client.get(SUMMARIES, params=SEVERAL | {"groupBy": group})
         assert (answer.status_code, list(faults(SUMMARIES, answer))) == (status, [])
 

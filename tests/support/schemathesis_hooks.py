@@ -68,6 +68,8 @@ def fitting(query: dict[str, Any], path: str) -> dict[str, Any]:
     for name, form in (("limit", "json"), ("dialect", "csv"), ("meta", "ndjson")):
         if query.get("format", "json") != form:
             query.pop(name, None)
+    if "groupBy" not in query:
+        query.pop("top", None)
     if "*" in query.get("client", ()):
         query["client"] = ["*"]
     if "fields" in query:  # with fewer, a call lacks fields that its schema requires
