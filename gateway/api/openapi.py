@@ -281,6 +281,7 @@ def _success(route: Route, schemas: Mapping[str, Any], extras: ExtraFields) -> d
     if route.body is Changes:
         link = _reference("schemas", FeedAddress.__name__)
         described["content"][LINK_TYPE] = {"schema": link, "example": example_of(link, schemas)}
+        described["content"] |= _feed_streams(example)
     if route.body in (CallPage, MissedPage):
         described["headers"] |= {"Link": _reference("headers", "Link")}
         described["content"] |= _streams(example, route.body, extras)
@@ -313,6 +314,21 @@ def _texts(ndjson: bytes, csv: bytes) -> dict[str, Any]:
     """The media types that are not JSON, with examples."""
     texts = {"application/x-ndjson": ndjson, "text/csv": csv}
     return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}
+
+
+def _feed_streams(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Examples of the streamed media types of the change feed, from the example of its JSON."""
+    rest = {name: part for name, part in answer.items() if name != "data"}
+    events = [*answer["data"], {"op": "up-to-date"} | rest]
+    texts = {
+        "application/x-ndjson": "".join(f"{_json(line)}\n" for line in (*answer["data"], rest)),
+        "text/event-stream": "".join(f"event: {event['op']}\ndata: {_json(event)}\n\n" for event in events),
+    }
+    return {name: {"schema": {"type": "string"}, "example": text} for name, text in texts.items()}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _problem_name(status: int) -> str:

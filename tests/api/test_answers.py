@@ -153,6 +153,16 @@ def test_parameters_give_what_is_documented(variant: str, gateway: Stand):
     assert (answer.status_code, list(faults(path, answer))) == (200, [])
 
 
+@pytest.mark.parametrize("path", [LIST, "/calls", "/clients/{code}/changes", "/changes"])
+def test_every_format_is_documented(path: str, gateway: Stand):
+    """A stream of events has no end, so only its head is asked for."""
+    given = [ask(gateway, path, params=VALID[path] | {"format": form}) for form in ("json", "ndjson")]
+    given += [ask(gateway, path, method="HEAD", headers={"Accept": kind}) for kind in ("text/csv", "text/event-stream")]
+    good = [answer for answer in given if answer.status_code == 200]
+    assert len(good) == 3
+    assert [fault for answer in good for fault in faults(path, answer)] == []
+
+
 def test_a_stream_has_calls_of_the_schema_and_the_meta_of_the_schema(gateway: Stand):
     lines = [json.loads(line) for line in ask(gateway, LIST, params=WINDOW | {"format": "ndjson"}).text.splitlines()]
     assert len(lines) > 100
