@@ -160,6 +160,7 @@ async def _find(
     """Search a window for a call, newest first. The page has the call, or is empty."""
     cache_query = responses.cache_query(services, context, (code,), window, status=status)
     after = None
+    span = DAY
     while True:
         page = await read_page(
             services.cache,
@@ -169,10 +170,11 @@ async def _find(
             limit=1,
             after=after,
             keep=lambda calls: [call for call in calls if call.id == call_id],
+            span=span,
         )
         if page.calls or page.after is None:
             return page
-        after = page.after
+        after, span = page.after, page.span
 
 
 HANDLERS = [list_client_calls, list_calls, get_client_call]

@@ -386,6 +386,12 @@ def test_one_call_is_found_in_the_cache_in_a_window_or_lately(stand: Make):
     assert again.status_code == 304
 
 
+def test_a_call_that_is_not_there_costs_few_posts_however_long_the_window(stand: Make):
+    gateway = stand(Options(calls_per_day=1, history=60))
+    assert gateway.get(f"{CALLS}/nothing", start="2000-01-01").status_code == 404
+    assert gateway.simulator.posts <= 16  # spans of a day, two days, four days and so on reach 26 years with the 14th
+
+
 def test_one_call_is_as_fresh_as_any_answer(stand: Make):
     gateway = stand()
     (call,) = gateway.get(CALLS, **FOLD, limit=1).json()["data"]
