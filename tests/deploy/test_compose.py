@@ -52,10 +52,10 @@ def test_the_services_answer_together_and_prometheus_has_what_the_dashboard_show
 
         start("simulator", gateway(*SERVICES["simulator"]["command"], "--port", str(simulated)))
         start("valkey", [valkey(), *options, "--port", str(cache)])
-        wait_for(lambda: reachable(simulated) and reachable(cache), "simulator and cache listen")
+        wait_for(lambda: reachable(simulated) and reachable(cache), "simulator and cache listen", 120)
         for number, variables in enumerate(replicas):
             start(f"gateway-{number}", gateway("serve"), **variables)
-        wait_for(lambda: all(answers(f"http://127.0.0.1:{port}/readyz") for port, _ in ports), "all replicas", 60)
+        wait_for(lambda: all(answers(f"http://127.0.0.1:{port}/readyz") for port, _ in ports), "all replicas", 120)
         stack.enter_context(nginx(tmp_path, front, [port for port, _ in ports]))
         address = stack.enter_context(prometheus(tmp_path, own, [metrics for _, metrics in ports]))
 
@@ -72,7 +72,7 @@ def test_the_services_answer_together_and_prometheus_has_what_the_dashboard_show
             result: list[dict[str, Any]] = answer["data"]["result"]
             return result
 
-        wait_for(lambda: len(ask("callbutton_gateway_build_info")) == REPLICAS, "scrapes of all replicas", 60)
+        wait_for(lambda: len(ask("callbutton_gateway_build_info")) == REPLICAS, "scrapes of all replicas", 120)
         wait_for(
             lambda: ask(f"sum(callbutton_gateway_requests_total) >= {len(pages)}"), "a scrape after the requests", 60
         )

@@ -49,7 +49,7 @@ def running_nginx(folder: Path, front: int, text: str) -> Iterator[None]:
     program = tool("nginx", "nginx-light")
     words: list[str | Path] = [program, "-p", folder, "-c", configuration, "-e", "stderr", "-g", "daemon off;"]
     with running(words, folder / "nginx.log"):
-        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers")
+        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers", 120)
         yield
 
 
@@ -74,5 +74,5 @@ def prometheus(folder: Path, own_port: int, ports: list[int]) -> Iterator[str]:
     ]
     address = f"http://127.0.0.1:{own_port}"
     with running(words, folder / "prometheus.log"):
-        wait_for(lambda: answers(f"{address}/-/ready"), "Prometheus is ready")
+        wait_for(lambda: answers(f"{address}/-/ready"), "Prometheus is ready", 120)
         yield address
