@@ -244,7 +244,7 @@ def every() -> str:
 def copy() -> str:
     """Copy calls that are in the cache by an export and by the feed, and compare calls for each second of processor."""
     start = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 3 * DAY))
-    with gateway(Options(calls_per_day=20_000, history=5)) as one, one.client as client:
+    with gateway(Options(calls_per_day=5000, history=5)) as one, one.client as client:
         rates: dict[str, list[float]] = {"export": [], "feed": []}
         for _ in range(1 + REFRESHES):
             spent = one.seconds()

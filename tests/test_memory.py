@@ -14,7 +14,12 @@ from gateway.api.calendars import Calendar
 from gateway.cache.aggregates import AggregateSpec, Aggregator
 from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all
+from gateway.cache.feed_reader import Clients, FeedResult
+from gateway.cache.feed_state import midnight
+from gateway.cache.fingerprints import View
+from gateway.cache.freshness import Provenance
 from gateway.cache.level1 import Level1
+from gateway.cache.watch import Feeds
 from gateway.errors import UpstreamFailed
 from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
@@ -22,7 +27,7 @@ from gateway.model import Window
 from gateway.rates import RateLimiter
 from gateway.slices import finish
 from tests.support.memory import traced_memory
-from tests.support.upstream import DAY, HOUR, NOW, Faulty, ask, cache_of, call, unreadable
+from tests.support.upstream import DAY, HOUR, NOW, Faulty, Upstream, ask, cache_of, call, unreadable
 
 BOUND = 2**18
 Fill = Callable[[int], object]  # fills something with a distinct key
@@ -101,6 +106,27 @@ def buckets(memory: Memory) -> Fill:
     return lambda number: rates.bucket((Kind.TOKEN, f"{number:064}"), Rate(10, 1), NOW).take(NOW + number / 7)
 
 
+def feeds(memory: Memory) -> Fill:
+    """Readings, journals and shared answers of the change feed."""
+    upstream = Upstream()
+    made = Feeds(cache_of(upstream), memory, lambda: NOW, 60, Metrics(CollectorRegistry()))
+    start, view = midnight(NOW), View("all", list, lambda one: one)
+
+    async def follow(number: int) -> None:
+        clients = Clients((f"c{number}",), status=False)
+        for edition in range(3):
+            calls = [call(f"{n}", NOW - n - 1, f"c{number}", campaign=f"{number} {edition * n}") for n in range(9)]
+            provenance = Provenance(planned=NOW, as_of=NOW, oldest_fetch=NOW, fresh_until=NOW)
+            extent = make_extent(Window(start, NOW), NOW + edition, calls)
+            numbers = 6 * number + 2 * edition, 6 * number + 2 * edition + 1
+            reading = FeedResult([extent], [], NOW, provenance, (0, 0), 0, numbers)
+            seen = await made.show(reading, clients, start, view)
+            answer = await made.answer(clients, start, view, 1000, seen=seen)
+            answer.rendered[number] = bytes(1000 * answer.telling.size)
+
+    return lambda number: asyncio.run(follow(number))
+
+
 FILLS = {
     "empty hours": extents(lambda n: (f"{n:010}", make_extent(Window(NOW - HOUR, NOW), NOW + n, []))),
     "empty years": extents(lambda n: (f"{n:010}", make_extent(Window(NOW - 400 * DAY, NOW), NOW + n, []))),
@@ -113,6 +139,7 @@ FILLS = {
     "aggregates": aggregates,
     "profiles": profiles,
     "buckets": buckets,
+    "feeds": feeds,
 }
 
 

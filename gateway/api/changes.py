@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from gateway.access import Consumer, Kind
 from gateway.api import responses
-from gateway.api.feed import Feed, FeedAddress, Item, UpToDate, digest, encode, feed_of
+from gateway.api.feed import Feed, FeedAddress, digest, encode, event_stream, feed_of, json_lines
 from gateway.api.middleware.authentication import admit
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import Parameters
@@ -147,15 +147,11 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     if query.wait and since and _is_empty(answer):
         context.hold(services.streams)
         answer = await _wait(services, context, feed, answer, query.wait)
-    page, meta, items = feed.page(answer), feed.meta(answer), [item.body for item in await feed.items(answer)]
-    if form == "json":
-        data = msgspec.Raw(b"[" + b",".join(items) + b"]")
-        return Response(
-            encode({"data": data, "page": page, "meta": meta}), media_type="application/json", headers=headers
-        )
-    headers["Content-Type"] = "application/x-ndjson"
-    body = b"\n".join([*items, encode({"page": page, "meta": meta}), b""])
-    return Response(body, headers=headers)
+    page, meta, items = feed.page(answer), feed.meta(answer), await feed.items(answer)
+    if form == "ndjson":
+        return Response(json_lines(items, page, meta), headers=headers | {"Content-Type": "application/x-ndjson"})
+    data = msgspec.Raw(b"[" + b",".join([item.body for item in items]) + b"]")
+    return Response(encode({"data": data, "page": page, "meta": meta}), media_type="application/json", headers=headers)
 
 
 def open_link(services: Services, context: RequestContext, query: ChangesQuery, code: str | None) -> FeedLink:
@@ -274,14 +270,8 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
 
 
 async def _rendered(feed: Feed, answer: Answer) -> bytes:
-    """The events of an answer. The id of the last one is the token."""
-    page, items = feed.page(answer), list(await feed.items(answer))
-    if page.up_to_date:
-        items.append(Item("up-to-date", encode(UpToDate(page=page, meta=feed.meta(answer)))))
-    events = [f"event: {item.op}\ndata: ".encode() + item.body + b"\n\n" for item in items]
-    if events:
-        events[-1] = f"id: {page.next}\n".encode() + events[-1]
-    return b"".join(events)
+    """The events of an answer."""
+    return event_stream(await feed.items(answer), feed.page(answer), feed.meta(answer))
 
 
 def _goes_on(services: Services, context: RequestContext) -> bool:

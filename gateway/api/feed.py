@@ -169,6 +169,20 @@ class Item(NamedTuple):
     body: bytes
 
 
+def json_lines(items: Sequence[Item], page: ChangesPage, meta: ChangesMeta) -> bytes:
+    """Render an answer as NDJSON."""
+    return b"\n".join([*[item.body for item in items], encode({"page": page, "meta": meta}), b""])
+
+
+def event_stream(items: Sequence[Item], page: ChangesPage, meta: ChangesMeta) -> bytes:
+    """Render an answer as server-sent events. The id of the last one is the token."""
+    last = [Item("up-to-date", encode(UpToDate(page=page, meta=meta)))] if page.up_to_date else []
+    events = [f"event: {item.op}\ndata: ".encode() + item.body + b"\n\n" for item in [*items, *last]]
+    if events:
+        events[-1] = f"id: {page.next}\n".encode() + events[-1]
+    return b"".join(events)
+
+
 class Feed(Struct, frozen=True):
     """The feed of one request."""
 

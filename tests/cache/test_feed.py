@@ -61,6 +61,9 @@ def test_older_buckets_are_unions_of_younger_ones(start: int, later: int, at: in
     advanced = advance(state, at + later)
     younger = {edge for window in windows for edge in (window.start, window.end)}
     assert {w.start for w in buckets(advanced.start, at + later) if w.start < windows[-1].end} <= younger
+    for window, told in zip(buckets(advanced.start, at + later), advanced.told, strict=True):
+        merged = [one.newest for part, one in zip(windows, state.told, strict=True) if part.start in window]
+        assert told.newest == max(merged, default=0)
     if advanced.start == begin:
         assert sum(told.total for told in advanced.told) == sum(told.total for told in state.told)
     assert advanced.start == begin or midnight(at + later) - begin > 400 * DAY
@@ -297,3 +300,44 @@ def test_a_call_that_was_seen_to_go_is_one_removal():
     finish(journal.record(before, after))
     then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
     assert ([one.call.id for one in then.removes], then.replaces, then.upserts) == (["0"], [], [])
+
+
+def hour_of(second: int) -> Window:
+    return next(window for window in buckets(START, NOW) if second in window)
+
+
+def test_a_call_that_moved_to_a_bucket_that_is_reported_later_stays_in_the_copy_until_then():
+    left, reached = NOW - 5 * HOUR, NOW - 2 * HOUR
+    before, after = snapshot(whole(made([(1, left), (2, left)]))), snapshot(whole(made([(1, reached), (2, left)])))
+    journal = Journal()
+    finish(journal.record(before, after))
+    state = finish(tell(new_state(START, NOW), before, 100)).state
+    first = finish(tell(state, after, 100, lookup=journal, wait=[hour_of(reached)]))
+    assert (first.removes, first.replaces, first.upserts, first.up_to_date) == ([], [], [], False)
+    pending = [window for window, told in zip(buckets(START, NOW), first.state.told, strict=True) if told.pending]
+    assert pending == [hour_of(left), hour_of(reached)]
+    copy = Copy(made([(1, left), (2, left)]))
+    copy.apply(then := finish(tell(first.state, after, 100, lookup=journal)))
+    assert then.up_to_date
+    assert copy.calls == {one.id: one for one in made([(1, reached), (2, left)])}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [(None, 2), (0, 0), (1, 0), (2, 2)],
+    ids=["nothing", "the first second", "the last second before the cut", "the first second after the cut"],
+)
+def test_a_bucket_that_was_reported_in_part_goes_on_at_the_cut_unless_a_call_before_it_changed(
+    changed: int | None, expected: int
+):
+    hour = hour_of(NOW - 5 * HOUR).start
+    calls = [(number, hour + number) for number in range(4)]
+    extents = [make_extent(Window(hour, NOW + HOUR), NOW, made(calls))]
+    state = new_state(midnight(NOW), NOW)
+    first = finish(tell(state, snapshot(extents, midnight(NOW)), 2))
+    assert [part.window.end for part in first.replaces][-1:] == [hour + 2]
+    edited = [call(one.id, hour, campaign="edited") if int(one.id) == changed == 0 else one for one in made(calls)]
+    edited = [replace(one, campaign="edited") if int(one.id) == changed else one for one in edited]
+    then = finish(tell(first.state, snapshot([make_extent(Window(hour, NOW + HOUR), NOW, edited)], midnight(NOW)), 9))
+    assert then.replaces[0].window.start == hour + expected
+    assert then.up_to_date

@@ -24,7 +24,7 @@ from gateway.cache.feed_state import midnight, pack, unpack
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
-from gateway.cache.watch import Answer, Feeds
+from gateway.cache.watch import Answer, Feeds, Seen
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
@@ -184,6 +184,7 @@ class Feed(RuleBasedStateMachine):
         self.copies: dict[Clients, dict[Key, Call]] = {}
         self.states: dict[Clients, bytes] = {}
         self.newest: dict[tuple[Clients, Key], float] = {}
+        self.seen: dict[int, Seen] = {}  # by cache
         return caches
 
     def two_caches(self, rules: CacheSettings) -> list[Cache]:
@@ -228,18 +229,39 @@ class Feed(RuleBasedStateMachine):
     def happen_now(self, ago: int, code: str) -> None:
         self.happen(ago, 0.0, code)
 
-    def answer(self, clients: Clients, which: int, limit: int) -> Answer | None:
+    @rule(which=st.integers(0, 1), wait=st.booleans(), limit=st.sampled_from([3, 1000]))
+    def refresh(self, which: int, wait: bool, limit: int) -> None:
+        """A refresh of a watch, for which the consumer perhaps waits. What it brought may be reported later."""
+        packed, feeds = self.states.get(self.clients), self.feeds[which]
+        if packed is None:
+            return
+        start = unpack(packed).start
+        with suppress(GatewayError):
+            reading = self.loop.run_until_complete(feeds.reader.read(self.clients, start))
+            self.seen[which] = self.loop.run_until_complete(feeds.show(reading, self.clients, start, VIEW))
+        if wait:
+            self.wake(which, limit)
+
+    @rule(which=st.integers(0, 1), limit=st.sampled_from([3, 1000]))
+    def wake(self, which: int, limit: int) -> None:
+        """The consumer is told from the last refresh, as one that waited for it, or is slow."""
+        packed, seen = self.states.get(self.clients), self.seen.get(which)
+        if packed is not None and seen is not None and seen.snapshot.end > unpack(packed).at:
+            self.answer(self.clients, which, limit, seen)
+
+    def answer(self, clients: Clients, which: int, limit: int, seen: Seen | None = None) -> Answer | None:
         packed = self.states.get(clients)
         state = unpack(packed) if packed else midnight(self.world.now) - self.days * 86400
         try:
-            answer = self.loop.run_until_complete(self.feeds[which].answer(clients, state, VIEW, limit))
+            answer = self.loop.run_until_complete(self.feeds[which].answer(clients, state, VIEW, limit, seen=seen))
         except GatewayError:
             return None
         self.apply(clients, answer.telling)
         self.states[clients] = pack(answer.telling.state)
         if answer.telling.up_to_date:
             copy = self.copies[clients]
-            seen = self.feeds[which].seen(clients, state if isinstance(state, int) else state.start, VIEW)
+            if seen is None or seen.reading.numbers[1] != answer.telling.state.reading:
+                seen = self.feeds[which].seen(clients, state if isinstance(state, int) else state.start, VIEW)
             assert seen is not None
             assert answer.calls == len(copy), "page.calls"
             held = {(one.client_code, one.id): one for e in seen.snapshot.extents for one in e.calls}

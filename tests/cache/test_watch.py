@@ -9,10 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.cache import watch as watch_module
-from gateway.cache.feed_reader import Clients
+from gateway.cache.extents import make_extent
+from gateway.cache.feed_reader import Clients, FeedResult
 from gateway.cache.feed_state import FeedState, midnight
 from gateway.cache.fingerprints import View
-from gateway.cache.freshness import Rule
+from gateway.cache.freshness import Provenance, Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.cache.watch import Answer, Feeds
 from gateway.callbutton.client import Fetched
@@ -51,8 +52,9 @@ class Upstream:
         rule = Rule(minimum=1, ratio=0.1, maximum=7 * DAY)
         settings = CacheSettings(rule, rule, 40 * DAY, 1, 2**28, stale_if_error=stale, stale_while_revalidate=stale)
         metrics = Metrics(CollectorRegistry())
-        cache = Cache(self, settings, metrics, lambda: self.now)
-        self.feeds = Feeds(cache, Memory(), lambda: self.now, 60, metrics)
+        self.memory = Memory(2**28)
+        cache = Cache(self, settings, metrics, lambda: self.now, memory=self.memory)
+        self.feeds = Feeds(cache, self.memory, lambda: self.now, 60, metrics)
         self.gauge = metrics.feed_streams
 
     async def __call__(
@@ -182,3 +184,78 @@ async def test_a_clock_that_is_set_back_does_not_stop_refreshes(monkeypatch: pyt
         async with asyncio.timeout(60):
             seen = await watch.refreshed(WEEK_AGO, view(), NOW + 3500)
         assert seen is not None
+
+
+async def test_equal_requests_share_a_reading_and_an_answer_until_the_cache_changes():
+    upstream = Upstream(DAILY)
+    state = (await upstream.answer(WEEK_AGO)).telling.state
+    first = await upstream.answer(state)
+    assert await upstream.answer(state) is first
+    assert (await upstream.answer(first.telling.state)).telling.state == first.telling.state
+    upstream.calls.append(call("99", NOW - 30))
+    await upstream.feeds.reader.read(CLIENTS, WEEK_AGO, windows=[Window(NOW - 60, NOW)])
+    assert told(await upstream.answer(state)) == ({"99"}, set())
+    upstream.now += 1  # the newest point is stale
+    upstream.calls.append(call("100", NOW - 20))
+    posts = upstream.posts
+    assert told(await upstream.answer(state)) == ({"99", "100"}, set())
+    assert upstream.posts == posts + 1
+
+
+def older_reading(calls: Sequence[Call], evictions: tuple[int, int], numbers: tuple[int, int]) -> FeedResult:
+    """A reading that rests on a POST of a minute ago."""
+    extent = make_extent(Window(WEEK_AGO, NOW), NOW - 60, calls)
+    provenance = Provenance(planned=NOW, as_of=NOW - 60, oldest_fetch=NOW - 60, fresh_until=NOW + 1)
+    return FeedResult([extent], [], NOW, provenance, evictions, 0, numbers)
+
+
+@pytest.mark.parametrize(
+    ("evicted", "earlier", "again"),
+    [(0, False, False), (1, False, True), (0, True, True)],
+    ids=["a later reading", "after an eviction", "a reading that began before"],
+)
+async def test_what_is_older_than_what_was_reported_is_read_again(evicted: int, earlier: bool, again: bool):
+    upstream = Upstream(DAILY)
+    state = (await upstream.answer(WEEK_AGO)).telling.state
+    numbers = (state.reading - 1, state.reading + 2) if earlier else (state.reading + 1, state.reading + 2)
+    evictions = state.evictions + evicted, state.evictions + evicted
+    seen = await upstream.feeds.show(older_reading(DAILY[:2], evictions, numbers), CLIENTS, WEEK_AGO, view())
+    posts = upstream.posts
+    answer = await upstream.feeds.answer(CLIENTS, state, view(), 1000, seen=seen)
+    assert (upstream.posts > posts) is again
+    assert bool(answer.telling.size) is not again
+
+
+async def test_evictions_during_a_reading_count_as_later_than_it():
+    upstream = Upstream(DAILY)
+    reading = older_reading(DAILY, (3, 4), (1, 2))
+    seen = await upstream.feeds.show(reading, CLIENTS, WEEK_AGO, view())
+    assert (await upstream.feeds.answer(CLIENTS, WEEK_AGO, view(), 1000, seen=seen)).telling.state.evictions == 3
+
+
+async def test_all_who_wait_go_on_when_the_process_stops():
+    upstream = Upstream(DAILY)
+    upstream.open.clear()  # a refresh is in progress
+    async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as watch:
+        waiting = [asyncio.create_task(watch.refreshed(WEEK_AGO, view(), NOW)) for _ in range(50)]
+        await wait_in_loop_for(lambda: upstream.posts > 0, "a refresh is in progress")
+        upstream.feeds.stopping.set()
+        assert await asyncio.gather(*waiting) == [None] * 50
+        assert await watch.refreshed(WEEK_AGO, view(), NOW) is None
+        upstream.open.set()
+
+
+async def test_readings_are_evicted_before_calls_and_a_feed_goes_on_without_them():
+    upstream = Upstream(DAILY)
+    state = (await upstream.answer(WEEK_AGO)).telling.state
+    memory = upstream.memory
+    for _ in range(2):  # answers, then readings
+        memory.bound = memory.size - 1
+        memory.fit()
+    memory.bound = 2**28
+    assert upstream.feeds.seen(CLIENTS, WEEK_AGO, view()) is None
+    upstream.calls.append(call("99", NOW - 5))
+    upstream.now += 1
+    answer = await upstream.answer(state)
+    assert told(answer) == ({"99"}, set())
+    assert answer.telling.state.evictions == state.evictions

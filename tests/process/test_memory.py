@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,9 +18,11 @@ from tests.support.processes import wait_for
 MIB = 1024**2
 CACHE = 64 * MIB
 BOUND = 1.5 * CACHE + 100 * MIB
-UNREAD = {
+UNREAD: dict[str, Any] = {
     "exports": (f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson", 600),  # of 30 MB
     "lists": (f"/clients/{CODE}/calls?start=2026-09-01&end=2026-10-01", 450),
+    "changes": (f"/clients/{CODE}/changes?start=2026-09-01", 450),
+    "streams": (f"/clients/{CODE}/changes?start=2026-09-01", 450, "Accept: text/event-stream"),
 }
 
 
@@ -30,7 +33,7 @@ def resident(gateway: Served) -> int:
 
 
 @contextmanager
-def unread(gateway: Served, path: str, count: int) -> Iterator[list[socket.socket]]:
+def unread(gateway: Served, path: str, count: int, *lines: str) -> Iterator[list[socket.socket]]:
     """Send requests from as many addresses as there are requests, and read nothing."""
     with ExitStack() as stack:
         clients = []
@@ -38,7 +41,7 @@ def unread(gateway: Served, path: str, count: int) -> Iterator[list[socket.socke
             client = stack.enter_context(
                 gateway.connect(buffer=2048, source=f"127.0.{1 + number // 250}.{number % 250}")
             )
-            client.sendall(request(path if "format" in path else f"{path}&limit={1000 - number}"))
+            client.sendall(request(path if "format" in path else f"{path}&limit={1000 - number}", *lines))
             clients.append(client)
         yield clients
 
@@ -46,9 +49,9 @@ def unread(gateway: Served, path: str, count: int) -> Iterator[list[socket.socke
 @pytest.mark.parametrize("kind", UNREAD)
 def test_what_is_not_read_is_bounded_and_others_are_answered(serve: Serve, kind: str):
     gateway = serve(cache_bytes="64MiB", consumer_exports="1000", bounds=REAL)
-    path, count = UNREAD[kind]
+    path, count, *lines = UNREAD[kind]
     peak = resident(gateway)
-    with httpx.Client(base_url=gateway.address, timeout=60) as other, unread(gateway, path, count) as clients:
+    with httpx.Client(base_url=gateway.address, timeout=60) as other, unread(gateway, path, count, *lines) as clients:
         waiting = set(clients)
 
         def all_begun() -> bool:
