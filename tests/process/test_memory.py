@@ -6,6 +6,7 @@ import itertools
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from tests.support.processes import wait_for
 MIB = 1024**2
 CACHE = 64 * MIB
 BOUND = 1.5 * CACHE + 100 * MIB
+CHANGES = f"/clients/{CODE}/changes?start={datetime.now(UTC) - timedelta(days=5):%Y-%m-%d}"  # of 5,000 calls
 UNREAD: dict[str, Any] = {
     "exports": (f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson", 600),  # of 30 MB
     "lists": (f"/clients/{CODE}/calls?start=2026-09-01&end=2026-10-01", 450),
-    "changes": (f"/clients/{CODE}/changes?start=2026-09-01", 450),
-    "streams": (f"/clients/{CODE}/changes?start=2026-09-01", 450, "Accept: text/event-stream"),
+    "changes": (CHANGES, 450),
+    "streams": (CHANGES, 450, "Accept: text/event-stream"),
 }
 
 
@@ -51,8 +53,9 @@ def test_what_is_not_read_is_bounded_and_others_are_answered(serve: Serve, kind:
     gateway = serve(cache_bytes="64MiB", consumer_exports="1000", bounds=REAL)
     path, count, *lines = UNREAD[kind]
     peak = resident(gateway)
-    with httpx.Client(base_url=gateway.address, timeout=60) as other, unread(gateway, path, count, *lines) as clients:
-        waiting = set(clients)
+    with httpx.Client(base_url=gateway.address, timeout=60) as other, ExitStack() as stack:
+        wait_for(lambda: other.get(CHANGES).status_code == 200, "the calls of the feed are in the cache", 300)
+        waiting = set(stack.enter_context(unread(gateway, path, count, *lines)))
 
         def all_begun() -> bool:
             nonlocal peak
@@ -70,4 +73,5 @@ def test_what_is_not_read_is_bounded_and_others_are_answered(serve: Serve, kind:
         wait_for(all_begun, "every request is answered or refused", 300)
         assert other.get("/healthz").status_code == 200
         assert other.get(f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-01T01:00").status_code == 200
+        assert other.get(f"{CHANGES}&limit=1").status_code == 200
     assert peak < BOUND
