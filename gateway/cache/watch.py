@@ -39,9 +39,9 @@ MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds between refreshes that fail
 MAX_WAIT = 15.0  # seconds between refreshes, even if the clock steps, or all that was read stays fresh for longer
 WOKEN = 20  # consumers in one iteration of the event loop
 BUCKET_BYTES = 300
-ANSWERS_SHARE = 1 / 32  # of the cache's bytes, for answers that several consumers may have
-MAX_SHARED = 100  # changes of such an answer; longer ones are rare, and rendered for one consumer
-SHARED_CALL_BYTES = 4000  # of a change and its rendering
+ANSWERS_SHARE = 1 / 16  # of the cache's bytes, for answers that several consumers may have
+MAX_SHARED = 200  # changes of such an answer; longer ones are rare, and rendered for one consumer
+SHARED_CALL_BYTES = 2500  # of a change and its rendering
 STATE_BYTES = 200  # of a bucket in a state
 MAX_SHARE = 0.5  # of the cache's bytes, for the calls of one feed: a larger one would be fetched again and again
 
