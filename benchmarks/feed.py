@@ -44,7 +44,7 @@ from tests.support.upstream import DAY, HOUR, NOW, call
 from tests.support.world import FOREVER, Version, World
 
 MONTH = 30 * DAY
-QUIET = 7 * DAY  # after the month, so that every way has seen what it ever sees
+QUIET = 7 * DAY  # seconds after the month, in which each method fetches its last changes
 CALLS_A_DAY = 200
 CALL_BYTES = 1000  # of a call in a reply
 MARKERS = "<!-- losses -->", "<!-- /losses -->"
@@ -335,7 +335,7 @@ async def by_nightly_read(world: Month) -> Copy:
 
 
 async def by_feed(world: Month) -> Copy:
-    """Each hour, apply what the feed tells."""
+    """Each hour, apply the changes of the feed."""
     metrics = Metrics(CollectorRegistry())
     rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=2**28)
     feeds = Feeds(Cache(world, rules, metrics, lambda: world.now), Memory(), lambda: world.now, 600, metrics)
@@ -353,7 +353,7 @@ async def by_feed(world: Month) -> Copy:
 
 
 def apply(copy: Copy, told: Telling) -> None:
-    """Apply what a feed tells."""
+    """Apply changes."""
     for remove in told.removes:
         copy.pop(remove.call.id, None)
     for part in told.replaces:

@@ -1,10 +1,10 @@
 """The handlers of the change feed: what changed since a token, as JSON, NDJSON or server-sent events.
 
 Rules:
-- Rights are judged anew whenever a waiting request has something to tell.
+- The rights of the consumer are checked again before each answer to a waiting request.
 - A link, `access`, is a credential for one path, its clients and `include`. Without a token of the feed it is good for
   CONNECT_TIME: long enough to connect, and too short for one that is read in the log of a proxy.
-- Nothing is told from a reading that failed or is stale: the response is a problem, and the token stays good.
+- Nothing is reported from a reading that failed or is stale: the response is a problem, and the token stays valid.
 - Waiting requests and streams count against the places of their consumer.
 """
 
@@ -49,7 +49,7 @@ MEDIA_TYPES = JSON | {
     "text/event-stream": "events",
 }
 LINK_TYPE = (
-    "application/vnd.callbutton.link+json"  # a type of its own, so that generated clients have one type for JSON
+    "application/vnd.callbutton.link+json"  # a separate media type, so that generated clients have one type for JSON
 )
 HEARTBEAT = 15  # seconds between comments on a stream
 UNREADABLE = b": the Callbutton server cannot be read at present\n\n"
@@ -114,7 +114,7 @@ def parse_changes_query(query_string: bytes, code: str | None, now: float) -> Ch
 
 
 async def changes_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes] | Stream:
-    """Tell what changed for the client `code`, or for the parameter `client` if it is None. Raises GatewayError."""
+    """Report the changes of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     query = parse_changes_query(request.scope["query_string"], code, services.clock())
     form = "link" if query.link else responses.negotiate(context, MEDIA_TYPES, query.format)
@@ -180,7 +180,7 @@ def open_link(services: Services, context: RequestContext, query: ChangesQuery, 
 def _begin(
     services: Services, context: RequestContext, feed: Feed, link: FeedLink, state: FeedState | int
 ) -> FeedState | int:
-    """Admit the consumer of a link, and return the state from which it goes on. Raises Forbidden, RateLimited."""
+    """Admit the consumer of a link, and return the state from which it continues. Raises Forbidden, RateLimited."""
     now = services.clock()
     if isinstance(state, int):
         if not 0 < link.expires - now <= CONNECT_TIME + MAX_SKEW:  # past, or made before the clock was set back
@@ -193,7 +193,7 @@ def _begin(
 def link_response(
     services: Services, context: RequestContext, query: ChangesQuery, code: str | None, since: FeedToken | None
 ) -> Response[bytes]:
-    """Make a link to a feed, which goes on from `since`."""
+    """Make a link to a feed, which continues from `since`."""
     consumer, expires = responses.consumer_of(context), math.ceil(services.clock()) + CONNECT_TIME
     link = FeedLink(consumer.kind, consumer.name, _purpose(query, code), expires, since, context.rights_end)
     if consumer.kind is Kind.TOKEN:
@@ -226,7 +226,7 @@ async def _wait(services: Services, context: RequestContext, feed: Feed, answer:
                 if seen is not None:
                     after = seen.snapshot.end
                     answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, seen=seen)
-                    del seen  # while it waits, it keeps no calls
+                    del seen  # a waiting request references no calls
                 elif watch.error is not None:
                     raise watch.error.with_traceback(None)
     return answer
@@ -235,7 +235,7 @@ async def _wait(services: Services, context: RequestContext, feed: Feed, answer:
 async def _events(services: Services, context: RequestContext, feed: Feed, answer: Answer) -> AsyncIterator[bytes]:
     """Server-sent events, from the first answer on, until the rights of the consumer change or the process stops.
 
-    While it waits, it keeps no calls: those that the cache has evicted must not live on in streams.
+    A waiting stream references no calls, so that evicted calls are freed.
     """
     yield f"retry: {random.randint(1000, 5000)}\n\n".encode()  # noqa: S311 - spreads reconnections
     state, following = answer.telling.state, await _rendered(feed, answer)

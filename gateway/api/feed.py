@@ -1,8 +1,9 @@
 """The change feed of a request: its view of the calls, its tokens, and its items.
 
 Rules:
-- A token holds what the consumer was given (`cache.feed_state`), signed, and hashes of the feed (consumer, clients,
-  status) and of the view (fields, scopes). A token of another feed is an error; of another view all is told again.
+- A token holds the state of the consumer (`cache.feed_state`) and hashes of the feed (consumer, clients, status) and of
+  the view (fields, scopes), with a signature. A token of another feed is an error; with one of another view, all calls
+  are reported again.
 - Items show calls as lists do, with `hasRecording` in place of a link, which would change every hour.
 """
 
@@ -101,13 +102,16 @@ class ChangedCall(Struct, frozen=True, kw_only=True, tag_field="op", tag="upsert
 
 
 class ChangesPage(Struct, frozen=True, kw_only=True, rename="camel"):
-    """How to go on."""
+    """How to continue."""
 
     next: Annotated[
         str, msgspec.Meta(description="The token: send it as `since`, with the same clients.", examples=["kS1wQ3"])
     ]
     up_to_date: Annotated[
-        bool, msgspec.Meta(description="Whether nothing is left to tell; else ask again at once.", examples=[True])
+        bool,
+        msgspec.Meta(
+            description="Whether nothing is left to report. If false, request the next page at once.", examples=[True]
+        ),
     ]
     calls: Annotated[
         int | None,
@@ -116,7 +120,7 @@ class ChangesPage(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ChangesMeta(Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the copy holds, and its freshness."""
+    """The window of the copy, and its freshness."""
 
     start: Annotated[
         Instant,
@@ -131,8 +135,7 @@ class ChangesMeta(Struct, frozen=True, kw_only=True, rename="camel"):
     complete_through: Annotated[
         Instant | None,
         msgspec.Meta(
-            description="What was published, edited or deleted before this instant is in the copy. Null unless up to "
-            "date.",
+            description="Changes that were made before this instant are in the copy. Null unless up to date.",
             examples=["2026-11-01T11:00:00Z"],
         ),
     ]
@@ -149,7 +152,7 @@ class Changes(Struct, frozen=True, kw_only=True):
 
 
 class UpToDate(Struct, frozen=True, tag_field="op", tag="up-to-date"):
-    """The event that ends what there is to tell."""
+    """The event after which nothing is left to report."""
 
     page: ChangesPage
     meta: ChangesMeta
@@ -196,7 +199,7 @@ class Feed(Struct, frozen=True):
     keys: SigningKeys
 
     def parse(self, token: str) -> FeedState:
-        """What a token says that the consumer was given. Raises InvalidParameters."""
+        """Parse a token, and return the state of its consumer. Raises InvalidParameters."""
         try:
             return self.state_of(TOKENS.verify(token, self.keys))
         except ValueError:
@@ -205,12 +208,12 @@ class Feed(Struct, frozen=True):
             ) from None
 
     def state_of(self, content: FeedToken) -> FeedState:
-        """What the content of a token says that the consumer was given. Raises InvalidParameters, ValueError."""
+        """The state of the consumer in the content of a token. Raises InvalidParameters, ValueError."""
         state = unpack(content.state)
         if content.feed != self.feed_hash:
             detail = "belongs to a feed of another consumer, other clients or another `include`"
             raise InvalidParameters([ParameterFault("since", detail)])
-        if content.view != self.view_hash:  # fields or scopes changed: the sums say nothing
+        if content.view != self.view_hash:  # fields or scopes changed: sums of different views cannot be compared
             return replace(state, told=tuple([replace(told, total=0, pending=True) for told in state.told]), cut=None)
         return state
 
@@ -252,12 +255,12 @@ class Feed(Struct, frozen=True):
         return items
 
     def page(self, answer: Answer) -> ChangesPage:
-        """How to go on after an answer."""
+        """How to continue after an answer."""
         calls = answer.calls if answer.telling.up_to_date else None
         return ChangesPage(next=self.token(answer.telling.state), up_to_date=answer.telling.up_to_date, calls=calls)
 
     def meta(self, answer: Answer) -> ChangesMeta:
-        """What a copy holds after an answer."""
+        """The window of a copy after an answer, and its freshness."""
         oldest = responses.instant(math.floor(answer.provenance.oldest_fetch))
         return ChangesMeta(
             start=responses.instant(answer.telling.state.start),

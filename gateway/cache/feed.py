@@ -1,12 +1,12 @@
-"""The change feed: what to tell a consumer, by comparison of what it was given with what the cache holds. Pure.
+"""The change feed: the changes for a consumer, by comparison of its state with the calls in the cache. Pure.
 
 Rules:
-- What was given is compared with one merged reading of the whole window (T2). A bucket whose fingerprint differs is
-  told: as single changes where they are known, else as a replacement of all its calls.
-- What does not fit in an answer is pending: it is told later, whatever its fingerprint is then. Telling goes round in a
-  circle, from where the last answer stopped, so that a call that moves out and back is not lost.
-- A bucket is told only from POSTs that are no older than what was told before, so that a copy never returns to an older
-  version, whichever replica answers.
+- The state of the consumer is compared with one merged reading of the whole window (T2). A bucket whose fingerprint
+  differs is reported: as single changes if they are known, else as a replacement of all its calls.
+- Buckets that do not fit in an answer are pending: they are reported later, whatever their fingerprint is then. Each
+  answer continues where the last one stopped, and wraps around, so that a call that moves out and back is not lost.
+- A bucket is reported only from POSTs that are no older than those of its last report, so that a copy never returns to
+  an older version, whichever replica answers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Changes(Struct, frozen=True):
         return len(self.upserts) + len(self.removes)
 
 
-Lookup = Callable[[Window, int, int], Changes | None]  # bucket, the sum that was told, the sum now
+Lookup = Callable[[Window, int, int], Changes | None]  # bucket, the sum that was reported, the sum now
 
 
 class Bucket(Struct, frozen=True):
@@ -162,7 +162,7 @@ def make_snapshot(
 
 
 def outdated(state: FeedState, snapshot: Snapshot, *, same_cache: bool) -> list[Window]:
-    """The windows that differ and rest on POSTs older than what was told: to be read once more before they are told.
+    """The windows that differ, but rest on older POSTs than their last report. They must be read again first.
 
     `state` was advanced to the buckets of the snapshot. A cache from which nothing was evicted since replaces each
     point by a later one alone: then only buckets count from which a call had moved away.
@@ -200,7 +200,7 @@ class Replace(Struct, frozen=True):
 
 
 class Telling(Struct, frozen=True, dict=True):
-    """What to tell, in the order in which it is applied, and the state of the consumer afterwards."""
+    """Changes, in the order in which they are applied, and the state of the consumer afterwards."""
 
     removes: Sequence[Remove]
     replaces: Sequence[Replace]
@@ -221,9 +221,9 @@ class Telling(Struct, frozen=True, dict=True):
 def tell(
     state: FeedState, snapshot: Snapshot, limit: int, *, lookup: Lookup | None = None, wait: Collection[Window] = ()
 ) -> Steps[Telling]:
-    """What a consumer must be told, in at most `limit` calls, or one second of calls if that has more.
+    """The changes for a consumer, in at most `limit` calls, or one second of calls if that has more.
 
-    `state` was advanced to the buckets of the snapshot. `lookup` knows changes. Buckets in `wait` are told later.
+    `state` was advanced to the buckets of the snapshot. `lookup` knows changes. Buckets in `wait` are reported later.
     """
     told = [
         Told(bucket.found.total, max(one.newest, bucket.newest), superseded=bucket.superseded)
@@ -281,7 +281,7 @@ class _Answer:
         return True
 
     def add_window(self, window: Window) -> Steps[int]:
-        """Add the calls of a window, or of as many whole seconds as fit. Returns the end of what was added."""
+        """Add the calls of a window, or of as many whole seconds as fit. Returns the end of the part that was added."""
         calls = yield from self._snapshot.calls_of(window, self._left)
         end = window.end
         if len(calls) > self._left:
@@ -301,7 +301,7 @@ class _Answer:
         return end
 
     def moved_elsewhere(self) -> list[int]:
-        """The buckets from which calls moved to buckets that this answer does not tell: a copy still has them there."""
+        """The buckets from which calls moved to buckets that this answer does not report: the copy still has them."""
         given = {key_of(call) for call in self._upserts}
         given |= {key_of(call) for one in self._replaces for call in one.calls}
         return [place for place, call in self._moved if key_of(call) not in given]
@@ -314,7 +314,7 @@ class _Answer:
 
 
 def _begin(cut: Cut | None, bucket: Bucket, snapshot: Snapshot) -> Steps[int]:
-    """Where to go on with a bucket that was told in part: at the cut, unless what is before it has changed."""
+    """Where to continue with a bucket that was reported in part: at the cut, unless a call before it changed."""
     if cut is None or not bucket.window.start < cut.until < bucket.window.end:
         return bucket.window.start
     before = yield from snapshot.sum_of(Window(bucket.window.start, cut.until))

@@ -32,7 +32,7 @@ class Clients(Struct, frozen=True):
 
 
 class Terms(Struct, frozen=True):
-    """For how long a request waits, until an instant of the event loop's clock, and what it does before it waits."""
+    """How a request waits: until `deadline`, an instant of the event loop's clock, after a call of `before_wait`."""
 
     deadline: float | None = None
     before_wait: Callable[[], None] = lambda: None
@@ -42,11 +42,11 @@ NO_TERMS = Terms()
 
 
 class FeedResult(Struct, frozen=True):
-    """All calls from a start to `end`, merged, and what they rest on.
+    """All calls from a start to `end`, merged, and their provenance.
 
     `lost` are the calls of which there is a later version elsewhere: their start, and when its POST was sent.
-    `evictions` is what the cache had evicted before and after the reading, and `version` what it held before. The
-    readings of a process are numbered when they begin and when they end.
+    `evictions` is the eviction counter of the cache before and after the reading, and `version` that of its changes
+    before. `numbers` are unique in the process, and count up when a reading begins and when it ends.
     """
 
     extents: Sequence[Extent]

@@ -1,9 +1,9 @@
-"""What a consumer of the change feed was given: fingerprints and ages by bucket of time, to fit into a token. Pure.
+"""The state of a consumer of the change feed: fingerprints and ages by bucket of time, small enough for a token. Pure.
 
 Rules:
 - Buckets are hours from the UTC midnight at or before 48 hours ago, days from the first of the UTC month at or before
   35 days ago, and months before, so that older buckets are unions of younger ones.
-- Ages are rounded up to a grid, so that what was told never seems older than it is.
+- Ages are rounded up to a grid, so that a report never seems older than it is.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ HEADER = struct.Struct(">HIdI4sHII5s")  # start in days, at, newest, resume, pro
 
 
 class Told(Struct, frozen=True, array_like=True):
-    """What was told of a bucket: the sum of its calls, and the newest POST that it rests on.
+    """The last report of a bucket: the sum of its calls, and the newest POST that it rests on.
 
-    A `pending` bucket is told, whatever its sum is. `superseded`: a call of it had a later version in another bucket,
-    by a POST that counts for this bucket too.
+    A `pending` bucket is reported again, whatever its sum is. `superseded`: a call of it had a later version in another
+    bucket, by a POST that counts for this bucket too.
     """
 
     total: int = 0
@@ -44,14 +44,14 @@ class Told(Struct, frozen=True, array_like=True):
 
 
 class Cut(Struct, frozen=True, array_like=True):
-    """A bucket that was told in part: up to an instant, with the sum of the calls before it."""
+    """A bucket that was reported in part: up to an instant, with the sum of the calls before it."""
 
     until: int
     total: int
 
 
 class FeedState(Struct, frozen=True, cache_hash=True):
-    """What a consumer was given of the window from `start` to `at`. Telling goes on at `resume`. Seconds since 1970.
+    """What was reported of the window from `start` to `at`. The next answer continues at `resume`. Seconds since 1970.
 
     `newest` is the newest POST of all. `process` (4 bytes), `evictions` and `reading` identify the reading: a later one
     of the same cache, from which nothing was evicted since, needs no comparison of POSTs.

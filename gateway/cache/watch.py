@@ -1,9 +1,11 @@
-"""The changes for each consumer of the change feed, and readings that are refreshed once for all who wait.
+"""The changes for each consumer of the change feed, and readings that are refreshed once for all that wait.
 
 Rules:
-- What differs and rests on POSTs older than what was told is read once more; if it is still older, it is told later.
-- A watch refreshes one set of clients for as long as someone waits for it, each time when its first point gets stale.
-  A failure pauses it with backoff, and those who wait learn of it.
+- A bucket that differs, but rests on older POSTs than its last report, is read again. If it is still older, it is
+  reported later.
+- Consumers with equal states, views and limits share one comparison and one rendering.
+- A watch refreshes one set of clients while consumers wait for changes, each time when its first point becomes stale.
+  After a failure it retries with backoff, and the waiting consumers get the error.
 """
 
 from __future__ import annotations
@@ -185,9 +187,9 @@ class Feeds:
 
     @asynccontextmanager
     async def watching(self, clients: Clients, start: int, view: View, gauge: Gauge) -> AsyncIterator[Watch]:
-        """Keep the calls of clients from a start on refreshed, together with all others who wait for them.
+        """Keep the calls of clients from a start on refreshed, with one watch for all consumers that wait for them.
 
-        `gauge` counts those who wait.
+        `gauge` counts these consumers.
         """
         watch = self._watches.get(clients)
         if watch is None:
@@ -267,7 +269,7 @@ class Watch:
             del self._waiters[waiter]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """After an error that is none of the upstream's, all who wait have it, so that none waits in vain."""
+        """Raise an unexpected error in all consumers that wait, so that none waits for ever."""
         if not task.cancelled() and (error := task.exception()) is not None:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -278,7 +280,7 @@ class Watch:
         await self._wake({})
 
     async def _wake(self, seen: Mapping[tuple[int, Hashable], Seen]) -> None:
-        """Let those who wait go on, a few in each iteration of the event loop, so that others have their turn."""
+        """Wake all waiting consumers, a few in each iteration of the event loop, so that others are served."""
         for place, (waiter, key) in enumerate(list(self._waiters.items())):
             if not waiter.done():
                 waiter.set_result(seen.get(key))

@@ -1,4 +1,4 @@
-"""The change feed without a network: buckets, fingerprints, tokens, and copies that apply what they are told."""
+"""The change feed without a network: buckets, fingerprints, tokens, and copies that apply the changes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_other_bytes_are_refused(packed: bytes):
 
 
 class Copy:
-    """A consumer that only applies what it is told."""
+    """A consumer that only applies changes."""
 
     def __init__(self, calls: Sequence[Call] = ()) -> None:
         self.calls = {one.id: one for one in calls}
@@ -200,7 +200,7 @@ class Feed(RuleBasedStateMachine):
 
     @rule()
     def refresh(self) -> None:
-        """A reading of this process that nobody asked for."""
+        """A reading of this process without a request."""
         current = self.snapshot()
         if self.before is not None and self.before.buckets[0].window.start == current.buckets[0].window.start:
             finish(self.journal.record(self.before, current))

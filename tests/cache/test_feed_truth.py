@@ -231,7 +231,7 @@ class Feed(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), wait=st.booleans(), limit=st.sampled_from([3, 1000]))
     def refresh(self, which: int, wait: bool, limit: int) -> None:
-        """A refresh of a watch, for which the consumer perhaps waits. What it brought may be reported later."""
+        """A refresh of a watch, for which the consumer perhaps waits. Its changes may be reported later."""
         packed, feeds = self.states.get(self.clients), self.feeds[which]
         if packed is None:
             return
@@ -270,7 +270,7 @@ class Feed(RuleBasedStateMachine):
         return answer
 
     def complete(self, clients: Clients, answer: Answer) -> None:
-        """What was published, edited or deleted before the oldest POST is in."""
+        """Changes from before the oldest POST are in the copy."""
         start, until = answer.telling.state.start, answer.provenance.oldest_fetch
         for version in self.world.versions:
             one = version.call
