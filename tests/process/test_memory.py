@@ -54,7 +54,9 @@ def test_what_is_not_read_is_bounded_and_others_are_answered(serve: Serve, kind:
     path, count, *lines = UNREAD[kind]
     peak = resident(gateway)
     with httpx.Client(base_url=gateway.address, timeout=60) as other, ExitStack() as stack:
-        wait_for(lambda: other.get(CHANGES).status_code == 200, "the calls of the feed are in the cache", 300)
+        wait_for(
+            lambda: other.get(CHANGES, timeout=300).status_code == 200, "the calls of the feed are in the cache", 300
+        )
         waiting = set(stack.enter_context(unread(gateway, path, count, *lines)))
 
         def all_begun() -> bool:
