@@ -27,6 +27,7 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from benchmarks.support import free_port, reachable, running, serving, wait_for
+from benchmarks.world import DAY, FOREVER, HOUR, NOW, Version, World, call
 from gateway.cache.feed import Telling
 from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import FeedState, midnight, pack, unpack
@@ -40,8 +41,6 @@ from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import Call, Window
 from gateway.simulator.server import PATH, Options, create
-from tests.support.upstream import DAY, HOUR, NOW, call
-from tests.support.world import FOREVER, Version, World
 
 MONTH = 30 * DAY
 QUIET = 7 * DAY  # seconds after the month, in which each method fetches its last changes

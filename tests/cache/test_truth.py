@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from prometheus_client import CollectorRegistry
 
+from benchmarks.world import ALIAS, CODES, OWNER, Version, World
 from gateway import app
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
@@ -40,7 +41,6 @@ from tests.support import asgi
 from tests.support.consumers import Member, keys_file
 from tests.support.figures import Plain, plain_summary
 from tests.support.servers import Server
-from tests.support.world import ALIAS, CODES, OWNER, Version, World
 
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "60"))
 STEPS = int(os.environ.get("SOAK_STEPS", "40"))

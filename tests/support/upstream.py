@@ -9,43 +9,20 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from benchmarks.world import DAY as DAY
+from benchmarks.world import HOUR as HOUR
+from benchmarks.world import NOW as NOW
+from benchmarks.world import call as call
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.callbutton.client import Fetched
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError
 from gateway.metrics import Metrics
-from gateway.model import Call, CallResult, PhoneType, StartTimeCertainty, UnreadableCall, Window
+from gateway.model import Call, UnreadableCall, Window
 
-NOW = 1_790_000_000
-HOUR = 3600
-DAY = 86400  # seconds
 LAST_HOUR = Window(NOW - HOUR, NOW)
 Fault = Callable[[Sequence[str], Window], UpstreamError | None]
-
-
-def call(identity: str, start: int, code: str = "a", campaign: str | None = None) -> Call:
-    return Call(
-        id=identity,
-        client_code=code,
-        start_time=datetime.fromtimestamp(start, UTC),
-        start_time_certainty=StartTimeCertainty.EXACT,
-        campaign=campaign,
-        did=None,
-        ani=None,
-        other_data=None,
-        phone_type=PhoneType.NORMAL,
-        target=None,
-        result=CallResult.CONNECTED,
-        duration_seconds=1,
-        talk_time_seconds=None,
-        index_number=None,
-        dtmf=None,
-        recording_url=None,
-        address=None,
-        status=None,
-        extra={},
-    )
 
 
 def unreadable(identity: str, start: int, code: str = "a", latest: int | None = None) -> UnreadableCall:

@@ -14,12 +14,39 @@ from gateway.callbutton.client import Fetched
 from gateway.callbutton.record import EARLIEST, LATEST
 from gateway.callbutton.wait_queue import Waiters
 from gateway.errors import UpstreamError
-from gateway.model import Call, CallResult, UnreadableCall, Window
-from tests.support.upstream import call
+from gateway.model import Call, CallResult, PhoneType, StartTimeCertainty, UnreadableCall, Window
 
+NOW = 1_790_000_000
+HOUR = 3600
+DAY = 86400  # seconds
 CODES = ("a", "b", "c")
 ALIAS, OWNER = "alias", "c"  # a customer code whose calls are listed under its toll-free number
 FOREVER = float("inf")
+
+
+def call(identity: str, start: int, code: str = "a", campaign: str | None = None) -> Call:
+    """A call without details, of the client `code`."""
+    return Call(
+        id=identity,
+        client_code=code,
+        start_time=datetime.fromtimestamp(start, UTC),
+        start_time_certainty=StartTimeCertainty.EXACT,
+        campaign=campaign,
+        did=None,
+        ani=None,
+        other_data=None,
+        phone_type=PhoneType.NORMAL,
+        target=None,
+        result=CallResult.CONNECTED,
+        duration_seconds=1,
+        talk_time_seconds=None,
+        index_number=None,
+        dtmf=None,
+        recording_url=None,
+        address=None,
+        status=None,
+        extra={},
+    )
 
 
 class Version(NamedTuple):
@@ -38,6 +65,7 @@ class Version(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
+        """The client code and the id."""
         return self.code, self.id
 
 
@@ -94,6 +122,7 @@ class World:
         self.versions += [one._replace(since=self.now, until=FOREVER) for key, one in lost.items() if key not in shown]
 
     def shown(self, at: float) -> Iterator[Version]:
+        """The versions that it returned at an instant."""
         return (version for version in self.versions if version.since <= at < version.until)
 
     async def __call__(
@@ -105,6 +134,7 @@ class World:
         now: float,
         waiters: Waiters,  # noqa: ARG002
     ) -> Fetched:
+        """Reply to a POST with one second more on each side."""
         assert align_to_fold(window) == window
         sent = self.now
         self.posts += 1
