@@ -1,13 +1,15 @@
-"""Soak test with mixed load and faults: memory growth, leaked tasks and descriptors, wrong answers.
+"""Soak test with mixed load and faults: memory, leaked tasks and descriptors, wrong answers, long slices of the loop.
 
 `python -m benchmarks.soak 3600` runs for an hour (default 60 seconds). The faults change every four seconds. Answers
-for past days are compared with the simulator's calls, which are a pure function of client and time. Prints figures and
-a plot of resident memory. A second argument names an SVG file for the plot.
+for past days are compared with the simulator's calls, which are a pure function of client and time. Prints figures, the
+longest slices of the event loop over 10 ms with their stacks, and a plot of resident memory. A second argument names an
+SVG file for the plot.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import sys
@@ -20,12 +22,14 @@ from typing import Any
 import httpx
 
 from benchmarks import plots
+from benchmarks.loop_watch import LONGEST, LoopWatch
 from benchmarks.resilience import gateway, simulated
 from gateway.simulator.calls import calls_of_hour
 from gateway.simulator.server import Options, Simulator, create
 
 CLIENTS, WORKERS = 10, 20
 PERIOD = 4.0  # seconds that a fault lasts
+SHOWN = 10  # slices
 POOL = 8  # idle connections to the upstream that may stay open
 FAULTS: tuple[tuple[str, ...], ...] = (
     (),
@@ -139,18 +143,25 @@ async def soak(simulator: Simulator, address: str, process: int, seconds: float)
             after = descriptors(process), int((await client.get("/tasks")).text)
             if after[0] <= before[0] + POOL and after[1] <= before[1]:
                 break
+        collection, *long = (await client.get("/slices")).json()
     wrong = sum(count for kind, count in seen.items() if kind.startswith("WRONG"))
     print(f"{sum(seen.values())} requests in {seconds:.0f} s, {wrong} wrong answers:")
     print(f"  {', '.join(f'{count} {kind}' for kind, count in seen.most_common())}")
     print(f"memory {samples[0][1] / 1e6:.1f} to {samples[-1][1] / 1e6:.1f} MB", end="")
     print(f", {slope(samples) / 1e6:+.2f} MB per ten minutes in the second half\n  {plot(samples)}")
     print(f"descriptors {before[0]} before, {after[0]} after; tasks {before[1]} before, {after[1]} after")
-    well = not wrong and after[0] <= before[0] + POOL + 1 and after[1] <= before[1] + 1
+    print(f"{len(long)} slices of the event loop over {LONGEST * 1e3:.0f} ms", end="")
+    print(f"; longest collection of garbage {collection * 1e3:.1f} ms")
+    print("\n".join(long[:SHOWN]))
+    well = not (wrong or long) and after[0] <= before[0] + POOL + 1 and after[1] <= before[1] + 1
     return well, drawn(samples, wrong, sum(seen.values()))
 
 
 def serve() -> None:
-    """Run the gateway with an extra path, `/tasks`, that returns the number of asyncio tasks."""
+    """Run the gateway on a watched loop, with two more paths.
+
+    `/tasks` returns the number of asyncio tasks, `/slices` the long slices since the start, without its imports.
+    """
     import os
 
     from gateway import app, logs
@@ -160,17 +171,24 @@ def serve() -> None:
     settings = parse_upstream_settings(os.environ)
     logs.configure("json", "error")
     application = app.create(settings)
+    watch = LoopWatch()
 
-    async def with_tasks(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
-        if scope.get("path") != "/tasks":
+    async def with_figures(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        if scope.get("path") == "/tasks":
+            body = str(len(asyncio.all_tasks())).encode()
+        elif scope.get("path") == "/slices":
+            longest = sorted(watch.long, key=lambda one: one.seconds, reverse=True)
+            body = json.dumps([watch.longest_collection, *map(str, longest)]).encode()
+        else:
             await application(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": str(len(asyncio.all_tasks())).encode()})
+        await send({"type": "http.response.body", "body": body})
 
     opened = listen(settings.host, settings.port)
     os.write(2, f'{{"address":"{address_of(opened)}"}}\n'.encode())
-    make_server(with_tasks).run(sockets=[opened])
+    with watch.watching(), asyncio.Runner(loop_factory=watch.make_loop) as runner:
+        runner.run(make_server(with_figures, on_started=watch.long.clear).serve([opened]))
 
 
 def main() -> int:

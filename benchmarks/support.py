@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -70,13 +71,21 @@ def running(
 
 
 @contextmanager
-def serving(application: Any) -> Iterator[int]:  # noqa: ANN401 - ASGI
+def serving(
+    application: Any,  # noqa: ANN401 - ASGI
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> Iterator[int]:
     """Serve an ASGI application and yield its port."""
     with listen("127.0.0.1", 0) as listener:
         behind = isinstance(application, Simulator)  # it may sleep longer than a test waits for shutdown
         limits = Limits(shutdown_timeout=1, request_size=1024**2) if behind else None
         server = make_server(application, lifespan="off" if behind else "on", limits=limits)
-        thread = threading.Thread(target=server.run, args=([listener],))
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=loop_factory or server.config.get_loop_factory()) as runner:
+                runner.run(server.serve([listener]))
+
+        thread = threading.Thread(target=run)
         thread.start()
         wait_for(lambda: server.started, "the server has started")
         try:
