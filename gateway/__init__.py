@@ -18,7 +18,7 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     logs             structured log lines without personal data
     rates            rate limits, and fair shares of what consumers share; pure
     memory           one bound of bytes for everything that grows with requests
-    turns            long pure work, cut into slices of a few milliseconds
+    slices           long pure work, cut into slices of a few milliseconds
     formats          calls as JSON, NDJSON and CSV; pure
     tracing          spans for OpenTelemetry, if it is installed and configured
     access           authorization and masking; pure

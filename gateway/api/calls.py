@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -18,13 +19,14 @@ from gateway.api import exports, responses
 from gateway.api.list_query import parse_list_query, render_cursor
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import MAX_LIMIT, parse_call_query
-from gateway.api.responses import JSON, AnswerMeta, Services
+from gateway.api.responses import JSON, STEP_ROWS, AnswerMeta, Services
 from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import NotFound
 from gateway.formats import Projection, columns_of
 from gateway.model import Call, Window, about
+from gateway.slices import Steps, in_slices, parts_of
 
 NEXT = "The `cursor` of the next page; null on the last page only."
 RECENT = 31 * DAY  # seconds; where to search for a call that is not in the cache; the longest POST by default
@@ -81,7 +83,7 @@ async def get_client_call(
     recent = Window(int(now) - RECENT, int(now) + 1)
     # Authorize before the lookup: its duration would tell a consumer without access whether the call exists.
     responses.cache_query(services, context, (code,), recent, status=query.status)
-    known = services.cache.whereabouts(code, call_id, status=query.status)
+    known = await services.cache.whereabouts(code, call_id, status=query.status)
     # The upstream may have changed the start time of the call since the cache last saw it.
     windows = [query.window] if query.window else [known, recent] if known else [recent]
     for window in windows:
@@ -90,10 +92,9 @@ async def get_client_call(
             context.read_finished = time.perf_counter()
             (call,) = presenter(services, context, status=query.status)(page.calls)
             meta = responses.meta_of(window, page.provenance, page.unreadable)
-            body: object = SingleCall(data=call, meta=meta)
-            if query.fields:
-                body = {"data": Projection(query.fields, columns_of(services.extras.call_type))(call), "meta": meta}
-            return responses.json_response(services, context, body, meta, page.provenance)
+            project = Projection(query.fields, columns_of(services.extras.call_type)) if query.fields else None
+            body = {"data": project(call) if project else call, "meta": meta}
+            return await responses.json_response(services, context, body, meta, page.provenance)
     raise NotFound("this client has no call with this id in the searched window")
 
 
@@ -133,14 +134,19 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     meta = responses.meta_of(query.window, page.provenance, page.unreadable)
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
     async with services.rendering.turn(context.party):
-        calls = present(page.calls)
-        body: object = CallPage(data=calls, page=links, meta=meta)
-        if query.fields:
-            project = Projection(query.fields, columns_of(services.extras.call_type))
-            body = {"data": list(map(project, calls)), "page": links, "meta": meta}
-        return responses.json_response(
-            services, context, body, meta, page.provenance, data_end=b'],"page":', next_link=next_link
-        )
+        project = Projection(query.fields, columns_of(services.extras.call_type)) if query.fields else None
+        rows = await in_slices(_rows(page.calls, present, project))
+        body = {"data": rows, "page": links, "meta": meta}
+        return await responses.json_response(services, context, body, meta, page.provenance, next_link=next_link)
+
+
+def _rows(calls: Sequence[Call], present: exports.Present, project: Projection | None) -> Steps[list[Any]]:
+    """The calls as a consumer may see them, or some of their fields, in steps."""
+    rows: list[Any] = []
+    for step in parts_of(calls, STEP_ROWS):
+        rows += map(project, present(step)) if project else present(step)
+        yield
+    return rows
 
 
 def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from litestar.response import Stream
@@ -23,7 +24,9 @@ from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.formats import Columns, Format, columns_of, make_format
 from gateway.model import Call
+from gateway.slices import Steps, in_slices, parts_of
 
+_Found = TypeVar("_Found")
 Present = Callable[[Sequence[Call]], list[Call]]  # masks calls and adds links, for one consumer
 LOGGER = logging.getLogger(__name__)
 FORMATS = ("ndjson", "csv")  # these are streamed
@@ -33,7 +36,8 @@ MEDIA_TYPES = JSON | {
     "application/ndjson": "ndjson",
     "application/jsonl": "ndjson",
 }
-CHUNK_SIZE = 500  # calls rendered in one turn of the event loop; takes about 5 ms as NDJSON, 15 ms as CSV
+CHUNK_SIZE = 500  # calls sent at once
+STEP_CALLS = 50  # calls rendered in one step; half a millisecond as NDJSON, 1.5 ms as CSV
 CONTENT_TYPES = {"ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8; header=present"}
 
 
@@ -96,7 +100,7 @@ async def _render(
             unreadable += sum(sees(record.client_code) for record in part.unreadable)
             for place in range(0, len(part.calls), CHUNK_SIZE):
                 async with services.rendering.turn(context.party):
-                    chunk = writer.rows(present(part.calls[place : place + CHUNK_SIZE]))
+                    chunk = await in_slices(rows_in_steps(part.calls[place : place + CHUNK_SIZE], present, writer))
                 yield chunk
             part = await anext(parts, None)
     except GatewayError as error:
@@ -105,6 +109,17 @@ async def _render(
         raise
     if ending := writer.end(meta_of(query.window, total or empty_result(now), unreadable)):
         yield ending
+
+
+def rows_in_steps(
+    found: Sequence[_Found], present: Callable[[Sequence[_Found]], list[Any]], writer: Format
+) -> Steps[bytes]:
+    """Render calls or callers as a consumer may see them, in steps."""
+    rows: list[bytes] = []
+    for step in parts_of(found, STEP_CALLS):
+        rows.append(writer.rows(present(step)))
+        yield
+    return b"".join(rows)
 
 
 def refuse_stale(form: str, query: ListQuery, source: Provenance) -> None:

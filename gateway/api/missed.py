@@ -127,8 +127,8 @@ async def missed_response(request: Request[Any, Any, Any], code: str | None) -> 
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
     async with services.rendering.turn(context.party):
         answer = MissedPage(data=rows(page), page=PageInfo(limit=query.limit, next_cursor=cursor), meta=meta)
-        return responses.json_response(
-            services, context, answer, meta, source, data_end=b'],"page":', next_link=next_link, until_now=True
+        return await responses.json_response(
+            services, context, answer, meta, source, next_link=next_link, until_now=True
         )
 
 
@@ -187,7 +187,7 @@ async def _render(
     yield writer.begin()
     while piece := list(islice(found, exports.CHUNK_SIZE)):
         async with services.rendering.turn(context.party):
-            chunk = writer.rows(rows(piece))
+            chunk = await in_slices(exports.rows_in_steps(piece, rows, writer))
         yield chunk
     if ending := writer.end(meta):
         yield ending

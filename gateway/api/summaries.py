@@ -107,7 +107,7 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     context.read_finished = time.perf_counter()
     meta = responses.meta_of(window, source, unreadable)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
-    return responses.json_response(services, context, ClientList(data=rows, meta=meta), meta, source)
+    return await responses.json_response(services, context, ClientList(data=rows, meta=meta), meta, source)
 
 
 async def summary_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes]:
@@ -131,7 +131,7 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     rows, total = await in_slices(make_rows(query, period, previous, consumer))
     if form == "json":
         body = CallSummary(data=rows, total=total, meta=meta)
-        return responses.json_response(services, context, body, meta, source)
+        return await responses.json_response(services, context, body, meta, source)
     if form == "csv" and source.stale:
         raise UpstreamFailed("a part of the window is only available as stale data, which CSV cannot mark")
     if form == "csv":

@@ -9,14 +9,13 @@ Rules:
 
 from __future__ import annotations
 
-import math
 import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
@@ -25,12 +24,10 @@ from msgspec import Struct
 
 from gateway.memory import Memo
 from gateway.model import Call, UnreadableCall, Window, text_reader
-from gateway.slices import Steps, finish
+from gateway.slices import Steps, finish, parts_of, sorted_in_steps
 
 DAY = 86400
 SUMS = "hour sums"  # begins the names of fingerprints in a memo
-STEP_CALLS = 1000  # calls of one step; less than a millisecond
-LIVE = 3600  # seconds: the lateness of calls after the last extent is measured for clients that were read since
 _start_time = attrgetter("start_time")
 
 Key = tuple[str, str]  # client code and id of a call: two clients may use the same ids
@@ -169,57 +166,55 @@ def minus(window: Window, other: Window) -> list[Window]:
 
 
 def make_extent(
-    window: Window, sent: float, calls: Collection[Call], unreadable: Collection[UnreadableCall] = ()
+    window: Window, sent: float, calls: Sequence[Call], unreadable: Sequence[UnreadableCall] = ()
 ) -> Extent:
     """An extent of one client, of those of the records that lie in the window; of two with one id the last counts."""
     return finish(extent_in_steps(window, sent, calls, unreadable))
 
 
 def extent_in_steps(
-    window: Window, sent: float, calls: Collection[Call], unreadable: Collection[UnreadableCall] = ()
+    window: Window, sent: float, calls: Sequence[Call], unreadable: Sequence[UnreadableCall] = ()
 ) -> Steps[Extent]:
     """Make an extent as `make_extent` does, in steps."""
     start, end = instant(window.start), instant(window.end)
     by_id: dict[str, Call] = {}
-    rest = iter(calls)
-    while step := list(islice(rest, STEP_CALLS)):
+    for step in parts_of(calls):
         by_id |= {call.id: call for call in step if start <= call.start_time < end}
         yield
-    inside = tuple(sorted(by_id.values(), key=_start_time))
+    inside = tuple((yield from sorted_in_steps(list(by_id.values()), _start_time)))
     return Extent(window, sent, inside, (yield from _placed(unreadable, window)))
 
 
-def _placed(unreadable: Collection[UnreadableCall], window: Window) -> Steps[tuple[UnreadableCall, ...]]:
+def _placed(unreadable: Sequence[UnreadableCall], window: Window) -> Steps[tuple[UnreadableCall, ...]]:
     """The unreadable records that may lie in a window, each at the earliest instant that it may."""
     start, end = instant(window.start), instant(window.end)
     inside: list[UnreadableCall] = []
-    rest = iter(unreadable)
-    while step := list(islice(rest, STEP_CALLS)):
+    for step in parts_of(unreadable):
         inside += [
             record if record.start_time >= start else msgspec.structs.replace(record, start_time=start)
             for record in step
             if record.start_time < end and record.latest >= start
         ]
         yield
-    return tuple(sorted(inside, key=_start_time))
+    return tuple((yield from sorted_in_steps(inside, _start_time)))
 
 
 def make_extent_of_all(
-    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: Collection[UnreadableCall] = ()
+    window: Window, sent: float, calls: Mapping[str, Sequence[Call]], unreadable: Sequence[UnreadableCall] = ()
 ) -> Extent:
     """An extent of every client, of calls by client code."""
     return finish(extent_of_all_in_steps(window, sent, calls, unreadable))
 
 
 def extent_of_all_in_steps(
-    window: Window, sent: float, calls: Mapping[str, Collection[Call]], unreadable: Collection[UnreadableCall] = ()
+    window: Window, sent: float, calls: Mapping[str, Sequence[Call]], unreadable: Sequence[UnreadableCall] = ()
 ) -> Steps[Extent]:
     """Make an extent as `make_extent_of_all` does, in steps."""
     listed: dict[str, tuple[Call, ...]] = {}
     for code, found in calls.items():
         listed[code] = (yield from extent_in_steps(window, sent, found)).calls
         yield
-    every = tuple(sorted(chain.from_iterable(listed.values()), key=_start_time))
+    every = tuple((yield from sorted_in_steps(list(chain.from_iterable(listed.values())), _start_time)))
     return Extent(window, sent, every, (yield from _placed(unreadable, window)), listed)
 
 
@@ -294,31 +289,6 @@ def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
         place = bisect_left(calls, instant((day + 1) * DAY), place, key=_start_time)
 
 
-def lateness(held: Sequence[Extent], new: Extent) -> Steps[list[float]]:
-    """The seconds from start to first sight of each call that a new extent adds to windows that were fetched before.
-
-    `held` are sorted and do not overlap.
-    """
-    found: list[float] = []
-    if not held:
-        return found
-    edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
-    ends = [one.window.end for one in held]
-    for code, calls in new.by_client.items():
-        seen = set[str]()
-        for one in held:
-            seen |= one.ids_of(code)
-            yield
-        for first in range(0, len(calls), STEP_CALLS):
-            for call in [call for call in calls[first : first + STEP_CALLS] if call.id not in seen]:
-                start = call.start_time.timestamp()
-                place = bisect_right(ends, start)
-                if start >= edge or (place < len(held) and start in held[place].window):
-                    found.append(max(0.0, new.sent - start))
-            yield
-    return found
-
-
 def covers(extents: Sequence[Extent], window: Window) -> bool:
     """Whether sorted extents leave no point of a window out."""
     reached = window.start
@@ -334,8 +304,8 @@ def key_of(call: Call | UnreadableCall) -> Key:
     return call.client_code, call.id
 
 
-def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
-    """The ids that more than one extent of a client has, by client code.
+def repeated_ids(extents: Iterable[Extent]) -> Steps[dict[str, set[str]]]:
+    """The ids that more than one extent of a client has, by client code, in steps.
 
     Only extents whose ranges of ids overlap are compared, each once with all before it.
     """
@@ -343,6 +313,7 @@ def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
     for extent in extents:
         for code, bounds in extent.id_ranges.items():
             by_client[code].append((bounds, extent))
+        yield
     found: dict[str, set[str]] = {}
     for code, ranges in by_client.items():
         ranges.sort(key=itemgetter(0))
@@ -358,6 +329,7 @@ def repeated_ids(extents: Iterable[Extent]) -> dict[str, set[str]]:
             repeated |= seen & extent.ids_of(code)
             seen |= extent.ids_of(code)
             reached = max(reached, greatest)
+            yield
         if repeated:
             found[code] = repeated
     return found
@@ -369,19 +341,27 @@ def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
     Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
     instant that of the later window counts, so that every reading chooses the same version (T2).
     """
+    return finish(deduplicated_in_steps(extents))
+
+
+def deduplicated_in_steps(extents: Sequence[Extent]) -> Steps[Sequence[Extent]]:
+    """Deduplicate extents as `deduplicated` does, in steps."""
     lost: dict[int, dict[str, Collection[str]]] = defaultdict(dict)  # ids by place in `extents` and client code
     versions = [(extent.sent, extent.window.start) for extent in extents]
     latest_first = sorted(range(len(extents)), key=versions.__getitem__, reverse=True)
-    for code, repeated in repeated_ids(extents).items():
+    for code, repeated in (yield from repeated_ids(extents)).items():
         seen = set[str]()
         for place in latest_first:
             own = extents[place].ids_of(code) & repeated
             if older := own & seen:
                 lost[place][code] = older
             seen |= own
-    if not lost:
-        return extents
-    return [without_calls(extent, lost[place]) if place in lost else extent for place, extent in enumerate(extents)]
+            yield
+    kept = list(extents)
+    for place, ids in lost.items():
+        kept[place] = without_calls(extents[place], ids)
+        yield
+    return kept if lost else extents
 
 
 def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Extent:
@@ -391,7 +371,12 @@ def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Extent
         code: tuple([call for call in calls if call.id not in lost[code]]) if code in lost else calls
         for code, calls in extent.by_client.items()
     }
+    return msgspec.structs.replace(finish(with_calls(extent, kept)), unreadable=unreadable)
+
+
+def with_calls(extent: Extent, by_client: dict[str, tuple[Call, ...]]) -> Steps[Extent]:
+    """An extent with other versions of its calls, which are in order, in steps."""
     if extent.listed is None:
-        return msgspec.structs.replace(extent, calls=next(iter(kept.values()), ()), unreadable=unreadable)
-    every = tuple(sorted(chain.from_iterable(kept.values()), key=_start_time))
-    return msgspec.structs.replace(extent, calls=every, unreadable=unreadable, listed=kept)
+        return msgspec.structs.replace(extent, calls=next(iter(by_client.values()), ()))
+    every = yield from sorted_in_steps(list(chain.from_iterable(by_client.values())), _start_time)
+    return msgspec.structs.replace(extent, calls=tuple(every), listed=by_client)

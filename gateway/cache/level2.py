@@ -27,12 +27,21 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 
-from gateway.cache.extents import DAY, Extent, ExtentsByCode, by_day, covers, make_extent, make_extent_of_all
+from gateway.cache.extents import (
+    DAY,
+    Extent,
+    ExtentsByCode,
+    by_day,
+    covers,
+    extent_in_steps,
+    extent_of_all_in_steps,
+)
 from gateway.cache.level1 import LONG
 from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, UnreadableCall, Window
 from gateway.redis_client import RedisClient, Unavailable, load_script
+from gateway.slices import Steps, in_slices, parts_of
 
 LOGGER = logging.getLogger(__name__)
 BLOCK = 32 * DAY  # seconds of a key
@@ -40,6 +49,7 @@ MAX_KEYS = 2000  # of a lookup, 170 years; the oldest are left out
 MAX_BYTES = 2**24  # of the answer to a lookup: 100 ms of a network of 1 Gbit/s
 CHUNK_SIZE = 2**20  # bytes of one command that stores
 MAX_STORES = 100  # at the same time; more are dropped
+STEP_CALLS = 200  # calls packed or unpacked in one step; half a millisecond
 DIGEST_SIZE = 16  # bytes; 128 bits, which cannot be guessed
 VERSION = 2  # of the layout
 
@@ -132,7 +142,7 @@ class Level2:
         found: list[Found] = []
         for place, value in zip(answer[::2], answer[1::2], strict=True):
             code = asked[place - 1][0].code
-            if (unpacked := unpack(code, value, self._key)) is None:
+            if (unpacked := await in_slices(unpack(code, value, self._key))) is None:
                 self._metrics.shared_lookups.labels("unreadable").inc()
             elif self._keep(one := Found(code, *unpacked)):
                 found.append(one)
@@ -158,7 +168,7 @@ class Level2:
             size = 0
             for code, status, extent in extents:
                 for day, part in by_day(extent, LONG):
-                    value = pack(code, part, self._key, status=status)
+                    value = await in_slices(pack(code, part, self._key, status=status))
                     keys.append(f"{self._space}:{code}:{'long' if day is None else day * DAY // BLOCK}")
                     arguments += (f"{int(status)}:{part.window.start}:{part.window.end}:{part.sent!r}", value)
                     size += len(value) + 100
@@ -202,29 +212,42 @@ def sealed(code: str, body: bytes, key: bytes) -> bytes:
     return hashlib.blake2b(code.encode() + b"\0" + body, digest_size=DIGEST_SIZE, key=key).digest() + body
 
 
-def pack(code: str, extent: Extent, key: bytes = b"", *, status: bool) -> bytes:
-    """Render an extent of a client, or of every client: a digest, then msgpack without the names of fields."""
+def pack(code: str, extent: Extent, key: bytes = b"", *, status: bool) -> Steps[bytes]:
+    """Render an extent of a client, or of every client, in steps: a digest, then msgpack without names of fields."""
     by_code = {code: extent.calls} if extent.listed is None else extent.listed
-    calls = {code: [_row(call) for call in found] for code, found in by_code.items()}
+    calls: dict[str, list[list[Any]]] = {owner: [] for owner in by_code}
+    for owner, found in by_code.items():
+        for step in parts_of(found, STEP_CALLS):
+            calls[owner] += map(_row, step)
+            yield
     window = extent.window
     body = _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, calls))
+    yield
     return sealed(code, body, key)
 
 
-def unpack(code: str, value: bytes, key: bytes = b"") -> tuple[bool, Extent] | None:
-    """Parse an extent of a client, and whether it is with status. None if its digest is wrong or it cannot be read."""
+def unpack(code: str, value: bytes, key: bytes = b"") -> Steps[tuple[bool, Extent] | None]:
+    """Parse an extent of a client, and whether it is with status, in steps.
+
+    None if its digest is wrong or it cannot be read.
+    """
     body = value[DIGEST_SIZE:]
     if not hmac.compare_digest(value, sealed(code, body, key)):
         return None
+    yield
     try:
         status, start, end, sent, unreadable, rows = _decoder.decode(body)
         if not (0 <= start < end and 0 <= sent < math.inf) or (code != EVERY_CLIENT and rows.keys() != {code}):
             return None
         window = Window(start, end)
-        calls = {owner: [_call(row) for row in found] for owner, found in rows.items()}
+        calls: dict[str, list[Call]] = {owner: [] for owner in rows}
+        for owner, found in rows.items():
+            for step in parts_of(found, STEP_CALLS):
+                calls[owner] += map(_call, step)
+                yield
         if code == EVERY_CLIENT:
-            return status, make_extent_of_all(window, sent, calls, unreadable)
-        return status, make_extent(window, sent, calls[code], unreadable)
+            return status, (yield from extent_of_all_in_steps(window, sent, calls, unreadable))
+        return status, (yield from extent_in_steps(window, sent, calls[code], unreadable))
     except (msgspec.DecodeError, ValueError, OverflowError, OSError):  # the last three for impossible instants
         return None
 

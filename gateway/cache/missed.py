@@ -23,10 +23,10 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from gateway.cache.extents import STEP_CALLS, Extent, Keep
+from gateway.cache.extents import Extent, Keep
 from gateway.cache.scans import Position, order
 from gateway.model import Call, CallResult, SalesStatus, Window
-from gateway.slices import Steps
+from gateway.slices import STEP, Steps
 
 _Item = TypeVar("_Item")
 MISSED = CallResult.BUSY, CallResult.NO_ANSWER, CallResult.ABANDONED
@@ -216,5 +216,5 @@ def _disjoint(extents: Sequence[Extent], window: Window) -> Iterator[Extent]:
 
 def _steps(items: Iterable[_Item]) -> Iterator[list[_Item]]:
     rest = iter(items)
-    while step := list(islice(rest, STEP_CALLS)):
+    while step := list(islice(rest, STEP)):
         yield step

@@ -15,30 +15,21 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from datetime import datetime
+from functools import cached_property
 
 import msgspec
 from msgspec import Struct
 
 from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
-from gateway.cache.extents import (
-    Extent,
-    ExtentsByCode,
-    by_day,
-    covers,
-    deduplicated,
-    lateness,
-    overlay,
-    overlay_all,
-    overlay_clients,
-)
+from gateway.cache.extents import Extent, ExtentsByCode, by_day, covers, deduplicated, overlay_all, overlay_clients
 from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Provenance, Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
 from gateway.cache.level1 import LONG, SKEW, Level1
 from gateway.cache.level2 import Found, Level2, space_of
-from gateway.cache.replies import Replies
+from gateway.cache.replies import Replies, lateness
 from gateway.cache.single_flight import Gap, SingleFlight, Subscription
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import Priority
@@ -47,9 +38,10 @@ from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
 from gateway.redis_client import RedisClient
-from gateway.slices import Steps
+from gateway.slices import Steps, finish, in_slices, parts_of
 
 MAX_ATTEMPTS = 4  # of a read: together, first windows alone, the rest together, the rest alone
+STEP_OBSERVED = 100  # measurements of one step; each takes 10 microseconds
 MAX_REVALIDATED = 2  # windows fetched again in the background for one read
 
 
@@ -101,15 +93,10 @@ class ReadResult(Provenance, kw_only=True, dict=True):
         """All extents of the window, as they were fetched."""
         return [extent for extents in self.used.values() for extent in extents]
 
-    @cached_property
-    def distinct(self) -> Sequence[Extent]:
-        """All extents of the window, with one version of each record, the later POST's (T2)."""
-        return deduplicated(self.extents)
-
     @property
     def calls(self) -> list[Call]:
-        """The calls, one version of each."""
-        return [call for extent in self.distinct for call in extent.calls]
+        """The calls, one version of each, the later POST's (T2)."""
+        return [call for extent in deduplicated(self.extents) for call in extent.calls]
 
     @property
     def size(self) -> int:
@@ -169,26 +156,21 @@ class Cache:
             until = now + self._settings.plain.minimum
             return ReadResult(planned=now, as_of=now, oldest_fetch=now, fresh_until=until)
         rules = {code: self._rule(code, status=query.status) for code in query.codes}
-        look = partial(self._level1.lookup, window=window, status=query.status, used=not query.one_shot)
-        held = {code: look(code, now=now) for code in query.codes}
         with tracing.span("plan") as plan:
-            missing = self._gaps(query, window, now, rules, held, span)
+            held, missing = await in_slices(self._plan(query, window, now, rules, span, {}))
             if plan is not None:
                 plan.set_attributes({"clients": len(held), "gaps": len(missing)})
         if missing and self._level2 is not None and not query.no_cache:
             found = await self._level2.better(missing, held, status=query.status, until=query.deadline)
-            held = {code: look(code, now=self._clock()) for code in query.codes}  # flights may have landed
-            for code, extents in found.items():
-                held[code] = [one for one in overlay_all(held[code] + extents) if one.window.overlaps(window)]
-            missing = self._gaps(query, window, now, rules, held, span)
+            held, missing = await in_slices(self._plan(query, window, now, rules, span, found))
         incomplete = {gap.code for gap in missing}
         for code, extents in held.items():
             self._metrics.lookups.labels("hit" if code not in incomplete else "partial" if extents else "miss").inc()
         self._metrics.read_gaps.observe(len(missing))
         complete = all(covers(found, window) for found in held.values())
-        before = self._result(held, window, now, rules, status=query.status) if complete else None
+        before = await in_slices(self._result(held, window, now, rules, status=query.status)) if complete else None
         if before is not None and not missing:
-            self._revalidate(held, now, rules, status=query.status)
+            await in_slices(self._revalidate(held, now, rules, status=query.status))
             self._metrics.rows.labels("ledger").inc(before.size)
             return before
         may_be_stale = not (query.no_cache or query.no_stale)
@@ -207,7 +189,7 @@ class Cache:
             return self._stale(before)
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
-        reading = self._result(held, window, now, rules, status=query.status)
+        reading = await in_slices(self._result(held, window, now, rules, status=query.status))
         reading.stale = reading.seconds_stale > 0  # a reply that is doubted
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
@@ -220,7 +202,7 @@ class Cache:
         now, found = self._clock(), list[Extent]()
         for code in query.codes if query.window.start < query.window.end else ():
             extents = self._level1.lookup(code, query.window, now, status=query.status)
-            found += self._view(code, extents, query.window, now, status=query.status)
+            found += await in_slices(self._view(code, extents, query.window, now, status=query.status))
             await asyncio.sleep(0)  # a long window of many clients must not hold the loop
         return found
 
@@ -232,16 +214,14 @@ class Cache:
         """A number that differs after what is held of some clients changed. It may differ for other reasons."""
         return self._level1.version(codes)
 
-    def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
+    async def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
         """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
-        now = self._clock()
-        found = [
-            (extent.sent, extent.window.start, call.start_time)
-            for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status)
-            if (bounds := extent.id_ranges.get(code)) and bounds[0] <= identity <= bounds[1]
-            for call in extent.calls
-            if call.id == identity
-        ]
+        now, found = self._clock(), list[tuple[float, int, datetime]]()
+        for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status):
+            if (bounds := extent.id_ranges.get(code)) and bounds[0] <= identity <= bounds[1]:
+                starts = [call.start_time for call in extent.calls if call.id == identity]
+                found += [(extent.sent, extent.window.start, start) for start in starts]
+                await asyncio.sleep(0)  # a day's calls at a time
         if not found:
             return None
         second = int(max(found)[2].timestamp())
@@ -249,29 +229,43 @@ class Cache:
 
     def _result(
         self, held: ExtentsByCode, window: Window, now: float, rules: Mapping[str, Rule], *, status: bool
-    ) -> ReadResult:
+    ) -> Steps[ReadResult]:
         """Make a reading of extents that cover the window."""
-        used = {code: self._view(code, found, window, now, status=status) for code, found in held.items()}
+        used: ExtentsByCode = {}
+        past: list[float] = []
+        for code, found in held.items():
+            used[code] = yield from self._view(code, found, window, now, status=status)
+            past.append(seconds_past(used[code], now, rules[code]))
         every = [extent for extents in used.values() for extent in extents]
         return ReadResult(
             used=used,
             planned=now,
             as_of=min(extent.sent for extent in every if extent.window.end == window.end),
             oldest_fetch=min(extent.sent for extent in every),
-            fresh_until=now - max(seconds_past(extents, now, rules[code]) for code, extents in used.items()),
+            fresh_until=now - max(past),
         )
 
-    def _view(self, code: str, extents: Iterable[Extent], window: Window, now: float, *, status: bool) -> list[Extent]:
+    def _view(
+        self, code: str, extents: Iterable[Extent], window: Window, now: float, *, status: bool
+    ) -> Steps[list[Extent]]:
         """The parts of extents inside a window. Later extents of single clients overlay those of every client (T9)."""
-        inside = [extent.view(window) for extent in extents if extent.window.overlaps(window)]
+        inside: list[Extent] = []
+        for extent in extents:
+            if extent.window.overlaps(window):
+                inside.append(extent.view(window))
+            yield
         if code != EVERY_CLIENT:
             return inside
         listed = set[str]().union(*[extent.listed or () for extent in inside])
-        own = {
-            client: self._level1.lookup(client, window, now, status=status)
-            for client in self._level1.clients_held(listed, window, status=status)
-        }
-        return [part for extent in inside for part in overlay_clients(extent, own)] if own else inside
+        own: ExtentsByCode = {}
+        for client in self._level1.clients_held(listed, window, status=status):
+            own[client] = self._level1.lookup(client, window, now, status=status)
+            yield
+        parts: list[Extent] = []
+        for extent in inside:
+            parts += overlay_clients(extent, own)
+            yield
+        return parts
 
     def _store(self, code: str, extent: Extent, status: bool) -> Steps[list[Extent]]:
         """Store the extent of a reply. Return the extents to answer with: the earlier ones if the reply is doubted.
@@ -279,19 +273,23 @@ class Cache:
         Notes how late its calls were published where the cache had looked before.
         """
         held = self._level1.lookup(code, extent.window, self._clock(), status=status)
-        for seconds in (yield from lateness(held, extent)):
-            self._metrics.lateness.observe(seconds)
+        for late in parts_of((yield from lateness(held, extent)), STEP_OBSERVED):
+            for seconds in late:
+                self._metrics.lateness.observe(seconds)
+            yield
         held = self._level1.lookup(code, extent.window, self._clock(), status=status)  # others may have landed
         inside = [one.within(extent.window) for one in held]
-        new, believed = self._replies.compare(extent, inside, status=status)
+        new, believed = yield from self._replies.compare(extent, inside, status=status)
         parts = [new]
         for one in [] if believed else inside:
             parts = [part for rest in parts for part in rest.without(one.window)]
+        stored: list[Extent] = []
         for part in parts:
             for _, piece in by_day(part, LONG):
                 self._level1.store(code, piece, status=status)
+                stored.append(piece)
                 yield
-        return parts if believed else inside + parts
+        return stored if believed else inside + stored
 
     def _keep(self, found: Found) -> bool:
         """Store an extent of level 2 in level 1, unless a clock was wrong or it is doubted."""
@@ -300,7 +298,7 @@ class Cache:
             self._metrics.skew.inc()
             return False
         held = self._level1.lookup(code, extent.window, self._clock(), status=status)
-        if not self._replies.believes(extent, [one.within(extent.window) for one in held], status=status):
+        if not finish(self._replies.believes(extent, [one.within(extent.window) for one in held], status=status)):
             return False
         self._level1.store(code, extent, status=status)
         return True
@@ -311,16 +309,23 @@ class Cache:
         minimum = min(max(rule.minimum, 2 * self._profiles.of(code).last_duration), rule.maximum)
         return rule if minimum == rule.minimum else Rule(minimum, rule.ratio, rule.maximum)
 
-    def _gaps(
-        self, query: Query, window: Window, now: float, rules: Mapping[str, Rule], held: ExtentsByCode, span: int
-    ) -> list[Gap]:
-        return [
-            Gap(code, gap, span)
-            for code, found in held.items()
-            for gap in (
-                [align_to_fold(window)] if query.no_cache else gaps(found, window, now, rules[code], align_to_fold)
-            )
-        ]
+    def _plan(
+        self, query: Query, window: Window, now: float, rules: Mapping[str, Rule], span: int, found: ExtentsByCode
+    ) -> Steps[tuple[ExtentsByCode, list[Gap]]]:
+        """Look up the extents of a window by client code, beside those `found` in level 2, and the gaps of them.
+
+        A flight that lands during a long plan is not seen: its window may be fetched once more.
+        """
+        held: ExtentsByCode = {}
+        missing: list[Gap] = []
+        for code in query.codes:
+            held[code] = self._level1.lookup(code, window, self._clock(), status=query.status, used=not query.one_shot)
+            if code in found:
+                held[code] = [one for one in overlay_all([*held[code], *found[code]]) if one.window.overlaps(window)]
+            rest = gaps(held[code], window, now, rules[code], align_to_fold)
+            missing += [Gap(code, gap, span) for gap in ([align_to_fold(window)] if query.no_cache else rest)]
+            yield
+        return held, missing
 
     async def _fetch(
         self, query: Query, missing: list[Gap], rules: Mapping[str, Rule], held: ExtentsByCode
@@ -348,8 +353,8 @@ class Cache:
                             raise
                         extents, rest = one.parts()
                         failed += rest
-                    for extent in extents:
-                        held[one.gap.code] = overlay(held[one.gap.code], extent)
+                    held[one.gap.code] = overlay_all([*reversed(extents), *held[one.gap.code]])
+                    await asyncio.sleep(0)  # the flights of many clients may have landed together
                     joined, posts = joined or one.joined, posts + (not one.joined)
             finally:
                 for one in subscriptions:
@@ -378,13 +383,12 @@ class Cache:
         one.alone = True
         raise late
 
-    def _revalidate(self, held: ExtentsByCode, now: float, rules: Mapping[str, Rule], *, status: bool) -> None:
+    def _revalidate(self, held: ExtentsByCode, now: float, rules: Mapping[str, Rule], *, status: bool) -> Steps[None]:
         """Fetch points that soon reach the maximum age in the background, a few windows for each read."""
-        due = [
-            Gap(code, align_to_fold(w), 0)
-            for code, found in held.items()
-            for w in due_for_refresh(found, now, rules[code])
-        ]
+        due: list[Gap] = []
+        for code, found in held.items():
+            due += [Gap(code, align_to_fold(window), 0) for window in due_for_refresh(found, now, rules[code])]
+            yield
         if due:
             self._single_flight.subscribe(due[:MAX_REVALIDATED], rules, status=status, background=Priority.PREFETCH)
 

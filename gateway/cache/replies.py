@@ -4,26 +4,31 @@ Rules:
 - A reply that loses much is doubted: at least 20 records, and over half of those held of its window. It is believed
   once a POST at least `wait` seconds later loses the same; until then the earlier extent stays, and grows stale.
 - An `assumed` reading of a wall time does not replace an `inferred` one of the same call (T4).
+- A call that a reply adds to a window that was fetched before is late; how late is measured.
 - Whether the upstream knows the status flag is learned by client, from the first status on, until a reply without any
   has a call that had one. Calls of such a client without a status have an empty one.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 import msgspec
 
 from gateway.cache.client_profiles import ClientProfiles
-from gateway.cache.extents import Extent, key_of
+from gateway.cache.extents import Extent, key_of, with_calls
 from gateway.callbutton.central_time import is_same_wall_time
 from gateway.callbutton.record import NO_STATUS
-from gateway.model import Call, StartTimeCertainty
+from gateway.model import Call, StartTimeCertainty, UnreadableCall
+from gateway.slices import Steps, parts_of, sorted_in_steps
 
 MIN_LOSS = 20  # records; a reply that loses fewer is believed
 MAX_MISSED = 100_000  # records that are missed, about 15 MB; when there are more, the doubts begin again
+LIVE = 3600  # seconds: the lateness of calls after the last extent is measured for clients that were read since
 NO_STATUSES = (None, NO_STATUS)
 
 
@@ -36,76 +41,136 @@ class Replies:
         # When the POST was sent that first missed a record, by whether with status, client code and id.
         self._missed: dict[tuple[bool, str, str], float] = {}
 
-    def compare(self, new: Extent, held: Sequence[Extent], *, status: bool) -> tuple[Extent, bool]:
-        """Compare a new extent with those held of its window. Returns it as it counts, and whether it is believed."""
-        new = keep_inferred(self._with_known_status(new, held) if status else new, held)
-        return new, self.believes(new, held, status=status)
+    def compare(self, new: Extent, held: Sequence[Extent], *, status: bool) -> Steps[tuple[Extent, bool]]:
+        """Compare a new extent with those held of its window, in steps.
 
-    def believes(self, new: Extent, held: Iterable[Extent], *, status: bool) -> bool:
-        """Whether a new extent may replace older ones of its window."""
-        before: dict[str, set[str]] = defaultdict(set)
-        for extent in held:
-            for code, ids in extent.ids.items() if extent.sent < new.sent else ():
-                before[code] |= ids
+        Returns it as it counts, and whether it is believed.
+        """
+        if status:
+            new = yield from self._with_known_status(new, held)
+        new = yield from keep_inferred(new, held)
+        return new, (yield from self.believes(new, held, status=status))
+
+    def believes(self, new: Extent, held: Iterable[Extent], *, status: bool) -> Steps[bool]:
+        """Whether a new extent may replace older ones of its window, in steps."""
+        older = [extent for extent in held if extent.sent < new.sent]
+        if not older and not self._missed:
+            return True
         if len(self._missed) > MAX_MISSED:
             self._missed.clear()
-        for code, ids in new.ids.items() if self._missed else ():
-            for id_ in ids:
-                self._missed.pop((status, code, id_), None)
-        missing = [(status, code, id_) for code, ids in before.items() for id_ in ids - new.ids_of(code)]
+        found: dict[str, set[str]] = defaultdict(set)
+        every: list[Sequence[Call | UnreadableCall]] = [*new.by_client.values(), new.unreadable]
+        for records in every:
+            for step in parts_of(records):
+                for record in step:
+                    found[record.client_code].add(record.id)
+                    if self._missed:
+                        self._missed.pop((status, record.client_code, record.id), None)
+                yield
+        before: dict[str, set[str]] = defaultdict(set)
+        missing: set[tuple[bool, str, str]] = set()
+        for extent in older:
+            for code, ids in extent.ids.items():
+                before[code] |= ids
+                missing.update([(status, code, id_) for id_ in ids.difference(found[code])])
+            yield
         few = max(MIN_LOSS - 1, sum(map(len, before.values())) // 2)
         if len(missing) > few:
-            unconfirmed = sum(self._missed.setdefault(key, new.sent) > new.sent - self._wait for key in missing)
+            unconfirmed = 0
+            for keys in parts_of(list(missing)):
+                unconfirmed += sum(self._missed.setdefault(key, new.sent) > new.sent - self._wait for key in keys)
+                yield
             if unconfirmed > few:
                 return False
-        if self._missed:
-            for key in missing:
+        for keys in parts_of(list(missing) if self._missed else ()):
+            for key in keys:
                 self._missed.pop(key, None)
+            yield
         return True
 
-    def _with_known_status(self, new: Extent, held: Iterable[Extent]) -> Extent:
+    def _with_known_status(self, new: Extent, held: Iterable[Extent]) -> Steps[Extent]:
         known = set()
         for code, calls in new.by_client.items():
-            profile, has_none = self._profiles.of(code), all(call.status is None for call in calls)
+            profile, has_none = self._profiles.of(code), True
+            for step in parts_of(calls):
+                has_none = has_none and all(call.status is None for call in step)
+                yield
             if profile.has_status and has_none:
-                older = [call for extent in held for call in extent.by_client.get(code, ())]
-                had = {call.id for call in older if call.status not in NO_STATUSES}
-                profile.has_status = had.isdisjoint(new.ids_of(code))
+                had = set[str]()
+                for extent in held:
+                    had.update([call.id for call in extent.by_client.get(code, ()) if call.status not in NO_STATUSES])
+                    yield
+                profile.has_status = had.isdisjoint([call.id for call in calls] if had else ())
             if profile.has_status and has_none:
                 known.add(code)
             profile.has_status = profile.has_status or not has_none
-        if not known:
-            return new
 
         def complete(call: Call) -> Call:
             return msgspec.structs.replace(call, status=NO_STATUS) if call.client_code in known else call
 
-        listed = new.listed and {code: tuple(map(complete, calls)) for code, calls in new.listed.items()}
-        return msgspec.structs.replace(new, calls=tuple(map(complete, new.calls)), listed=listed)
+        return (yield from _changed(new, complete)) if known else new
 
 
-def keep_inferred(new: Extent, held: Iterable[Extent]) -> Extent:
+def keep_inferred(new: Extent, held: Iterable[Extent]) -> Steps[Extent]:
     """A new extent with the start times of held calls whose reading is `inferred`, where its own is `assumed` (T4)."""
-    assumed = {key_of(call): call for call in new.calls if call.start_time_certainty is StartTimeCertainty.ASSUMED}
+    assumed: dict[tuple[str, str], Call] = {}
+    for step in parts_of(new.calls):
+        assumed |= {key_of(one): one for one in step if one.start_time_certainty is StartTimeCertainty.ASSUMED}
+        yield
     if not assumed:
         return new
-    known = {
-        key: call
-        for extent in held
-        for call in extent.calls
-        if call.start_time_certainty is StartTimeCertainty.INFERRED
-        and (one := assumed.get(key := key_of(call))) is not None
-        and is_same_wall_time(one.start_time, call.start_time)
-    }
+    known: dict[tuple[str, str], Call] = {}
+    for extent in held:
+        known |= {
+            key: call
+            for call in extent.calls
+            if call.start_time_certainty is StartTimeCertainty.INFERRED
+            and (one := assumed.get(key := key_of(call))) is not None
+            and is_same_wall_time(one.start_time, call.start_time)
+        }
+        yield
 
-    def settle(calls: Iterable[Call]) -> tuple[Call, ...]:
-        settled = [
-            msgspec.structs.replace(call, start_time=found.start_time, start_time_certainty=StartTimeCertainty.INFERRED)
-            if (found := known.get(key_of(call))) is not None
-            else call
-            for call in calls
-        ]
-        return tuple(sorted(settled, key=attrgetter("start_time")))
+    def settle(call: Call) -> Call:
+        if (found := known.get(key_of(call))) is None:
+            return call
+        certainty = StartTimeCertainty.INFERRED
+        return msgspec.structs.replace(call, start_time=found.start_time, start_time_certainty=certainty)
 
-    listed = new.listed and {code: settle(calls) for code, calls in new.listed.items()}
-    return msgspec.structs.replace(new, calls=settle(new.calls), listed=listed) if known else new
+    return (yield from _changed(new, settle)) if known else new
+
+
+def _changed(extent: Extent, change: Callable[[Call], Call]) -> Steps[Extent]:
+    """An extent whose calls are changed one by one, in steps."""
+    by_client: dict[str, tuple[Call, ...]] = {}
+    for code, calls in extent.by_client.items():
+        changed: list[Call] = []
+        for step in parts_of(calls):
+            changed += map(change, step)
+            yield
+        by_client[code] = tuple((yield from sorted_in_steps(changed, attrgetter("start_time"))))
+    return (yield from with_calls(extent, by_client))
+
+
+def lateness(held: Sequence[Extent], new: Extent) -> Steps[list[float]]:
+    """The seconds from start to first sight of each call that a new extent adds to windows that were fetched before.
+
+    `held` are sorted and do not overlap.
+    """
+    found: list[float] = []
+    if not held:
+        return found
+    edge = held[-1].window.end if new.sent - held[-1].sent < LIVE else math.inf
+    ends = [one.window.end for one in held]
+    for code, calls in new.by_client.items():
+        seen = set[str]()
+        for one in held:
+            seen |= one.ids_of(code)
+            yield
+        for step in parts_of(calls):
+            for call in [call for call in step if call.id not in seen]:
+                start = call.start_time.timestamp()
+                place = bisect_right(ends, start)
+                if start >= edge or (place < len(held) and start in held[place].window):
+                    found.append(max(0.0, new.sent - start))
+            yield
+    return found

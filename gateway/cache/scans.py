@@ -27,11 +27,12 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from gateway.cache.extents import DAY, Extent, Keep, deduplicated, instant, without_calls
+from gateway.cache.extents import DAY, Extent, Keep, Key, deduplicated_in_steps, instant, without_calls
 from gateway.cache.freshness import Provenance
 from gateway.cache.reader import Cache, Query, ReadResult
 from gateway.callbutton.central_time import align_to_fold
 from gateway.model import Call, UnreadableCall, Window
+from gateway.slices import Steps, in_slices, parts_of, sorted_in_steps
 
 SPARSE = 100  # calls: the spans of a page double while the last held fewer
 MAX_PAGE_POSTS = 8  # a page that has cost this many is returned short
@@ -39,7 +40,8 @@ MAX_PAGE_CALLS = 100_000  # examined for one page, 100 ms
 FIRST_CALLS = 100  # of a stream, sent before the second span is read
 MIN_SPAN = 60  # seconds
 MAX_HELD = 300_000  # calls that wait to be counted: three spans
-MAX_INLINE = 10_000  # calls that are compared without a thread, in about 2 ms
+MAX_INLINE = 10_000  # calls that the change feed compares without a thread, in about 2 ms
+STEP_CALLS = 500  # calls that are filtered in one step, or whose ids are hashed; less than a millisecond
 Sees = Callable[[str], bool]  # may a consumer know of this client code?
 
 
@@ -102,13 +104,26 @@ async def read_page(
     first = rest
     held = await cache.held(msgspec.structs.replace(query, window=window))
 
-    def from_page(extent: Extent) -> Sequence[Call]:
+    def from_page(extent: Extent) -> Steps[Sequence[Call]]:
         if not all(extent.may_have(field, text) for field, text in (texts or {}).items()):
             return ()
-        calls = keep(extent.calls)
+        kept = yield from _kept(extent.calls, keep)
         if after is None:
-            return calls
-        return [call for call in calls if (position(call) < after if newest_first else position(call) > after)]
+            return kept
+        return [call for call in kept if (order(call) < after if newest_first else order(call) > after)]
+
+    def examine(read: Window) -> Steps[tuple[Sequence[Extent], list[Sequence[Call]]]]:
+        others: list[Extent] = []
+        for extent in held:
+            others += extent.without(read)
+            yield
+        unique = (yield from deduplicated_in_steps([*extents, *others]))[: len(extents)]
+        found: list[Sequence[Call]] = []
+        for place, extent in enumerate(unique):
+            is_known = place < len(distinct) and extent is distinct[place]
+            found.append(calls[place] if is_known else (yield from from_page(extent)))
+            yield
+        return unique, found
 
     extents: list[Extent] = []
     distinct: Sequence[Extent] = ()
@@ -121,17 +136,12 @@ async def read_page(
         total = total.combine(reading, newest_first=newest_first) if total else reading
         extents += reading.extents
         read = Window(part.start, first.end) if newest_first else Window(first.start, part.end)
-        others = [piece for extent in held for piece in extent.without(read)]
-        before, distinct = distinct, (await _deduplicated([*extents, *others]))[: len(extents)]
-        calls = [
-            calls[place] if place < len(before) and extent is before[place] else from_page(extent)
-            for place, extent in enumerate(distinct)
-        ]
+        distinct, calls = await in_slices(examine(read))
         count = sum(map(len, calls))
         posts, examined = posts + reading.posts, examined + reading.size
         if reading.size < SPARSE:
             span *= 2
-    ordered = _ordered(chain.from_iterable(calls), newest_first=newest_first)
+    ordered = await in_slices(_ordered(list(chain.from_iterable(calls)), newest_first=newest_first))
     following = None
     if count > limit or (count == limit and rest.start < rest.end):
         following = position(ordered[limit - 1])
@@ -181,27 +191,42 @@ class SentIds:
     def __init__(self) -> None:
         self._parts: list[tuple[str, str, array[int]]] = []
 
-    def add(self, extents: Iterable[Extent]) -> None:
-        """Add the records of extents."""
-        keys = [(code, id_) for extent in extents for code, ids in extent.ids.items() for id_ in ids]
-        if keys:
-            ids = [id_ for _, id_ in keys]
-            self._parts.append((min(ids), max(ids), array("q", map(hash, keys))))
+    def add(self, extents: Iterable[Extent]) -> Steps[None]:
+        """Add the records of extents, in steps."""
+        bounds: list[str] = []
+        hashes = array("q")
+        for code, ids in chain.from_iterable(extent.ids.items() for extent in extents):
+            bounds += (min(ids), max(ids))
+            for step in parts_of(list(ids), STEP_CALLS):
+                hashes.extend([hash((code, id_)) for id_ in step])
+                yield
+        if hashes:
+            self._parts.append((min(bounds), max(bounds), hashes))
 
-    async def removed_from(self, extents: Sequence[Extent]) -> Sequence[Extent]:
-        """The extents without the records that were added."""
-        if not self._parts:
-            return extents
-        keys = {hash((code, id_)): (code, id_) for extent in extents for code, ids in extent.ids.items() for id_ in ids}
+    def removed_from(self, extents: Sequence[Extent]) -> Steps[Sequence[Extent]]:
+        """The extents without the records that were added, in steps."""
         ranges = [bounds for extent in extents for bounds in extent.id_ranges.values()]
-        lost: dict[str, set[str]] = defaultdict(set)
+        near: list[array[int]] = []
         for first, last, part in self._parts:
             if any(first <= greatest and least <= last for least, greatest in ranges):
-                for number in keys.keys() & part:
-                    code, id_ = keys[number]
-                    lost[code].add(id_)
-                await asyncio.sleep(0)  # a long window must not hold the loop
-        return [without_calls(extent, lost) for extent in extents] if lost else extents
+                near.append(part)
+            yield
+        keys: dict[int, Key] = {}
+        for code, ids in chain.from_iterable(extent.ids.items() for extent in extents) if near else ():
+            for step in parts_of(list(ids), STEP_CALLS):
+                keys |= {hash((code, id_)): (code, id_) for id_ in step}
+                yield
+        lost: dict[str, set[str]] = defaultdict(set)
+        for part in near:
+            for number in keys.keys() & part:
+                code, id_ = keys[number]
+                lost[code].add(id_)
+            yield
+        kept: list[Extent] = []
+        for extent in extents if lost else ():
+            kept.append(without_calls(extent, lost))
+            yield
+        return kept if lost else extents
 
 
 class Spans:
@@ -261,9 +286,11 @@ async def stream(
     """
     spans = Spans(cache, query, now, ROWS, newest_first=newest_first, timeout=timeout)
     async for part in _settled(cache, query, spans, 0):
-        calls = keep([call for extent in part.extents for call in extent.calls])
+        calls: list[Call] = []
+        for extent in part.extents:
+            calls += await in_slices(_kept(extent.calls, keep))
         records = [record for extent in part.extents for record in extent.unreadable]
-        yield Part(_ordered(calls, newest_first=newest_first), records, part.reading)
+        yield Part(await in_slices(_ordered(calls, newest_first=newest_first)), records, part.reading)
 
 
 async def counted(cache: Cache, query: Query, now: float) -> AsyncIterator[Counted]:
@@ -286,18 +313,18 @@ async def _settled(cache: Cache, query: Query, spans: Spans, max_held: int) -> A
         while (reading := await spans.next()) is not None:
             ahead = msgspec.structs.replace(query, window=spans.rest)
             spans.begin()
-            waiting.append(Counted(await sent.removed_from(reading.extents), reading))
+            waiting.append(Counted(await in_slices(sent.removed_from(reading.extents)), reading))
             held += reading.size
             if held > max_held:
                 await _settle(waiting, await cache.held(ahead))
             if max_held == 0 and len(waiting) == 1:
                 first, waiting[0] = _split(waiting[0], FIRST_CALLS, newest_first=spans.newest_first)
-                sent.add(first.extents)
+                await in_slices(sent.add(first.extents))
                 yield first
             while held > max_held and len(waiting) > 1:
                 part = waiting.popleft()
                 held -= part.reading.size
-                sent.add(part.extents)
+                await in_slices(sent.add(part.extents))
                 yield part
         await _settle(waiting, ())
         for part in waiting:
@@ -308,15 +335,10 @@ async def _settled(cache: Cache, query: Query, spans: Spans, max_held: int) -> A
 
 async def _settle(parts: deque[Counted], others: Iterable[Extent]) -> None:
     """Leave each record in the part that has its latest version, unless one of `others` has a later one."""
-    rest = iter(await _deduplicated([*chain.from_iterable(part.extents for part in parts), *others]))
+    extents = [*chain.from_iterable(part.extents for part in parts), *others]
+    rest = iter(await in_slices(deduplicated_in_steps(extents)))
     for place, part in enumerate(parts):
         parts[place] = Counted(list(islice(rest, len(part.extents))), part.reading)
-
-
-async def _deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
-    """Extents without superseded records; many calls are compared in a thread, which does not hold the loop."""
-    many = sum(len(extent.calls) for extent in extents) > MAX_INLINE
-    return await asyncio.to_thread(deduplicated, extents) if many else deduplicated(extents)
 
 
 def _split(part: Counted, count: int, *, newest_first: bool) -> tuple[Counted, Counted]:
@@ -348,5 +370,14 @@ def _next_span(rest: Window, span: int, *, newest_first: bool) -> tuple[Window, 
     return Window(rest.start, end), Window(end, rest.end)
 
 
-def _ordered(calls: Iterable[Call], *, newest_first: bool) -> list[Call]:
-    return sorted(calls, key=order, reverse=newest_first)
+def _kept(calls: Sequence[Call], keep: Keep) -> Steps[list[Call]]:
+    kept: list[Call] = []
+    for step in parts_of(calls, STEP_CALLS):
+        kept += keep(step)
+        yield
+    return kept
+
+
+def _ordered(calls: Sequence[Call], *, newest_first: bool) -> Steps[list[Call]]:
+    ordered = yield from sorted_in_steps(calls, order)
+    return ordered[::-1] if newest_first else ordered

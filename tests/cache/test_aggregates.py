@@ -241,7 +241,7 @@ def test_clients_that_use_the_same_ids_have_no_call_in_common():
     assert [len(one.calls) for one in deduplicated(extents)] == [0, 0, 20, 20]
     assert [one.window for one in deduplicated(extents)] == [one.window for one in extents]
     assert list(deduplicated(extents))[2:] == later
-    assert not repeated_ids([first, second])
+    assert not finish(repeated_ids([first, second]))
 
 
 def test_many_ids_that_two_extents_share_take_no_more_steps_than_ids():

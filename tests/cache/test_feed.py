@@ -208,7 +208,7 @@ class Feed(RuleBasedStateMachine):
 
     def snapshot(self) -> Snapshot:
         state = advance(unpack(self.packed), self.at) if self.packed else new_state(START, self.at)
-        extents = [make_extent(Window(state.start, self.at + HOUR), self.at, self.world.values())]
+        extents = [make_extent(Window(state.start, self.at + HOUR), self.at, list(self.world.values()))]
         return finish(make_snapshot(extents, (), state.start, self.at, VIEW))
 
     @rule(limit=st.integers(1, 12), journal=st.booleans())

@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import app
-from gateway.cache.extents import make_extent, make_extent_of_all
-from gateway.cache.level2 import DIGEST_SIZE, LAYOUT, Found, pack, sealed, unpack
+from gateway.cache import level2
+from gateway.cache.extents import Extent, make_extent, make_extent_of_all
+from gateway.cache.level2 import DIGEST_SIZE, LAYOUT, Found, sealed
 from gateway.model import EVERY_CLIENT, CallerAddress, CallStatus, SalesStatus, Window
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
+from gateway.slices import finish
 from tests.support.processes import wait_for
 from tests.support.replicas import Replica, run, settled
 from tests.support.servers import Server, redis, running, valkey
@@ -31,6 +33,14 @@ HOUR = 3600
 LAST_HOUR = Window(NOW - HOUR, NOW)
 KEY = bytes(range(32))
 ANY = float("inf")  # the clock of an in-process upstream differs from the server's
+
+
+def pack(code: str, extent: Extent, key: bytes = b"", *, status: bool) -> bytes:
+    return finish(level2.pack(code, extent, key, status=status))
+
+
+def unpack(code: str, value: bytes, key: bytes = b"") -> tuple[bool, Extent] | None:
+    return finish(level2.unpack(code, value, key))
 
 
 def test_an_extent_is_what_it_was_after_packing():

@@ -10,6 +10,7 @@ from gateway.cache.extents import make_extent
 from gateway.cache.replies import Replies
 from gateway.callbutton.record import NO_STATUS
 from gateway.model import Call, CallStatus, SalesStatus, StartTimeCertainty, Window
+from gateway.slices import finish
 from tests.support.upstream import DAY, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 FOLD = 1_793_512_800  # 2026-11-01T06:00:00Z, when wall 01:00 comes for the first time
@@ -67,7 +68,7 @@ def test_an_assumed_reading_does_not_replace_an_inferred_one_of_the_same_wall_ti
         msgspec.structs.replace(call("1", FOLD + 60, campaign="new"), start_time_certainty=StartTimeCertainty.ASSUMED),
         msgspec.structs.replace(call("2", FOLD + 240), start_time_certainty=StartTimeCertainty.ASSUMED),
     ]
-    new, _ = make_replies().compare(make_extent(window, 2.0, guessed), [held], status=False)
+    new, _ = finish(make_replies().compare(make_extent(window, 2.0, guessed), [held], status=False))
     second, first = new.calls
     assert (first.start_time, first.start_time_certainty, first.campaign) == (known.start_time, "inferred", "new")
     assert second == guessed[1]  # another wall time: it was moved
@@ -76,12 +77,12 @@ def test_an_assumed_reading_does_not_replace_an_inferred_one_of_the_same_wall_ti
 def test_whether_the_upstream_knows_the_status_is_learned_by_client():
     replies, with_status = make_replies(), msgspec.structs.replace(call("1", NOW - 60), status=REVIEWED)
     quiet = make_extent(LAST_HOUR, 2.0, [call("2", NOW - 50)])
-    assert replies.compare(quiet, [], status=True)[0].calls[0].status is None
+    assert finish(replies.compare(quiet, [], status=True))[0].calls[0].status is None
     held = make_extent(LAST_HOUR, 1.0, [with_status])
-    replies.compare(held, [], status=True)
-    assert replies.compare(quiet, [held], status=True)[0].calls[0].status == NO_STATUS
+    finish(replies.compare(held, [], status=True))
+    assert finish(replies.compare(quiet, [held], status=True))[0].calls[0].status == NO_STATUS
     ignored = make_extent(LAST_HOUR, 3.0, [call("1", NOW - 60), call("2", NOW - 50)])
-    assert [one.status for one in replies.compare(ignored, [held], status=True)[0].calls] == [None, None]
+    assert [one.status for one in finish(replies.compare(ignored, [held], status=True))[0].calls] == [None, None]
 
 
 def test_later_extents_of_single_clients_overlay_those_of_every_client():

@@ -21,9 +21,10 @@ from gateway.api.query import UTC
 from gateway.api.summary_query import SummaryQuery
 from gateway.api.summary_table import Period, make_rows, render_csv
 from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
-from gateway.cache.extents import Extent, extent_in_steps, extent_of_all_in_steps, lateness, make_extent
+from gateway.cache.extents import Extent, extent_in_steps, extent_of_all_in_steps, make_extent
 from gateway.cache.level1 import MAX_EXTENTS, Level1
 from gateway.cache.missed import MissedCallers
+from gateway.cache.replies import lateness
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import CallResult, Window

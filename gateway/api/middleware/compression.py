@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
 
 import brotli  # type: ignore[import-untyped]
 import zstandard
@@ -19,8 +20,10 @@ from litestar.types import HTTPResponseStartEvent, HTTPScope, Message, Receive, 
 
 from gateway.api.middleware.request_context import HTTPApp, context_of
 from gateway.api.negotiation import Headers, negotiate_coding, with_vary
+from gateway.slices import Steps, in_slices
 
 MIN_SIZE = 1024  # bytes of a body; a smaller one fits in one packet anyway
+STEP_SIZE = 32 * 1024  # bytes compressed in one step, in at most a millisecond
 TEXT_TYPES = (
     b"text/",
     b"application/json",
@@ -33,26 +36,30 @@ TEXT_TYPES = (
 NEVER_COMPRESSED = (204, 206, 304)  # without a body, or a byte range of the original
 
 
-Compressor = Callable[[bytes, bool], bytes]  # compresses a chunk, given whether it is the last one
+class Compressor(NamedTuple):
+    """Compresses pieces of a body; `flush` ends those so far, given whether they are all."""
+
+    compress: Callable[[bytes], bytes]
+    flush: Callable[[bool], bytes]
 
 
 def _zstd() -> Compressor:
     """Zstandard (RFC 8878). The window of level 3 is 2 MB; browsers accept at most 8 MB."""
     stream = zstandard.ZstdCompressor(level=3).compressobj()
     finish, block = zstandard.COMPRESSOBJ_FLUSH_FINISH, zstandard.COMPRESSOBJ_FLUSH_BLOCK
-    return lambda chunk, last: stream.compress(chunk) + stream.flush(finish if last else block)
+    return Compressor(stream.compress, lambda last: stream.flush(finish if last else block))
 
 
 def _brotli() -> Compressor:
     """Brotli (RFC 7932)."""
     stream = brotli.Compressor(mode=brotli.MODE_TEXT, quality=4)
-    return lambda chunk, last: bytes(stream.process(chunk) + (stream.finish() if last else stream.flush()))
+    return Compressor(stream.process, lambda last: stream.finish() if last else stream.flush())
 
 
 def _gzip() -> Compressor:
     """Gzip (RFC 1952)."""
     stream = zlib.compressobj(5, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    return lambda chunk, last: stream.compress(chunk) + stream.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+    return Compressor(stream.compress, lambda last: stream.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH))
 
 
 CODINGS: dict[str, Callable[[], Compressor]] = {"zstd": _zstd, "br": _brotli, "gzip": _gzip}  # preferred first
@@ -85,7 +92,7 @@ class Compression:
                 if chosen is not None and (more or len(body) >= MIN_SIZE):
                     compressor = CODINGS[chosen]()
             if compressor is not None and (body or not more):
-                body = compressor(body, not more)
+                body = await in_slices(_compressed(compressor, body, last=not more))
             if beginning is not None:
                 if compressor is not None and chosen is not None:
                     beginning["headers"] = _coded_headers(beginning["headers"], chosen, None if more else len(body))
@@ -93,6 +100,15 @@ class Compression:
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
         return self._app(scope, receive, send_compressed)
+
+
+def _compressed(compressor: Compressor, body: bytes, *, last: bool) -> Steps[bytes]:
+    """Compress the next piece of a body, or the last one, in steps."""
+    pieces: list[bytes] = []
+    for place in range(0, len(body), STEP_SIZE):
+        pieces.append(compressor.compress(body[place : place + STEP_SIZE]))
+        yield
+    return b"".join((*pieces, compressor.flush(last)))
 
 
 def _is_compressible(start: HTTPResponseStartEvent) -> bool:
