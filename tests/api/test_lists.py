@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,7 +16,7 @@ from gateway.logs import JsonFormatter
 from gateway.simulator.calls import calls_of_hour
 from gateway.simulator.server import Options
 from tests.support.lists import CALLS, FOLD, every_call
-from tests.support.processes import wait_for
+from tests.support.processes import wait_for, wait_in_loop_for
 from tests.support.stand import Make, serving
 
 
@@ -376,16 +377,22 @@ def test_ten_thousand_consumers_who_leave_cost_one_post_and_leave_every_connecti
     host, port = gateway.client.base_url.host, gateway.client.base_url.port
     assert port
 
-    async def leave() -> None:
+    async def come() -> asyncio.StreamWriter:
         _, writer = await asyncio.open_connection(host, port)
         writer.write(f"GET {query} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
         await writer.drain()
-        await asyncio.sleep(0.002)
-        writer.transport.abort()
+        return writer
+
+    def have_begun(consumers: int) -> bool:
+        ended = gateway.metric('requests_total{method="GET",route="/clients/{code}/calls"')
+        return ended + gateway.metric("requests_in_flight") - 1 >= consumers  # without the request for the metric
 
     async def crowd() -> None:
-        for _ in range(100):
-            await asyncio.gather(*(leave() for _ in range(100)))
+        for consumers in range(100, 10_001, 100):
+            writers = await asyncio.gather(*(come() for _ in range(100)))
+            await wait_in_loop_for(partial(have_begun, consumers), "every request has begun")
+            for writer in writers:
+                writer.transport.abort()
 
     asyncio.run(crowd())
     assert gateway.simulator.posts <= 2  # the first, and another if all this took longer than the first

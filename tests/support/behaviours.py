@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from tests.support.processes import wait_in_loop_for
+
 Behaviour = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 CODE = "8005550100"
 
@@ -71,7 +73,8 @@ def resets(*pieces: bytes) -> Behaviour:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        await asyncio.sleep(0.05)  # so that the gateway reads the sent bytes first
+        # A reset discards the bytes that still wait here. The gateway reads those that the kernel has, then the reset.
+        await wait_in_loop_for(lambda: not writer.transport.get_write_buffer_size(), "the bytes are sent")
         opened = writer.get_extra_info("socket")
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
