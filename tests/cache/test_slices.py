@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import random
 import time
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -21,14 +24,22 @@ from gateway.api.query import UTC
 from gateway.api.summary_query import SummaryQuery
 from gateway.api.summary_table import Period, make_rows, render_csv
 from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
-from gateway.cache.extents import Extent, extent_in_steps, extent_of_all_in_steps, make_extent
+from gateway.cache.client_profiles import ClientProfiles
+from gateway.cache.extents import (
+    Extent,
+    by_day,
+    deduplicated_in_steps,
+    extent_in_steps,
+    extent_of_all_in_steps,
+    make_extent,
+)
 from gateway.cache.level1 import MAX_EXTENTS, Level1
 from gateway.cache.missed import MissedCallers
-from gateway.cache.replies import lateness
+from gateway.cache.replies import Replies, lateness
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import CallResult, Window
-from gateway.slices import Steps, finish, in_slices
+from gateway.slices import Steps, finish, in_slices, sorted_in_steps
 from tests.support.upstream import DAY, NOW, call
 
 MANY = 50_000
@@ -106,6 +117,29 @@ def test_no_step_of_making_many_rows_is_long():
     rows, _ = finish(make_rows(query, period, None, ANONYMOUS))
     assert len(rows) == 20_000
     assert measured(render_csv(rows, ("campaign",), compared=False)) < LONGEST
+
+
+@pytest.mark.parametrize("status", [False, True])
+def test_no_step_of_comparing_a_reply_with_what_is_held_is_long(status: bool):
+    held = [one for _, one in by_day(make_extent(MONTH, NOW - 9, CALLS), 32 * DAY)]
+    replies = Replies(ClientProfiles(31 * DAY, 50), 15)
+    assert measured(replies.compare(make_extent(MONTH, NOW, CALLS[: MANY // 3]), held, status=status)) < LONGEST
+    assert measured(deduplicated_in_steps([*held, make_extent(MONTH, NOW, CALLS)])) < LONGEST
+
+
+SHUFFLED = random.Random(1).sample(range(MANY), MANY)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [range(MANY), range(MANY, 0, -1), SHUFFLED, [number // 1000 for number in SHUFFLED], [0] * MANY, [1, 0], [1], []],
+    ids=["in order", "newest first", "in disorder", "few keys", "equal", "two", "one", "none"],
+)
+def test_sorting_in_steps_is_sorting(numbers: Sequence[int]):
+    items = list(zip(numbers, range(len(numbers)), strict=True))
+    key: Callable[[tuple[int, int]], int] = itemgetter(0)
+    assert finish(sorted_in_steps(items, key)) == sorted(items, key=key)
+    assert measured(sorted_in_steps(items, key)) < LONGEST
 
 
 def test_groups_beyond_the_limit_are_refused_as_soon_as_they_are_found():
