@@ -29,7 +29,7 @@ class Command(Protocol):
         """Run the command, and return its exit code."""
 
 
-COMMANDS = ("serve", "healthy", "demo", "simulate", "check", "fetch", "keys", "openapi")
+COMMANDS = ("serve", "healthy", "demo", "simulate", "check", "fetch", "mirror", "keys", "openapi")
 
 
 def load(name: str) -> Command:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -28,6 +28,7 @@ import msgspec
 from gateway import errors, logs
 from gateway.cli.check import advice_on
 from gateway.cli.partial_file import GZIP, Checkpoint, PartialFile
+from gateway.cli.progress import Progress, print_error
 from gateway.formats import FIELDS, FORMATS, make_format
 from gateway.settings import Settings, parse_upstream_settings
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 READ_DEADLINES = 10  # deadlines of a POST for reading a span, which may be split that often
 MAX_CACHE_BYTES = 32 * 1024**2  # bytes; an export reads each call once
-BAR_WIDTH = 24  # characters
-LINE_WIDTH = 80  # columns of a terminal that does not say how many it has
 STDOUT = Path("-")
 SUFFIXES = {"": "ndjson", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
 HELP = "Export the calls of a window to a file or standard output. An interrupted export to a file can be resumed."
@@ -126,11 +125,6 @@ def write_stdout(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def print_error(text: str) -> None:
-    """Print an error message."""
-    print(f"callbutton-gateway: {text}", file=sys.stderr)
-
-
 def _resume_hint(arguments: argparse.Namespace) -> str:
     if arguments.output is None or arguments.all:
         return "the output is incomplete"
@@ -175,49 +169,6 @@ def format_of(output: Path) -> str:
     return SUFFIXES[suffix]
 
 
-class Progress:
-    """A line on standard error that shows the progress of an export from a checkpoint on; only on a terminal."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._first = checkpoint
-        self._began = time.monotonic()
-
-    def show(self, checkpoint: Checkpoint) -> None:
-        """Show progress, speed and the time left, in the width of the terminal."""
-        if not sys.stderr.isatty():
-            return
-        seconds = max(0.001, time.monotonic() - self._began)
-        (start, end), reached = checkpoint.window, checkpoint.reached
-        done = min(1.0, max(0.0, (reached - start) / max(1, end - start)))
-        left = seconds * (end - reached) / max(1, reached - self._first.reached)
-        fields = [
-            f"{done:4.0%}",
-            f"up to {datetime.fromtimestamp(reached, UTC):%Y-%m-%d %H:%M}Z",
-            f"{checkpoint.calls:,} calls",
-            f"{(checkpoint.calls - self._first.calls) / seconds:,.0f}/s",
-            f"{timedelta(seconds=round(left))} left",
-        ]
-        width = (os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH) - 1
-        for least in (1, 2, 1, 0):  # the instant, the speed, the number of calls, the share; the time left remains
-            if len("  ".join(fields)) > width:
-                del fields[least]
-        text = "  ".join(fields)
-        bar = max(0, min(BAR_WIDTH, width - 1 - len(text)))
-        self._draw(f"{'█' * int(done * bar):░<{bar}} {text}".lstrip()[: max(1, width)])
-
-    def finish(self, calls: int) -> None:
-        """Replace the line by the result."""
-        self._draw(f"{calls:,} calls in {time.monotonic() - self._began:.1f} s\n")
-
-    def clear(self) -> None:
-        """Remove the line."""
-        self._draw("")
-
-    def _draw(self, text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
 class Exporter:
     """Exports calls from a checkpoint on. `write` receives the data; `save` receives each checkpoint.
 
@@ -241,7 +192,7 @@ class Exporter:
         self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0, meta=meta)
         self._codes = tuple(checkpoint.parameters["clients"].split(","))
         self._status = checkpoint.parameters["status"] == "true"
-        self._progress = Progress(checkpoint)
+        self._progress = Progress(_done(checkpoint), checkpoint.calls)
 
     async def run(self, now: float) -> None:
         """Export the remaining calls. Raises UpstreamError, OSError."""
@@ -306,7 +257,8 @@ class Exporter:
             recent=[(call.client_code, call.id) for call in written],
         )
         self._save(self._checkpoint)
-        self._progress.show(self._checkpoint)
+        shown = f"{datetime.fromtimestamp(self._checkpoint.reached, UTC):%Y-%m-%d %H:%M}Z"
+        self._progress.show(_done(self._checkpoint), self._checkpoint.calls, shown)
 
     async def _export_all(self, upstream: UpstreamClient) -> None:
         """Write the complete history, from one POST for each code."""
@@ -342,3 +294,9 @@ class Exporter:
 
 def _instant(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
+
+
+def _done(checkpoint: Checkpoint) -> float:
+    """The share of the window that has been exported."""
+    start, end = checkpoint.window
+    return (checkpoint.reached - start) / max(1, end - start)

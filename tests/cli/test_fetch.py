@@ -22,8 +22,9 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.__main__ import main, parser
-from gateway.cli.fetch import Progress, format_of, parse_arguments
+from gateway.cli.fetch import format_of, parse_arguments
 from gateway.cli.partial_file import Checkpoint, PartialFile
+from gateway.cli.progress import Progress
 from gateway.formats import COLUMNS
 from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
@@ -320,10 +321,9 @@ def test_the_progress_fits_the_terminal_and_shows_speed_and_time_left(columns: i
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", terminal)
-        first = Checkpoint({}, (0, 100 * 86400), 40 * 86400, calls=4000)  # resumed after 40 % of the window
-        progress = Progress(first)
+        progress = Progress(0.4, 4000)  # resumed after 40 % of the window
         now[0] += 60
-        progress.show(replace(first, reached=70 * 86400, calls=64_000))
+        progress.show(0.7, 64_000, "1970-03-12 00:00Z")
         shown = os.read(leader, 4096).decode().removeprefix("\r\x1b[K")
     os.close(leader)
     assert len(shown) < max(2, columns)
