@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,36 +21,42 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 LOCK = 0x43414C4C  # the advisory lock of PostgreSQL: "CALL"; its second key is the schema
 BUSY_TIMEOUT = 60  # seconds for which a writer of another program may hold a SQLite database
-ADDRESS = ("firstName", "middleInitial", "lastName", "street", "secondary", "city", "state", "zip", "zip4")
-STATUS = ("reviewed", "sales", "journal")
-# Columns in the order of the table, by the names of their fields in the feed.
+# Fields of a call in the feed, by the names of their columns, in the order of the table.
 FIELDS = {
-    "clientCode": "client_code",
+    "client_code": "clientCode",
     "id": "id",
-    "startTime": "start_time",
-    "startTimeCertainty": "start_time_certainty",
+    "start_time": "startTime",
+    "start_time_certainty": "startTimeCertainty",
     "campaign": "campaign",
     "did": "did",
     "ani": "ani",
-    "otherData": "other_data",
-    "phoneType": "phone_type",
+    "other_data": "otherData",
+    "phone_type": "phoneType",
     "target": "target",
     "result": "result",
-    "durationSeconds": "duration_seconds",
-    "talkTimeSeconds": "talk_time_seconds",
-    "indexNumber": "index_number",
+    "duration_seconds": "durationSeconds",
+    "talk_time_seconds": "talkTimeSeconds",
+    "index_number": "indexNumber",
     "dtmf": "dtmf",
-    "hasRecording": "has_recording",
+    "has_recording": "hasRecording",
 }
-COLUMNS = (
-    *FIELDS.values(),
-    *("address_first_name", "address_middle_initial", "address_last_name", "address_street", "address_secondary"),
-    *("address_city", "address_state", "address_zip", "address_zip4"),
-    *("status_reviewed", "status_sales", "status_journal", "extra"),
-)
+ADDRESS = {
+    "address_first_name": "firstName",
+    "address_middle_initial": "middleInitial",
+    "address_last_name": "lastName",
+    "address_street": "street",
+    "address_secondary": "secondary",
+    "address_city": "city",
+    "address_state": "state",
+    "address_zip": "zip",
+    "address_zip4": "zip4",
+}
+STATUS = {"status_reviewed": "reviewed", "status_sales": "sales", "status_journal": "journal"}
+COLUMNS = (*FIELDS, *ADDRESS, *STATUS, "extra")
 STEPS = (
     """
     CREATE TABLE feed (
@@ -132,16 +138,36 @@ class DatabaseError(OSError):
     """The database cannot be used at present, or not by this process."""
 
 
-class Item(Struct):
+def _part(name: str, fields: dict[str, str]) -> Any:  # noqa: ANN401 - a type that is built at run time
+    """A Struct with fields of any type, which takes a fraction of the memory of a dictionary."""
+    return msgspec.defstruct(name, [(field, Any, None) for field in fields], rename=fields, gc=False)
+
+
+CopiedAddress, CopiedStatus = _part("CopiedAddress", ADDRESS), _part("CopiedStatus", STATUS)
+NO_ADDRESS, NO_STATUS = CopiedAddress(), CopiedStatus()
+CopiedCall: Any = msgspec.defstruct(
+    "CopiedCall",
+    [
+        *[(field, Any) for field in FIELDS],
+        ("address", CopiedAddress | None),
+        ("status", CopiedStatus | None),
+        ("extra", dict[str, str]),
+    ],
+    rename=FIELDS,
+    gc=False,
+)
+
+
+class Item(Struct, rename="camel"):
     """An item of the feed."""
 
-    op: str = ""
-    client_code: str = msgspec.field(name="clientCode", default="")
+    op: str
+    client_code: str = ""
     id: str = ""
     window: dict[str, str] = {}
     clients: Any = None
-    calls: list[dict[str, Any]] = []
-    call: dict[str, Any] | None = None
+    calls: list[CopiedCall] = []
+    call: CopiedCall | None = None
 
 
 class Feed(NamedTuple):
@@ -305,7 +331,7 @@ class MirrorDatabase:
                     gone = self._unlisted(feed, item)
                     seconds += _seconds(item.window)
                 self._remove(feed, gone, now)
-                self._run_many(UPSERT, [(feed.id, *row_of(call), now, now) for call in calls])
+                self._run_many(UPSERT, ((feed.id, *row_of(call), now, now) for call in calls))
                 told, removed = told + len(calls), removed + len(gone)
             exact = not page.up_to_date or page.calls == self._count(feed, page.start)
             token = page.next if exact else None
@@ -323,7 +349,7 @@ class MirrorDatabase:
 
     def _unlisted(self, feed: Feed, item: Item) -> list[Key]:
         """The calls of a replaced window that the feed no longer has there."""
-        listed = {(call["clientCode"], call["id"]) for call in item.calls}
+        listed = {(call.client_code, call.id) for call in item.calls}
         held = self._run(IN_WINDOW, feed.id, item.window["start"], item.window["end"])
         return [key for key in held if key not in listed and (item.clients == "*" or key[0] in item.clients)]
 
@@ -362,9 +388,8 @@ class MirrorDatabase:
         cursor = self._connection.execute(statement.replace("?", self._mark), parameters)
         return list(cursor.fetchall()) if cursor.description else []
 
-    def _run_many(self, statement: str, rows: Sequence[Row]) -> None:
-        if rows:
-            self._connection.cursor().executemany(statement.format(**self._words).replace("?", self._mark), rows)
+    def _run_many(self, statement: str, rows: Iterable[Row]) -> None:
+        self._connection.cursor().executemany(statement.format(**self._words).replace("?", self._mark), rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -392,15 +417,10 @@ def parse_item(line: bytes) -> Item:
     return _decoder.decode(line)
 
 
-def row_of(call: dict[str, Any]) -> Row:
+def row_of(call: Any) -> Row:  # noqa: ANN401 - a CopiedCall
     """The columns of a call."""
-    address, status = call["address"] or {}, call["status"] or {}
-    return (
-        *[call[name] for name in FIELDS],
-        *[address.get(name) for name in ADDRESS],
-        *[status.get(name) for name in STATUS],
-        _encode(call["extra"]).decode(),
-    )
+    *fields, address, status, extra = astuple(call)
+    return *fields, *astuple(address or NO_ADDRESS), *astuple(status or NO_STATUS), _encode(extra).decode()
 
 
 def _text(value: str | datetime) -> str:
