@@ -27,16 +27,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from gateway import logs
 from gateway.cli import gateway_client
 from gateway.cli.gateway_client import RequestError
-from gateway.cli.mirror_database import (
-    Applied,
-    DatabaseError,
-    Feed,
-    Key,
-    MirrorDatabase,
-    Page,
-    parse_item,
-    parse_page,
-)
+from gateway.cli.mirror_database import Applied, DatabaseError, Feed, Key, MirrorDatabase
+from gateway.cli.mirror_feed import Page, parse_item, parse_page
 from gateway.cli.progress import Progress, print_error
 from gateway.settings import Settings, parse_settings, parse_upstream_settings
 
@@ -89,11 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Mirror, and return the exit code. Raises ValueError, OSError."""
-    settings = (parse_settings if arguments.gateway else parse_upstream_settings)(os.environ)
+    database = MirrorDatabase(arguments.database, keep_removed=arguments.keep_removed)
     headers = gateway_client.headers_of(arguments)
+    settings = (parse_settings if arguments.gateway else parse_upstream_settings)(os.environ)
     logs.configure(settings.log_format, "warning" if sys.stderr.isatty() else "info")
     try:
-        return asyncio.run(Mirror(arguments, settings, headers).run())
+        return asyncio.run(Mirror(arguments, database, settings, headers).run())
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 0 if arguments.follow else INTERRUPTED
 
@@ -101,11 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
 class Mirror:
     """One run of the command."""
 
-    def __init__(self, arguments: argparse.Namespace, settings: Settings, headers: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, database: MirrorDatabase, settings: Settings, headers: dict[str, str]
+    ) -> None:
         self._arguments = arguments
         self._settings = settings
         self._headers = headers
-        self._database = MirrorDatabase(arguments.database, keep_removed=arguments.keep_removed)
+        self._database = database
         self._progress = Progress()
         self._calls, self._covered, self._logged = 0, 0.0, -float(LOG_INTERVAL)
 

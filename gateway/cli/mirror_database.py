@@ -1,12 +1,10 @@
 """The database of `mirror`: its tables, and how pages of the change feed are applied to them.
 
 Rules:
-- SQL is written once, for SQLite and PostgreSQL; `DIALECTS` has the words in which they differ. Times are texts such as
-  2026-11-01T08:49:51Z in SQLite, whose date functions read them, and TIMESTAMPTZ in PostgreSQL.
 - A page and its token are written in one transaction. After a crash the copy goes on from the last complete page.
 - Rows belong to the feed that brought them. Feeds of one database do not change each other's rows.
 - One process at a time writes a database. The lock ends with the process, however it ends.
-- `STEPS` are never edited: a change of the tables is another step.
+- `mirror_tables` has the SQL, and `mirror_feed` parses the pages.
 """
 
 from __future__ import annotations
@@ -19,155 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-from msgspec import Struct
-from msgspec.structs import astuple
+from gateway.cli.mirror_feed import Item, Page, Row, encode, parse_item, row_of
+from gateway.cli.mirror_tables import COLUMNS, DELETE, DIALECTS, IN_WINDOW, MARK_REMOVED, STEPS, UPSERT
 
 LOCK = 0x43414C4C  # the advisory lock of PostgreSQL: "CALL"; its second key is the schema
 BUSY_TIMEOUT = 60  # seconds for which a writer of another program may hold a SQLite database
-# Fields of a call in the feed, by the names of their columns, in the order of the table.
-FIELDS = {
-    "client_code": "clientCode",
-    "id": "id",
-    "start_time": "startTime",
-    "start_time_certainty": "startTimeCertainty",
-    "campaign": "campaign",
-    "did": "did",
-    "ani": "ani",
-    "other_data": "otherData",
-    "phone_type": "phoneType",
-    "target": "target",
-    "result": "result",
-    "duration_seconds": "durationSeconds",
-    "talk_time_seconds": "talkTimeSeconds",
-    "index_number": "indexNumber",
-    "dtmf": "dtmf",
-    "has_recording": "hasRecording",
-}
-ADDRESS = {
-    "address_first_name": "firstName",
-    "address_middle_initial": "middleInitial",
-    "address_last_name": "lastName",
-    "address_street": "street",
-    "address_secondary": "secondary",
-    "address_city": "city",
-    "address_state": "state",
-    "address_zip": "zip",
-    "address_zip4": "zip4",
-}
-STATUS = {"status_reviewed": "reviewed", "status_sales": "sales", "status_journal": "journal"}
-COLUMNS = (*FIELDS, *ADDRESS, *STATUS, "extra")
-STEPS = (
-    """
-    CREATE TABLE feed (
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, gateway TEXT NOT NULL, clients TEXT NOT NULL,
-        status BOOLEAN NOT NULL, requested_start TEXT, start_time {time}, token TEXT, calls BIGINT, as_of {time},
-        complete_through {time}, updated_at {time}, signing_key TEXT NOT NULL
-    );
-    CREATE TABLE calls (
-        feed_id INTEGER NOT NULL REFERENCES feed, client_code TEXT NOT NULL, id TEXT NOT NULL,
-        start_time {time} NOT NULL, start_time_certainty TEXT NOT NULL, campaign TEXT, did TEXT, ani TEXT,
-        other_data TEXT, phone_type TEXT NOT NULL, target TEXT, result TEXT NOT NULL, duration_seconds INTEGER,
-        talk_time_seconds INTEGER, index_number TEXT, dtmf TEXT, has_recording BOOLEAN NOT NULL,
-        address_first_name TEXT, address_middle_initial TEXT, address_last_name TEXT, address_street TEXT,
-        address_secondary TEXT, address_city TEXT, address_state TEXT, address_zip TEXT, address_zip4 TEXT,
-        status_reviewed BOOLEAN, status_sales TEXT, status_journal TEXT, extra {json} NOT NULL,
-        first_seen_at {time} NOT NULL, changed_at {time} NOT NULL, removed_at {time},
-        PRIMARY KEY (feed_id, client_code, id)
-    );
-    CREATE INDEX calls_by_start_time ON calls (feed_id, start_time);
-    CREATE VIEW calls_by_day AS
-    SELECT feed_id, client_code, {day} AS day, COUNT(*) AS calls,
-        SUM(CASE WHEN result = 'connected' THEN 1 ELSE 0 END) AS connected,
-        SUM(CASE WHEN result IN ('busy', 'no_answer', 'abandoned') THEN 1 ELSE 0 END) AS missed,
-        COUNT(DISTINCT ani) AS unique_callers, SUM(duration_seconds) AS duration_seconds,
-        SUM(talk_time_seconds) AS talk_time_seconds
-    FROM calls WHERE removed_at IS NULL GROUP BY feed_id, client_code, {day};
-    CREATE VIEW missed_callers AS
-    SELECT missed.feed_id, missed.client_code, missed.ani, COUNT(*) AS missed_calls,
-        MIN(missed.start_time) AS first_missed_at, MAX(missed.start_time) AS last_missed_at
-    FROM calls AS missed LEFT JOIN (
-        SELECT feed_id, client_code, ani, MAX(start_time) AS reached_at FROM calls
-        WHERE removed_at IS NULL AND (result = 'connected' OR status_sales IN ('called_back', 'made_sale'))
-        GROUP BY feed_id, client_code, ani
-    ) AS reached
-    ON reached.feed_id = missed.feed_id AND reached.client_code = missed.client_code AND reached.ani = missed.ani
-    WHERE missed.removed_at IS NULL AND missed.ani IS NOT NULL
-        AND missed.result IN ('busy', 'no_answer', 'abandoned')
-        AND (reached.reached_at IS NULL OR reached.reached_at < missed.start_time)
-    GROUP BY missed.feed_id, missed.client_code, missed.ani
-    """,
-)
-DIALECTS = {
-    "sqlite": {
-        "time": "TEXT",
-        "json": "TEXT",
-        "day": "substr(start_time, 1, 10)",
-        "differs": "IS NOT",
-    },
-    "postgresql": {
-        "time": "TIMESTAMPTZ",
-        "json": "JSONB",
-        "day": "CAST(start_time AT TIME ZONE 'UTC' AS DATE)",
-        "differs": "IS DISTINCT FROM",
-    },
-}
-UPSERT = f"""
-    INSERT INTO calls (feed_id, {", ".join(COLUMNS)}, first_seen_at, changed_at)
-    VALUES ({", ".join("?" * (len(COLUMNS) + 3))})
-    ON CONFLICT (feed_id, client_code, id) DO UPDATE SET removed_at = NULL, changed_at = excluded.changed_at,
-        {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[2:])}
-    WHERE calls.removed_at IS NOT NULL
-        OR ({", ".join(f"calls.{column}" for column in COLUMNS[2:])}) {{differs}}
-            ({", ".join(f"excluded.{column}" for column in COLUMNS[2:])})
-"""  # noqa: S608 - of constants
-DELETE = "DELETE FROM calls WHERE feed_id = ? AND client_code = ? AND id = ?"
-MARK_REMOVED = (
-    "UPDATE calls SET removed_at = ?, changed_at = ? "
-    "WHERE feed_id = ? AND client_code = ? AND id = ? AND removed_at IS NULL"
-)
-IN_WINDOW = (
-    "SELECT client_code, id FROM calls WHERE feed_id = ? AND start_time >= ? AND start_time < ? AND removed_at IS NULL"
-)
 Key = tuple[str, str]
-Row = tuple[Any, ...]
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class DatabaseError(OSError):
     """The database cannot be used at present, or not by this process."""
-
-
-def _part(name: str, fields: dict[str, str]) -> Any:  # noqa: ANN401 - a type that is built at run time
-    """A Struct with fields of any type, which takes a fraction of the memory of a dictionary."""
-    return msgspec.defstruct(name, [(field, Any, None) for field in fields], rename=fields, gc=False)
-
-
-CopiedAddress, CopiedStatus = _part("CopiedAddress", ADDRESS), _part("CopiedStatus", STATUS)
-NO_ADDRESS, NO_STATUS = CopiedAddress(), CopiedStatus()
-CopiedCall: Any = msgspec.defstruct(
-    "CopiedCall",
-    [
-        *[(field, Any) for field in FIELDS],
-        ("address", CopiedAddress | None),
-        ("status", CopiedStatus | None),
-        ("extra", dict[str, str]),
-    ],
-    rename=FIELDS,
-    gc=False,
-)
-
-
-class Item(Struct, rename="camel"):
-    """An item of the feed."""
-
-    op: str
-    client_code: str = ""
-    id: str = ""
-    window: dict[str, str] = {}
-    clients: Any = None
-    calls: list[CopiedCall] = []
-    call: CopiedCall | None = None
 
 
 class Feed(NamedTuple):
@@ -184,18 +43,6 @@ class Feed(NamedTuple):
     signing_key: str  # of the gateway in the process, so that its tokens outlive it
 
 
-class Page(NamedTuple):
-    """A page of the feed: its items as lines of JSON, and its last line."""
-
-    items: list[bytes]
-    next: str
-    up_to_date: bool
-    calls: int | None
-    start: str
-    as_of: str
-    complete_through: str | None
-
-
 class Applied(NamedTuple):
     """The feed after a page, and what the page brought: calls told and removed, and the seconds of its windows."""
 
@@ -204,18 +51,6 @@ class Applied(NamedTuple):
     removed: int
     seconds: float
     exact: bool  # whether the copy has as many calls as it must
-
-
-def parse_page(body: bytes) -> Page:
-    """Parse a page in NDJSON. Raises ValueError if it is incomplete."""
-    *items, last = body.splitlines() or [b""]
-    try:
-        end = msgspec.json.decode(last)
-        page, meta = end["page"], end["meta"]
-        up_to_date, complete_through = page["upToDate"], meta["completeThrough"]
-        return Page(items, page["next"], up_to_date, page["calls"], meta["start"], meta["asOf"], complete_through)
-    except (msgspec.MsgspecError, TypeError, KeyError) as error:
-        raise ValueError("the page has no last line") from error
 
 
 class MirrorDatabase:
@@ -412,17 +247,6 @@ class MirrorDatabase:
             raise DatabaseError(f"database: {text[0] if text else type(error).__name__}") from error
 
 
-def parse_item(line: bytes) -> Item:
-    """Parse an item of the feed. Raises msgspec.MsgspecError."""
-    return _decoder.decode(line)
-
-
-def row_of(call: Any) -> Row:  # noqa: ANN401 - a CopiedCall
-    """The columns of a call."""
-    *fields, address, status, extra = astuple(call)
-    return *fields, *astuple(address or NO_ADDRESS), *astuple(status or NO_STATUS), _encode(extra).decode()
-
-
 def _text(value: str | datetime) -> str:
     """A time as the feed writes it."""
     return value if isinstance(value, str) else value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -432,12 +256,9 @@ def _comparable(value: Any) -> Any:  # noqa: ANN401 - a column has one of many t
     """A column as `row_of` makes it: PostgreSQL returns times and JSON as objects, SQLite booleans as numbers."""
     if isinstance(value, datetime):
         return _text(value)
-    return _encode(value).decode() if isinstance(value, dict) else value
+    return encode(value).decode() if isinstance(value, dict) else value
 
 
 def _seconds(window: dict[str, str]) -> float:
     start, end = (datetime.fromisoformat(window[edge]) for edge in ("start", "end"))
     return (end - start).total_seconds()
-
-
-_decoder = msgspec.json.Decoder(Item)
