@@ -54,7 +54,7 @@ FIELDS = (*COLUMNS, *NESTED)
 
 
 class Projection:
-    """Selects some fields of a call, for JSON."""
+    """Selects some fields of a call, for JSON. `names` are those of the fields, without dots."""
 
     def __init__(self, fields: Sequence[str]) -> None:
         selected: dict[str, list[str] | None] = dict.fromkeys(REQUIRED_FIELDS)
@@ -65,6 +65,7 @@ class Projection:
             (name, ATTRIBUTES[""][name], [(field, ATTRIBUTES[name][field]) for field in inner or ()])
             for name, inner in selected.items()
         ]
+        self.names = tuple(selected)
 
     def __call__(self, call: Call) -> dict[str, Any]:
         """The selected fields of a call, by their JSON names."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -99,16 +99,37 @@ async def connect(
 
 async def get(client: httpx.AsyncClient, path: str, parameters: Sequence[tuple[str, str]]) -> bytes:
     """The body of a successful response. Raises RequestError."""
-    try:
+    with _translated(client):
         response = await client.get(path, params=httpx.QueryParams(tuple(parameters)))
+    if response.status_code != httpx.codes.OK:
+        raise _failure(response)
+    return response.content
+
+
+async def lines(client: httpx.AsyncClient, path: str, parameters: Sequence[tuple[str, str]]) -> AsyncIterator[bytes]:
+    """The lines of a successful NDJSON response, as they arrive. Raises RequestError."""
+    rest = b""
+    with _translated(client):
+        async with client.stream("GET", path, params=httpx.QueryParams(tuple(parameters))) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                raise _failure(response)
+            async for part in response.aiter_bytes():  # `aiter_lines` also splits at U+2028, which JSON may contain
+                *complete, rest = (rest + part).split(b"\n")
+                for line in complete:
+                    yield line
+
+
+@contextmanager
+def _translated(client: httpx.AsyncClient) -> Iterator[None]:
+    """Translate the errors of the connection."""
+    try:
+        yield
     except httpx.UnsupportedProtocol as error:
         raise ValueError(f"{client.base_url} is not the URL of a gateway") from error
     except httpx.TransportError as error:
         text = f"{client.base_url}: {str(error) or type(error).__name__}"
         raise RequestError(text, transient=True) from error
-    if response.status_code == httpx.codes.OK:
-        return response.content
-    raise _failure(response)
 
 
 def _failure(response: httpx.Response) -> RequestError:
