@@ -57,6 +57,8 @@ def main() -> None:
             "GATEWAY_SIGNING_KEY": "k" * 32,
             "GATEWAY_CACHE_BYTES": CACHE,
             "GATEWAY_REQUEST_DEADLINE": "1h",
+            "GATEWAY_UPSTREAM_TIMEOUT": "10m",  # the simulator computes every call
+            "GATEWAY_UPSTREAM_DEADLINE": "1h",
             "GATEWAY_LOG_LEVEL": "warning",
         }
         address = f"http://127.0.0.1:{port}"

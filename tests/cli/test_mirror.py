@@ -9,15 +9,12 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
-from gateway import app
 from gateway.__main__ import main
 from gateway.api.feed import FeedCall
 from gateway.cli import mirror, mirror_database, mirror_tables
@@ -25,16 +22,15 @@ from gateway.cli.mirror_database import MirrorDatabase
 from gateway.cli.mirror_feed import parse_page
 from gateway.cli.mirror_tables import ADDRESS, FIELDS, STATUS
 from gateway.model import CallerAddress, CallStatus
-from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
-from tests.support.changing_simulator import OPTIONS, PERIOD, ChangingSimulator
+from tests.support.changing_simulator import PERIOD, changing
 from tests.support.commands import COMMAND, ENVIRONMENT, run
 from tests.support.consumers import Member, keys_file
-from tests.support.databases import Database
+from tests.support.databases import Database, Key
 from tests.support.feed import START, listed
 from tests.support.processes import wait_for
 from tests.support.servers import Postgres, postgres
-from tests.support.stand import Clock, Make, Stand, serving
+from tests.support.stand import Make, Stand, serving
 
 Json = dict[str, Any]
 LONG_AGO = "2001-01-01T00:00:00Z"
@@ -49,19 +45,6 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     return Database(tmp_path, request.getfixturevalue("server") if request.param == "postgresql" else None)
-
-
-@pytest.fixture
-def changing() -> Iterator[Stand]:
-    """A gateway whose cache is fresh for a second, in front of a server that changes its calls."""
-    clock = Clock()
-    with ExitStack() as stack:
-        simulator = ChangingSimulator(OPTIONS, clock)
-        upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
-        settings = Settings(upstream_url=upstream, auth="none", signing_key="k" * 32, fresh_min=1, fresh_max=1)
-        port = stack.enter_context(serving(app.create(settings, clock=clock)))
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
-        yield Stand(simulator, client, clock)
 
 
 Copy = Callable[..., int]
@@ -119,19 +102,24 @@ def test_every_field_of_the_feed_has_a_column():
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["deleted", "kept"])
-def test_late_edited_and_deleted_calls(changing: Stand, database: Database, copy: Copy, keep: bool):
+def test_late_edited_and_deleted_calls(database: Database, copy: Copy, keep: bool):
+    with changing() as (gateway, expected):
+        check_changes(gateway, expected, database, copy, keep=keep)
+
+
+def check_changes(
+    gateway: Stand, expected: Callable[[], dict[Key, str | None]], database: Database, copy: Copy, *, keep: bool
+) -> None:
     words = ["--keep-removed"] if keep else []
-    assert copy(changing, *words) == 0
-    start = 1_794_787_200.0  # START
+    assert copy(gateway, *words) == 0
     for _ in range(3):
         before = database.calls()
         database.query(f"UPDATE calls SET changed_at = '{LONG_AGO}', first_seen_at = '{LONG_AGO}'")
-        changing.pass_time(PERIOD * 100 + PERIOD)
-        assert copy(changing, *words) == 0
+        gateway.pass_time(PERIOD * 100 + PERIOD)
+        assert copy(gateway, *words) == 0
         after = database.calls()
         shown = {key: row for key, row in after.items() if row["removed_at"] is None}
-        expected = changing.simulator.expected(start)  # type: ignore[attr-defined]
-        assert {key: row["extra"].get("Edited") for key, row in shown.items()} == expected
+        assert {key: row["extra"].get("Edited") for key, row in shown.items()} == expected()
         touched = {key for key, row in after.items() if row["changed_at"] != LONG_AGO}
         assert touched == {
             key

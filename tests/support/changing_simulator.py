@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from zlib import crc32
 
+import httpx
+
+from gateway import app
 from gateway.server import listen, make_server
+from gateway.settings import Settings
 from gateway.simulator.calls import SimulatedCall, client_code
 from gateway.simulator.request import Request
-from gateway.simulator.server import Options, Simulator
+from gateway.simulator.server import PATH, Options, Simulator
+from tests.support.feed import START
+from tests.support.stand import Clock, Stand, serving
 
 OPTIONS = Options(clients=2, calls_per_day=300, history=3)
 PERIOD = 4  # seconds between changes of a call
@@ -48,6 +56,20 @@ class ChangingSimulator(Simulator):
             for call in self._calls(code, everything)
             if call.start >= start
         }
+
+
+@contextmanager
+def changing() -> Iterator[tuple[Stand, Callable[[], dict[tuple[str, str], str | None]]]]:
+    """A gateway in front of the server, and the calls that it has now from START on. Calls are fresh for a second."""
+    clock = Clock()
+    with ExitStack() as stack:
+        simulator = ChangingSimulator(OPTIONS, clock)
+        upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
+        settings = Settings(upstream_url=upstream, auth="none", signing_key="k" * 32, fresh_min=1, fresh_max=1)
+        port = stack.enter_context(serving(app.create(settings, clock=clock)))
+        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
+        start = datetime.fromisoformat(f"{START}T00:00:00Z").timestamp()
+        yield Stand(simulator, client, clock), lambda: simulator.expected(start)
 
 
 def frozen_clock(file: Path) -> float:
