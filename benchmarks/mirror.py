@@ -1,7 +1,7 @@
 """`mirror`: the time and the memory of a first copy into SQLite and PostgreSQL.
 
-The gateway runs in a process of its own and has read the calls before: the figures are those of the mirror and of what
-the gateway tells, not those of the simulator. PostgreSQL is left out without a URL of an empty database.
+The gateway runs in its own process and has read the calls before: the figures include the gateway's feed, but not the
+simulator. PostgreSQL is left out without a URL of an empty database.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ READ_DEADLINES = 10  # deadlines of a POST for reading a span, which may be spli
 
 
 class LastMeta(msgspec.Struct, rename="camel"):
-    """What an NDJSON export of a gateway says of itself."""
+    """The `meta` of an NDJSON export."""
 
     as_of: datetime
     oldest_fetch: datetime
@@ -141,8 +141,8 @@ class Exporter:
         written += self._write_lines(batch, recent)
         meta = end_line.meta
         if meta is None or meta.stale:
-            fault = "broke off" if meta is None else "has calls that are stale, as the upstream cannot be reached"
-            raise gateway_client.RequestError(f"the response of the gateway {fault}", transient=True)
+            fault = "broke off" if meta is None else "has stale calls, because the upstream cannot be reached"
+            raise gateway_client.RequestError(f"the response of the gateway {fault}", "incomplete", transient=True)
         times = meta.as_of.timestamp(), meta.oldest_fetch.timestamp()
         self._save_checkpoint(end, times, written, meta.unreadable)
         return len(written)

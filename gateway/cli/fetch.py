@@ -19,7 +19,6 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from gateway import errors, logs
@@ -31,9 +30,6 @@ from gateway.cli.progress import print_error
 from gateway.formats import FIELDS, FORMATS
 from gateway.settings import Settings, parse_settings, parse_upstream_settings
 
-if TYPE_CHECKING:
-    pass
-
 INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 FILTERS = ("result", "phoneType", "campaign", "did", "ani", "target", "recorded", "minDuration")
 MAX_CACHE_BYTES = 32 * 1024**2  # bytes; an export reads each call once
@@ -44,7 +40,7 @@ SUFFIXES = {
     ".ndjson": "ndjson",
     ".jsonl": "ndjson",
     ".csv": "csv",
-    ".parquet": "parquet",
+    ".parquet": PARQUET,
 }
 HELP = "Export the calls of a window to a file or standard output. An interrupted export to a file can be resumed."
 EXAMPLE = (
@@ -186,7 +182,7 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
         "gateway": arguments.gateway or "",
     }
     if parameters["format"] == PARQUET and (arguments.output is None or arguments.output.suffix.lower() == GZIP):
-        raise ValueError("Parquet is compressed, and needs a file of its own: use -o calls.parquet")
+        raise ValueError("Parquet goes to a file, without further compression: use -o calls.parquet")
     return Checkpoint(parameters, (query.window.start, query.window.end), query.window.start)
 
 

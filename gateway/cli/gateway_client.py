@@ -34,6 +34,7 @@ TRANSIENT = {429, 500, 502, 503, 504}  # HTTP statuses after which the same requ
 class Problem(Struct):
     """A problem (RFC 9457) of the gateway, or of a proxy in front of it, which may have none of the members."""
 
+    type: str = ""
     title: str = ""
     detail: str = ""
     hint: str = ""
@@ -41,13 +42,17 @@ class Problem(Struct):
 
 
 class RequestError(OSError):
-    """A request failed. `parameter` is the one that the gateway refused; `transient` is whether to repeat it."""
+    """A request failed, for a `reason` without values. `parameter` is the one that the gateway refused.
 
-    def __init__(self, text: str, *, transient: bool, parameter: str = "", retry_after: float = 0) -> None:
+    `transient` is whether to repeat it, after `retry_after` seconds at least.
+    """
+
+    def __init__(self, text: str, reason: str, *, transient: bool, parameter: str = "", retry_after: float = 0) -> None:
         super().__init__(text)
+        self.reason = reason
         self.transient = transient
         self.parameter = parameter
-        self.retry_after = retry_after  # seconds
+        self.retry_after = retry_after
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +134,7 @@ def _translated(client: httpx.AsyncClient) -> Iterator[None]:
         raise ValueError(f"{client.base_url} is not the URL of a gateway") from error
     except httpx.TransportError as error:
         text = f"{client.base_url}: {str(error) or type(error).__name__}"
-        raise RequestError(text, transient=True) from error
+        raise RequestError(text, type(error).__name__, transient=True) from error
 
 
 def _failure(response: httpx.Response) -> RequestError:
@@ -144,6 +149,7 @@ def _failure(response: httpx.Response) -> RequestError:
     after = response.headers.get("Retry-After", "")
     return RequestError(
         text,
+        problem.type.rpartition("/")[2] or f"status {response.status_code}",
         transient=response.status_code in TRANSIENT,
         parameter=problem.errors[0].get("parameter", "") if problem.errors else "",
         retry_after=float(after) if after.isdecimal() else 0,

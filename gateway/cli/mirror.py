@@ -2,8 +2,8 @@
 
 Rules:
 - Pages of the feed are applied one after the other, each in one transaction. A signal takes effect between them.
-- With `--follow`, what fails at present is repeated for as long as it takes. Without it, after MAX_FAILURES failures in
-  a row the command ends; the next one goes on from the last page.
+- With `--follow`, transient failures are repeated for as long as they last. Without it, the command ends after
+  MAX_FAILURES in a row, or when the database fails; the next one continues after the last page.
 - A copy that has another number of calls than the gateway says begins again, which repairs it.
 - Exit codes: 0 up to date, or `--follow` was stopped; 1 the gateway, the upstream or the database failed, or `--verify`
   found differences; 2 the command or a setting is not valid; 130 interrupted before the copy was up to date.
@@ -136,7 +136,7 @@ class Mirror:
         return str(httpx.URL(self._arguments.gateway or self._settings.upstream_url).copy_with(userinfo=b""))
 
     def _begin(self, feed: Feed) -> Feed:
-        """Let the feed begin again if the command says so. Raises ValueError if it is one of another gateway."""
+        """Begin the feed again if the options say so. Raises ValueError if it belongs to another gateway."""
         arguments, address = self._arguments, self._address()
         if feed.gateway != address and not arguments.restart:
             text = f"the feed {feed.name} is of {feed.gateway}: use --name for another feed in this database"
@@ -161,7 +161,7 @@ class Mirror:
                     feed = feed._replace(token=None)
                     continue
                 failures += 1
-                await self._pause(error, failures, error.retry_after)
+                await self._pause(error, failures)
             except DatabaseError as error:
                 failures += 1
                 await self._pause(error, failures)
@@ -193,21 +193,23 @@ class Mirror:
         try:
             return parse_page(body)
         except ValueError as error:
-            raise RequestError(f"the response is incomplete: {error}", transient=True) from error
+            raise RequestError(f"the response is incomplete: {error}", "incomplete", transient=True) from error
 
-    async def _pause(self, error: OSError, failures: int, retry_after: float = 0) -> None:
-        """Wait before a repetition. Raises the error if there is to be none."""
-        transient = error.transient if isinstance(error, RequestError) else True
-        if not transient or (failures >= MAX_FAILURES and not self._arguments.follow):
+    async def _pause(self, error: RequestError | DatabaseError, failures: int) -> None:
+        """Wait before a repetition. Raises the error if it is to end the command."""
+        pause, reason = min(MAX_PAUSE, 2.0 ** (failures - 1)), "database"
+        if isinstance(error, RequestError):
+            pause, reason = max(pause, error.retry_after), error.reason
+            ends = not error.transient or (failures >= MAX_FAILURES and not self._arguments.follow)
+        else:
+            ends = not self._arguments.follow
+        if ends:
             raise error
-        if isinstance(error, DatabaseError) and not self._arguments.follow:
-            raise error
-        pause = max(retry_after, min(MAX_PAUSE, 2.0 ** (failures - 1)))
         self._progress.clear()
         if sys.stderr.isatty():
             print_error(f"{error}; trying again in {pause:.0f} s")
         else:
-            LOGGER.warning("failed", extra={"fields": {"error": type(error).__name__, "retryIn": pause}})
+            LOGGER.warning("failed", extra={"fields": {"reason": reason, "retryIn": pause}})
         await asyncio.sleep(pause)
 
     def _show(self, page: Page, applied: Applied) -> None:

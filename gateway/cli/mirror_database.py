@@ -1,7 +1,7 @@
 """The database of `mirror`: its tables, and how pages of the change feed are applied to them.
 
 Rules:
-- A page and its token are written in one transaction. After a crash the copy goes on from the last complete page.
+- A page and its token are written in one transaction. After a crash the copy continues after the last page.
 - Rows belong to the feed that brought them. Feeds of one database do not change each other's rows.
 - One process at a time writes a database. The lock ends with the process, however it ends.
 - `mirror_tables` has the SQL, and `mirror_feed` parses the pages.
@@ -44,7 +44,7 @@ class Feed(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """The feed after a page, and what the page brought: calls told and removed, and the seconds of its windows."""
+    """The feed after a page, the calls that the page told and removed, and the seconds of its windows."""
 
     feed: Feed
     told: int

@@ -59,7 +59,7 @@ class Parquet:
         return self._taken()
 
     def _taken(self) -> bytes:
-        """Take what was written. The writer counts its position by itself."""
+        """Take the bytes that were written. The writer counts its own position."""
         data = self._sink.getvalue()
         self._sink.seek(0)
         self._sink.truncate()

@@ -19,7 +19,7 @@ class Progress:
         self._began = time.monotonic()
 
     def show(self, done: float, calls: int, reached: str) -> None:
-        """Show what is done, the speed and the time left, in the width of the terminal."""
+        """Show progress, speed and the time left, in the width of the terminal."""
         if not sys.stderr.isatty():
             return
         seconds = max(0.001, time.monotonic() - self._began)

@@ -84,7 +84,7 @@ export class Client {
       } catch (error) {
         if (signal?.aborted) return;
         if (since && error instanceof ProblemError && error.refuses("since")) {
-          since = undefined; // the token is of another key: what follows replaces the copy
+          since = undefined; // the token is of another key: the next pages replace the copy
           continue;
         }
         if (error instanceof ProblemError && !error.transient) throw error;

@@ -95,7 +95,7 @@ class Client:
                 body = await self.get("/changes", client=list(clients), **parameters, **place, **wait)
             except Problem as problem:
                 if since and any(error.get("parameter") == "since" for error in problem.errors):
-                    since = None  # the token is of another key: what follows replaces the copy
+                    since = None  # the token is of another key: the next pages replace the copy
                     continue
                 if not problem.transient:
                     raise

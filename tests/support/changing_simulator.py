@@ -1,6 +1,6 @@
 """A simulated Callbutton server whose calls are edited, deleted and restored, every few seconds, until it is frozen.
 
-Its replies are a function of the time, so a server that was killed goes on where it was. As a program it takes a port
+Its replies are a function of the time, so a server that was killed continues. As a program it takes a port
 and a file; the text of the file, if there is one, is the instant at which the calls are frozen.
 """
 

@@ -1,4 +1,4 @@
-"""Empty databases for `mirror`, SQLite and PostgreSQL, and what is in them."""
+"""Empty databases for `mirror`, SQLite and PostgreSQL, and their rows."""
 
 from __future__ import annotations
 
