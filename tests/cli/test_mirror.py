@@ -269,7 +269,7 @@ def test_a_second_mirror_of_the_database_is_refused_until_the_first_is_killed(
     words = [*COMMAND, "mirror", database.url, "--follow", "--start", START, "--gateway", str(gateway.client.base_url)]
     assert copy(gateway) == 0  # the tables exist
     with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as first:
-        wait_for(lambda: gateway.metric("feed_waiting"), "the first mirror waits for changes")
+        wait_for(lambda: gateway.metric("feed_waiting"), "the first mirror waits for changes", 120)
         assert copy(gateway) == 1
         assert "is being written by another mirror" in capsys.readouterr().err
         first.kill()
@@ -282,11 +282,11 @@ def test_a_signal_ends_a_mirror_that_follows_with_0(stand: Make, database: Datab
     words = [*COMMAND, "mirror", database.url, "--follow", "--start", START, "--gateway", str(gateway.client.base_url)]
     for number in (signal.SIGTERM, signal.SIGINT):
         with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(lambda: gateway.metric("feed_waiting"), "it waits for changes")
+            wait_for(lambda: gateway.metric("feed_waiting"), "it waits for changes", 120)
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
         assert (process.returncode, "Traceback" in said) == (0, False)
-        wait_for(lambda: not gateway.metric("feed_waiting"), "the gateway has noticed")
+        wait_for(lambda: not gateway.metric("feed_waiting"), "the gateway has noticed", 120)
 
 
 def test_a_mirror_that_is_interrupted_before_it_is_up_to_date_ends_with_130(stand: Make, tmp_path: Path):
@@ -294,7 +294,7 @@ def test_a_mirror_that_is_interrupted_before_it_is_up_to_date_ends_with_130(stan
     gateway.simulator.misbehave("hang")
     words = [*COMMAND, "mirror", f"sqlite:///{tmp_path}/calls.db", "--gateway", str(gateway.client.base_url)]
     with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: gateway.simulator.posts, "the upstream is asked")
+        wait_for(lambda: gateway.simulator.posts, "the upstream is asked", 120)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 130
