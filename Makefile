@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak fuzz openapi docs clients-tools schemathesis image chart alerts lock
+.PHONY: help demo test lint bench soak fuzz openapi docs clients-tools schemathesis image sbom chart alerts lock
 
 help:  ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -32,6 +32,7 @@ bench: $(READY)  ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.cache --write
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
+	@$(BIN)/python -m benchmarks.reports
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.cold
 
@@ -61,6 +62,10 @@ schemathesis: $(READY)  ## Test a running gateway against the OpenAPI document w
 
 image: $(READY)  ## Build and test the image; needs root, and Debian's buildah podman runc conmon mmdebstrap
 	@BUILD_IMAGE=1 $(BIN)/python -m pytest -v -s tests/deploy/test_image.py
+
+sbom: .venv-chart/.ready  ## Write sbom.json, a CycloneDX list of the packages in the image
+	@.venv-chart/bin/cyclonedx-py requirements --output-reproducible requirements.lock -o sbom.json
+	@echo "wrote sbom.json"
 
 chart: $(READY) .venv-chart/.ready  ## Test the chart with two versions of Helm, Kubernetes schemas and checkov; needs npm
 	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix tests/node

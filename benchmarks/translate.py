@@ -137,7 +137,8 @@ def event_loop(layout: str, count: int = 10_000) -> None:
         rounds = [asyncio.run(_latencies(f"http://127.0.0.1:{port}/xml.jsp")) for _ in range(5)]
     idle, busy, held = zip(*rounds, strict=True)
     print(f"\n## Event loop: while a reply of {count} calls ({layout}) arrives, five runs; target 10 ms\n")
-    print(f"longest block of the loop: median {statistics.median(held) * 1e3:.1f} ms, worst {max(held) * 1e3:.1f} ms")
+    median, worst = statistics.median(held) * 1e3, max(held) * 1e3
+    print(f"longest block of the loop, in CPU time: median {median:.1f} ms, worst {worst:.1f} ms")
     for name, found in (("meanwhile", busy), ("idle", idle)):
         times = [one for times in found for one in times]
         print(f"/healthz {name}: median {statistics.median(times) * 1e3:.1f} ms, worst {max(times) * 1e3:.1f} ms")
@@ -152,9 +153,9 @@ async def _latencies(url: str) -> tuple[list[float], list[float], float]:
     async def watch() -> None:
         nonlocal held
         while True:
-            before = time.perf_counter()
+            before = time.thread_time()
             await asyncio.sleep(0.001)
-            held = max(held, time.perf_counter() - before - 0.001)
+            held = max(held, time.thread_time() - before)
 
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client:
 

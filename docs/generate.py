@@ -54,6 +54,7 @@ def metrics() -> str:
     made = Metrics(registry)
     made.requests.add("GET", "/calls", 200, 0.0, "dashboard")  # series with labels appear with their first value
     made.shared_seconds.labels("lookup")
+    made.key_expiry.labels("dashboard")
     rows = []
     for family in registry.collect():
         if family.name.startswith(PREFIX):

@@ -22,6 +22,7 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     formats          calls as JSON, NDJSON and CSV; pure
     tracing          spans for OpenTelemetry, if it is installed and configured
     access           authorization and masking; pure
+    extra_fields     the promoted extra fields of calls; pure
     circuit_breaker  stops requests to a server that seems down; pure
     shutdown         the state of the shutdown, shared by server and application
     model            Call, CallerAddress, CallStatus, Window: frozen Structs

@@ -5,8 +5,8 @@ Rules:
 - Access is decided before the cache is read. The answer, `Forbidden`, does not reveal whether a client exists.
 - Calls are masked here, after the cache and never in it, and in the same way for every format. Without the scope
   `personal` the caller's number is `********NN`; address, keys pressed, other data and journal are None; `extra` keeps
-  `PUBLIC_EXTRA` and the names in GATEWAY_EXTRA_PUBLIC. Without the scope `status` a call has neither `status` nor the
-  status elements in `extra`.
+  `PUBLIC_EXTRA`, the names in GATEWAY_EXTRA_PUBLIC, and the elements of promoted fields that are not personal. Without
+  the scope `status` a call has neither `status` nor the status elements in `extra`.
 - No consumer receives the upstream's own recording address.
 """
 
@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.errors import Forbidden
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
 from gateway.model import EVERY_CLIENT, Call, CallStatus
 
 SCOPES = ("calls", "personal", "status", "recordings", "refresh")
@@ -145,13 +146,19 @@ def mask_call(
     consumer: Consumer,
     *,
     status: bool,
-    public_extra: Collection[str] = (),
+    extras: ExtraFields = NO_EXTRAS,
     recording_url: str | None = None,
 ) -> Call:
-    """Return the call without the data that the consumer may not read.
+    """Return the call without the data that the consumer may not read, and with the promoted extra fields.
 
     `status` says whether the consumer asked for the status. `recording_url` replaces the upstream's address.
     """
+    return extras.promote(_mask(call, consumer, status=status, public_extra=extras.public, recording_url=recording_url))
+
+
+def _mask(
+    call: Call, consumer: Consumer, *, status: bool, public_extra: Collection[str], recording_url: str | None
+) -> Call:
     shows_status = status and "status" in consumer.scopes
     if "personal" in consumer.scopes:
         extra = call.extra

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.access import ANONYMOUS
 from gateway.api.middleware.request_context import RequestContextMiddleware
+from gateway.api.query import check_names
 from gateway.api.responses import Services
 from gateway.api.routes import create_api
 from gateway.api.signing import SigningKeys
@@ -25,8 +26,10 @@ from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.cache.watch import Feeds
 from gateway.callbutton.client import UpstreamClient, UpstreamSettings
+from gateway.callbutton.record import FIELDS
 from gateway.callbutton.recordings import MAX_RECORDINGS, Recordings
 from gateway.callbutton.transport import UpstreamLimits
+from gateway.extra_fields import ExtraFields
 from gateway.logs import AccessLog
 from gateway.memory import Memory
 from gateway.metrics import Metrics
@@ -49,6 +52,21 @@ Clock = Callable[[], float]
 def signing_keys(settings: Settings) -> SigningKeys:
     """The keys of GATEWAY_SIGNING_KEY."""
     return tuple(key.strip().encode() for key in settings.signing_key.split(","))
+
+
+def build_extras(settings: Settings) -> ExtraFields:
+    """The promoted extra fields. Raises SettingsError for one that cannot be a field."""
+    extras = ExtraFields(settings.extra_fields, settings.extra_public)
+    try:
+        check_names(extras)
+        for one in extras.fields:
+            if one.element.partition(".")[0] in FIELDS and not one.element.startswith("Address."):
+                raise ValueError(f"{one.element} is an element of the protocol, which is a field already")
+            if one.personal and one.element in settings.extra_public:
+                raise ValueError(f"{one.element} is personal, but GATEWAY_EXTRA_PUBLIC names it")
+    except ValueError as error:
+        raise SettingsError(f"GATEWAY_EXTRA_FIELDS: {error}", "extra_fields") from error
+    return extras
 
 
 def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.time) -> UpstreamClient:
@@ -149,6 +167,7 @@ def create(
     clock: Clock = time.time,
 ) -> RequestContextMiddleware:
     """Build the gateway. Raises SettingsError."""
+    extras = build_extras(settings)
     metrics = Metrics(registry or CollectorRegistry())
     upstream = build_upstream(settings, metrics, clock)
     shared = RedisClient(settings.cache_url, metrics, clock) if settings.cache_url else None
@@ -173,7 +192,7 @@ def create(
         (lambda _: ANONYMOUS) if authenticator is None else authenticator.current_rights,
         Feeds(cache, memory, clock, settings.request_deadline, metrics, settings.fresh_min, shutdown.begun),
         shutdown,
-        settings.extra_public,
+        extras,
         settings.public_url,
     )
     access_log = AccessLog(settings.log_format, settings.log_level)

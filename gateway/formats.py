@@ -1,4 +1,4 @@
-"""Calls as JSON, NDJSON or CSV, rendered piece by piece. Pure: calls in, bytes out.
+"""Calls, and rows about calls, as JSON, NDJSON or CSV, rendered piece by piece. Pure: rows in, bytes out.
 
 Rules:
 - JSON is one object with `data` and `meta`, one call a line.
@@ -16,9 +16,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import groupby
+from functools import lru_cache
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
@@ -38,34 +39,47 @@ BYTE_ORDER_MARK = "\ufeff".encode()
 _encoder = msgspec.json.Encoder()
 
 
-def _attributes(struct: type[Struct]) -> dict[str, str]:
-    """The attribute of each JSON name of a Struct."""
-    return {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
-
-
 NESTED: dict[str, type[Struct]] = {"address": CallerAddress, "status": CallStatus}
-ATTRIBUTES = {name: _attributes(part) for name, part in NESTED.items()} | {"": _attributes(Call)}
-COLUMNS = tuple(
-    column
-    for name in ATTRIBUTES[""]
-    for column in ([f"{name}.{inner}" for inner in ATTRIBUTES[name]] if name in NESTED else [name])
-)
-FIELDS = (*COLUMNS, *NESTED)
+Columns = Mapping[str, str]  # the path of attributes of each column, by its dotted name
+
+
+@lru_cache(maxsize=16)
+def columns_of(row_type: type[Struct], call_type: type[Call] = Call) -> Columns:
+    """The columns of a type of rows. `call_type` is the type of the calls in it."""
+    columns = {}
+    for field in msgspec.structs.fields(row_type):
+        inner = (NESTED | {"lastCall": call_type}).get(field.encode_name)
+        if inner is None:
+            columns[field.encode_name] = field.name
+        else:
+            inside = columns_of(inner).items()
+            columns |= {f"{field.encode_name}.{name}": f"{field.name}.{path}" for name, path in inside}
+    return columns
+
+
+def fields_of(columns: Columns) -> tuple[str, ...]:
+    """The names that `fields` may have: the columns, and the names of nested Structs."""
+    return tuple(dict.fromkeys([*columns, *(name.partition(".")[0] for name in columns)]))
+
+
+COLUMNS = columns_of(Call)
+FIELDS = fields_of(COLUMNS)
 
 
 class Projection:
     """Selects some fields of a call, for JSON. `names` are those of the fields, without dots."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
-        selected: dict[str, list[str] | None] = dict.fromkeys(REQUIRED_FIELDS)
-        for name in (name for name in ATTRIBUTES[""] if any(field.partition(".")[0] == name for field in fields)):
-            inner = [field.partition(".")[2] for field in fields if field.startswith(f"{name}.")]
-            selected[name] = inner if inner and name not in fields else None
-        self._parts = [
-            (name, ATTRIBUTES[""][name], [(field, ATTRIBUTES[name][field]) for field in inner or ()])
-            for name, inner in selected.items()
-        ]
-        self.names = tuple(selected)
+    def __init__(self, fields: Sequence[str], columns: Columns = COLUMNS) -> None:
+        wanted = {*REQUIRED_FIELDS, *fields}
+        parts: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+        for column, path in columns.items():
+            name, _, inner = column.partition(".")
+            if name in wanted or column in wanted:
+                part = parts.setdefault(name, (path.partition(".")[0], []))
+                if name not in wanted:
+                    part[1].append((inner, path.rpartition(".")[2]))
+        self._parts = [(name, *part) for name, part in parts.items()]
+        self.names = tuple(parts)
 
     def __call__(self, call: Call) -> dict[str, Any]:
         """The selected fields of a call, by their JSON names."""
@@ -79,32 +93,32 @@ class Projection:
 
 
 class Format(Protocol):
-    """Renders calls: the concatenation of `begin`, any number of `rows`, and `end`."""
+    """Renders rows, such as calls: the concatenation of `begin`, any number of `rows`, and `end`."""
 
     def begin(self) -> bytes:
-        """Render the text before the calls."""
+        """Render the text before the rows."""
 
-    def rows(self, calls: Iterable[Call]) -> bytes:
-        """Render some calls."""
+    def rows(self, rows: Iterable[Any]) -> bytes:
+        """Render some rows."""
 
     def end(self, meta: object) -> bytes:
-        """Render the text after the calls."""
+        """Render the text after the rows."""
 
 
 class Json:
     """One object. `begun` says that it already has calls, of an export that is resumed."""
 
-    def __init__(self, fields: Sequence[str] = (), *, begun: bool = False) -> None:
-        self._lines = Ndjson(fields)
+    def __init__(self, fields: Sequence[str] = (), *, begun: bool = False, columns: Columns = COLUMNS) -> None:
+        self._lines = Ndjson(fields, columns=columns)
         self._begun = begun
 
     def begin(self) -> bytes:
         """Render the start of the object."""
         return b'{"data":[\n'
 
-    def rows(self, calls: Iterable[Call]) -> bytes:
-        """Render one call a line."""
-        lines = self._lines.rows(calls).rstrip(b"\n").replace(b"\n", b",\n")  # a newline inside a call is escaped
+    def rows(self, rows: Iterable[Any]) -> bytes:
+        """Render one row a line."""
+        lines = self._lines.rows(rows).rstrip(b"\n").replace(b"\n", b",\n")  # a newline inside a call is escaped
         before = b",\n" if lines and self._begun else b""
         self._begun = self._begun or bool(lines)
         return before + lines
@@ -117,17 +131,17 @@ class Json:
 class Ndjson:
     """One call a line, then `meta`, unless the end of the connection or file alone is to show that it is complete."""
 
-    def __init__(self, fields: Sequence[str] = (), *, meta: bool = True) -> None:
-        self._project = Projection(fields) if fields else None
+    def __init__(self, fields: Sequence[str] = (), *, meta: bool = True, columns: Columns = COLUMNS) -> None:
+        self._project = Projection(fields, columns) if fields else None
         self._meta = meta
 
     def begin(self) -> bytes:
         """Return no bytes: NDJSON has no header."""
         return b""
 
-    def rows(self, calls: Iterable[Call]) -> bytes:
-        """Render one call a line."""
-        return _encoder.encode_lines([self._project(call) for call in calls] if self._project else list(calls))
+    def rows(self, rows: Iterable[Any]) -> bytes:
+        """Render one row a line."""
+        return _encoder.encode_lines([self._project(row) for row in rows] if self._project else list(rows))
 
     def end(self, meta: object) -> bytes:
         """Render the last line, which shows that the text is complete."""
@@ -135,31 +149,21 @@ class Ndjson:
 
 
 class Csv:
-    """A header, then one record for each call. `zone` is the time zone of Excel's dialect."""
+    """A header, then one record for each row. `zone` is the time zone of Excel's dialect."""
 
-    def __init__(self, fields: Sequence[str] = (), *, zone: ZoneInfo | None = None) -> None:
-        self._columns = _columns(fields)
-        self._read = _reader(self._columns)
+    def __init__(self, fields: Sequence[str] = (), *, zone: ZoneInfo | None = None, columns: Columns = COLUMNS) -> None:
+        nested = {field: [name for name in columns if name.startswith(f"{field}.")] or [field] for field in fields}
+        self._columns = list(dict.fromkeys(chain.from_iterable(nested.values()))) or list(columns)
+        self._read = _reader([columns[name] for name in self._columns])
         self._zone = zone
 
     def begin(self) -> bytes:
         """Render the header."""
-        return (BYTE_ORDER_MARK if self._zone else b"") + _records([self._columns])
+        return render_header(self._columns, self._zone)
 
-    def rows(self, calls: Iterable[Call]) -> bytes:
-        """Render one record for each call."""
-        read, zone = self._read, self._zone
-        return _records(
-            [
-                value
-                if value is None
-                or type(value) is int
-                or (type(value) is str and value[:1] not in BEGINNINGS and not find_separator(value))
-                else _cell(value, zone)
-                for value in read(call)
-            ]
-            for call in calls
-        )
+    def rows(self, rows: Iterable[Any]) -> bytes:
+        """Render one record for each row."""
+        return render_records(map(self._read, rows), self._zone)
 
     def end(self, meta: object) -> bytes:  # noqa: ARG002 - the interface of Format
         """Return no bytes. An incomplete text is recognized by its connection, which is closed early."""
@@ -170,35 +174,38 @@ FORMATS = ("json", "ndjson", "csv")
 
 
 def make_format(
-    name: str, fields: Sequence[str] = (), *, begun: bool = False, meta: bool = True, zone: ZoneInfo | None = None
+    name: str,
+    fields: Sequence[str] = (),
+    *,
+    begun: bool = False,
+    meta: bool = True,
+    zone: ZoneInfo | None = None,
+    columns: Columns = COLUMNS,
 ) -> Format:
     """Make the format of one of the names in FORMATS.
 
-    `begun` says that calls have already been written, `meta` that NDJSON has a last line. `zone` makes CSV for Excel.
+    `begun` says that rows have already been written, `meta` that NDJSON has a last line. `zone` makes CSV for Excel.
     """
     if name == "json":
-        return Json(fields, begun=begun)
-    return Ndjson(fields, meta=meta) if name == "ndjson" else Csv(fields, zone=zone)
+        return Json(fields, begun=begun, columns=columns)
+    if name == "ndjson":
+        return Ndjson(fields, meta=meta, columns=columns)
+    return Csv(fields, zone=zone, columns=columns)
 
 
-def _columns(fields: Sequence[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for field in fields or COLUMNS:
-        found |= dict.fromkeys([f"{field}.{inner}" for inner in ATTRIBUTES[field]] if field in NESTED else [field])
-    return list(found)
+def _reader(paths: Sequence[str]) -> Callable[[Any], list[Any]]:
+    """A function that returns some values of a row. Adjacent ones of one Struct are read together, for speed."""
+    runs: list[tuple[list[str], Callable[[Any], tuple[Any, ...]], tuple[None, ...]]] = []
+    for part, run in groupby(paths, key=lambda path: path.rpartition(".")[0]):
+        names = [path.rpartition(".")[2] for path in run]
+        runs.append((part.split(".") if part else [], _all(names), (None,) * len(names)))
 
-
-def _reader(columns: Sequence[str]) -> Callable[[Call], list[Any]]:
-    """A function that returns the columns of a call. Adjacent columns of one Struct are read together, for speed."""
-    runs: list[tuple[str, Callable[[Any], tuple[Any, ...]], tuple[None, ...]]] = []
-    for part, run in groupby(columns, key=lambda column: column.rpartition(".")[0]):
-        names = [ATTRIBUTES[part][column.rpartition(".")[2]] for column in run]
-        runs.append((ATTRIBUTES[""][part] if part else "", _all(names), (None,) * len(names)))
-
-    def read(call: Call) -> list[Any]:
+    def read(row: object) -> list[Any]:
         values: list[Any] = []
-        for part, take, nothing in runs:
-            found = getattr(call, part) if part else call
+        for parts, take, nothing in runs:
+            found = row
+            for part in parts:
+                found = found and getattr(found, part)
             values += nothing if found is None else take(found)
         return values
 
@@ -225,8 +232,23 @@ def _cell(value: Any, zone: ZoneInfo | None) -> str | None:  # noqa: ANN401 - a 
     return _encoder.encode(value).decode().strip('"')
 
 
-def _records(records: Iterable[Sequence[object]]) -> bytes:
-    """Render records as RFC 4180."""
+def render_header(columns: Sequence[str], zone: ZoneInfo | None = None) -> bytes:
+    """Render the header of a CSV text. `zone` is the time zone of Excel's dialect."""
+    return (BYTE_ORDER_MARK if zone else b"") + render_records([columns])
+
+
+def render_records(records: Iterable[Sequence[object]], zone: ZoneInfo | None = None) -> bytes:
+    """Render records as RFC 4180, with no cell that a spreadsheet takes for a formula."""
     text = io.StringIO()
-    csv.writer(text).writerows(records)
+    csv.writer(text).writerows(
+        [
+            value
+            if value is None
+            or type(value) is int
+            or (type(value) is str and value[:1] not in BEGINNINGS and not find_separator(value))
+            else _cell(value, zone)
+            for value in record
+        ]
+        for record in records
+    )
     return text.getvalue().encode()

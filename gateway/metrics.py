@@ -218,6 +218,11 @@ class Metrics:
         self.keys_file_broken = gauge(
             "keys_file_broken", "1 while the keys file is not valid and earlier keys are used."
         )
+        self.key_expiry = gauge(
+            "key_expiry_timestamp_seconds",
+            "Time at which the last access key of a consumer expires, in seconds since 1970.",
+            ("consumer",),
+        )
         self.issuer_fetches = counter("issuer_fetches", "Fetches of the OIDC issuer's keys.", outcome=("ok", "failed"))
         self.build = gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build.labels(__version__).set(1)

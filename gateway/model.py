@@ -11,8 +11,10 @@ Rules:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -142,6 +144,12 @@ class Call(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
             {"Weather": "rain"},
         ),
     ]
+
+
+def text_reader(field: str) -> Callable[[Call], str | None]:
+    """A function that reads a text of a call: a field by its attribute, or an element by `extra.` and its name."""
+    part, _, element = field.partition(".")
+    return (lambda call: call.extra.get(element)) if part == "extra" else attrgetter(part)
 
 
 class UnreadableCall(Struct, frozen=True, array_like=True, gc=False):

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.access import Rate, parse_rate
+from gateway.extra_fields import ELEMENT, ExtraField, parse_extra_fields
 
 PREFIX = "GATEWAY_"
 PAGE = "docs/settings.md"
@@ -294,9 +295,15 @@ class Settings:
         "consumer has at most 100. Further ones are answered with 429 or 503.",
     )
     extra_public: frozenset[str] = optional(
-        names("a list of names in `extra`, separated by commas", r"@?[A-Za-z_][A-Za-z0-9_.@-]{0,127}"),
+        names("a list of names in `extra`, separated by commas", ELEMENT.pattern),
         frozenset(),
         "Elements in `extra` that are not personal data: consumers without the scope `personal` see them.",
+    )
+    extra_fields: tuple[ExtraField, ...] = optional(
+        Parser("a list such as CustomA:property,CallerName:callerName!personal", parse_extra_fields),
+        (),
+        "Elements in `extra` that become fields of calls, with a camelCase name each: filters and CSV columns as well. "
+        "With `!personal` only consumers with the scope `personal` see them. They stay in `extra` as well.",
     )
     recording_url: str = option(
         Parser("a URL or a path that contains {id}", parse_recording_url),

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from benchmarks import cache, serving
 from docs import generate
+from gateway.access import ANONYMOUS
 from gateway.api import problems, query
+from gateway.api.calendars import Calendar
+from gateway.api.dimensions import DIMENSIONS
+from gateway.api.summary_query import parse_summary_query
+from gateway.api.summary_table import COLUMNS, Period, make_rows, render_csv
+from gateway.cache.aggregates import AggregateSpec, Aggregator
+from gateway.cache.extents import make_extent
 from gateway.cli import COMMANDS
 from gateway.cli.demo import demo_paths
 from gateway.metrics import Metrics
+from gateway.model import CallResult
 from gateway.settings import OPTIONS, Settings, variable
+from gateway.slices import finish
 from tests.support.paths import ROOT
 from tests.support.stand import Make
+from tests.support.upstream import call
 
 README = (ROOT / "README.md").read_text("utf-8")
 API, PERFORMANCE = ((ROOT / "docs" / name).read_text("utf-8") for name in ("api.md", "performance.md"))
@@ -155,3 +169,37 @@ def test_the_transcript_of_paging_through_a_live_window_is_what_happens(stand: M
     assert {call["id"] for call in there} <= set(seen)
     assert len(arrived) > 5
     assert between(API, "paging") == "\n".join(lines) + "\n"
+
+
+def test_the_worked_example_of_reports_is_what_a_summary_counts():
+    reports = (ROOT / "docs" / "reports.md").read_text("utf-8")
+    midnight = int(datetime(2026, 11, 1, tzinfo=UTC).timestamp())
+    calls = []
+    for number, line in enumerate(between(reports, "calls").splitlines()[2:]):
+        start, ani, result, duration, talk = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        hour, minute = map(int, start.split(":"))
+        made = call(str(number), midnight + hour * 3600 + minute * 60)
+        seconds = {"duration_seconds": int(duration), "talk_time_seconds": int(talk)}
+        calls.append(replace(made, ani=ani, result=CallResult(result), **seconds))
+    asked = b"start=2026-11-01T09:00:00Z&end=2026-11-01T11:00:00Z&answeredWithin=20"
+    query = parse_summary_query(asked, "a", midnight + 86400, 0)
+    calendar = Calendar(query.window, query.interval, query.zone)
+    aggregator = Aggregator(AggregateSpec("", calendar.slots, None, list, math.inf))
+    finish(aggregator.add([make_extent(query.window, 0, calls)]))
+    period = Period(aggregator, calendar, finish(calendar.seconds(query.window.end)))
+    rows, _ = finish(make_rows(query, period, None, ANONYMOUS))
+    (figures,) = csv.DictReader(io.StringIO(finish(render_csv(rows, (), compared=False)).decode()))
+    rows_of = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in between(reports, "figures").splitlines()[2:]
+    ]
+    assert {name: example for name, _, example in rows_of} == {name: figures[name] for name in COLUMNS}
+
+
+def test_the_dimensions_of_reports_are_those_of_summaries():
+    reports = (ROOT / "docs" / "reports.md").read_text("utf-8")
+    table = reports.partition("| dimension | value | scope |")[2].partition("\n\n")[0]
+    rows = [[re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:4]] for line in table.splitlines()[2:]]
+    assert {name: (scopes or [None])[0] for names, _, scopes in rows for name in names} == {
+        name: dimension.scope for name, dimension in DIMENSIONS.items()
+    }

@@ -23,16 +23,17 @@ LAYERS = {
     "callbutton": 3,
     "auth": 3,
     "redis_client": 3,
-    "rates": 2,
+    "rates": 3,
     "metrics": 2,
     "logs": 2,
     "server": 3,
     "guard": 2,
     "shutdown": 0,
-    "settings": 2,
+    "settings": 3,
     "formats": 2,
     "circuit_breaker": 0,
-    "access": 1,
+    "access": 2,
+    "extra_fields": 1,
     "tracing": 1,
     "memory": 0,
     "model": 0,
@@ -99,7 +100,16 @@ HEADER_READERS = {
     b"x-request-id": {"request_context"},
 }
 # The only modules that touch the query as it came: to parse it, to measure it, or as a key.
-QUERY_READERS = {"calls", "changes", "summaries", "recordings", "load_shedder", "response_cache", "authentication"}
+QUERY_READERS = {
+    "calls",
+    "changes",
+    "missed",
+    "summaries",
+    "recordings",
+    "load_shedder",
+    "response_cache",
+    "authentication",
+}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "api").rglob("*.py")), ids=lambda path: path.stem)

@@ -1,13 +1,16 @@
 """One bound of memory for all that grows with requests: counted bytes are held bytes, for all kinds of keys."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.access import Kind, Rate
+from gateway.api.calendars import Calendar
 from gateway.cache.aggregates import AggregateSpec, Aggregator
 from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all
@@ -70,14 +73,13 @@ def aggregates(memory: Memory) -> Fill:
     window = Window(NOW - DAY, NOW)
 
     def fill(number: int) -> None:
-        starts = range(window.start // HOUR * HOUR, window.end, HOUR)
-        group = None if number % 2 else (lambda one: one.id[-2:])
-        aggregator = Aggregator(AggregateSpec(number, number, starts, group, list))
-        for extent in level1.lookup("a", window, NOW + 1, status=False):
-            finish(aggregator.add(extent))
-            assert not extent.may_have("ani", str(number))
-        _, total = finish(aggregator.sums())
-        assert total.calls == 300
+        slots = Calendar(window, "hour", ZoneInfo("UTC")).slots
+        group = None if number % 2 else (lambda one: (one.id[-2:],))
+        aggregator = Aggregator(AggregateSpec(number, slots, group, list, math.inf))
+        extents = level1.lookup("a", window, NOW + 1, status=False)
+        finish(aggregator.add(extents))
+        assert not any(extent.may_have("ani", str(number)) for extent in extents)
+        assert sum(calls for _, calls in aggregator.calls()) == 300
 
     return fill
 

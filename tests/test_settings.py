@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from gateway.access import Rate
+from gateway.extra_fields import ExtraField
 from gateway.settings import OPTIONS, PAGE, TEXT, Settings, SettingsError, parse_settings, removed_settings, variable
 from tests.support.paths import ROOT
 
@@ -45,6 +46,11 @@ GOOD: list[tuple[str, str, object]] = [
     ("oidc_rate", "600/minute", Rate(600, 60)),
     ("consumer_exports", "1", 1),
     ("streams", "20000", 20000),
+    (
+        "extra_fields",
+        "CustomA:property, Address.Country:country!personal",
+        (ExtraField("CustomA", "property", False), ExtraField("Address.Country", "country", True)),
+    ),
     ("extra_public", "Campaign.Note, @Source", frozenset({"Campaign.Note", "@Source"})),
     ("recording_url", "https://sound.example/{id}.mp3", "https://sound.example/{id}.mp3"),
     ("public_url", "https://api.example/calls/", "https://api.example/calls"),
@@ -102,6 +108,19 @@ BAD = [
     ("oidc_rate", "fast"),
     ("consumer_exports", "0"),
     ("streams", "0"),
+    *(
+        ("extra_fields", text)
+        for text in (
+            "CustomA",
+            "CustomA:Property",
+            "CustomA:my_property",
+            ":property",
+            "A:a,B:a",
+            "A:a,A:b",
+            "A:aB,B:ab",
+            "A:a!secret",
+        )
+    ),
     ("extra_public", "a,,b"),
     ("recording_url", "/r?id="),
     ("recording_url", "//{id}"),

@@ -23,7 +23,7 @@ from gateway.api.signing import link_renderer
 from gateway.cache.extents import DAY
 from gateway.cache.scans import Page, read_page, stream
 from gateway.errors import NotFound
-from gateway.formats import Projection
+from gateway.formats import Projection, columns_of
 from gateway.model import Call, Window, about
 
 NEXT = "The `cursor` of the next page; null on the last page only."
@@ -77,7 +77,7 @@ async def get_client_call(
     services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
     responses.negotiate(context, JSON)
-    query = parse_call_query(request.scope["query_string"], code, now, services.history_start)
+    query = parse_call_query(request.scope["query_string"], code, now, services.history_start, services.extras)
     recent = Window(int(now) - RECENT, int(now) + 1)
     # Authorize before the lookup: its duration would tell a consumer without access whether the call exists.
     responses.cache_query(services, context, (code,), recent, status=query.status)
@@ -92,7 +92,7 @@ async def get_client_call(
             meta = responses.meta_of(window, page.provenance, page.unreadable)
             body: object = SingleCall(data=call, meta=meta)
             if query.fields:
-                body = {"data": Projection(query.fields)(call), "meta": meta}
+                body = {"data": Projection(query.fields, columns_of(services.extras.call_type))(call), "meta": meta}
             return responses.json_response(services, context, body, meta, page.provenance)
     raise NotFound("this client has no call with this id in the searched window")
 
@@ -101,7 +101,9 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     """List the calls of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
     now = services.clock()
-    query = parse_list_query(request.scope["query_string"], code, now, services.history_start, services.signing_keys)
+    query = parse_list_query(
+        request.scope["query_string"], code, now, services.history_start, services.signing_keys, "list", services.extras
+    )
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     cache_query = responses.cache_query(
         services, context, query.codes, query.window, filters=query.filters, status=query.status
@@ -134,7 +136,8 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
         calls = present(page.calls)
         body: object = CallPage(data=calls, page=links, meta=meta)
         if query.fields:
-            body = {"data": list(map(Projection(query.fields), calls)), "page": links, "meta": meta}
+            project = Projection(query.fields, columns_of(services.extras.call_type))
+            body = {"data": list(map(project, calls)), "page": links, "meta": meta}
         return responses.json_response(
             services, context, body, meta, page.provenance, data_end=b'],"page":', next_link=next_link
         )
@@ -142,12 +145,12 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
 
 def presenter(services: Services, context: RequestContext, *, status: bool) -> exports.Present:
     """A function that masks calls for the consumer, and adds links to their recordings."""
-    consumer, public = responses.consumer_of(context), services.public_extra
+    consumer, extras = responses.consumer_of(context), services.extras
     if "recordings" not in consumer.scopes:
-        return lambda calls: [access.mask_call(call, consumer, status=status, public_extra=public) for call in calls]
+        return lambda calls: [access.mask_call(call, consumer, status=status, extras=extras) for call in calls]
     link = link_renderer(consumer, services.clock(), services.signing_keys, services.public_url)
     return lambda calls: [
-        access.mask_call(call, consumer, status=status, public_extra=public, recording_url=link(call)) for call in calls
+        access.mask_call(call, consumer, status=status, extras=extras, recording_url=link(call)) for call in calls
     ]
 
 
@@ -157,6 +160,7 @@ async def _find(
     """Search a window for a call, newest first. The page has the call, or is empty."""
     cache_query = responses.cache_query(services, context, (code,), window, status=status)
     after = None
+    span = DAY
     while True:
         page = await read_page(
             services.cache,
@@ -166,10 +170,11 @@ async def _find(
             limit=1,
             after=after,
             keep=lambda calls: [call for call in calls if call.id == call_id],
+            span=span,
         )
         if page.calls or page.after is None:
             return page
-        after = page.after
+        after, span = page.after, page.span
 
 
 HANDLERS = [list_client_calls, list_calls, get_client_call]

@@ -21,7 +21,7 @@ from gateway.api.responses import JSON, Services, client_sight, empty_result, me
 from gateway.cache.freshness import Provenance
 from gateway.cache.scans import Part
 from gateway.errors import GatewayError, UpstreamFailed
-from gateway.formats import make_format
+from gateway.formats import Columns, Format, columns_of, make_format
 from gateway.model import Call
 
 Present = Callable[[Sequence[Call]], list[Call]]  # masks calls and adds links, for one consumer
@@ -34,13 +34,24 @@ MEDIA_TYPES = JSON | {
     "application/jsonl": "ndjson",
 }
 CHUNK_SIZE = 500  # calls rendered in one turn of the event loop; takes about 5 ms as NDJSON, 15 ms as CSV
-HEADERS = {
-    "ndjson": {"Content-Type": "application/x-ndjson"},
-    "csv": {
-        "Content-Type": "text/csv; charset=utf-8; header=present",
-        "Content-Disposition": 'attachment; filename="calls.csv"',
-    },
-}
+CONTENT_TYPES = {"ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8; header=present"}
+
+
+def export_headers(context: RequestContext, form: str, name: str) -> dict[str, str]:
+    """The headers of an export. `name` is that of the file."""
+    file = {"Content-Disposition": f'attachment; filename="{name}.csv"'} if form == "csv" else {}
+    return {
+        "Content-Type": CONTENT_TYPES[form],
+        **file,
+        **shared_headers(context),
+        "Cache-Control": "private, no-store",
+    }
+
+
+def make_writer(form: str, query: ListQuery, columns: Columns) -> Format:
+    """Make the format of an export."""
+    zone = ZoneInfo(query.zone) if query.dialect else None
+    return make_format(form, query.fields, meta=query.meta is None, zone=zone, columns=columns)
 
 
 async def export_response(
@@ -56,8 +67,8 @@ async def export_response(
     first = await anext(parts, None)
     context.read_finished = time.perf_counter()
     if first is not None:
-        _refuse_stale(form, query, first)
-    headers = HEADERS[form] | shared_headers(context) | {"Cache-Control": "private, no-store"}
+        refuse_stale(form, query, first.reading)
+    headers = export_headers(context, form, "calls")
     if context.is_head:
         return Stream(iter([b""]), headers=headers)
     return Stream(_render(services, context, first, parts, present, form, query, now), headers=headers)
@@ -73,15 +84,14 @@ async def _render(
     query: ListQuery,
     now: float,
 ) -> AsyncIterator[bytes]:
-    zone = ZoneInfo(query.zone) if query.dialect else None
-    writer, sees = make_format(form, query.fields, meta=query.meta is None, zone=zone), client_sight(context)
+    writer, sees = make_writer(form, query, columns_of(services.extras.call_type)), client_sight(context)
     total: Provenance | None = None
     unreadable = 0
     yield writer.begin()  # also if it is empty: the head is due before `GATEWAY_REQUEST_DEADLINE`
     try:
         part = first
         while part is not None:
-            _refuse_stale(form, query, part)
+            refuse_stale(form, query, part.reading)
             total = total.combine(part.reading, newest_first=query.newest_first) if total else part.reading
             unreadable += sum(sees(record.client_code) for record in part.unreadable)
             for place in range(0, len(part.calls), CHUNK_SIZE):
@@ -97,6 +107,7 @@ async def _render(
         yield ending
 
 
-def _refuse_stale(form: str, query: ListQuery, part: Part) -> None:
-    if part.reading.stale and (form == "csv" or query.meta is not None):
+def refuse_stale(form: str, query: ListQuery, source: Provenance) -> None:
+    """Check that an export can mark stale data. Raises UpstreamFailed."""
+    if source.stale and (form == "csv" or query.meta is not None):
         raise UpstreamFailed("a part of the window is only available as stale data, which this export cannot mark")

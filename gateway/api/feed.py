@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple
 
@@ -40,24 +41,32 @@ STEP_CALLS = 100  # rendered in one step, about a millisecond
 encode = msgspec.json.Encoder().encode
 HASH_VERSION = b"1"  # of `fingerprints.hash_of`
 
-FeedCall: Any = msgspec.defstruct(
-    "FeedCall",
-    [
-        *[(field.name, field.type) for field in msgspec.structs.fields(Call) if field.name != "recording_url"],
-        (
-            "has_recording",
-            Annotated[
-                bool,
-                msgspec.Meta(description="Whether the consumer may hear a recording of the call.", examples=[True]),
-            ],
-        ),
-    ],
-    kw_only=True,
-    frozen=True,
-    rename="camel",
-    namespace={"__doc__": "A call, with `hasRecording` in place of a link: the link is in the single call."},
-)
-_CALL_FIELDS = [field.name for field in msgspec.structs.fields(Call) if field.name != "recording_url"]
+HAS_RECORDING = "Whether the consumer may hear a recording of the call."
+
+
+@lru_cache(maxsize=16)
+def feed_call_type(call_type: type[Call]) -> Any:  # noqa: ANN401 - a type that is built at run time
+    """The type of calls in the feed."""
+    return msgspec.defstruct(
+        "FeedCall",
+        [
+            *[(name, field.type) for name, field in _shown_fields(call_type).items()],
+            ("has_recording", Annotated[bool, about(HAS_RECORDING, True)]),
+        ],
+        kw_only=True,
+        frozen=True,
+        rename="camel",
+        namespace={"__doc__": "A call, with `hasRecording` in place of a link: the link is in the single call."},
+    )
+
+
+def _shown_fields(call_type: type[Call]) -> dict[str, msgspec.structs.FieldInfo]:
+    fields = {field.name: field for field in msgspec.structs.fields(call_type)}
+    del fields["recording_url"]
+    return fields
+
+
+FeedCall: Any = feed_call_type(Call)
 
 
 class FeedWindow(Struct, frozen=True, kw_only=True):
@@ -244,8 +253,9 @@ class Feed(Struct, frozen=True):
 
     def _call(self, call: Call) -> Any:  # noqa: ANN401 - the type is built at run time
         shown = self.view.present(call)
-        fields = {name: getattr(shown, name) for name in _CALL_FIELDS}
-        return FeedCall(**fields, has_recording=shown.recording_url is not None)
+        fields = msgspec.structs.asdict(shown)
+        recording = fields.pop("recording_url")
+        return feed_call_type(type(shown))(**fields, has_recording=recording is not None)
 
     def _replacement(self, window: Window, calls: Sequence[bytes]) -> ReplacedWindow:
         shown = FeedWindow(start=responses.instant(window.start), end=responses.instant(window.end))
@@ -260,14 +270,15 @@ def feed_of(services: Services, context: RequestContext, codes: tuple[str, ...],
     access.require_list_scopes(consumer, (), status=status)
     allowed = access.authorized_codes(consumer, codes)
     keep = access.client_filter(consumer, allowed)
-    public = services.public_extra
+    extras = services.extras
     hears = "recordings" in consumer.scopes
 
     def present(call: Call) -> Call:
         recording = "" if hears and call.recording_url is not None else None
-        return access.mask_call(call, consumer, status=status, public_extra=public, recording_url=recording)
+        return access.mask_call(call, consumer, status=status, extras=extras, recording_url=recording)
 
-    shown = sorted(consumer.scopes & {"personal", "status", "recordings"}), sorted(public), _CALL_FIELDS
+    fields = [*_shown_fields(extras.call_type), *(one.element for one in extras.fields)]
+    shown = sorted(consumer.scopes & {"personal", "status", "recordings"}), sorted(extras.public), fields
     patterns = () if keep is list else consumer.clients
     name = (status, tuple(shown[0]), patterns)
     return Feed(

@@ -1,4 +1,4 @@
-"""The query of a list of calls, and the cursors of its pages.
+"""The query of a list of calls or of missed callers, and the cursors of its pages.
 
 Rules:
 - A cursor holds the query of the next page, so it is complete without other parameters, unless these are too long.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,10 +22,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.api.query import DEFAULTS, NO_FILTERS, UTC, Filters, Parameters, make_filters
+from gateway.api.filters import NO_FILTERS, Filters, make_filters
+from gateway.api.query import DEFAULTS, UTC, Parameters
 from gateway.api.signing import SigningKeys
 from gateway.cache.scans import Position
 from gateway.errors import InvalidParameters, ParameterFault
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
+from gateway.formats import columns_of, fields_of
 from gateway.model import Window
 
 if TYPE_CHECKING:
@@ -42,7 +46,11 @@ FORM_OF = {
 
 
 class ListQuery(Struct, frozen=True, array_like=True):
-    """A list of calls after the position `after`. `digest` is of the parameters that it was made from."""
+    """A list of calls, or of missed callers, after the position `after`.
+
+    `digest` is of the parameters that it was made from. Of missed callers, `reached` adds those who were reached, and
+    `after_reached` says that the caller at `after` is one of them.
+    """
 
     codes: tuple[str, ...]
     window: Window
@@ -57,6 +65,9 @@ class ListQuery(Struct, frozen=True, array_like=True):
     meta: str | None
     digest: bytes
     after: Position | None = None
+    route: str = "list"
+    reached: bool = False
+    after_reached: bool = False
 
     def require_format(self, form: str) -> None:
         """Check that the query can be answered in a format. Raises InvalidParameters."""
@@ -73,16 +84,27 @@ _encoder, _decoder = msgspec.msgpack.Encoder(enc_hook=str), msgspec.msgpack.Deco
 
 
 def parse_list_query(
-    query_string: bytes, code: str | None, now: float, history_start: int, signing_keys: SigningKeys
+    query_string: bytes,
+    code: str | None,
+    now: float,
+    history_start: int,
+    signing_keys: SigningKeys,
+    route: str = "list",
+    extras: ExtraFields = NO_EXTRAS,
 ) -> ListQuery:
-    """Parse the query of a list. `code` is the client in the path, if there is one. Raises InvalidParameters."""
-    parameters = Parameters(query_string, "list", code)
+    """Parse the query of a list of calls, or with the route `missed` of missed callers. Raises InvalidParameters.
+
+    `code` is the client in the path, if there is one.
+    """
+    parameters = Parameters(query_string, route, code, extras)
     cursor = parameters.values.pop("cursor", None)
     if cursor is not None:
         return _parse_cursor(cursor, parameters, signing_keys)
     parameters.require_client()
-    window = parameters.window(now, history_start)
-    return _list_query(window, parameters.checked())
+    window = parameters.window(now, history_start, needs_start=route == "missed")
+    if grace := parameters.values.get("grace", 0):
+        window = Window(window.start, max(window.start, min(window.end, math.floor(now) - grace + 1)))
+    return _list_query(window, parameters)
 
 
 def render_cursor(query: ListQuery, after: Position, signing_keys: SigningKeys) -> tuple[str, bool]:
@@ -99,8 +121,12 @@ def _parse_cursor(text: str, parameters: Parameters, signing_keys: SigningKeys) 
     except ValueError:
         parameters.fault("cursor", "is not a cursor of this gateway; start again from the first page")
     values = parameters.checked()
+    if cursor.route != parameters.route:
+        parameters.fault("cursor", "belongs to a list of another path")
+    if not {*cursor.fields} <= {*fields_of(columns_of(parameters.extras.call_type))}:
+        parameters.fault("cursor", "names a field that this gateway no longer has; start again from the first page")
     if not cursor.codes:
-        query = replace(_list_query(cursor.window, values), after=cursor.after)
+        query = replace(_list_query(cursor.window, parameters), after=cursor.after, after_reached=cursor.after_reached)
         if query.digest != cursor.digest:
             parameters.fault("cursor", "is too short for the long parameters of its list; send the same ones with it")
     else:
@@ -121,20 +147,23 @@ def _digest(values: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(_encoder.encode(sorted(_compared(values).items())), digest_size=DIGEST_SIZE).digest()
 
 
-def _list_query(window: Window, values: Mapping[str, Any]) -> ListQuery:
+def _list_query(window: Window, parameters: Parameters) -> ListQuery:
+    values = parameters.checked()
     return ListQuery(
         codes=values.get("client", ()),
         window=window,
         status="include" in values,
         newest_first="sort" not in values,
         limit=values.get("limit", DEFAULTS["limit"]),
-        filters=make_filters(values),
+        filters=make_filters(values, parameters.extras),
         fields=values.get("fields", ()),
         format=values.get("format"),
         zone=str(values.get("tz", UTC)),
         dialect=values.get("dialect"),
         meta=values.get("meta"),
         digest=_digest(values),
+        route=parameters.route,
+        reached=values.get("reached", False),
     )
 
 

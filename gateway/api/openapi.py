@@ -21,13 +21,18 @@ from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.changes import LINK_TYPE
-from gateway.api.feed import Changes, FeedAddress
+from gateway.api.dimensions import DIMENSIONS
+from gateway.api.feed import Changes, FeedAddress, feed_call_type
+from gateway.api.missed import MissedCaller, MissedPage
 from gateway.api.query import Parameter, ValueType
 from gateway.api.responses import AnswerMeta
 from gateway.api.summaries import CallSummary, ClientList
+from gateway.api.summary_table import SummaryRow, render_csv, render_ndjson
 from gateway.errors import ParameterFault
-from gateway.formats import Csv, Ndjson
-from gateway.model import CODE_PATTERN, Call
+from gateway.extra_fields import ExtraFields
+from gateway.formats import Csv, Ndjson, columns_of
+from gateway.model import CODE_PATTERN
+from gateway.slices import finish
 
 DESCRIPTION = """\
 The calls of a Callbutton call-tracking server as JSON, in UTC.
@@ -58,6 +63,7 @@ ROUTES = {
     "changes": Route("changes", Changes, "What changed, in the order in which it is applied."),
     "call": Route("calls", SingleCall, "The call.", (*CALL_PROBLEMS, 404)),
     "summary": Route("summaries", CallSummary, "Figures by time bucket and group, and of all calls."),
+    "missed": Route("calls", MissedPage, "A page of missed callers as JSON, or all of the window otherwise."),
     "clients": Route("summaries", ClientList, "The clients, sorted by code."),
     "recording": Route("calls", bytes, "The recording.", RECORDING_PROBLEMS),
     "probe": Route("operations", PROBE, "The check succeeded.", (405, 500, 503)),
@@ -114,6 +120,8 @@ FIRST_CALL = {
     "operationId": "getClientCall",
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
+GROUP = "GroupValues"  # the schema of the values of dimensions
+GROUP_TEXT = "The value of each dimension of `groupBy`. A value is null if the calls have none. It has no others."
 CODE = ValueType({"type": "string", "pattern": f"^{CODE_PATTERN}$"})
 CALL_ID = ValueType({"type": "string", "minLength": 1, "maxLength": 200})
 TOKEN = ValueType({"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000})
@@ -129,18 +137,24 @@ RECORDING_TEXT = (
 )
 
 
-def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
-    """Build the document of the handlers in the schema. The option `kind` of a handler names its entry in `ROUTES`."""
+def build(handlers: Iterable[HTTPRouteHandler], extras: ExtraFields) -> dict[str, Any]:
+    """Build the document of the handlers in the schema, with the promoted extra fields.
+
+    The option `kind` of a handler names its entry in `ROUTES`.
+    """
     paths = {}
     for handler in handlers:
         if handler.include_in_schema is not False:
             (template,) = handler.paths
             path = template.replace(":str}", "}")
-            paths[path] = {"get": _operation(handler, path)}
+            paths[path] = {"get": _operation(handler, path, extras)}
     schemas = _schemas(
-        [route.body for route in ROUTES.values() if route.body is not bytes] + [FeedAddress, problems.Problem]
+        [route.body for route in ROUTES.values() if route.body is not bytes] + [FeedAddress, problems.Problem],
+        extras,
     )
-    located = [("path", one) for one in PATH_PARAMETERS] + [("query", one) for one in (query.CLIENT, *query.PARAMETERS)]
+    located = [("path", one) for one in PATH_PARAMETERS] + [
+        ("query", one) for one in (query.CLIENT, *query.all_parameters(extras))
+    ]
     parameters = {_parameter_name(one): _parameter(place, one, schemas) for place, one in located}
     return {
         "openapi": "3.1.0",
@@ -158,7 +172,7 @@ def build(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "parameters": parameters,
-            "responses": _responses(schemas),
+            "responses": _responses(schemas, extras),
             "headers": {
                 name: {"description": text, "schema": _bounded({"type": INTEGER_HEADERS.get(name, "string")})}
                 for name, text in HEADERS.items()
@@ -188,12 +202,12 @@ def _reference(section: str, name: str) -> dict[str, str]:
     return {"$ref": f"#/components/{section}/{name}"}
 
 
-def _operation(handler: HTTPRouteHandler, path: str) -> dict[str, Any]:
+def _operation(handler: HTTPRouteHandler, path: str, extras: ExtraFields) -> dict[str, Any]:
     kind = handler.opt["kind"]
     route = ROUTES[kind]
     parameters = [parameter for parameter in PATH_PARAMETERS if f"{{{parameter.name}}}" in path]
     several_clients = kind in query.CLIENT.routes.split() and not parameters
-    parameters += [*([query.CLIENT] if several_clients else []), *query.parameters_of(kind)]
+    parameters += [*([query.CLIENT] if several_clients else []), *query.parameters_of(kind, extras)]
     responses = {"200": _success_name(kind)} | {str(status): _problem_name(status) for status in sorted(route.problems)}
     operation: dict[str, Any] = {
         "tags": [route.tag],
@@ -244,14 +258,14 @@ def _success_name(kind: str) -> str:
     return f"{kind.title()}Response"
 
 
-def _responses(schemas: Mapping[str, Any]) -> dict[str, Any]:
+def _responses(schemas: Mapping[str, Any], extras: ExtraFields) -> dict[str, Any]:
     routes = ROUTES | {"part": ROUTES["recording"]._replace(description="The requested part of the recording.")}
     statuses = sorted({status for route in routes.values() for status in route.problems})
-    found = {_success_name(kind): _success(route, schemas) for kind, route in routes.items()}
+    found = {_success_name(kind): _success(route, schemas, extras) for kind, route in routes.items()}
     return found | {_problem_name(status): _problem(status) for status in statuses}
 
 
-def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
+def _success(route: Route, schemas: Mapping[str, Any], extras: ExtraFields) -> dict[str, Any]:
     """The response 200."""
     if route.body is bytes:
         media = {"schema": {"type": "string", "format": "binary"}}
@@ -267,22 +281,54 @@ def _success(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
     if route.body is Changes:
         link = _reference("schemas", FeedAddress.__name__)
         described["content"][LINK_TYPE] = {"schema": link, "example": example_of(link, schemas)}
-    if route.body is CallPage:
+        described["content"] |= _feed_streams(example)
+    if route.body in (CallPage, MissedPage):
         described["headers"] |= {"Link": _reference("headers", "Link")}
-        described["content"] |= _streams(example)
+        described["content"] |= _streams(example, route.body, extras)
+    if route.body is CallPage:
         described["links"] = {"call": FIRST_CALL}
+    if route.body is CallSummary:
+        described["content"] |= _texts(*_texts_of_summary(msgspec.convert(example, CallSummary)))
     return described
 
 
-def _streams(page: Mapping[str, Any]) -> dict[str, Any]:
+def _streams(page: Mapping[str, Any], body: Any, extras: ExtraFields) -> dict[str, Any]:  # noqa: ANN401 - a type
     """Examples of the streamed media types, from the example of a page."""
-    calls = msgspec.convert(page["data"], list[Call])
-    lines, table = Ndjson(), Csv()
-    texts = {
-        "application/x-ndjson": lines.rows(calls) + lines.end(msgspec.convert(page["meta"], AnswerMeta)),
-        "text/csv": table.begin() + table.rows(calls),
-    }
+    row_type: type[msgspec.Struct] = extras.call_type if body is CallPage else MissedCaller
+    rows = [msgspec.convert(row, row_type) for row in page["data"]]
+    if body is MissedPage:
+        calls = [msgspec.convert(row["lastCall"], extras.call_type) for row in page["data"]]
+        rows = [msgspec.structs.replace(row, last_call=call) for row, call in zip(rows, calls, strict=True)]
+    lines, table = Ndjson(), Csv(columns=columns_of(row_type, extras.call_type))
+    ndjson = lines.rows(rows) + lines.end(msgspec.convert(page["meta"], AnswerMeta))
+    return _texts(ndjson, table.begin() + table.rows(rows))
+
+
+def _texts_of_summary(body: CallSummary) -> tuple[bytes, bytes]:
+    group_by = list(body.data[0].group or ())
+    table = finish(render_csv(body.data, group_by, compared=True))
+    return finish(render_ndjson(body.data, body.total, body.meta)), table
+
+
+def _texts(ndjson: bytes, csv: bytes) -> dict[str, Any]:
+    """The media types that are not JSON, with examples."""
+    texts = {"application/x-ndjson": ndjson, "text/csv": csv}
     return {name: {"schema": {"type": "string"}, "example": text.decode()} for name, text in texts.items()}
+
+
+def _feed_streams(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Examples of the streamed media types of the change feed, from the example of its JSON."""
+    rest = {name: part for name, part in answer.items() if name != "data"}
+    events = [*answer["data"], {"op": "up-to-date"} | rest]
+    texts = {
+        "application/x-ndjson": "".join(f"{_json(line)}\n" for line in (*answer["data"], rest)),
+        "text/event-stream": "".join(f"event: {event['op']}\ndata: {_json(event)}\n\n" for event in events),
+    }
+    return {name: {"schema": {"type": "string"}, "example": text} for name, text in texts.items()}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _problem_name(status: int) -> str:
@@ -309,9 +355,11 @@ def _headers(*names: str) -> dict[str, Any]:
     return {name: _reference("headers", name) for name in sorted((*names, "X-Request-Id"))}
 
 
-def _schemas(bodies: list[Any]) -> dict[str, Any]:
+def _schemas(bodies: list[Any], extras: ExtraFields) -> dict[str, Any]:
     """The schemas of response bodies and of every type that they refer to, by name."""
     _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    for call_type in (extras.call_type, feed_call_type(extras.call_type)) if extras.fields else ():
+        schemas |= msgspec.json.schema_components([call_type], ref_template="#/components/schemas/{name}")[1]
     for schema in schemas.values():
         schema["description"] = " ".join(inspect.cleandoc(schema["description"]).partition("\n\n")[0].split())
         if "enum" in schema:
@@ -327,6 +375,13 @@ def _schemas(bodies: list[Any]) -> dict[str, Any]:
             elif arms:
                 field |= arms[0] | {"type": [arm["type"] for arm in arms]}
             schema["properties"][name] = _bounded(field)
+    values = {name: _bounded(dimension.schema) for name, dimension in DIMENSIONS.items()}
+    schemas[GROUP] = {"type": "object", "description": GROUP_TEXT, "properties": values}
+    row = schemas[SummaryRow.__name__]["properties"]
+    row["group"] = {
+        "description": row["group"]["description"],
+        "oneOf": [_reference("schemas", GROUP), {"type": "null"}],
+    }
     return schemas
 
 

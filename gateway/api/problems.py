@@ -212,8 +212,8 @@ BY_NAME = {kind.name: kind for kind in (*PROBLEM_TYPES.values(), NOT_FOUND, NOT_
 # By the class or the reason of an error, where the hint of its type does not help.
 HINTS: dict[object, str] = {
     errors.NotFound: "Check the client code and the id, and send the window of the call as `start` and `end`.",
-    "link": "Read the call again for a new `recordingUrl`, with a consumer that has the scope `recordings`.",
-    "expired link": "Read the call again for a new `recordingUrl`.",
+    "link": "Get a new link: the `recordingUrl` of the call (scope `recordings`), or the feed with `link=true`.",
+    "expired link": "Get a new link: the `recordingUrl` of the call, or the feed with `link=true`.",
     "exports": "Wait until an export of this consumer has ended.",
     "requests": "Wait until earlier requests of this consumer are answered; send fewer at a time.",
     "recordings": "Wait until a recording of this consumer has been played; stop players that are not listened to.",

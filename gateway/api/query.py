@@ -5,40 +5,36 @@ Rules:
 - Parsing is strict: an unknown or repeated parameter, or an invalid value, is a fault. One error reports all faults.
 - An empty value, or one that equals the default, is as good as absent. Lists may be repeated, in one value with commas,
   and named with brackets (`fields[]`), as HTML forms and PHP send them.
-- Filters apply to calls before masking. `access` decides which filters a consumer may use.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from operator import attrgetter
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
+from gateway.api.dimensions import DIMENSIONS
+from gateway.api.time_ranges import RANGES, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
-from gateway.formats import FIELDS, FORMATS
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
+from gateway.formats import FORMATS, columns_of, fields_of
 from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
 MAX_TOLD = 10_000  # calls in a response of the change feed
 MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
+MAX_GRACE = 31 * 86400  # seconds
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
-TEXT_FILTERS = ("campaign", "did", "ani", "target")
 UTC = ZoneInfo("UTC")
 INTERVALS = ("none", "hour", "day", "week", "month")
-GROUPS: dict[str, Callable[[Call], str | None]] = {
-    "result": lambda call: call.result.value,
-    "campaign": attrgetter("campaign"),
-    "did": attrgetter("did"),
-    "phoneType": lambda call: call.phone_type.value,
-    "client": attrgetter("client_code"),
-}
+MAX_TOP = 1000  # groups of a summary
+MAX_ANSWERED_WITHIN = 3600  # seconds
+LOOKBACK = re.compile("([1-9][0-9]?|[1-3][0-9]{2}|400)d", re.ASCII)  # days; as far back as the change feed goes
 
 
 class ValueType(NamedTuple):
@@ -54,7 +50,7 @@ class ValueType(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter. `routes` are the kinds of routes that take it: list, call, summary, clients."""
+    """One parameter. `routes` are the kinds of routes that take it: list, call, summary, missed, clients."""
 
     name: str
     kind: ValueType
@@ -73,16 +69,25 @@ def _choice(title: str, *names: str, **extensions: list[str]) -> ValueType:
     return ValueType({"title": title, "type": "string", "enum": list(names), **extensions}, parse)
 
 
-def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False) -> ValueType:
-    """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given."""
+def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False, most: int = 0) -> ValueType:
+    """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given.
+
+    With `most`, it has at most so many words, and none twice.
+    """
 
     def parse(texts: Sequence[str]) -> tuple[Any, ...]:
-        words = dict.fromkeys(word for text in texts for word in text.split(",") if word)
+        given = [word for text in texts for word in text.split(",") if word]
+        words = dict.fromkeys(given)
+        if most and len(given) > len(words):
+            raise ValueError("names the same value twice")
+        if most and len(words) > most:
+            raise ValueError(f"has {len(words)} values, more than {most}")
         if unknown := [word[:64] for word in words if word not in known]:
             raise ValueError(f"has unknown values {', '.join(unknown[:5])}; the values are {', '.join(known)}")
         return tuple(known[word] for word in (words if ordered else known) if word in words)
 
-    return ValueType({"type": "array", "items": _choice(title, *known).schema}, parse, several=True)
+    limits = {"maxItems": most, "uniqueItems": True} if most else {}
+    return ValueType({"type": "array", "items": _choice(title, *known).schema, **limits}, parse, several=True)
 
 
 def _whole_number(minimum: int, maximum: int) -> ValueType:
@@ -107,6 +112,12 @@ def _parse_boolean(text: str) -> bool:
     return word in ("true", "1")
 
 
+def _parse_lookback(text: str) -> int:
+    if (match := LOOKBACK.fullmatch(text)) is None:
+        raise ValueError("is not a number of days such as 30d, from 1d to 400d")
+    return int(match[1])
+
+
 def _parse_code(text: str) -> str:
     if CLIENT_CODE.fullmatch(text) is None:
         raise ValueError("is not a client code: 1 to 64 letters, digits, dots, hyphens or underscores")
@@ -128,13 +139,16 @@ INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the ti
 ZONE = ValueType({"type": "string"}, parse_zone)
 TEXT = ValueType({"type": "string", "maxLength": MAX_TEXT}, _parse_text)
 BOOLEAN = ValueType({"type": "boolean"}, _parse_boolean)
-FIELD_LIST = _words("CallField", {field: field for field in FIELDS}, ordered=True)
+FIELD_LIST = ValueType({"type": "array"}, several=True)  # `all_parameters` has its values
 RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
+DIMENSION_LIST = _words("SummaryGroup", {name: name for name in DIMENSIONS}, ordered=True, most=2)
+LOOKBACK_DAYS = ValueType({"type": "string", "pattern": f"^{LOOKBACK.pattern}$"}, _parse_lookback)
 SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
-ALL = "list call summary clients"
-FILTERED = "list summary"
+ALL = "list call summary missed clients"
+FILTERED = "list summary missed"
+PAGED = "list missed"
 SINCE_TEXT = "The token of the last response (`page.next`), with the same clients and `include`. Without it: all calls."
 FEED_START_TEXT = (
     "The first instant of the copy, rounded down to midnight in UTC; only without `since`. Default: 30 days ago; at "
@@ -146,15 +160,17 @@ LINK_TEXT = (
     "Whether to answer with an address of this feed that needs no header, for `EventSource`, in place of the changes. "
     "Overrides `Accept`."
 )
-START_DEFAULT = "Default: the beginning of history; summaries and `/clients` require it without `range`."
+START_DEFAULT = (
+    "Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`."
+)
 START = "An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`."
 CLIENT_TEXT = f"A client code, up to {MAX_CLIENTS} times, or `*` for every client."
 RANGE_TEXT = "Days in the time zone `tz`, instead of `start` and `end`. `last_7_days` and `last_30_days` include today."
 RESULT_TEXT = "Only calls with one of these results, separated by commas."
 PHONE_TEXT = "Only calls from one of these types of phone, separated by commas."
 LIMIT_TEXT = (
-    "The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the "
-    "list. Not for NDJSON and CSV."
+    "The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null "
+    "`nextCursor` ends the list. Not for NDJSON and CSV."
 )
 CURSOR_TEXT = (
     "The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 "
@@ -165,12 +181,30 @@ FIELDS_TEXT = (
     "add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV "
     "has exactly these columns, in this order."
 )
-FORMAT_TEXT = "Overrides `Accept`. NDJSON and CSV stream the whole window."
+FORMAT_TEXT = "Overrides `Accept`. NDJSON and CSV of calls stream the whole window."
 DIALECT_TEXT = (
     "Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which "
     "Excel reads as dates."
 )
+GRACE_TEXT = "Leaves out missed calls of the last so many seconds: they may still be returned. Default: 0."
+REACHED_TEXT = (
+    "`true` adds the callers who were reached since their last missed call, after the others. Default: `false`."
+)
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
+GROUP_TEXT = (
+    "Separate figures by one or two dimensions, separated by commas; `hourOfDay`, `dayOfWeek` and `hourOfWeek` are on "
+    "the clock of `tz`. `state` and `areaCode` require the scope `personal`, `sales` the scope `status`."
+)
+TOP_TEXT = "Only the groups with the most calls in the window; all others are one row with `rest`. Requires `groupBy`."
+COMPARE_TEXT = (
+    "Add the figures of another window as `previous`: `previous` is the time just before, `year` the same dates a year "
+    "before. A period that is not over is compared up to the same moment."
+)
+WITHIN_TEXT = "Fill in `answeredWithinRate`: the share of calls that are answered within this many seconds."
+LOOKBACK_TEXT = (
+    "Callers are new only if they did not call within this many days before the window either. Ignored without the "
+    "scope `personal`."
+)
 CODE_LIST = ValueType({"type": "array"} | CODES, _parse_codes, several=True)
 ACCESS = Parameter("access", ValueType({"type": "string"}), "changes", "The credential of a link.")
 CLIENT = Parameter("client", CODE_LIST, f"{FILTERED} changes", CLIENT_TEXT, ["8005550100", "8005550101"])
@@ -181,8 +215,10 @@ PARAMETERS = (
     Parameter("tz", ZONE, ALL, "The IANA time zone of dates without offset. Default: `UTC`.", "America/Chicago"),
     Parameter("since", ValueType({"type": "string"}), "changes", SINCE_TEXT),
     Parameter("start", INSTANT, "changes", FEED_START_TEXT, "2026-11-01", "feed_start"),
-    Parameter("include", _choice("CallPart", "status"), "list call changes", "`status` adds the status of each call."),
-    Parameter("result", RESULTS, FILTERED, RESULT_TEXT, "busy,no_answer"),
+    Parameter(
+        "include", _choice("CallPart", "status"), "list call missed changes", "`status` adds the status of each call."
+    ),
+    Parameter("result", RESULTS, "list summary", RESULT_TEXT, "busy,no_answer"),
     Parameter("campaign", TEXT, FILTERED, "Only calls of this campaign.", "4018"),
     Parameter("did", TEXT, FILTERED, "Only calls to this tracking number.", "8005550100"),
     Parameter("ani", TEXT, FILTERED, "Only calls from this number.", "3125550161"),
@@ -191,63 +227,59 @@ PARAMETERS = (
     Parameter("recorded", BOOLEAN, FILTERED, "Only calls with a recording, or only calls without one."),
     Parameter("minDuration", _whole_number(0, 9_999_999), FILTERED, "Only calls of at least this many seconds.", 30),
     Parameter("sort", SORT, "list", "Oldest call first, or newest first with `-startTime`. Default: `-startTime`."),
-    Parameter("limit", _whole_number(1, MAX_LIMIT), "list", LIMIT_TEXT),
-    Parameter("cursor", ValueType({"type": "string"}), "list", CURSOR_TEXT),
+    Parameter("limit", _whole_number(1, MAX_LIMIT), PAGED, LIMIT_TEXT),
+    Parameter("cursor", ValueType({"type": "string"}), PAGED, CURSOR_TEXT),
     Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
-    Parameter("format", _choice("ListFormat", *FORMATS), "list", FORMAT_TEXT),
-    Parameter("dialect", _choice("CsvDialect", "excel"), "list", DIALECT_TEXT),
-    Parameter("meta", _choice("NdjsonMeta", "none"), "list", "Only for NDJSON: `none` leaves out the last line."),
+    Parameter("format", _choice("ListFormat", *FORMATS), FILTERED, FORMAT_TEXT),
+    Parameter("dialect", _choice("CsvDialect", "excel"), FILTERED, DIALECT_TEXT),
+    Parameter("meta", _choice("NdjsonMeta", "none"), PAGED, "Only for NDJSON: `none` leaves out the last line."),
     Parameter("limit", _whole_number(1, MAX_TOLD), "changes", TOLD_TEXT, 10_000, "feed_limit"),
     Parameter("wait", _whole_number(0, 60), "changes", WAIT_TEXT, 30),
     Parameter("format", _choice("FeedFormat", "json", "ndjson"), "changes", "Overrides `Accept`.", None, "feed_format"),
     Parameter("link", BOOLEAN, "changes", LINK_TEXT),
+    Parameter("grace", _whole_number(0, MAX_GRACE), "missed", GRACE_TEXT, 300),
+    Parameter("reached", BOOLEAN, "missed", REACHED_TEXT),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
-    Parameter("groupBy", _choice("SummaryGroup", *GROUPS), "summary", "Separate figures by this field.", "result"),
+    Parameter("groupBy", DIMENSION_LIST, "summary", GROUP_TEXT, "result,hourOfDay"),
+    Parameter("top", _whole_number(1, MAX_TOP), "summary", TOP_TEXT, 10),
+    Parameter("compare", _choice("SummaryComparison", "previous", "year"), "summary", COMPARE_TEXT, "previous"),
+    Parameter("answeredWithin", _whole_number(0, MAX_ANSWERED_WITHIN), "summary", WITHIN_TEXT, 20),
+    Parameter("lookback", LOOKBACK_DAYS, "summary", LOOKBACK_TEXT, "30d"),
 )
-DEFAULTS: Mapping[str, Any] = {"tz": UTC, "sort": "-startTime", "limit": 100, "interval": "none"}
+DEFAULTS: Mapping[str, Any] = {
+    "tz": UTC,
+    "sort": "-startTime",
+    "limit": 100,
+    "interval": "none",
+    "grace": 0,
+    "reached": False,
+}
 BRACKETS = re.compile(r"\[\d{0,3}\]$", re.ASCII)
 
 
-def parameters_of(route: str) -> tuple[Parameter, ...]:
+@lru_cache(maxsize=64)
+def all_parameters(extras: ExtraFields) -> tuple[Parameter, ...]:
+    """The query parameters of all routes, except `client`: promoted extra fields are filters, and names in `fields`."""
+    known = _words("CallField", {field: field for field in fields_of(columns_of(extras.call_type))}, ordered=True)
+    filters = [
+        Parameter(one.name, TEXT, FILTERED, f"Only calls with this `{one.name}`.", component=f"extra_{one.name}")
+        for one in extras.fields
+    ]
+    return (*[one._replace(kind=known) if one.name == "fields" else one for one in PARAMETERS], *filters)
+
+
+def parameters_of(route: str, extras: ExtraFields = NO_EXTRAS) -> tuple[Parameter, ...]:
     """The query parameters of a kind of route, except `client`."""
-    return tuple(parameter for parameter in PARAMETERS if route in parameter.routes.split())
+    return tuple(parameter for parameter in all_parameters(extras) if route in parameter.routes.split())
 
 
-class Filters(Struct, frozen=True, array_like=True):
-    """The filters of a query. Empty and None do not filter."""
-
-    result: tuple[CallResult, ...] = ()
-    phone_type: tuple[PhoneType, ...] = ()
-    campaign: str | None = None
-    did: str | None = None
-    ani: str | None = None
-    target: str | None = None
-    recorded: bool | None = None
-    min_duration: int | None = None
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """The text filters that are set, by field name."""
-        return {name: text for name in TEXT_FILTERS if (text := getattr(self, name)) is not None}
-
-    def apply(self, calls: Sequence[Call]) -> Sequence[Call]:
-        """The calls that pass all filters."""
-        if (results := self.result) and calls:
-            calls = [call for call in calls if call.result in results]
-        if (types := self.phone_type) and calls:
-            calls = [call for call in calls if call.phone_type in types]
-        for name, wanted in self.texts.items():
-            field = _TEXT_OF[name]
-            calls = [call for call in calls if field(call) == wanted]
-        if (recorded := self.recorded) is not None:
-            calls = [call for call in calls if (call.recording_url is not None) == recorded]
-        if (shortest := self.min_duration) is not None:
-            calls = [call for call in calls if (seconds := call.duration_seconds) is not None and seconds >= shortest]
-        return calls
-
-
-_TEXT_OF: dict[str, Callable[[Call], str | None]] = {name: attrgetter(name) for name in TEXT_FILTERS}
-NO_FILTERS = Filters()
+def check_names(extras: ExtraFields) -> None:
+    """Check that no promoted field has the name of a field or parameter, in any case. Raises ValueError."""
+    fields, parameters = fields_of(columns_of(Call)), [one.name for one in (CLIENT, ACCESS, *PARAMETERS)]
+    taken = {name.lower() for name in (*fields, *parameters, *DIMENSIONS, "hasRecording")}
+    for one in extras.fields:
+        if one.name.lower() in taken:
+            raise ValueError(f"the name {one.name} is taken by a field or parameter; choose another")
 
 
 class CallQuery(Struct, frozen=True):
@@ -259,37 +291,15 @@ class CallQuery(Struct, frozen=True):
     fields: tuple[str, ...]
 
 
-class SummaryQuery(Struct, frozen=True):
-    """Figures of a window by time bucket and group. `starts` are the starts of the buckets."""
-
-    codes: tuple[str, ...]
-    window: Window
-    interval: str
-    zone: str
-    starts: tuple[int, ...]
-    group_by: str | None
-    filters: Filters
-
-
-def parse_call_query(query_string: bytes, code: str, now: float, history_start: int) -> CallQuery:
+def parse_call_query(
+    query_string: bytes, code: str, now: float, history_start: int, extras: ExtraFields = NO_EXTRAS
+) -> CallQuery:
     """Parse the query of one call. `code` is the client in the path. Raises InvalidParameters."""
-    parameters = Parameters(query_string, "call", code)
+    parameters = Parameters(query_string, "call", code, extras)
     window = parameters.window(now, history_start)
     values = parameters.checked()
     has_window = not values.keys().isdisjoint(("start", "end", "range"))
     return CallQuery(code, window if has_window else None, "include" in values, values.get("fields", ()))
-
-
-def parse_summary_query(query_string: bytes, code: str | None, now: float, history_start: int) -> SummaryQuery:
-    """Parse the query of a summary. `code` is the client in the path, if there is one. Raises InvalidParameters."""
-    parameters = Parameters(query_string, "summary", code)
-    parameters.require_client()
-    window = parameters.window(now, history_start, needs_start=True)
-    values = parameters.checked()
-    interval, zone = values.get("interval", DEFAULTS["interval"]), parameters.zone
-    starts = tuple(bucket_starts(window, interval, zone))
-    group_by = values.get("groupBy")
-    return SummaryQuery(values["client"], window, interval, str(zone), starts, group_by, make_filters(values))
 
 
 def parse_clients_query(query_string: bytes, now: float, history_start: int) -> Window:
@@ -301,13 +311,15 @@ def parse_clients_query(query_string: bytes, now: float, history_start: int) -> 
 
 
 class Parameters:
-    """The parameters of a request: the parsed `values` that are not empty or defaults, and the `faults` so far.
+    """The parameters of a `route`: the parsed `values` that are not empty or defaults, and the `faults` so far.
 
     `code`, the client in the path, is the value of `client`.
     """
 
-    def __init__(self, query_string: bytes, route: str, code: str | None = None) -> None:
-        known = {parameter.name: parameter for parameter in parameters_of(route)}
+    def __init__(
+        self, query_string: bytes, route: str, code: str | None = None, extras: ExtraFields = NO_EXTRAS
+    ) -> None:
+        known = {parameter.name: parameter for parameter in parameters_of(route, extras)}
         if code is None and route in CLIENT.routes.split():
             known["client"] = CLIENT
         if route == "changes":
@@ -316,6 +328,8 @@ class Parameters:
             pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict")
         except ValueError:
             raise InvalidParameters([ParameterFault("query", "is not URL-encoded UTF-8")]) from None
+        self.route = route
+        self.extras = extras
         self.values: dict[str, Any] = {}
         self.faults: list[ParameterFault] = []
         self._defaults = {} if route == "changes" else DEFAULTS
@@ -372,14 +386,3 @@ def _parse(known: Mapping[str, Parameter], name: str, texts: list[str]) -> objec
     if len(texts) > 1:
         raise ValueError("is given more than once")
     return kind.parse(texts[0])
-
-
-def make_filters(values: Mapping[str, Any]) -> Filters:
-    """The filters among parsed values."""
-    return Filters(
-        result=values.get("result", ()),
-        phone_type=values.get("phoneType", ()),
-        recorded=values.get("recorded"),
-        min_duration=values.get("minDuration"),
-        **{name: values.get(name) for name in TEXT_FILTERS},
-    )

@@ -16,10 +16,10 @@ import msgspec
 from litestar import Request, Response
 from msgspec import Struct
 
-from gateway.access import Consumer, Key, authorized_codes, can_read, client_filter, require_list_scopes
+from gateway.access import Consumer, Key, authorized_codes, can_read, client_filter, require_list_scopes, require_scope
+from gateway.api.filters import NO_FILTERS, Filters
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
-from gateway.api.query import NO_FILTERS, Filters
 from gateway.api.signing import SigningKeys
 from gateway.cache.extents import Keep
 from gateway.cache.freshness import Provenance
@@ -28,6 +28,7 @@ from gateway.cache.scans import Sees
 from gateway.cache.watch import Feeds
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
 from gateway.model import Instant, Window, about
 from gateway.rates import RateLimiter, Shares, Turns
 from gateway.shutdown import Shutdown
@@ -73,7 +74,7 @@ class Services(Struct, frozen=True):
     current_rights: Callable[[Key], Consumer | None]  # the current consumer
     feeds: Feeds
     shutdown: Shutdown
-    public_extra: frozenset[str] = frozenset()
+    extras: ExtraFields = NO_EXTRAS
     public_url: str = ""
 
 
@@ -119,6 +120,8 @@ def cache_query(
     consumer = consumer_of(context)
     searched = [*filters.texts, *([] if filters.recorded is None else ["recorded"])]
     require_list_scopes(consumer, searched, status=status)
+    if not {element for element, _ in filters.extra} <= services.extras.public:
+        require_scope(consumer, "personal")
     return Query(
         codes=authorized_codes(consumer, codes),
         window=window,
@@ -154,12 +157,16 @@ def json_response(
     *,
     data_end: bytes = BEFORE_META,
     next_link: str = "",
+    until_now: bool = False,
 ) -> Response[bytes]:
-    """Render a JSON response. `ETag` covers the body to the last `data_end`, and `start` and `unreadable` of `meta`."""
+    """Render a JSON response. `ETag` covers the body to the last `data_end`, and `start` and `unreadable` of `meta`.
+
+    `until_now` says that it rests on calls up to now, whatever the window.
+    """
     encoded, now = encode(body), services.clock()
     if not source.stale:
         # A window that ends in the future gets new calls every second.
-        until = math.inf if meta.end.timestamp() <= now else math.ceil(now)
+        until = math.ceil(now) if until_now or meta.end.timestamp() > now else math.inf
         context.lifetime = Lifetime(source.as_of, source.fresh_until, until)
     etag = _entity_tag(encoded[: encoded.rindex(data_end)], meta, has_next=bool(next_link))
     headers = {

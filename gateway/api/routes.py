@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,15 +19,16 @@ from litestar.utils import normalize_path
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway import errors
-from gateway.api import calls, changes, openapi, problems, recordings, reference, summaries
+from gateway.api import calls, changes, missed, openapi, problems, recordings, reference, summaries
 from gateway.api.middleware.authentication import UNMATCHED, Authentication, audit
 from gateway.api.middleware.compression import Compression
 from gateway.api.middleware.cors import Cors
 from gateway.api.middleware.load_shedder import LoadShedder
 from gateway.api.middleware.request_context import HTTPApp, RequestContextMiddleware, context_of
 from gateway.api.middleware.response_cache import ResponseCache
-from gateway.api.responses import Services
+from gateway.api.responses import Services, services_of
 from gateway.auth.authenticator import Authenticator
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
 from gateway.logs import AccessLog
 from gateway.memory import Memory
 from gateway.metrics import Metrics
@@ -57,20 +58,23 @@ async def metrics_text(request: Request[Any, Any, State]) -> Response[bytes]:
 
 
 @get("/openapi.json", include_in_schema=False)
-async def openapi_json() -> Response[bytes]:
+async def openapi_json(request: Request[Any, Any, State]) -> Response[bytes]:
     """The OpenAPI document as JSON."""
-    return Response(await asyncio.to_thread(document_json), media_type="application/json")
+    text = await asyncio.to_thread(document_json, services_of(request).extras)
+    return Response(text, media_type="application/json")
 
 
 @get("/openapi.yaml", include_in_schema=False, media_type=MediaType.TEXT)
-async def openapi_yaml() -> Response[str]:
+async def openapi_yaml(request: Request[Any, Any, State]) -> Response[str]:
     """The OpenAPI document as YAML."""
-    return Response(await asyncio.to_thread(document_yaml), media_type="application/yaml")
+    text = await asyncio.to_thread(document_yaml, services_of(request).extras)
+    return Response(text, media_type="application/yaml")
 
 
 OPERATOR_HANDLERS = [health, readiness, metrics_text]
 HANDLERS = [
     *calls.HANDLERS,
+    *missed.HANDLERS,
     *changes.HANDLERS,
     *summaries.HANDLERS,
     *recordings.HANDLERS,
@@ -81,33 +85,33 @@ HANDLERS = [
 ]
 
 
-def _once(build: Callable[[], _T]) -> Callable[[], _T]:
-    """Cache the result of a function. Concurrent first calls from several threads run it once."""
-    lock, cached = threading.Lock(), cache(build)
+def _once(build: Callable[[ExtraFields], _T]) -> Callable[..., _T]:
+    """Cache the results of a function. Concurrent first calls from several threads run it once."""
+    lock, cached = threading.Lock(), lru_cache(maxsize=4)(build)
 
-    def locked() -> _T:
+    def locked(extras: ExtraFields = NO_EXTRAS) -> _T:
         with lock:
-            return cached()
+            return cached(extras)
 
     return locked
 
 
 @_once
-def document_json() -> bytes:
+def document_json(extras: ExtraFields = NO_EXTRAS) -> bytes:
     """The OpenAPI document as JSON."""
-    return msgspec.json.encode(openapi.build(HANDLERS))
+    return msgspec.json.encode(openapi.build(HANDLERS, extras))
 
 
-def document() -> dict[str, Any]:
+def document(extras: ExtraFields = NO_EXTRAS) -> dict[str, Any]:
     """A copy of the OpenAPI document."""
-    copy: dict[str, Any] = msgspec.json.decode(document_json())
+    copy: dict[str, Any] = msgspec.json.decode(document_json(extras))
     return copy
 
 
 @_once
-def document_yaml() -> str:
+def document_yaml(extras: ExtraFields = NO_EXTRAS) -> str:
     """The OpenAPI document as YAML."""
-    return yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(document(extras), sort_keys=False, allow_unicode=True, width=120)
 
 
 def problem_response(request: Request[Any, Any, State], error: Exception) -> Response[bytes]:

@@ -1,13 +1,13 @@
-"""The handlers of summaries and of `/clients`: figures of a whole window, by time bucket and group.
+"""The handlers of summaries and of `/clients`: figures of a whole window, read from the cache and rendered.
 
-Rule: figures are computed before masking. Without the scope `personal` they do not tell which calls share a caller.
+Rule: figures are computed before masking, from the calls that the consumer may see.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 
 from litestar import Request, Response, get
@@ -15,55 +15,34 @@ from litestar.datastructures import State
 from litestar.params import FromPath
 from msgspec import Struct
 
-from gateway.access import Consumer, can_count_callers
-from gateway.api import responses
+from gateway.access import require_scope
+from gateway.api import exports, responses
+from gateway.api.calendars import Calendar
+from gateway.api.dimensions import DIMENSIONS, clocks_of, reader
 from gateway.api.middleware.request_context import RequestContext, context_of
-from gateway.api.query import GROUPS, SummaryQuery, parse_clients_query, parse_summary_query
+from gateway.api.query import parse_clients_query
 from gateway.api.responses import JSON, AnswerMeta, Services
-from gateway.cache.aggregates import AggregateSpec, Aggregator, Group, TooManyGroups, Totals
+from gateway.api.summary_query import SummaryQuery, parse_summary_query
+from gateway.api.summary_table import (
+    MAX_ROWS,
+    Period,
+    SummaryRow,
+    SummaryTotals,
+    make_rows,
+    render_csv,
+    render_ndjson,
+    too_many_rows,
+)
+from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
 from gateway.cache.extents import Extent
 from gateway.cache.freshness import Provenance
 from gateway.cache.reader import Query
 from gateway.cache.scans import counted, unreadable_of
-from gateway.errors import InvalidParameters, ParameterFault
-from gateway.model import EVERY_CLIENT, Instant, about
+from gateway.errors import UpstreamFailed
+from gateway.model import EVERY_CLIENT, Window, about
 from gateway.slices import Steps, in_slices
 
-MAX_ROWS = 20_000  # of a summary; about 5 MB of JSON
-MAX_SUM = 2**31 - 1  # seconds, 68 years; the contract promises int32
-STEP_ROWS = 100  # rows made in one step
-SINGLE_BUCKET = (-(10**11),)  # seconds since 1970, before any call; the same for every window, so figures are cached
-
-
-class SummaryTotals(Struct, frozen=True, kw_only=True, rename="camel"):
-    """The figures of a set of calls."""
-
-    calls: Annotated[int, about("Number of calls.", 2)]
-    connected: Annotated[int, about("Number of answered calls.", 1)]
-    unique_callers: Annotated[
-        int | None,
-        about("Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.", 2),
-    ]
-    new_callers: Annotated[
-        int | None,
-        about(
-            "Number of callers whose first call in the window is among these calls. Null without the scope `personal`.",
-            2,
-        ),
-    ]
-    duration_seconds: Annotated[int, about("Sum of the durations, in seconds.", 412)]
-    talk_time_seconds: Annotated[int, about("Sum of the talk times, in seconds.", 332)]
-    mean_talk_time_seconds: Annotated[float | None, about("Mean of the known talk times.", 166.0)]
-
-
-class SummaryRow(SummaryTotals, frozen=True, kw_only=True, rename="camel"):
-    """The figures of one time bucket and one group."""
-
-    bucket_start: Annotated[Instant, about("Start of the bucket.", "2026-11-01T05:00:00Z")]
-    group: Annotated[
-        str | None,
-        about("The value of the field `groupBy`; null without `groupBy`, or if the calls have no value.", None),
-    ]
+MAX_PARTS = 100_000  # buckets of groups that are counted to find the top groups; about 100 MB
 
 
 class CallSummary(Struct, frozen=True, kw_only=True):
@@ -117,13 +96,16 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     keep = responses.row_filter(context, cache_query)
     calls: Counter[str] = Counter()
 
-    def count(extent: Extent) -> Steps[None]:
-        for code, listed in extent.by_client.items():
-            calls[code] += len(keep(listed))
-            yield
+    def count(extents: Sequence[Extent]) -> Steps[None]:
+        for extent in extents:
+            for code, listed in extent.by_client.items():
+                calls[code] += len(keep(listed))
+                yield
 
     async with responses.counting_turn(request):
-        meta, source = await _count(services, context, cache_query, count)
+        source, unreadable = await _count(services, context, cache_query, count)
+    context.read_finished = time.perf_counter()
+    meta = responses.meta_of(window, source, unreadable)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
     return responses.json_response(services, context, ClientList(data=rows, meta=meta), meta, source)
 
@@ -131,82 +113,98 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
 async def summary_response(request: Request[Any, Any, Any], code: str | None) -> Response[bytes]:
     """Summarize the calls of the client `code`, or of the parameter `client` if it is None. Raises GatewayError."""
     services, context = responses.services_of(request), context_of(request.scope)
-    responses.negotiate(context, JSON)
-    query = parse_summary_query(request.scope["query_string"], code, services.clock(), services.history_start)
-    cache_query = responses.cache_query(services, context, query.codes, query.window, filters=query.filters)
-    consumer = responses.consumer_of(context)
-    selection = query.group_by, query.filters, consumer.clients
-    spec = AggregateSpec(
-        name=(query.interval, query.zone, selection),
-        counted=selection,
-        starts=SINGLE_BUCKET if query.interval == "none" else query.starts,
-        group=GROUPS[query.group_by] if query.group_by else None,
-        keep=responses.row_filter(context, cache_query, query.filters),
-        max_groups=max(1, MAX_ROWS // len(query.starts)),
+    query = parse_summary_query(
+        request.scope["query_string"], code, services.clock(), services.history_start, services.extras
     )
-    aggregator = Aggregator(spec)
+    form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
+    consumer = responses.consumer_of(context)
+    for scope in filter(None, [DIMENSIONS[name].scope for name in query.group_by]):
+        require_scope(consumer, scope)
+    query.require_format(form)
+    period, source, unreadable = await _read_period(services, context, query, query.window)
+    previous: Period | None = None
+    if query.compared is not None:
+        previous, other, _ = await _read_period(services, context, query, query.compared)
+        source = source.combine(other, newest_first=True)
+    context.read_finished = time.perf_counter()
+    meta = responses.meta_of(query.window, source, unreadable)
+    rows, total = await in_slices(make_rows(query, period, previous, consumer))
+    if form == "json":
+        body = CallSummary(data=rows, total=total, meta=meta)
+        return responses.json_response(services, context, body, meta, source)
+    if form == "csv" and source.stale:
+        raise UpstreamFailed("a part of the window is only available as stale data, which CSV cannot mark")
+    if form == "csv":
+        zone = query.zone if query.dialect else None
+        text = await in_slices(render_csv(rows, query.group_by, compared=previous is not None, zone=zone))
+    else:
+        text = await in_slices(render_ndjson(rows, total, meta))
+    return Response(text, headers=exports.export_headers(context, form, "summary"))
+
+
+async def _read_period(
+    services: Services, context: RequestContext, query: SummaryQuery, window: Window
+) -> tuple[Period, Provenance, int]:
+    """Count a window. Returns what it rests on, and the number of unreadable records. Raises GatewayError."""
+    consumer, beginning = responses.consumer_of(context), services.history_start
+    read = Window(max(window.start, beginning), max(window.end, beginning))
+    before = Window(max(beginning, read.start - query.lookback), read.start)
+    known: Collection[str] = ()
+    earlier: Provenance | None = None
+    if before.start < before.end and "personal" in consumer.scopes:
+        callers, earlier, _ = await _aggregate(services, context, query, before, Calendar(before, "none", query.zone))
+        known = callers.callers
+    calendar = Calendar(window, query.interval, query.zone, clocks_of(query.group_by))
     try:
-        meta, source = await _count(services, context, cache_query, aggregator.add)
-    except TooManyGroups:
-        raise _too_many_rows(query, f"over {spec.max_groups}") from None
-    buckets, total = await in_slices(aggregator.sums())
-    if max(total.duration, total.talk) > MAX_SUM:
-        raise InvalidParameters(
-            [ParameterFault("start", f"gives a sum of over {MAX_SUM} seconds; choose a shorter window")]
+        aggregator, source, unreadable = await _aggregate(
+            services, context, query, read, calendar, query.group_by, known
         )
-    rows = await in_slices(_rows(query, buckets, consumer))
-    body = CallSummary(data=rows, total=SummaryTotals(**_figures(total, consumer)), meta=meta)
-    return responses.json_response(services, context, body, meta, source)
+    except TooManyGroups:
+        raise too_many_rows(len(calendar.starts), "too many groups") from None
+    seconds = await in_slices(calendar.seconds(source.as_of))
+    source = source.combine(earlier, newest_first=True) if earlier else source
+    return Period(aggregator, calendar, seconds), source, unreadable
+
+
+async def _aggregate(
+    services: Services,
+    context: RequestContext,
+    query: SummaryQuery,
+    window: Window,
+    calendar: Calendar,
+    group_by: Sequence[str] = (),
+    known: Collection[str] = (),
+) -> tuple[Aggregator, Provenance, int]:
+    """Aggregate the calls of a window. `known` are callers that are not new. Raises GatewayError, TooManyGroups."""
+    status = "sales" in group_by
+    cache_query = responses.cache_query(services, context, query.codes, window, filters=query.filters, status=status)
+    dimensions = [name for name in group_by if DIMENSIONS[name].read]
+    spec = AggregateSpec(
+        name=(calendar.name, tuple(dimensions), query.filters, responses.consumer_of(context).clients),
+        slots=calendar.slots,
+        group=reader(dimensions),
+        keep=responses.row_filter(context, cache_query, query.filters),
+        max_parts=MAX_PARTS if query.top else MAX_ROWS,
+    )
+    aggregator = Aggregator(spec, known)
+    return aggregator, *await _count(services, context, cache_query, aggregator.add)
 
 
 async def _count(
-    services: Services, context: RequestContext, cache_query: Query, count: Callable[[Extent], Steps[None]]
-) -> tuple[AnswerMeta, Provenance]:
-    """Call `count` with every extent of a window. Returns `meta`, and what it rests on. Raises UpstreamError."""
+    services: Services, context: RequestContext, cache_query: Query, count: Callable[[Sequence[Extent]], Steps[None]]
+) -> tuple[Provenance, int]:
+    """Call `count` with the extents of each span of a window. Returns what they rest on, and the unreadable records.
+
+    Raises UpstreamError.
+    """
     now, unreadable = services.clock(), 0
     total: Provenance | None = None
     sees = responses.client_sight(context)
     async for part in counted(services.cache, cache_query, now):
-        await in_slices(step for extent in part.extents for step in count(extent))
+        await in_slices(count(part.extents))
         unreadable += len(unreadable_of(part.extents, sees))
         total = total.combine(part.reading) if total else part.reading
-    context.read_finished = time.perf_counter()
-    total = total or responses.empty_result(now)
-    return responses.meta_of(cache_query.window, total, unreadable), total
-
-
-def _rows(
-    query: SummaryQuery, buckets: Sequence[tuple[int, dict[Group, Totals]]], consumer: Consumer
-) -> Steps[list[SummaryRow]]:
-    """One row for each bucket and group."""
-    names = sorted({name for _, groups in buckets for name in groups}, key=lambda name: (name is None, name)) or [None]
-    rows: list[SummaryRow] = []
-    empty = Totals()
-    for start, (_, groups) in zip(query.starts, buckets, strict=True):
-        for name in names:
-            figures = _figures(groups.get(name, empty), consumer)
-            rows.append(SummaryRow(bucket_start=responses.instant(start), group=name, **figures))
-            if len(rows) % STEP_ROWS == 0:
-                yield
-    return rows
-
-
-def _too_many_rows(query: SummaryQuery, groups: str) -> InvalidParameters:
-    detail = f"gives {len(query.starts)} buckets of {groups} groups, more than {MAX_ROWS} rows; use longer buckets"
-    return InvalidParameters([ParameterFault("groupBy", detail)])
-
-
-def _figures(count: Totals, consumer: Consumer) -> dict[str, Any]:
-    """The figures that the consumer may see: distinct counts of a few calls tell which of them share a caller."""
-    return {
-        "calls": count.calls,
-        "connected": count.connected,
-        "unique_callers": count.callers if can_count_callers(consumer, count.calls) else None,
-        "new_callers": count.new if "personal" in consumer.scopes else None,
-        "duration_seconds": count.duration,
-        "talk_time_seconds": count.talk,
-        "mean_talk_time_seconds": count.mean_talk,
-    }
+    return total or responses.empty_result(now), unreadable
 
 
 HANDLERS = [summarize_client_calls, summarize_calls, list_clients]

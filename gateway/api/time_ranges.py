@@ -1,7 +1,7 @@
-"""Windows and time buckets of a query, in its time zone. Pure.
+"""The window of a query, in its time zone. Pure.
 
 Rules:
-- A day begins at the first instant of its date, and a week on Monday. A day has 23, 24 or 25 hours where clocks change.
+- A day begins at the first instant of its date.
 - Arithmetic uses dates and seconds since 1970, never local date-times, which are ambiguous where clocks change.
 """
 
@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from gateway.errors import InvalidParameters, ParameterFault
+from gateway.errors import ParameterFault
 from gateway.model import Window
 
 INSTANT = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(\.\d{1,9})?)?)([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
 )
 YEARS = range(1900, 9000)  # of a date as it is written; the years around them keep every time zone in bounds
-MAX_BUCKETS = 10_000  # of a summary; about 14 months of hours, 5 MB of JSON
 HOUR = 3600  # seconds
 DAY = timedelta(days=1)
 NOT_IANA = re.compile("(?:right|posix)/.*|posixrules|localtime|Factory")  # files beside those of the zones
@@ -98,13 +96,13 @@ def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
         # In a query string, a plus sign that is not URL-encoded is a space.
         suffix = "+00:00" if offset in ("Z", "z") else offset.replace(" ", "+")
         instant = datetime.fromisoformat(f"{day}T{clock.removesuffix(fraction) or '00:00'}{suffix}")
-        instant = instant if suffix else _in_zone(instant, zone)
+        instant = instant if suffix else in_zone(instant, zone)
     except (ValueError, OverflowError):
         raise ValueError("is not a date (2026-11-01) or an instant (2026-11-01T06:30:00Z)") from None
     return int(instant.timestamp()), bool(fraction.strip(".0"))
 
 
-def _in_zone(wall: datetime, zone: ZoneInfo) -> datetime:
+def in_zone(wall: datetime, zone: ZoneInfo) -> datetime:
     """A wall time as an instant. Of a time that comes twice it is the first, of one that clocks skip their change."""
     instant = wall.replace(tzinfo=zone).astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None) == wall:
@@ -120,50 +118,3 @@ def _in_zone(wall: datetime, zone: ZoneInfo) -> datetime:
 def midnight(day: date, zone: ZoneInfo) -> int:
     """The first instant of a date in seconds since 1970, also where clocks skip midnight."""
     return int(datetime.combine(day, time.min, zone).timestamp())
-
-
-def bucket_starts(window: Window, interval: str, zone: ZoneInfo) -> list[int]:
-    """The starts of the buckets of a window, the first at or before its start. Raises InvalidParameters."""
-    if interval == "none":
-        return [window.start]
-    edges = window.start, max(window.start, window.end - 1)
-    first, last = (datetime.fromtimestamp(edge, zone).date() for edge in edges)
-    shortest = {"hour": HOUR, "day": 82800, "week": 7 * 82800, "month": 28 * 82800}[interval]
-    if (window.end - window.start) / shortest > MAX_BUCKETS:
-        detail = f"gives more than {MAX_BUCKETS} buckets for this window; choose a longer interval or a shorter window"
-        raise InvalidParameters([ParameterFault("interval", detail)])
-    if interval == "hour":
-        return _hours(window, zone)
-    if interval == "month":
-        count = (last.year - first.year) * 12 + last.month - first.month + 1
-        months = [first.year * 12 + first.month - 1 + number for number in range(count)]
-        days = [date(month // 12, month % 12 + 1, 1) for month in months]
-    else:
-        step = 7 if interval == "week" else 1
-        begin = first - first.weekday() * DAY if interval == "week" else first
-        days = [begin + number * step * DAY for number in range((last - begin).days // step + 1)]
-    # A date that the zone skipped has the same start as the next date.
-    return sorted({midnight(day, zone) for day in days})
-
-
-def _hours(window: Window, zone: ZoneInfo) -> list[int]:
-    """The starts of the clock hours of a window. A repeated hour has two starts, a skipped hour none."""
-
-    def offset(instant: int) -> int:
-        difference = datetime.fromtimestamp(instant, zone).utcoffset()
-        return 0 if difference is None else int(difference.total_seconds())
-
-    def change(before: int, after: int) -> int:
-        """The instant at which the UTC offset of `after` begins, which `before` does not have."""
-        return bisect_left(range(before, after), True, key=lambda one: offset(one) == offset(after)) + before
-
-    first = window.start - (window.start + offset(window.start)) % HOUR
-    starts = [first if offset(first) == offset(window.start) else change(first, window.start)]
-    while True:
-        start = starts[-1]
-        following = start + HOUR - (start + offset(start)) % HOUR
-        if offset(following) != offset(start):
-            following = change(start, following)
-        if following >= window.end:
-            return starts
-        starts.append(following)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from pathlib import Path
 
 from gateway.auth.access_keys import KeysError, parse_keys
@@ -29,6 +30,7 @@ class KeyFile:
         self._last_error = ""
         self._content: bytes | None = self._read()
         self.keyring = parse_keys(self._content)
+        self._report_expiry()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -66,7 +68,14 @@ class KeyFile:
         else:
             self._last_error = ""
             self._metrics.keys_file_broken.set(0)
+            self._report_expiry()
             LOGGER.info("keys file reloaded", extra={"fields": {"consumers": len(self.keyring.consumers)}})
+
+    def _report_expiry(self) -> None:
+        self._metrics.key_expiry.clear()
+        for name, end in self.keyring.ends.items():
+            if math.isfinite(end):
+                self._metrics.key_expiry.labels(name).set(end)
 
     def _read(self) -> bytes:
         """Read the file. Raises KeysError."""

@@ -1,279 +1,349 @@
-"""Aggregates of extents: counts and talk time, by bucket of time and by group. Pure.
+"""Aggregates of calls: figures by slot of a calendar and by group, which merge exactly. Pure.
 
 Rules:
-- The aggregates of a whole extent are counted once for the same buckets, groups and filter, and memoised with it while
-  it is stored and memory allows.
-- Counting is done in steps: all of it together would hold the event loop.
-- They are counted in cells of an hour, or of a quarter where a zone's days begin between hours; the buckets of every
-  calendar are put together from cells. Parts of extents, at the edges of a window, are counted without cells.
+- One `AggregateSpec` says what is counted. The slots of its calendar begin at any second, so every time zone is exact.
+- The aggregate of a whole extent is memoised with it, by the name of the spec, while the extent is stored and memory
+  allows. Parts of extents, at the edges of a window, are counted for each query.
+- Aggregates merge: counts add, callers unite, and waits are counted by whole seconds, so percentiles are exact.
 - Extents have no call in common: they were deduplicated first (T2).
-- A caller is new once in a window: in the bucket and the group of the first call.
+- A caller is new once: in the slot and the group of the first call, in the order of lists.
+- Counting is done in steps: all of it together would hold the event loop.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from datetime import datetime
-from itertools import chain
-from operator import attrgetter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import attrgetter, eq
 from sys import intern
+from typing import Any, NamedTuple, TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from gateway.cache.extents import Extent, Keep, instant
-from gateway.memory import Memo
-from gateway.model import Call, CallResult
+from gateway.model import Call, CallResult, Window
 from gateway.slices import Steps
 
-Group = str | None
+Value = str | int | None  # of a dimension
+Group = tuple[Value, ...]
+Slot = tuple[int, Group]  # the start of a bucket, and the values of the dimensions that are read from the clock
+Key = tuple[Slot, Group]
+_Name = TypeVar("_Name", bound=Hashable)
+CONNECTED, OTHER = CallResult.CONNECTED, CallResult.OTHER  # looked up once: members of enums are slow to look up
 _start_time = attrgetter("start_time")
+_order = attrgetter("start_time", "id", "client_code")  # of lists
 STEP_CALLS = 1000  # calls counted in one step
-STEP_GROUPS = 100  # groups joined in one step
-BUCKET_BYTES = 500  # of a bucket without its groups
-GROUP_BYTES = 600  # of a group without its calls and callers
-CELLS = (3600, 900)  # seconds: hours, and for zones such as India's their quarters
+STEP_GROUPS = 100  # groups counted in one step
+STEP_PARTS = 500  # parts whose keys are looked up in one step
+STEP_ITEMS = 4000  # callers and waits merged in one step
+ITEMS_OF_PART = 10  # callers whose merging takes as long as a part without any
+PART_BYTES = 700  # of a part and its key, without its callers and waits
 
 
-class Totals(Struct, gc=False):
-    """Figures of some calls. `talked` counts the calls with a talk time, `new` the callers whose first call is here."""
+class Counts(NamedTuple):
+    """Figures that add. `talked` counts the calls with a talk time; `duration` and `talk` are sums of seconds."""
 
-    calls: int = 0
-    connected: int = 0
-    duration: int = 0
-    talk: int = 0
-    talked: int = 0
-    callers: int = 0
-    new: int = 0
+    calls: int
+    connected: int
+    other: int
+    duration: int
+    talk: int
+    talked: int
+
+
+class Part(Struct, frozen=True, gc=False):
+    """Some calls: their counts, their callers, and the number of answered calls by seconds of waiting."""
+
+    counts: Counts
+    callers: set[str]
+    waits: Mapping[int, int]
+
+    @property
+    def missed(self) -> int:
+        """The number of calls that were busy, not answered or abandoned."""
+        return self.counts.calls - self.counts.connected - self.counts.other
 
     @property
     def mean_talk(self) -> float | None:
-        """Mean talk time in seconds of the calls that have one."""
-        return round(self.talk / self.talked, 3) if self.talked else None
+        """The mean talk time in seconds of the calls that have one."""
+        return round(self.counts.talk / self.counts.talked, 3) if self.counts.talked else None
 
-    def add(self, other: Totals) -> None:
-        """Add the figures of other calls, but not their callers: the same caller may be in both."""
-        self.calls += other.calls
-        self.connected += other.connected
-        self.duration += other.duration
-        self.talk += other.talk
-        self.talked += other.talked
+    def answered_within(self, seconds: int) -> int:
+        """The number of answered calls that waited at most some seconds."""
+        return sum([number for wait, number in self.waits.items() if wait <= seconds])
+
+    def wait_statistics(self, *percents: int) -> tuple[float, list[int]] | None:
+        """The mean wait in seconds, and percentiles by nearest rank; None without a known wait."""
+        if not self.waits:
+            return None
+        waits = sorted(self.waits.items())
+        total = sum([number for _, number in waits])
+        reached, found, ranks = 0, list[int](), [-(-total * percent // 100) for percent in percents]
+        for wait, number in waits:
+            reached += number
+            while len(found) < len(ranks) and ranks[len(found)] <= reached:
+                found.append(wait)
+        return round(sum([wait * number for wait, number in waits]) / total, 3), found
 
 
-class PartialAggregate(Struct, frozen=True, gc=False):
-    """Calls of one extent, bucket and group: their figures, their callers and, if there are groups, the calls."""
-
-    totals: Totals
-    callers: set[str]
-    calls: Sequence[Call]
+NO_CALLS = Part(Counts(0, 0, 0, 0, 0, 0), set(), {})
 
 
-Groups = dict[Group, PartialAggregate]
+class Aggregate(Struct, frozen=True, gc=False):
+    """Parts by slot and group, and the callers by the slot and group of their first call."""
+
+    parts: dict[Key, Part]
+    firsts: dict[Key, set[str]]
 
 
 class AggregateSpec(Struct, frozen=True):
-    """How to count: buckets begin at `starts`; `group` names the group of a call, `keep` filters.
+    """What is counted, and how.
 
-    `name` tells specs apart: two of the same name count the same calls in buckets of the same calendar. `counted` names
-    the calls and groups alone.
+    `slots` returns the starts of the slots of a window, the first at or before its start, with the slots. `group`
+    returns the group of a call, `keep` filters. Specs of the same `name` count the same. More than `max_parts` parts
+    are refused.
     """
 
     name: Hashable
-    counted: Hashable
-    starts: Sequence[int]
+    slots: Callable[[Window], Sequence[tuple[int, Slot]]]
     group: Callable[[Call], Group] | None
     keep: Keep
-    max_groups: float = math.inf
+    max_parts: float
 
 
 class TooManyGroups(Exception):  # noqa: N818 - the query is refused for it
     """The calls have more groups than the spec allows."""
 
 
-def aggregate(extent: Extent, spec: AggregateSpec) -> Steps[dict[int, Groups]]:
-    """The aggregates of an extent, by the start of the bucket. Raises TooManyGroups."""
+def aggregate(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
+    """The aggregate of an extent. Raises TooManyGroups."""
     memo = extent.memo if extent.stored is extent else None
-    if memo is None:
-        return (yield from _count(extent, spec, spec.starts))
-    return (yield from _memoised(memo, ("buckets", spec.name), _from_cells(extent, memo, spec)))
-
-
-def _memoised(memo: Memo, name: Hashable, count: Steps[dict[int, Groups]]) -> Steps[dict[int, Groups]]:
-    known: dict[int, Groups] | None = memo.get(name)
+    known: Aggregate | None = None if memo is None else memo.get(("aggregate", spec.name))
     if known is None:
-        known = yield from count
-        memo.put(name, known, sum(map(_bytes_of, known.values())))
+        known = yield from _count(extent, spec)
+        if memo is not None:
+            memo.put(("aggregate", spec.name), known, _bytes_of(known))
     return known
 
 
-def _bytes_of(groups: Groups) -> int:
-    parts = [sys.getsizeof(part.callers) + sys.getsizeof(part.calls) for part in groups.values()]
-    return BUCKET_BYTES + GROUP_BYTES * len(parts) + sum(parts)
+def _bytes_of(known: Aggregate) -> int:
+    sets = {id(one): one for part in known.parts.values() for one in (part.callers, part.waits)}
+    sets |= {id(one): one for one in known.firsts.values()}
+    return PART_BYTES * (len(known.parts) + 1) + sum(map(sys.getsizeof, sets.values()))
 
 
-def _from_cells(extent: Extent, memo: Memo, spec: AggregateSpec) -> Steps[dict[int, Groups]]:
-    """Count by buckets, from cells if their edges are edges of cells."""
-    starts, window = spec.starts, extent.window
-    edges = starts[bisect_right(starts, window.start) : bisect_left(starts, window.end)]
-    size = next((size for size in CELLS if not any(edge % size for edge in edges)), None)
-    if size is None:
-        return (yield from _count(extent, spec, starts))
-    cell_starts = range(window.start // size * size, window.end, size)
-    cells = yield from _memoised(memo, ("cells", spec.counted, size), _count(extent, spec, cell_starts))
-    by_bucket: dict[int, list[Groups]] = defaultdict(list)
-    for cell, groups in cells.items():
-        by_bucket[starts[bisect_right(starts, max(cell, window.start)) - 1]].append(groups)
-    return (yield from _joined(by_bucket, spec))
-
-
-def _joined(by_bucket: Mapping[int, Sequence[Groups]], spec: AggregateSpec) -> Steps[dict[int, Groups]]:
-    """Join the groups of each bucket, which are of different calls."""
-    result: dict[int, Groups] = {}
-    for start, many in by_bucket.items():
-        parts: dict[Group, list[PartialAggregate]] = defaultdict(list)
-        for groups in many:
-            for name, part in groups.items():
-                parts[name].append(part)
-            if len(parts) > spec.max_groups:
+def _count(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
+    found: dict[Key, list[Part]] = defaultdict(list)
+    firsts: dict[Key, set[str]] = defaultdict(set)
+    seen = set[str]()
+    slots = spec.slots(extent.window) if extent.calls else ()
+    edges = [instant(start) for start, _ in slots[1:]]
+    reached = 0
+    while reached < len(extent.calls):
+        # A step ends with a second: calls of one second are put in order together.
+        last = extent.calls[min(reached + STEP_CALLS, len(extent.calls)) - 1].start_time
+        after = bisect_right(extent.calls, last, reached, key=_start_time)
+        calls = spec.keep(extent.calls[reached:after])
+        reached = after
+        if calls:
+            starts = [call.start_time for call in calls]
+            calls = calls if spec.group is None else _in_order(calls, starts)
+            first = bisect_right(edges, starts[0])
+            cuts = [bisect_left(starts, edge) for edge in edges[first : bisect_right(edges, starts[-1])]]
+            for place, (left, right) in enumerate(pairwise([0, *cuts, len(calls)]), first):
+                for number, (group, part, new) in enumerate(_groups(calls[left:right], spec.group, seen)):
+                    found[slots[place][1], group].append(part)
+                    firsts[slots[place][1], group] |= new
+                    if number % STEP_GROUPS == 0:
+                        yield
+            if len(found) > spec.max_parts:
                 raise TooManyGroups
+        yield
+    parts, held = dict[Key, Part](), dict[Key, set[str]]()
+    for number, (key, many) in enumerate(found.items()):
+        part = parts[key] = yield from merged(many)
+        # Most callers have one key only. Then the set is held once.
+        held[key] = part.callers if len(firsts[key]) == len(part.callers) else firsts[key]
+        if number % STEP_PARTS == 0:
             yield
-        result[start] = {}
-        for number, (name, found) in enumerate(parts.items()):
-            result[start][name] = _joined_parts(found)
-            if number % STEP_GROUPS == 0:
-                yield
-    return result
+    return Aggregate(parts, held)
 
 
-def _joined_parts(parts: Sequence[PartialAggregate]) -> PartialAggregate:
+def _in_order(calls: Sequence[Call], starts: Sequence[object]) -> Sequence[Call]:
+    """Put the calls of each second, which are sorted by time alone, into the order of lists."""
+    ties = [place for place, same in enumerate(map(eq, starts, starts[1:])) if same]
+    if not ties:
+        return calls
+    ordered, after = list(calls), 0
+    for place in ties:
+        if place >= after:
+            after = bisect_right(calls, calls[place].start_time, place, key=_start_time)
+            ordered[place:after] = sorted(calls[place:after], key=_order)
+    return ordered
+
+
+def _groups(
+    calls: Sequence[Call], group: Callable[[Call], Group] | None, seen: set[str]
+) -> Iterable[tuple[Group, Part, set[str]]]:
+    """The groups of some calls, and those callers of each who call first in it. Adds the callers to `seen`."""
+    if not calls:
+        return
+    # Interned, equal numbers of all sets are one object: sets compare them without reading them.
+    callers = [caller and intern(caller) for caller in [call.ani for call in calls]]
+    if group is None:
+        part = _part(calls, callers)
+        yield (), part, part.callers - seen
+        seen |= part.callers
+        return
+    members: dict[Group, list[int]] = defaultdict(list)
+    names = list(map(group, calls))
+    for place, name in enumerate(names):
+        members[name].append(place)
+    firsts: dict[Group, set[str]] = defaultdict(set)
+    for caller, name in dict(zip(reversed(callers), reversed(names), strict=True)).items():  # the first call wins
+        if caller is not None and caller not in seen:
+            firsts[name].add(caller)
+    for name, places in members.items():
+        yield name, _part([calls[place] for place in places], [callers[place] for place in places]), firsts[name]
+    seen.update(*firsts.values())
+
+
+def _part(calls: Sequence[Call], callers: Iterable[str | None]) -> Part:
+    results = [call.result for call in calls]
+    durations, talks = [call.duration_seconds for call in calls], [call.talk_time_seconds for call in calls]
+    distinct = {caller for caller in callers if caller is not None}
+    waits: dict[int, int] = Counter(
+        [
+            duration - talk
+            for result, duration, talk in zip(results, durations, talks, strict=True)
+            if result is CONNECTED and duration is not None and talk is not None
+        ]
+    )
+    if waits and min(waits) < 0:  # the server says that they talked for longer than the call took
+        waits = {0: 0} | waits
+        waits[0] += sum([waits.pop(wait) for wait in list(waits) if wait < 0])
+    counts = Counts(
+        calls=len(calls),
+        connected=results.count(CONNECTED),
+        other=results.count(OTHER),
+        duration=sum(filter(None, durations)),
+        talk=sum(filter(None, talks)),
+        talked=len(talks) - talks.count(None),
+    )
+    return Part(counts, distinct, waits)
+
+
+def merged(parts: Sequence[Part], callers: set[str] | None = None) -> Steps[Part]:
+    """Merge parts of different calls. `callers` are their callers, if they are known."""
     if len(parts) == 1:
         return parts[0]
-    totals = zip(*[msgspec.structs.astuple(part.totals) for part in parts], strict=True)
-    calls = tuple(chain.from_iterable([part.calls for part in parts]))
-    return PartialAggregate(Totals(*map(sum, totals)), set[str]().union(*[part.callers for part in parts]), calls)
-
-
-def _count(extent: Extent, spec: AggregateSpec, starts: Sequence[int]) -> Steps[dict[int, Groups]]:
-    found: dict[int, list[Groups]] = defaultdict(list)
-    for first in range(0, len(extent.calls), STEP_CALLS):
-        calls = spec.keep(extent.calls[first : first + STEP_CALLS])
-        place = 0
-        while place < len(calls):
-            bucket = bisect_right(starts, calls[place].start_time.timestamp()) - 1
-            end = len(calls)
-            if bucket + 1 < len(starts):
-                end = bisect_left(calls, instant(starts[bucket + 1]), place, key=_start_time)
-            found[starts[bucket]].append(_bucket(calls[place:end], spec.group))
-            place = end
-        yield
-    return (yield from _joined(found, spec))
-
-
-def _bucket(calls: Sequence[Call], group: Callable[[Call], Group] | None) -> Groups:
-    if group is None:
-        return {None: _partial(calls, ())}
-    by_group: dict[Group, list[Call]] = defaultdict(list)
-    for call in calls:
-        by_group[group(call)].append(call)
-    return {name: _partial(found, found) for name, found in by_group.items()}
-
-
-def _partial(calls: Sequence[Call], kept: Sequence[Call]) -> PartialAggregate:
-    talk = [call.talk_time_seconds for call in calls]
-    totals = Totals(
-        calls=len(calls),
-        connected=[call.result for call in calls].count(CallResult.CONNECTED),
-        duration=sum(filter(None, [call.duration_seconds for call in calls])),
-        talk=sum(filter(None, talk)),
-        talked=len(talk) - talk.count(None),
+    union, waits, items = set[str](), dict[int, int](), 0
+    for part in parts:
+        if callers is None:
+            union |= part.callers
+            items += len(part.callers)
+        for wait, number in part.waits.items():
+            waits[wait] = waits.get(wait, 0) + number
+        items += len(part.waits) + ITEMS_OF_PART
+        if items > STEP_ITEMS:
+            items = 0
+            yield
+    counts = (
+        Counts(*map(sum, zip(*[part.counts for part in parts], strict=True))) if parts else Counts(0, 0, 0, 0, 0, 0)
     )
-    # Interned, equal numbers of all sets are one object: sets compare them without reading them.
-    callers = {intern(caller) for call in calls if (caller := call.ani) is not None}
-    return PartialAggregate(totals, callers, kept)
+    return Part(counts, union if callers is None else callers, waits)
 
 
 class Aggregator:
-    """The aggregates of a window, put together from those of its extents."""
+    """The aggregate of a window, put together from those of its extents. `known` are callers that are not new."""
 
-    def __init__(self, spec: AggregateSpec) -> None:
+    def __init__(self, spec: AggregateSpec, known: Collection[str] = ()) -> None:
         self._spec = spec
-        self._found: dict[int, dict[Group, list[PartialAggregate]]] = {}
-        self._names = set[Group]()
+        self._parts: dict[Key, list[Part]] = defaultdict(list)
+        self._new: Counter[Key] = Counter()
+        self._known = set(known)
+        self._callers = self._known if not known else set[str]()
 
-    def add(self, extent: Extent) -> Steps[None]:
-        """Add an extent. Raises TooManyGroups."""
-        for start, groups in (yield from aggregate(extent, self._spec)).items():
-            found = self._found.setdefault(start, {})
-            for number, (name, part) in enumerate(groups.items()):
-                found.setdefault(name, []).append(part)
-                if number % STEP_GROUPS == 0:
+    @property
+    def callers(self) -> set[str]:
+        """All callers."""
+        return self._callers
+
+    def calls(self) -> Iterator[tuple[Key, int]]:
+        """The slots and groups, and the number of calls of each."""
+        return ((key, sum([part.counts.calls for part in parts])) for key, parts in self._parts.items())
+
+    def add(self, extents: Iterable[Extent]) -> Steps[None]:
+        """Add extents that begin after all that were added before. Raises TooManyGroups."""
+        together: list[tuple[Extent, Aggregate]] = []  # of several clients, of overlapping windows
+        reached = -sys.maxsize
+        for extent in sorted([one for one in extents if one.calls], key=attrgetter("window")):
+            found = yield from aggregate(extent, self._spec)
+            if extent.window.start >= reached:
+                yield from self._add_firsts(together)
+                together = []
+            together.append((extent, found))
+            reached = max(reached, extent.window.end)
+            for number, (key, part) in enumerate(found.parts.items()):
+                self._parts[key].append(part)
+                if number % STEP_PARTS == 0:
                     yield
-            self._names.update(groups)
-            if len(self._names) > self._spec.max_groups:
+            if len(self._parts) > self._spec.max_parts:
                 raise TooManyGroups
+        yield from self._add_firsts(together)
 
-    def sums(self) -> Steps[tuple[list[tuple[int, dict[Group, Totals]]], Totals]]:
-        """The figures by bucket, empty ones included, and by group; and of all calls."""
-        total, seen = Totals(), set[str]()
-        rows = []
-        for start in self._spec.starts:
-            found = self._found.get(start, {})
-            groups: dict[Group, Totals] = {}
-            for number, (name, parts) in enumerate(found.items()):
-                groups[name] = Totals(callers=_distinct([part.callers for part in parts]))
-                for part in parts:
-                    groups[name].add(part.totals)
-                total.add(groups[name])
-                if number % STEP_GROUPS == 0:
+    def _add_firsts(self, together: Sequence[tuple[Extent, Aggregate]]) -> Steps[None]:
+        """Count the new callers of extents of overlapping windows."""
+        first_keys = (yield from self._first_keys(together)) if len(together) > 1 else {}
+        items = 0
+        for _, found in together:
+            for key, callers in found.firsts.items():
+                before = len(self._known)
+                self._known |= callers.difference(first_keys) if first_keys else callers
+                self._new[key] += len(self._known) - before
+                if self._callers is not self._known:
+                    self._callers |= callers
+                items += len(callers) + ITEMS_OF_PART
+                if items > STEP_ITEMS:
+                    items = 0
                     yield
-            for number, (name, new) in enumerate((yield from _newcomers(found, seen)).items()):
-                groups[name].new = new
-                if number % STEP_GROUPS == 0:
-                    yield
-            rows.append((start, groups))
+        self._new.update([key for caller, key in first_keys.items() if caller not in self._known])
+        self._known.update(first_keys)
+        self._callers.update(first_keys)
+
+    def _first_keys(self, together: Sequence[tuple[Extent, Aggregate]]) -> Steps[dict[str, Key]]:
+        """The key of the first call of each caller that several extents have."""
+        seen, several = set[str](), set[str]()
+        for _, found in together:
+            callers = set[str]().union(*found.firsts.values())
+            several |= callers & seen
+            seen |= callers
             yield
-        total.callers = total.new = len(seen)
-        return rows, total
-
-
-def _distinct(sets: Sequence[set[str]]) -> int:
-    """The number of distinct callers; most often there are one or two sets."""
-    if len(sets) == 2:
-        return len(sets[0]) + len(sets[1]) - len(sets[0] & sets[1])
-    return len(sets[0].union(*sets[1:]))
-
-
-def _newcomers(found: Mapping[Group, Sequence[PartialAggregate]], seen: set[str]) -> Steps[dict[Group, int]]:
-    """The number of callers of each group of a bucket that were not seen before. They are added to `seen`."""
-    if len(found) == 1:
-        ((name, parts),) = found.items()
-        before = len(seen)
-        for part in parts:
-            seen.update(part.callers)
-            yield
-        return {name: len(seen) - before}
-    new: dict[Group, set[str]] = {}
-    here, several = set[str](), set[str]()
-    for number, (name, parts) in enumerate(found.items()):
-        callers = parts[0].callers.union(*[part.callers for part in parts[1:]]) - seen
-        several |= callers & here
-        here |= callers
-        new[name] = callers
-        if number % STEP_GROUPS == 0:
-            yield
-    if several:  # callers of more than one group: the first call decides
-        first: dict[str | None, tuple[datetime, Group]] = {}
-        for number, (name, parts) in enumerate(found.items()):
-            for call in (call for part in parts for call in part.calls if call.ani in several):
-                if call.ani not in first or call.start_time < first[call.ani][0]:
-                    first[call.ani] = call.start_time, name
-            if number % STEP_GROUPS == 0:
+        earliest: dict[str, tuple[Any, Key]] = {}
+        for extent, found in together if several else ():
+            keys = {caller: key for key, callers in found.firsts.items() for caller in callers & several}
+            for begin in range(0, len(extent.calls) if keys else 0, STEP_CALLS):
+                for call in self._spec.keep(extent.calls[begin : begin + STEP_CALLS]):
+                    if (caller := call.ani) in keys and (caller not in earliest or _order(call) < earliest[caller][0]):
+                        earliest[caller] = _order(call), keys[caller]
                 yield
-        for name, callers in new.items():
-            callers -= {caller for caller in callers & several if first[caller][1] != name}
-    seen |= here
-    return {name: len(callers) for name, callers in new.items()}
+        return {caller: key for caller, (_, key) in earliest.items()}
+
+    def merged_as(self, name: Callable[[Key], _Name]) -> Steps[dict[_Name, tuple[Part, int]]]:
+        """Merge the parts whose keys have the same name. Returns each part with its number of new callers."""
+        named: dict[_Name, list[Part]] = defaultdict(list)
+        new: Counter[_Name] = Counter()
+        for number, (key, parts) in enumerate(self._parts.items()):
+            named[name(key)] += parts
+            new[name(key)] += self._new[key]
+            if number % STEP_PARTS == 0:
+                yield
+        found: dict[_Name, tuple[Part, int]] = {}
+        for number, (one, parts) in enumerate(named.items()):
+            found[one] = (yield from merged(parts)), new[one]
+            if number % STEP_PARTS == 0:
+                yield
+        return found

@@ -82,7 +82,7 @@ class ClientProfiles:
                 continue
             if not profile.bad_reply:
                 profile.alone_until = 0
-            if profile.max_span and seconds >= profile.max_span and now >= profile.hold_until:
+            if profile.max_span and seconds >= profile.max_span and not _is_ahead(profile.hold_until, now, SPAN_HOLD):
                 profile.max_span, profile.grown = 2 * seconds, now
 
     def answered_part(self, code: str, seconds: int, now: float, *, failures: int) -> None:
@@ -145,7 +145,7 @@ class ClientProfiles:
 
     def _batch_limit(self, code: str, now: float) -> int:
         profile = self._unexpired(code, now)
-        if code == EVERY_CLIENT or profile.never_batch or now < profile.alone_until:
+        if code == EVERY_CLIENT or profile.never_batch or _is_ahead(profile.alone_until, now, FAILED_TTL):
             return 1
         limit = min(self._max_batch, profile.max_batch or self._max_batch)
         # Each code that such a batch leaves out costs another POST of the flight.
@@ -153,6 +153,11 @@ class ClientProfiles:
 
     def _unexpired(self, code: str, now: float) -> ClientProfile:
         profile = self.of(code)
-        if now >= profile.limited_until:
+        if not _is_ahead(profile.limited_until, now, LIMIT_TTL):
             profile.max_span = profile.max_batch = 0
         return profile
+
+
+def _is_ahead(until: float, now: float, most: float) -> bool:
+    """Whether an instant is ahead, by at most `most` seconds: more than that means that the clock was set back."""
+    return now < until <= now + most

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.memory import Memo
-from gateway.model import Call, UnreadableCall, Window
+from gateway.model import Call, UnreadableCall, Window, text_reader
 from gateway.slices import Steps, finish
 
 DAY = 86400
@@ -100,13 +100,16 @@ class Extent(Struct, frozen=True, dict=True):
         return own | {name[1]: found for name, found in kept.items() if isinstance(name, tuple) and name[0] == SUMS}
 
     def may_have(self, field: str, text: str) -> bool:
-        """Whether a call may have a text in a field; False is certain. The texts are collected when first needed."""
+        """Whether a call may have a text in a field (`model.text_reader`); False is certain.
+
+        The texts are collected when first needed.
+        """
         memo = self.stored.memo
         if memo is None:
             return True
         texts: frozenset[str | None] | None = memo.get(("texts", field))
         if texts is None:
-            texts = frozenset(map(attrgetter(field), self.stored.calls))
+            texts = frozenset(map(text_reader(field), self.stored.calls))
             memo.put(("texts", field), texts, sys.getsizeof(texts))
         return text in texts
 

@@ -114,7 +114,7 @@ class Fetcher:
         now, seconds = self._clock(), window.end - window.start
         if seconds <= SHORT:
             for code in codes:
-                self._profiles.of(code).last_duration = max(0.0, now - fetched.sent)
+                self._profiles.of(code).last_duration = fetched.seconds
         if state.longest.keys().isdisjoint(codes):
             self._profiles.answered(codes, seconds, now)
         else:

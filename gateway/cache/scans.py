@@ -54,13 +54,15 @@ class Position(NamedTuple):
 class Page(Struct):
     """Calls in order; `after` is where the next page begins, None at the end.
 
-    `unreadable` counts the unreadable records from where the page begins to where the next one does.
+    `unreadable` counts the unreadable records from where the page begins to where the next one does. `span` is how many
+    seconds the next page may read at once.
     """
 
     calls: list[Call]
     after: Position | None
     unreadable: int
     provenance: Provenance
+    span: int
 
 
 order = attrgetter(*Position._fields)  # a call's position as a bare tuple, four times as fast
@@ -87,10 +89,11 @@ async def read_page(
     keep: Keep = list,
     texts: Mapping[str, str] | None = None,
     sees: Sees = bool,
+    span: int = DAY,
 ) -> Page:
-    """Read one page of the calls to keep. Raises UpstreamError.
+    """Read one page of the calls to keep, the first `span` seconds first. Raises UpstreamError.
 
-    `texts` are the texts of every call to keep, by the names of fields: extents without them are skipped.
+    `texts` are the texts of every call to keep, by field (`model.text_reader`): extents without them are skipped.
     """
     rest = window = _up_to(query.window, now)
     if after is not None:
@@ -111,7 +114,6 @@ async def read_page(
     distinct: Sequence[Extent] = ()
     calls: list[Sequence[Call]] = []  # of each extent
     total: Provenance | None = None
-    span = DAY
     count = posts = examined = 0
     while rest.start < rest.end and count <= limit and posts < MAX_PAGE_POSTS and examined < MAX_PAGE_CALLS:
         part, rest = _next_span(rest, span, newest_first=newest_first)
@@ -142,6 +144,7 @@ async def read_page(
         after=following,
         unreadable=sum((not latest or one < latest) and (not earliest or one > earliest) for one in unreadable),
         provenance=total or Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now),
+        span=span,
     )
 
 

@@ -57,12 +57,16 @@ class UpstreamSettings(Struct, frozen=True):
 
 
 class Fetched(Struct, frozen=True):
-    """The result of one POST, sent at `sent` (Unix time). Keys are client codes as the upstream spells them."""
+    """The result of one POST, sent at `sent` (Unix time). Keys are client codes as the upstream spells them.
+
+    `seconds` is how long the POST took. It is not measured by the clock of `sent`, which may be set.
+    """
 
     sent: float
     calls: dict[str, list[Call]]
     unreadable: dict[str, list[UnreadableCall]]
     status_ignored: bool
+    seconds: float = 0
 
 
 class UpstreamClient:
@@ -133,7 +137,8 @@ class UpstreamClient:
         return self._admission.breaker.failures > 1
 
     async def _post(self, body: bytes, until: float, *, status: bool, single: bool) -> Fetched:
-        sent = self._clock()
+        time = asyncio.get_running_loop().time
+        sent, began = self._clock(), time()
         outcome = "cancelled"
         try:
             with tracing.span("POST"):
@@ -145,9 +150,9 @@ class UpstreamClient:
             raise
         finally:
             self._metrics.posts.labels(outcome).inc()
-            self._metrics.post_seconds.observe(max(0.0, self._clock() - sent))
+            self._metrics.post_seconds.observe(time() - began)
         self._count(reply)
-        return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored)
+        return Fetched(sent, reply.calls, reply.unreadable, reply.status_ignored, time() - began)
 
     async def _receive(self, body: bytes, until: float, *, status: bool, single: bool) -> Reply:
         """POST, and parse the response as it arrives. Raises UpstreamError."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gateway import logs
 from gateway.access import SCOPES
+from gateway.callbutton.central_time import HOUR, fold_near
 from gateway.cli.keys import with_key
 from gateway.settings import parse_settings
 
@@ -95,19 +96,12 @@ def listen_for_simulator(port: int | None) -> socket.socket:
 
 def demo_paths(now: datetime) -> list[str]:
     """Paths to try: the night of the last autumn clock change, the newest calls of two clients, the metrics."""
-    night = next(
-        night
-        for year in (now.year, now.year - 1)
-        if (night := _first_sunday_of_november(year) + timedelta(hours=5)) + timedelta(hours=4) < now
-    )
-    window = f"start={night:%Y-%m-%dT%H:%M:%SZ}&end={night + timedelta(hours=4):%Y-%m-%dT%H:%M:%SZ}"
+    folds = (fold_near(int(day.timestamp())) for day in (now, now - timedelta(days=365)))
+    edges = ((fold.start - HOUR, fold.end + HOUR) for fold in folds if fold is not None)
+    night = next((start, end) for start, end in edges if end < now.timestamp())
+    start, end = (f"{datetime.fromtimestamp(edge, UTC):%Y-%m-%dT%H:%M:%SZ}" for edge in night)
     return [
-        f"/clients/8005550100/calls?{window}&limit=1",
+        f"/clients/8005550100/calls?start={start}&end={end}&limit=1",
         "/calls?client=8005550100&client=8005550101&include=status&limit=5",
         "/metrics",
     ]
-
-
-def _first_sunday_of_november(year: int) -> datetime:
-    first = datetime(year, 11, 1, tzinfo=UTC)
-    return first + timedelta(days=(6 - first.weekday()) % 7)

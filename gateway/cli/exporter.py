@@ -17,7 +17,7 @@ import msgspec
 from gateway.cli import gateway_client
 from gateway.cli.partial_file import Checkpoint
 from gateway.cli.progress import Progress, print_error
-from gateway.formats import Format, make_format
+from gateway.formats import Format, columns_of, make_format
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,17 +65,22 @@ class Exporter:
         *,
         meta: bool,
     ) -> None:
+        from gateway.app import build_extras
+
         self._settings = settings
         self._checkpoint = checkpoint
         self._write = write
         self._save = save
         fields = [field for field in checkpoint.parameters["fields"].split(",") if field]
+        self._extras = build_extras(settings)
+        columns, begun = columns_of(self._extras.call_type), checkpoint.calls > 0
         if checkpoint.parameters["format"] == PARQUET:
             from gateway.cli.parquet import Parquet
 
-            self._format: Format = Parquet(fields)
+            self._format: Format = Parquet(fields, self._extras.call_type)
         else:
-            self._format = make_format(checkpoint.parameters["format"], fields, begun=checkpoint.calls > 0, meta=meta)
+            form = checkpoint.parameters["format"]
+            self._format = make_format(form, fields, begun=begun, meta=meta, columns=columns)
         self._filters = parse_qsl(checkpoint.parameters["filters"])
         self._codes = tuple(checkpoint.parameters["clients"].split(","))
         self._status = checkpoint.parameters["status"] == "true"
@@ -153,7 +158,7 @@ class Exporter:
 
         calls = [msgspec.json.decode(line, type=Call) for line in batch]
         calls = [call for call in calls if (call.client_code, call.id) not in recent]
-        self._write(self._format.rows(calls))
+        self._write(self._format.rows(map(self._extras.promote, calls)))
         return [(call.client_code, call.id) for call in calls]
 
     async def _export_window(self, cache: Cache, now: float) -> None:
@@ -171,7 +176,7 @@ class Exporter:
         unreadable, first = 0, True
         async for part in stream(cache, query, now, timeout, newest_first=False):
             calls = [call for call in keep(part.calls) if (call.client_code, call.id) not in recent]
-            self._write(self._format.rows(calls))
+            self._write(self._format.rows(map(self._extras.promote, calls)))
             written += [(call.client_code, call.id) for call in calls]
             unreadable += len(part.unreadable)
             if not first:  # the first part is the beginning of a span, all others complete one
@@ -184,10 +189,12 @@ class Exporter:
 
     def _keep(self) -> Callable[[Sequence[Call]], Sequence[Call]]:
         """The filters, as a function."""
-        from gateway.api.query import Parameters, make_filters
+        from gateway.api.filters import make_filters
+        from gateway.api.query import Parameters
 
         text = urlencode([("client", "*"), *self._filters]).encode()
-        return make_filters(Parameters(text, "list", None).checked()).apply
+        parameters = Parameters(text, "list", None, self._extras)
+        return make_filters(parameters.checked(), self._extras).apply
 
     def _save_checkpoint(
         self, reached: int, times: tuple[float, float], written: list[tuple[str, str]], unreadable: int
@@ -215,7 +222,7 @@ class Exporter:
         replies = [attributed(code, await upstream.fetch_all(code, status=self._status)) for code in self._codes]
         found = (call for one in replies for calls in one.calls.values() for call in calls)
         calls = self._keep()(sorted(found, key=order))
-        self._write(self._format.rows(calls))
+        self._write(self._format.rows(map(self._extras.promote, calls)))
         oldest = min(one.sent for one in replies)
         self._checkpoint = msgspec.structs.replace(
             self._checkpoint,

@@ -27,7 +27,7 @@ from gateway.cli.check import advice_on
 from gateway.cli.exporter import PARQUET, Exporter
 from gateway.cli.partial_file import GZIP, Checkpoint, PartialFile
 from gateway.cli.progress import print_error
-from gateway.formats import FIELDS, FORMATS
+from gateway.formats import FORMATS, columns_of, fields_of
 from gateway.settings import Settings, parse_settings, parse_upstream_settings
 
 INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
@@ -150,22 +150,28 @@ def _resume_hint(arguments: argparse.Namespace) -> str:
 def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: float) -> Checkpoint:
     """Parse the arguments to a checkpoint before the first call. Raises ValueError."""
     from gateway.api.list_query import parse_list_query
+    from gateway.app import build_extras
 
     dates = "start", "end", "range"
     query_parameters = [(name, text) for name in (*dates, "tz") if (text := getattr(arguments, name))]
     query_parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
     if arguments.all and (arguments.gateway or any(getattr(arguments, name) for name in dates)):
         raise ValueError("--all asks the upstream for its complete history: leave dates and --gateway out")
+    extras = build_extras(settings)
+    names = (*FILTERS, *(one.name for one in extras.fields))
     for text in arguments.filter:
         name, equals, value = text.partition("=")
-        if not equals or name not in FILTERS:
-            raise ValueError(f"--filter {text} is not NAME=VALUE; the names are {', '.join(FILTERS)}")
+        if not equals or name not in names:
+            raise ValueError(f"--filter {text} is not NAME=VALUE; the names are {', '.join(names)}")
         query_parameters.append((name, value))
     fields = [field.strip() for field in arguments.fields.split(",") if field.strip()]
-    if unknown := next((field for field in fields if field not in FIELDS), None):
-        raise ValueError(f"{unknown} is not a field; choose from {', '.join(FIELDS)}")
+    known = fields_of(columns_of(extras.call_type))
+    if unknown := next((field for field in fields if field not in known), None):
+        raise ValueError(f"{unknown} is not a field; choose from {', '.join(known)}")
     try:
-        query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, ())
+        query = parse_list_query(
+            urlencode(query_parameters).encode(), None, now, settings.history_start, (), extras=extras
+        )
     except errors.InvalidParameters as error:
         raise ValueError(str(error).replace("client: is required; `client=*`", "CODE: is required; '*'")) from error
     parameters = {
@@ -181,6 +187,8 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
         "filters": "&".join(arguments.filter),
         "gateway": arguments.gateway or "",
     }
+    if extras.fields:  # they are columns of all calls, and a resumed export must have the same
+        parameters["extra"] = ",".join(f"{one.element}:{one.name}" for one in extras.fields)
     if parameters["format"] == PARQUET and (arguments.output is None or arguments.output.suffix.lower() == GZIP):
         raise ValueError("Parquet goes to a file, without further compression: use -o calls.parquet")
     return Checkpoint(parameters, (query.window.start, query.window.end), query.window.start)

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from gateway.formats import ATTRIBUTES, NESTED, Projection
+from gateway.formats import NESTED, Projection, columns_of
 from gateway.model import Call
 
 ROW_GROUP = 50_000  # calls; a few MiB when compressed
@@ -19,7 +19,7 @@ ROW_GROUP = 50_000  # calls; a few MiB when compressed
 class Parquet:
     """A format, as `formats.Format`. Raises ValueError if pyarrow is not installed."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
+    def __init__(self, fields: Sequence[str], call_type: type[Call]) -> None:
         try:
             import pyarrow as pa
             from pyarrow.parquet import ParquetWriter
@@ -27,8 +27,9 @@ class Parquet:
             text = "Parquet needs the extra parquet: pip install 'callbutton-gateway[parquet]'"
             raise ValueError(text) from None
         self._arrow = pa
-        self._project = Projection(fields or tuple(ATTRIBUTES[""]))
-        self._schema = pa.schema(_columns(pa, fields))
+        columns = columns_of(call_type)
+        self._project = Projection(fields or tuple(columns), columns)
+        self._schema = pa.schema(_schema_fields(pa, self._project.names, fields, call_type))
         self._sink = io.BytesIO()
         self._writer = ParquetWriter(self._sink, self._schema)
         self._rows: list[dict[str, Any]] = []
@@ -66,20 +67,28 @@ class Parquet:
         return data
 
 
-def _columns(arrow: Any, fields: Sequence[str]) -> list[Any]:  # noqa: ANN401 - a module without types
-    """The columns of the fields, all of them by default, with the types of `model.Call`."""
-    hints = get_type_hints(Call)
-    chosen = Projection(fields or tuple(ATTRIBUTES[""])).names
+def _schema_fields(
+    arrow: Any,  # noqa: ANN401 - a module without types
+    names: Sequence[str],
+    fields: Sequence[str],
+    call_type: type[Call],
+) -> list[Any]:
+    """The columns of some names, with the types of calls; a struct has the chosen `fields` of it, or else all."""
+    hints = get_type_hints(call_type)
     columns = []
-    for name in chosen:
-        kind = _kind(hints[ATTRIBUTES[""][name]])
+    for field in msgspec.structs.fields(call_type):
+        name = field.encode_name
+        if name not in names:
+            continue
         if name in NESTED:
-            inner_hints, inner = get_type_hints(NESTED[name]), ATTRIBUTES[name]
-            some = [part for part in inner if f"{name}.{part}" in fields and name not in fields]
-            members = [(part, _arrow_type(arrow, _kind(inner_hints[inner[part]]))) for part in some or inner]
+            members = [
+                (inner.encode_name, _arrow_type(arrow, _kind(get_type_hints(NESTED[name])[inner.name])))
+                for inner in msgspec.structs.fields(NESTED[name])
+                if not fields or name in fields or f"{name}.{inner.encode_name}" in fields
+            ]
             columns.append(arrow.field(name, arrow.struct(members)))
         else:
-            columns.append(arrow.field(name, _arrow_type(arrow, kind)))
+            columns.append(arrow.field(name, _arrow_type(arrow, _kind(hints[field.name]))))
     return columns
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from openapi_schema_validator import OAS31Validator, oas31_format_checker
 
-from gateway.api import problems, summaries
+from gateway.api import problems, summary_table
 from gateway.api.routes import document
 from gateway.simulator.server import Options
 from tests.support.consumers import Member, keys_file
@@ -23,6 +23,7 @@ LIMITED = Member("limited", clients=("none",), rate="1/day")
 LIST, LISTS = "/clients/{code}/calls", "/calls"
 ONE, RECORDING = "/clients/{code}/calls/{call_id}", "/recordings/{token}"
 SUMMARY, SUMMARIES = "/clients/{code}/calls/summary", "/calls/summary"
+MISSED, ALL_MISSED = "/clients/{code}/calls/missed", "/calls/missed"
 WINDOW = {"start": "2026-11-01", "end": "2026-11-03", "tz": "America/Chicago"}
 SEVERAL = WINDOW | {"client": ["8005550100", "8005550101"]}
 VALID: dict[str, dict[str, Any]] = {  # the parameters of an answer 200, by path
@@ -31,6 +32,8 @@ VALID: dict[str, dict[str, Any]] = {  # the parameters of an answer 200, by path
     ONE: {},
     SUMMARY: WINDOW | {"interval": "day"},
     SUMMARIES: SEVERAL | {"groupBy": "result"},
+    MISSED: WINDOW | {"reached": "true"},
+    ALL_MISSED: SEVERAL,
     "/clients": WINDOW,
     "/clients/{code}/changes": {"start": "2026-11-01"},
     "/changes": {"client": ["8005550100", "8005550101"], "start": "2026-11-01"},
@@ -115,7 +118,7 @@ def test_every_path_of_the_document_is_tried_here():
 
 @pytest.mark.parametrize("path", VALID)
 def test_a_success_is_as_documented(path: str, gateway: Stand):
-    for member in (READER, MASKED):
+    for member in (READER, MASKED) if path not in (MISSED, ALL_MISSED) else (READER,):
         answer = ask(gateway, path, member)
         assert (answer.status_code, list(faults(path, answer))) == (200, [])
 
@@ -132,7 +135,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": (LIST, {"format": "csv"}),
     "one call with its status": (ONE, {"include": "status"}),
     "empty summary": (SUMMARY, {"ani": "1"}),
+    "missed callers with status": (ALL_MISSED, {"include": "status", "reached": "true"}),
+    "missed callers as csv": (MISSED, {"format": "csv"}),
     "groups": (SUMMARIES, {"groupBy": "campaign", "interval": "hour"}),
+    "two dimensions": (SUMMARIES, {"groupBy": "state,hourOfWeek", "interval": "day"}),
+    "sales": (SUMMARIES, {"groupBy": "sales,areaCode", "answeredWithin": 20, "lookback": "1d"}),
+    "top groups, compared": (SUMMARIES, {"groupBy": "target", "top": 3, "compare": "previous", "interval": "day"}),
+    "summary as ndjson": (SUMMARIES, {"groupBy": "dayOfWeek,result", "format": "ndjson"}),
+    "summary as csv": (SUMMARIES, {"groupBy": "did", "format": "csv", "dialect": "excel"}),
 }
 
 
@@ -141,6 +151,16 @@ def test_parameters_give_what_is_documented(variant: str, gateway: Stand):
     path, parameters = VARIANTS[variant]
     answer = ask(gateway, path, params=VALID[path] | parameters)
     assert (answer.status_code, list(faults(path, answer))) == (200, [])
+
+
+@pytest.mark.parametrize("path", [LIST, "/calls", "/clients/{code}/changes", "/changes"])
+def test_every_format_is_documented(path: str, gateway: Stand):
+    """A stream of events has no end, so only its head is asked for."""
+    given = [ask(gateway, path, params=VALID[path] | {"format": form}) for form in ("json", "ndjson")]
+    given += [ask(gateway, path, method="HEAD", headers={"Accept": kind}) for kind in ("text/csv", "text/event-stream")]
+    good = [answer for answer in given if answer.status_code == 200]
+    assert len(good) == 3
+    assert [fault for answer in good for fault in faults(path, answer)] == []
 
 
 def test_a_stream_has_calls_of_the_schema_and_the_meta_of_the_schema(gateway: Stand):
@@ -196,7 +216,7 @@ def test_refusals_are_as_documented(path: str, gateway: Stand):
 def test_what_may_not_be_seen_or_does_not_exist_is_as_documented(stand: Make, tmp_path: Path):
     confined = Member("confined", clients=("8005550101",))
     gateway = stand(auth="keys", keys_file=keys_file(tmp_path, READER, confined))
-    for path in (LIST, LISTS, ONE, SUMMARY, SUMMARIES):
+    for path in (LIST, LISTS, ONE, SUMMARY, SUMMARIES, MISSED, ALL_MISSED):
         answer = ask(gateway, path, confined)
         assert (answer.status_code, list(faults(path, answer))) == (403, [])
     missing = gateway.client.get("/clients/8005550100/calls/none", params=WINDOW, headers=READER.headers)
@@ -230,9 +250,9 @@ def test_a_sum_that_is_no_int32_is_refused(stand: Make, monkeypatch: pytest.Monk
     gateway = stand()
     total = gateway.client.get(SUMMARIES, params=SEVERAL).json()["total"]
     largest = max(total["durationSeconds"], total["talkTimeSeconds"])
-    assert DOCUMENT["components"]["schemas"]["SummaryTotals"]["properties"]["calls"]["maximum"] == summaries.MAX_SUM
+    assert DOCUMENT["components"]["schemas"]["SummaryTotals"]["properties"]["calls"]["maximum"] == summary_table.MAX_SUM
     for group, limit, status in (("did", largest, 200), ("client", largest - 1, 400)):
-        monkeypatch.setattr(summaries, "MAX_SUM", limit)
+        monkeypatch.setattr(summary_table, "MAX_SUM", limit)
         answer = gateway.client.get(SUMMARIES, params=SEVERAL | {"groupBy": group})
         assert (answer.status_code, list(faults(SUMMARIES, answer))) == (status, [])
 

@@ -4,14 +4,19 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 
+from gateway.api.dimensions import DIMENSIONS
+from gateway.api.summary_table import SummaryFigures, SummaryRow, render_csv
+from gateway.model import Window
 from gateway.simulator.server import Options
+from gateway.slices import finish
+from tests.support.figures import Plain, plain_summary
 from tests.support.lists import CALLS, FOLD, every_call
 from tests.support.stand import Make, Stand
 
@@ -109,7 +114,20 @@ BAD = {
     "a summary of all history": (f"{CALLS}/summary?interval=day", "start"),
     "no interval": (f"{CALLS}/summary?start=2026-11-01&interval=year", "interval"),
     "no group": (f"{CALLS}/summary?start=2026-11-01&groupBy=ani", "groupBy"),
+    "three dimensions": (f"{CALLS}/summary?start=2026-11-01&groupBy=did,result&groupBy=state", "groupBy"),
+    "the same dimension twice": (f"{CALLS}/summary?start=2026-11-01&groupBy=did,did", "groupBy"),
+    "top 0": (f"{CALLS}/summary?start=2026-11-01&groupBy=did&top=0", "top"),
+    "top of what": (f"{CALLS}/summary?start=2026-11-01&top=3", "top"),
+    "lookback of what": (f"{CALLS}/summary?start=2026-11-01&lookback=30", "lookback"),
+    "too long a lookback": (f"{CALLS}/summary?start=2026-11-01&lookback=401d", "lookback"),
+    "compared without a start": (f"{CALLS}/summary?compare=previous", "start"),
+    "compared with what": (f"{CALLS}/summary?start=2026-11-01&compare=week", "compare"),
+    "answered before the call": (f"{CALLS}/summary?start=2026-11-01&answeredWithin=-1", "answeredWithin"),
+    "a dialect of a summary as JSON": (f"{CALLS}/summary?start=2026-11-01&dialect=excel", "dialect"),
     "too many buckets": (f"{CALLS}/summary?start=2020-11-01&interval=hour", "interval"),
+    "missed callers of all history": (f"{CALLS}/missed", "start"),
+    "a result of missed callers": (f"{CALLS}/missed?range=today&result=busy", "result"),
+    "no grace": (f"{CALLS}/missed?range=today&grace=-1", "grace"),
     "clients of all history": ("/clients", "start"),
     "clients by pages": ("/clients?range=today&limit=1", "limit"),
     "a summary without a client": ("/calls/summary?range=today", "client"),
@@ -230,55 +248,98 @@ def test_csv_is_never_stale_and_ndjson_says_that_it_is(stand: Make):
     assert gateway.get(CALLS, **live, format="csv").status_code == 502
 
 
-def figures(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    talk = [call["talkTimeSeconds"] for call in calls if call["talkTimeSeconds"] is not None]
-    return {
-        "calls": len(calls),
-        "connected": sum(call["result"] == "connected" for call in calls),
-        "uniqueCallers": len({call["ani"] for call in calls}),
-        "durationSeconds": sum(call["durationSeconds"] for call in calls),
-        "talkTimeSeconds": sum(talk),
-        "meanTalkTimeSeconds": round(sum(talk) / len(talk), 3) if talk else None,
-    }
-
-
-def check_summary(gateway: Stand, path: str, group: str | None, **parameters: str) -> dict[str, Any]:
+def check_summary(gateway: Stand, path: str, **parameters: str) -> dict[str, Any]:
     """Compare a summary with counts computed from the list of calls."""
-    body = gateway.get(path, **parameters).json()
-    listed = {name: value for name, value in parameters.items() if name not in ("interval", "groupBy")}
-    calls, _ = lines_of(gateway.get(path.removesuffix("/summary"), **listed, sort="startTime", format="ndjson"))
-    starts = sorted({row["bucketStart"] for row in body["data"]})
-    rows = {(row["bucketStart"], row["group"]): row for row in body["data"]}
-    assert len(rows) == len(body["data"])
-    seen: set[str] = set()
-    sorted_calls: dict[tuple[str, Any], list[dict[str, Any]]] = {key: [] for key in rows}
-    new = dict.fromkeys(rows, 0)
-    for call in calls:
-        key = max(start for start in starts if start <= call["startTime"]), call[group] if group else None
-        sorted_calls[key].append(call)
-        new[key] += call["ani"] not in seen
-        seen.add(call["ani"])
-    for key, found in sorted_calls.items():
-        expected = figures(found) | {"newCallers": new[key], "bucketStart": key[0], "group": key[1]}
-        assert rows[key] == expected
-    assert body["total"] == figures(calls) | {"newCallers": len(seen)}
-    return body  # type: ignore[no-any-return]
+    body: dict[str, Any] = gateway.get(path, **parameters).json()
+    only = ("client", "result")
+    filters = {name: parameters[name] for name in only if name in parameters} | {"include": "status"}
+    zone = ZoneInfo(parameters["tz"])
+    start, end = (datetime.fromisoformat(parameters[name]).replace(tzinfo=zone) for name in ("start", "end"))
+    length = end - start
+    group_by = tuple(filter(None, parameters.get("groupBy", "").split(",")))
+
+    def listed(after: datetime, until: datetime) -> list[dict[str, Any]]:
+        edges = {"start": after.isoformat(), "end": until.isoformat()}
+        return lines_of(gateway.get(path.removesuffix("/summary"), **edges, **filters, format="ndjson"))[0]
+
+    def plain(after: datetime, until: datetime) -> Plain:
+        window = Window(int(after.timestamp()), int(until.timestamp()))
+        earlier = listed(after - timedelta(days=2), after) if "lookback" in parameters else []
+        interval = parameters.get("interval", "none")
+        return Plain(
+            listed(after, until), window, window.end, zone=zone, interval=interval, group_by=group_by, earlier=earlier
+        )
+
+    previous = plain(start - length, start) if "compare" in parameters else None
+    number = {name: int(parameters[name]) for name in ("top", "answeredWithin") if name in parameters}
+    rows, total = plain_summary(plain(start, end), previous, top=number.get("top"), within=number.get("answeredWithin"))
+    assert body["data"] == rows
+    assert body["total"] == total
+    return body
 
 
 @pytest.mark.parametrize("interval", ["none", "hour", "day", "week", "month"])
 def test_a_summary_is_what_counting_the_list_gives(stand: Make, interval: str):
     gateway = stand(Options(calls_per_day=40))
-    body = check_summary(gateway, f"{CALLS}/summary", None, **WEEK, interval=interval)
-    assert check_summary(gateway, f"{CALLS}/summary", None, **WEEK, interval=interval) == body
+    body = check_summary(gateway, f"{CALLS}/summary", **WEEK, interval=interval)
+    assert check_summary(gateway, f"{CALLS}/summary", **WEEK, interval=interval) == body
     assert len(body["data"]) == {"none": 1, "hour": 169, "day": 7, "week": 2, "month": 2}[interval]
 
 
-@pytest.mark.parametrize("group", ["result", "campaign", "did", "phoneType", "client"])
+@pytest.mark.parametrize("group", DIMENSIONS)
 def test_groups_are_counted_apart(stand: Make, group: str):
     gateway = stand(Options(calls_per_day=40, clients=3))
-    field = "clientCode" if group == "client" else group
-    check_summary(gateway, "/calls/summary", field, **WEEK, client="*", groupBy=group, interval="day")
-    check_summary(gateway, "/calls/summary", field, **WEEK, client="*", groupBy=group, result="busy")
+    check_summary(gateway, "/calls/summary", **WEEK, client="*", groupBy=group, interval="day")
+    check_summary(gateway, "/calls/summary", **WEEK, client="*", groupBy=group, result="busy")
+
+
+FIGURES = {
+    "two dimensions": {"groupBy": "result,hourOfDay"},
+    "the clock first": {"groupBy": "dayOfWeek,did", "interval": "day"},
+    "two of the clock": {"groupBy": "dayOfWeek,hourOfDay"},
+    "the busiest": {"groupBy": "target", "top": "2", "interval": "day"},
+    "the busiest pairs": {"groupBy": "phoneType,hourOfWeek", "top": "5"},
+    "compared": {"groupBy": "campaign", "top": "1", "compare": "previous", "interval": "day"},
+    "waiting": {"answeredWithin": "12", "interval": "day"},
+    "a lookback": {"lookback": "2d", "groupBy": "result", "interval": "day", "compare": "previous"},
+}
+
+
+@pytest.mark.parametrize("parameters", FIGURES.values(), ids=FIGURES)
+def test_every_kind_of_figure_is_what_counting_the_list_gives(stand: Make, parameters: dict[str, str]):
+    gateway = stand(Options(calls_per_day=60, clients=2))
+    body = check_summary(gateway, "/calls/summary", **WEEK, client="*", **parameters)
+    assert body["total"]["calls"] > 200
+
+
+def test_a_summary_as_ndjson_and_as_csv_has_the_rows_of_its_json(stand: Make):
+    gateway = stand(Options(calls_per_day=40))
+    asked = {**WEEK, "groupBy": "did,hourOfDay", "compare": "previous", "interval": "week"}
+    body = gateway.get(f"{CALLS}/summary", **asked).json()
+    text = gateway.get(f"{CALLS}/summary", **asked, format="ndjson")
+    *rows, last = map(json.loads, text.text.splitlines())
+    assert rows == body["data"]
+    assert (last["total"], last["meta"].keys()) == (body["total"], body["meta"].keys())
+    table = gateway.get(f"{CALLS}/summary", **asked, format="csv")
+    assert table.headers["content-disposition"] == 'attachment; filename="summary.csv"'
+    for row, cells in zip(body["data"], csv.DictReader(io.StringIO(table.text)), strict=True):
+        flat = {f"group.{name}": value for name, value in row.pop("group").items()}
+        for prefix, figures in (("", row), ("previous.", row.pop("previous") or dict.fromkeys(body["total"]))):
+            waits = figures.pop("waitSeconds") or dict.fromkeys(("mean", "p50", "p90"))
+            figures.pop("previous", None)
+            flat |= {f"{prefix}{name}": value for name, value in figures.items()}
+            flat |= {f"{prefix}waitSeconds.{name}": value for name, value in waits.items()}
+        assert cells == {name: "" if value is None else json.dumps(value).strip('"') for name, value in flat.items()}
+    local = gateway.get(f"{CALLS}/summary", **asked, format="csv", dialect="excel").content
+    assert local.decode("utf-8-sig").splitlines()[1].startswith("2026-10-26 00:00:00,")
+    assert gateway.client.get(f"{CALLS}/summary", params=asked, headers={"Accept": "text/csv"}).text == table.text
+
+
+def test_a_group_is_no_formula_of_a_spreadsheet():
+    figures: dict[str, Any] = dict.fromkeys(SummaryFigures.__struct_fields__, 1) | {"wait_seconds": None}
+    row = SummaryRow(bucket_start=datetime.now(UTC), group={"campaign": "=1+1"}, rest=False, previous=None, **figures)
+    text = finish(render_csv([row], ["campaign"], compared=False)).decode()
+    assert next(csv.DictReader(io.StringIO(text)))["group.campaign"] == "'=1+1"
 
 
 def test_empty_buckets_are_there_and_days_have_their_hours(stand: Make):
@@ -289,7 +350,10 @@ def test_empty_buckets_are_there_and_days_have_their_hours(stand: Make):
     ]  # fmt: skip
     assert {row["calls"] for row in days} == {0}
     grouped = gateway.get(f"{CALLS}/summary", **WEEK, interval="day", groupBy="result").json()["data"]
-    assert [(row["group"], row["calls"], row["meanTalkTimeSeconds"]) for row in grouped] == [(None, 0, None)] * 7
+    assert [(row["group"], row["rest"], row["calls"], row["waitSeconds"]) for row in grouped] == [
+        (None, False, 0, None)
+    ] * 7
+    assert [row["hours"] for row in days] == [24, 24, 24, 24, 25, 24, 24]
 
 
 def test_clients_are_those_that_had_calls(stand: Make):
@@ -320,6 +384,12 @@ def test_one_call_is_found_in_the_cache_in_a_window_or_lately(stand: Make):
     assert found.headers["etag"]
     again = gateway.client.get(f"{CALLS}/{old['id']}", headers={"If-None-Match": found.headers["etag"]})
     assert again.status_code == 304
+
+
+def test_a_call_that_is_not_there_costs_few_posts_however_long_the_window(stand: Make):
+    gateway = stand(Options(calls_per_day=1, history=60))
+    assert gateway.get(f"{CALLS}/nothing", start="2000-01-01").status_code == 404
+    assert gateway.simulator.posts <= 16  # spans of a day, two days, four days and so on reach 26 years with the 14th
 
 
 def test_one_call_is_as_fresh_as_any_answer(stand: Make):

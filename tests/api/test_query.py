@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.api.list_query import MAX_CURSOR, ListQuery, parse_list_query, render_cursor
-from gateway.api.query import PARAMETERS, parse_call_query, parse_summary_query
+from gateway.api.query import PARAMETERS, parse_call_query
+from gateway.api.summary_query import parse_summary_query
 from gateway.cache.extents import instant
 from gateway.cache.scans import Position
 from gateway.callbutton.record import MAX_ID

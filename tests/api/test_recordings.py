@@ -85,10 +85,13 @@ def test_a_link_is_the_same_within_an_hour_and_ends_with_the_next(gateway: Stand
 
 def test_a_forged_link_a_cursor_and_a_link_with_parameters_are_refused(gateway: Stand):
     link = first_call(gateway)["recordingUrl"]
-    changed = link[:-1] + ("A" if link[-1] != "A" else "B")
+    token = link.removeprefix("/recordings/")
+    changed = [token[:at] + ("A" if one != "A" else "B") + token[at + 1 :] for at, one in enumerate(token)]
+    assert {gateway.client.get(f"/recordings/{one}").status_code for one in changed} == {403}
     page = gateway.client.get(CALLS, params=WINDOW | {"limit": "1"}, headers=LISTENER.headers).json()
-    for bad in (changed, link[:30], "/recordings/x", f"/recordings/{page['page']['nextCursor']}"):
-        assert gateway.client.get(bad).status_code == 403, bad
+    for bad in (link[:30], f"{link}=", "/recordings/x", f"/recordings/{page['page']['nextCursor']}"):
+        refused = gateway.client.get(bad)
+        assert (refused.status_code, "`recordingUrl`" in refused.json()["hint"]) == (403, True), bad
     assert gateway.client.get(f"{link}?id=7").status_code == 400
 
 

@@ -30,7 +30,7 @@ def test_schemathesis_finds_nothing(stand: Make, tmp_path: Path):
         ),
         *("--header", f"X-API-Key:{PROGRAM.key}", "--checks", "all", "--mode", "all", "--warnings", "off"),
         *("--phases", "examples,coverage,fuzzing,stateful", "--max-examples", EXAMPLES, "--seed", "1"),
-        *("--continue-on-failure", "--no-color"),
+        *("--request-timeout", "120", "--continue-on-failure", "--no-color"),
     ]
     environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

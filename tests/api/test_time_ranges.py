@@ -1,6 +1,6 @@
 """Windows, ranges and buckets in the time zone of the request: days of 23 and 25 hours, repeated hours."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.time_ranges import RANGES, bucket_starts, parse_window, parse_zone
+from gateway.api.calendars import bucket_starts, compared_window
+from gateway.api.time_ranges import RANGES, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.model import Window
 
@@ -210,3 +211,55 @@ def test_a_date_too_far_off_is_told_apart_from_what_is_none(start: str):
     faults: list[ParameterFault] = []
     parse_window({"start": start}, CHICAGO, datetime(2027, 1, 1, tzinfo=UTC).timestamp(), 0, faults)
     assert [fault.detail for fault in faults] == ["is not between the years 1900 and 9000"]
+
+
+# How, the window, and what it is compared with, at 10:30 on 18 November, on the clock of Chicago.
+COMPARED = {
+    "a whole day": ("previous", "2026-11-02", "2026-11-03", "2026-11-01", "2026-11-02"),
+    "a day of 25 hours": ("previous", "2026-11-01", "2026-11-02", "2026-10-31", "2026-11-01"),
+    "two days": ("previous", "2026-11-02", "2026-11-04", "2026-10-31", "2026-11-02"),
+    "six hours": ("previous", "2026-11-01", "2026-11-01T06:00", "2026-10-31T17:00", "2026-11-01"),
+    "today until now": ("previous", "2026-11-18", "2026-11-18T10:30", "2026-11-17", "2026-11-17T10:30"),
+    "a week that is not over": ("previous", "2026-11-16", "2026-11-23", "2026-11-09", "2026-11-11T10:30"),
+    "hours that are not over": (
+        "previous",
+        "2026-11-18T09:00",
+        "2026-11-18T13:00",
+        "2026-11-18T05:00",
+        "2026-11-18T06:30",
+    ),
+    "the future": ("previous", "2026-11-19", "2026-11-20", "2026-11-18", "2026-11-18"),
+    "a year before, other offsets": ("year", "2026-03-09", "2026-03-10", "2025-03-09", "2025-03-10"),
+    "a leap day": ("year", "2024-02-29", "2024-03-01", "2023-02-28", "2023-03-01"),
+    "a year that is not over": ("year", "2026-11-01", "2026-12-01", "2025-11-01", "2025-11-18T10:30"),
+    "an evening and a leap day's morning": (
+        "year",
+        "2024-02-28T18:00",
+        "2024-02-29T06:00",
+        "2023-02-28T18:00",
+        "2023-02-28T18:00",
+    ),
+}
+
+
+@pytest.mark.parametrize(("how", "start", "end", "before", "until"), COMPARED.values(), ids=COMPARED)
+def test_a_window_is_compared_with_the_days_before_or_the_same_dates(
+    how: str, start: str, end: str, before: str, until: str
+):
+    def local(text: str) -> int:
+        return int(datetime.fromisoformat(text).replace(tzinfo=CHICAGO).timestamp())
+
+    window, now = Window(local(start), local(end)), local("2026-11-18T10:30")
+    assert compared_window(window, how, CHICAGO, now) == Window(local(before), local(until))
+
+
+@given(
+    st.integers(seconds("2001-01-01T00:00Z"), seconds("2035-01-01T00:00Z")), st.integers(1, 40), st.sampled_from(ZONES)
+)
+def test_whole_days_are_compared_with_as_many_days_that_end_where_they_begin(now: int, days: int, name: str):
+    zone = ZoneInfo(name)
+    last = datetime.fromtimestamp(now, zone).date()
+    first, start = last - timedelta(days=days), last - timedelta(days=2 * days)
+    window = Window(*(int(datetime.combine(day, time.min, zone).timestamp()) for day in (first, last)))
+    compared = compared_window(window, "previous", zone, now)
+    assert compared == Window(int(datetime.combine(start, time.min, zone).timestamp()), window.start)

@@ -23,6 +23,7 @@ from gateway.access import (
     require_scope,
 )
 from gateway.errors import Forbidden
+from gateway.extra_fields import ExtraFields
 from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, StartTimeCertainty
 
 ADDRESS = CallerAddress(
@@ -146,7 +147,7 @@ def test_status_that_was_not_asked_for_is_not_shown():
 
 def test_the_operator_may_call_elements_public_but_not_the_journal_nor_the_recording_address():
     public = frozenset({"Campaign.Note", "Journal", "VoiceDirectory"})
-    shown = mask_call(CALL, consumer("calls", "status"), status=True, public_extra=public)
+    shown = mask_call(CALL, consumer("calls", "status"), status=True, extras=ExtraFields(named_public=public))
     assert set(shown.extra) == {"Result", "InfoDigits", "SalesStatus", "Campaign.Note"}
 
 

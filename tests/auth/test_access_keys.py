@@ -261,3 +261,24 @@ def test_a_key_can_be_added_to_a_file_without_consumers(
     assert main(["keys", "new", "a", "--client", "*", "--scope", "calls", "--file", str(path)]) == 0
     assert parse_keys(path.read_text("utf-8")).find(capsys.readouterr().out.strip(), 0)[0] is not None
     assert path.read_text("utf-8").startswith(before.strip())
+
+
+def test_the_expiry_of_each_consumer_s_last_key_is_a_metric(tmp_path: Path):
+    registry = CollectorRegistry()
+    path = tmp_path / "keys.toml"
+
+    def consumer(name: str, *expiries: str) -> str:
+        keys = [f'{{sha256 = "{fingerprint(f"{name}{at}")}"{at}}}' for at in expiries]
+        return f'[[consumer]]\nname = "{name}"\nclients = []\nscopes = []\nkeys = [{", ".join(keys)}]\n'
+
+    def expiries() -> dict[str, float]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        return {s.labels["consumer"]: s.value for s in samples if s.name.endswith("key_expiry_timestamp_seconds")}
+
+    ending = consumer("a", ", expires = 2027-06-29", ", expires = 2027-06-30")
+    path.write_text(ending + consumer("b", "", ", expires = 2027-06-30") + consumer("c"), "utf-8")
+    file = KeyFile(str(path), Metrics(registry))
+    assert expiries() == {"a": datetime(2027, 7, 1, tzinfo=UTC).timestamp()}
+    path.write_text(consumer("b", ""), "utf-8")
+    file.reload()
+    assert expiries() == {}

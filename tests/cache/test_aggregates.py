@@ -1,9 +1,12 @@
-"""Aggregates merged from hours and quarters equal a count of every call; filtered pages skip no matching call."""
+"""Figures merged from aggregates equal a count of every call; filtered pages skip no matching call."""
 
 import asyncio
+import math
+import os
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -11,111 +14,140 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api.query import Filters
-from gateway.api.time_ranges import bucket_starts
-from gateway.cache.aggregates import AggregateSpec, Aggregator, Group
-from gateway.cache.extents import DAY, by_day, deduplicated, make_extent, repeated_ids
+from gateway.access import ANONYMOUS
+from gateway.api.calendars import Calendar, compared_window
+from gateway.api.dimensions import clocks_of, reader
+from gateway.api.filters import NO_FILTERS, Filters
+from gateway.api.query import UTC
+from gateway.api.summary_query import SummaryQuery
+from gateway.api.summary_table import Period, make_rows
+from gateway.cache.aggregates import AggregateSpec, Aggregator
+from gateway.cache.extents import DAY, Extent, by_day, deduplicated, make_extent, repeated_ids
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.memory import Memo, Memory, memo_table
-from gateway.model import Call, CallResult, Window
+from gateway.model import Call, CallerAddress, CallResult, CallStatus, PhoneType, SalesStatus, Window
 from gateway.slices import finish
+from tests.support.figures import CLOCKS, FIELDS, Plain, plain_summary
 from tests.support.upstream import NOW, Upstream, ask, cache_of, call
 
-ZONES = ["UTC", "America/Chicago", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham"]
-TURNS = [int(datetime(2026, month, day, tzinfo=UTC).timestamp()) for month, day in ((3, 8), (4, 5), (10, 3), (11, 1))]
+ZONES = [
+    "UTC", "America/Chicago", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham",
+    "America/St_Johns", "Pacific/Apia", "America/Havana", "America/Sao_Paulo",
+]  # fmt: skip
+TURNS = [
+    int(datetime.fromisoformat(f"{day}T00:00+00:00").timestamp())
+    for day in (
+        "2026-03-08", "2026-04-05", "2026-10-03", "2026-11-01",
+        "2010-03-14", "2010-11-07",  # in Newfoundland at a minute past midnight
+        "2011-12-30",  # does not exist on Samoa
+        "2018-02-18", "2018-11-04",  # in Brazil at midnight
+    )
+]  # fmt: skip
+DIMENSIONS = [*CLOCKS, *FIELDS]
 
 
 @st.composite
 def calls_near(draw: st.DrawFn, first: int) -> list[Call]:
-    """Generate calls of four days, many of them on hours and quarters or one second away."""
+    """Generate calls of four days, many of them on hours and quarters or one second away, some in the same second."""
     seconds = st.integers(0, 4 * 96).map(lambda quarter: quarter * 900) | st.integers(0, 4 * DAY - 1)
     starts = draw(
         st.lists(st.builds(lambda at, by: min(max(0, at + by), 4 * DAY - 1), seconds, st.integers(-1, 1)), max_size=30)
     )
+    sales = CallStatus(reviewed=True, sales=SalesStatus.MADE_SALE, journal=None)
     return [
         msgspec.structs.replace(
-            call(str(number), first + at, campaign=draw(st.sampled_from([None, "1", "2"]))),
-            ani=draw(st.sampled_from([None, "1", "2", "3", "4"])),
-            result=draw(st.sampled_from([CallResult.CONNECTED, CallResult.BUSY])),
-            talk_time_seconds=draw(st.sampled_from([None, 0, 7])),
+            call(
+                str(number * 7 % 100), first + at, draw(st.sampled_from("ab")), draw(st.sampled_from([None, "1", "2"]))
+            ),
+            ani=draw(
+                st.sampled_from([None, "3125550100", "+13125550100", "13125550101", "7735550100", "1", "0125550100"])
+            ),
+            did=draw(st.sampled_from([None, "1", "2"])),
+            target=draw(st.sampled_from([None, "5"])),
+            result=draw(st.sampled_from(CallResult)),
+            phone_type=draw(st.sampled_from(PhoneType)),
+            address=draw(st.sampled_from([None, address("IL"), address(None)])),
+            status=draw(st.sampled_from([None, sales])),
+            duration_seconds=draw(st.sampled_from([None, 5, 7, 30])),
+            talk_time_seconds=draw(st.sampled_from([None, 0, 6, 7])),
         )
-        for number, at in enumerate(dict.fromkeys(starts))  # the first call is unambiguous
+        for number, at in enumerate(starts)
     ]
 
 
-def plain(calls: Sequence[Call], starts: Sequence[int], *, grouped: bool) -> dict[tuple[int, Group], tuple[int, ...]]:
-    """Compute the aggregate call by call, as the reference."""
-    rows: dict[tuple[int, Group], list[Call]] = {}
-    new: dict[tuple[int, Group], int] = {}
-    seen = set[str]()
-    for one in sorted(calls, key=lambda one: one.start_time):
-        bucket = max(start for start in starts if start <= one.start_time.timestamp())
-        key = bucket, one.campaign if grouped else None
-        rows.setdefault(key, []).append(one)
-        if one.ani is not None and one.ani not in seen:
-            seen.add(one.ani)
-            new[key] = new.get(key, 0) + 1
-    return {
-        key: (
-            len(found),
-            sum(one.result is CallResult.CONNECTED for one in found),
-            sum(one.duration_seconds or 0 for one in found),
-            sum(one.talk_time_seconds or 0 for one in found),
-            sum(one.talk_time_seconds is not None for one in found),
-            len({one.ani for one in found} - {None}),
-            new.get(key, 0),
-        )
-        for key, found in rows.items()
-    }
+def address(state: str | None) -> CallerAddress:
+    names = [field.name for field in msgspec.structs.fields(CallerAddress)]
+    return CallerAddress(**dict.fromkeys(names) | {"state": state})
 
 
-@settings(max_examples=50)
+def aggregated(
+    extents: Sequence[Extent],
+    window: Window,
+    calendar: Calendar,
+    group_by: Sequence[str] = (),
+    filters: Filters = NO_FILTERS,
+    known: Collection[str] = (),
+) -> Aggregator:
+    dimensions = [name for name in group_by if name not in CLOCKS]
+    name = calendar.name, tuple(dimensions), filters
+    aggregator = Aggregator(AggregateSpec(name, calendar.slots, reader(dimensions), filters.apply, math.inf), known)
+    finish(aggregator.add([extent.view(window) for extent in extents if extent.window.overlaps(window)]))
+    return aggregator
+
+
+def inside(calls: Sequence[Call], window: Window, filters: Filters) -> list[Any]:
+    """Those of the calls that lie in a window and pass filters, as JSON."""
+    found = filters.apply([one for one in calls if one.start_time.timestamp() in window])
+    listed: list[Any] = msgspec.to_builtins(found)
+    return listed
+
+
+@settings(max_examples=int(os.environ.get("SOAK_EXAMPLES", "60")), deadline=None)
 @given(st.data(), st.sampled_from(TURNS))
-def test_figures_of_every_calendar_are_those_of_counting_each_call(data: st.DataObject, turn: int):
+def test_every_figure_is_that_of_counting_each_call(data: st.DataObject, turn: int):
+    """Two clients whose extents overlap; later rounds use memoised aggregates."""
+    draw = data.draw
     first = turn - 2 * DAY
-    calls = data.draw(calls_near(first))
-    cut = data.draw(st.integers(1, 4 * DAY - 1))
-    windows = [Window(first, first + cut), Window(first + cut, first + 4 * DAY)]
-    held = [part for window in windows for _, part in by_day(make_extent(window, 0, calls), 32 * DAY)]
-    memos = memo_table(Memory())
+    calls = draw(calls_near(first))
+    whole, memos = Window(first, first + 4 * DAY), memo_table(Memory())
+    held: list[Extent] = []
+    for code in "ab":
+        cut = first + draw(st.integers(1, 4 * DAY - 1))
+        own = [one for one in calls if one.client_code == code]
+        for window in (Window(first, cut), Window(cut, whole.end)):
+            held += [part for _, part in by_day(make_extent(window, 0, own), 32 * DAY)]
     for extent in held:
         extent.keep(Memo(memos))
-    for _ in range(4):  # later rounds use memoised aggregates
-        start = data.draw(st.integers(0, 4 * DAY - 1))
-        window = Window(first + start, first + data.draw(st.integers(start + 1, 4 * DAY)))
-        if data.draw(st.booleans()):
-            window = Window(first, first + 4 * DAY)
-        zone, interval = data.draw(st.sampled_from(ZONES)), data.draw(st.sampled_from(["none", "hour", "day", "week"]))
-        grouped, filtered = data.draw(st.booleans()), data.draw(st.booleans())
-        filters = Filters(ani="2") if filtered else Filters()
-        starts = bucket_starts(window, interval, ZoneInfo(zone))
-        starts = [-(10**11)] if interval == "none" else starts
-        group = (lambda one: one.campaign) if grouped else None
-        counted = grouped, filters
-        aggregator = Aggregator(AggregateSpec((interval, zone, counted), counted, starts, group, filters.apply))
-        for extent in held:
-            if extent.window.overlaps(window):
-                finish(aggregator.add(extent.view(window)))
-        rows, total = finish(aggregator.sums())
-        inside = filters.apply([one for one in calls if one.start_time.timestamp() in window])
-        found = {
-            (start, name): msgspec.structs.astuple(count) for start, groups in rows for name, count in groups.items()
-        }
-        expected = plain(inside, starts, grouped=grouped)
-        assert found == expected
-        assert (total.calls, total.callers) == (len(inside), len({one.ani for one in inside} - {None}))
-
-
-def test_an_extent_that_begins_between_hours_begins_its_bucket():
-    """For example, an extent fetched from midnight in India (UTC+05:30)."""
-    midnight = TURNS[0] - 19800
-    extent = make_extent(Window(midnight, midnight + 7200), 0, [call("1", midnight + 60), call("2", midnight + 3660)])
-    starts = bucket_starts(Window(midnight - 1, midnight + 7200), "day", ZoneInfo("Asia/Kolkata"))
-    aggregator = Aggregator(AggregateSpec("days", "all", starts, None, list))
-    finish(aggregator.add(extent))
-    (_, before), (start, groups) = finish(aggregator.sums())[0]
-    assert (before, start, groups[None].calls) == ({}, midnight, 2)
+    calls = [one for extent in held for one in extent.calls]  # of one id the last
+    for _ in range(4):
+        start = draw(st.integers(0, 4 * DAY - 1))
+        window = Window(first + start, first + draw(st.integers(start + 1, 4 * DAY)))
+        window = draw(st.sampled_from([whole, window]))
+        now = draw(st.sampled_from([whole.end + 5, draw(st.integers(window.start, whole.end))]))
+        zone = ZoneInfo(draw(st.sampled_from(ZONES)))
+        interval = draw(st.sampled_from(["none", "hour", "day", "week", "month"]))
+        group_by = tuple(draw(st.lists(st.sampled_from(DIMENSIONS), max_size=2, unique=True)))
+        filters = draw(st.sampled_from([NO_FILTERS, Filters(ani="7735550100"), Filters(min_duration=6)]))
+        how, lookback = draw(st.sampled_from([None, "previous", "year"])), draw(st.sampled_from([0, DAY]))
+        top, within = draw(st.sampled_from([None, 1, 3])), draw(st.sampled_from([None, 0, 7]))
+        compared = how and compared_window(window, how, zone, now)
+        query = SummaryQuery(
+            ("a", "b"), window, filters, interval, zone, group_by, top, compared or None, within, lookback, None, None
+        )  # fmt: skip
+        periods, plain = list[Period](), list[Plain]()
+        for part in [window, *([compared] if compared else [])]:
+            before = Window(part.start - lookback, part.start)
+            known = aggregated(held, before, Calendar(before, "none", zone), (), filters).callers
+            calendar = Calendar(part, interval, zone, clocks_of(group_by))
+            aggregator = aggregated(held, part, calendar, group_by, filters, known)
+            periods.append(Period(aggregator, calendar, finish(calendar.seconds(now))))
+            listed, earlier = (inside(calls, one, filters) for one in (part, before))
+            plain.append(Plain(listed, part, now, zone=zone, interval=interval, group_by=group_by, earlier=earlier))
+        rows, total = finish(make_rows(query, periods[0], (*periods, None)[1], ANONYMOUS))
+        expected_rows, expected_total = plain_summary(plain[0], (*plain, None)[1], top=top, within=within)
+        assert msgspec.to_builtins(rows) == expected_rows
+        assert msgspec.to_builtins(total) == expected_total
 
 
 MONTHS = Window(NOW - 70 * DAY, NOW)  # three spans of a summary
@@ -129,18 +161,18 @@ def edited(one: Call, start: int, number: int) -> Call:
     return msgspec.structs.replace(moved, ani=str(number % 4), talk_time_seconds=number)
 
 
-async def summary(
-    cache: Cache, codes: Sequence[str], starts: Sequence[int], name: str, *, grouped: bool
-) -> tuple[dict[tuple[int, Group], tuple[int, ...]], int]:
-    aggregator = Aggregator(
-        AggregateSpec((name, grouped), grouped, starts, (lambda one: one.campaign) if grouped else None, list)
-    )
+async def summary(cache: Cache, codes: Sequence[str], interval: str, group_by: Sequence[str]) -> Any:
+    """Read a summary of MONTHS. Returns its rows and total as JSON."""
+    calendar = Calendar(MONTHS, interval, UTC)
+    spec = AggregateSpec((calendar.name, tuple(group_by)), calendar.slots, reader(group_by), list, math.inf)
+    aggregator = Aggregator(spec)
     async for part in counted(cache, ask(codes, MONTHS), NOW + 1000):
         for extent in part.extents:
             assert all(one.start_time.timestamp() in extent.window for one in extent.calls)
-            finish(aggregator.add(extent))
-    rows, total = finish(aggregator.sums())
-    return {(at, group): msgspec.structs.astuple(c) for at, groups in rows for group, c in groups.items()}, total.calls
+        finish(aggregator.add(part.extents))
+    period = Period(aggregator, calendar, finish(calendar.seconds(NOW)))
+    query = SummaryQuery((*codes,), MONTHS, NO_FILTERS, interval, UTC, (*group_by,), None, None, None, 0, None, None)
+    return msgspec.to_builtins(finish(make_rows(query, period, None, ANONYMOUS)))
 
 
 @pytest.mark.parametrize("codes", [["a"], ["a", "b"], ["*"]], ids=str)
@@ -150,15 +182,8 @@ def test_a_summary_counts_the_calls_of_the_list(
     codes: list[str], made: list[int], looks: list[tuple[int, int, list[tuple[int, int]]]]
 ):
     """Calls move between fetches of parts of the window, and clients share ids."""
-    upstream, used = Upstream(), set[int]()
-
-    def free(start: int) -> int:
-        while start in used:  # the order of two calls of the same second is undefined
-            start = (start + 1) % (70 * DAY)
-        used.add(start)
-        return MONTHS.start + start
-
-    calls = [edited(call(str(n // 2), 0, "ab"[n % 2]), free(start), n) for n, start in enumerate(made)]
+    upstream = Upstream()
+    calls = [edited(call(str(n // 2), 0, "ab"[n % 2]), MONTHS.start + at, n) for n, at in enumerate(made)]
 
     async def run() -> None:
         cache = cache_of(upstream)
@@ -168,7 +193,7 @@ def test_a_summary_counts_the_calls_of_the_list(
             await cache.read(ask(codes, Window(first, min(first + length * DAY, NOW))))
             for which, start in moves:
                 if which < len(calls):
-                    calls[which] = edited(calls[which], free(start), which + start)
+                    calls[which] = edited(calls[which], MONTHS.start + start, which + start)
             upstream.now += 100
         upstream.published = [(0, one) for one in calls]
         listed = (await cache.read(ask(codes, MONTHS))).calls
@@ -177,10 +202,9 @@ def test_a_summary_counts_the_calls_of_the_list(
         )  # fmt: skip
         assert sorted(page.calls, key=repr) == sorted(listed, key=repr)
         for interval in ("none", "hour", "day"):
-            starts = [-(10**11)] if interval == "none" else bucket_starts(MONTHS, interval, ZoneInfo("UTC"))
-            for grouped in (False, True, False):  # the last round uses memoised aggregates
-                found = await summary(cache, codes, starts, interval, grouped=grouped)
-                assert found == (plain(listed, starts, grouped=grouped), len(listed)), interval
+            for group_by in ((), ("campaign",), ()):  # the last round uses memoised aggregates
+                plain = Plain(msgspec.to_builtins(listed), MONTHS, NOW, zone=UTC, interval=interval, group_by=group_by)
+                assert await summary(cache, codes, interval, group_by) == plain_summary(plain), interval
 
     asyncio.run(run())
 
@@ -198,12 +222,11 @@ def test_one_edit_leaves_the_figures_of_other_days_as_they_are():
         upstream.now += 60
         upstream.published[-1] = (0, call("0099", day - 2 * DAY + 1))
         await cache.read(ask(["a"], Window(day - 2 * DAY, day - DAY), no_cache=True))
-        aggregator = Aggregator(AggregateSpec("day", "all", list(range(window.start, window.end, DAY)), None, list))
+        calendar = Calendar(window, "day", UTC)
+        aggregator = Aggregator(AggregateSpec("day", calendar.slots, None, list, math.inf))
         async for part in counted(cache, ask(["a"], window), upstream.now):
-            for extent in part.extents:
-                finish(aggregator.add(extent))
-        rows, _ = finish(aggregator.sums())
-        return [groups[None].calls for _, groups in rows]
+            finish(aggregator.add(part.extents))
+        return [calls for _, calls in sorted(aggregator.calls())]
 
     assert asyncio.run(run()) == [20, 20, 21, 20, 19]
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.cache.scans import MAX_PAGE_POSTS, ROWS, Page, counted, read_page, stream
@@ -260,7 +261,7 @@ class Slow(Upstream):
         self.untils.append(changes["waiters"].until)
         fetched = await super().__call__(codes, window, **changes)
         self.now += self.seconds
-        return fetched
+        return msgspec.structs.replace(fetched, seconds=self.seconds)
 
 
 def test_all_spans_of_a_count_have_the_deadline_of_the_request():

@@ -116,6 +116,7 @@ def test_a_batch_that_fails_is_sent_again_code_by_code_and_the_bad_code_is_named
         before = len(upstream.posts)
         assert await read_all(cache, good, LAST_HOUR) == ["1"]  # extents that landed are kept
         assert len(upstream.posts) == before
+        await settle()  # a flight that is still up would be waited for, and its code not batched
         upstream.now += 60
         with pytest.raises(type(error), match="client c5: "):
             await cache.read(ask(CODES, Window(NOW - HOUR, NOW + 60)))
@@ -534,6 +535,16 @@ def test_a_span_that_grew_too_far_stays_for_ten_minutes_and_no_longer_than_an_ho
     for _ in range(2):
         profiles.batch_failed(["a", "b"], NOW + 3603)  # a limit that is forgotten stays forgotten
     assert [profiles.span(code, NOW + 3604) for code in "ab"] == [32 * DAY] * 2
+
+
+def test_a_clock_that_is_set_back_does_not_prolong_what_was_learned_of_a_client():
+    profiles = ClientProfiles(32 * DAY, 50)
+    profiles.overloaded("a", 32 * DAY, NOW)
+    profiles.failed("b", NOW, bad_reply=True)
+    profiles.echoed("b", {"b": [call("1", NOW)]})
+    assert (profiles.span("a", NOW), profiles.batches(["b", "c"], NOW)) == (16 * DAY, [["c"], ["b"]])
+    before = NOW - HOUR
+    assert (profiles.span("a", before), profiles.batches(["b", "c"], before)) == (32 * DAY, [["b", "c"]])
 
 
 def test_a_batch_that_is_too_large_shortens_no_window_and_batches_are_halved_until_they_are_answered():

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
+from gateway.access import ANONYMOUS
+from gateway.api.calendars import Calendar
+from gateway.api.filters import NO_FILTERS
+from gateway.api.query import UTC
+from gateway.api.summary_query import SummaryQuery
+from gateway.api.summary_table import Period, make_rows, render_csv
 from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
 from gateway.cache.extents import Extent, extent_in_steps, extent_of_all_in_steps, lateness, make_extent
 from gateway.cache.level1 import MAX_EXTENTS, Level1
+from gateway.cache.missed import MissedCallers
 from gateway.memory import Memory
 from gateway.metrics import Metrics
-from gateway.model import Window
+from gateway.model import CallResult, Window
 from gateway.slices import Steps, finish, in_slices
 from tests.support.upstream import DAY, NOW, call
 
@@ -44,18 +55,38 @@ def test_no_step_of_making_an_extent_is_long():
     assert measured(extent_of_all_in_steps(MONTH, NOW, {"a": CALLS, "b": []})) < LONGEST
 
 
-@pytest.mark.parametrize("group", [None, lambda one: one.campaign], ids=["no groups", "a group a call"])
-def test_no_step_of_counting_is_long(group: Any):
-    aggregator = Aggregator(AggregateSpec("all", "all", [MONTH.start], group, list))
-    assert measured(aggregator.add(make_extent(MONTH, NOW, CALLS))) < LONGEST
-    assert measured(aggregator.sums()) < LONGEST
+def spec_of(group: Any, interval: str = "none", most: float = math.inf) -> tuple[AggregateSpec, Calendar]:
+    calendar = Calendar(MONTH, interval, ZoneInfo("Asia/Kolkata"), ("hourOfWeek",) if interval == "hour" else ())
+    return AggregateSpec("all", calendar.slots, group, list, most), calendar
 
 
-def test_no_step_of_a_year_of_hours_is_long():
-    starts = list(range(NOW // 3600 * 3600 - 10_000 * 3600, NOW, 3600))
-    aggregator = Aggregator(AggregateSpec("hours", "all", starts, None, list))
-    finish(aggregator.add(make_extent(MONTH, NOW, CALLS)))
-    assert measured(aggregator.sums()) < LONGEST
+@pytest.mark.parametrize("interval", ["none", "hour"])
+@pytest.mark.parametrize("group", [None, lambda one: (one.campaign,)], ids=["no groups", "a group a call"])
+def test_no_step_of_counting_is_long(group: Any, interval: str):
+    spec, calendar = spec_of(group, interval)
+    aggregator = Aggregator(spec)
+    assert measured(aggregator.add([make_extent(MONTH, NOW, CALLS)])) < LONGEST
+    assert measured(aggregator.merged_as(lambda key: calendar.place(key[0]))) < LONGEST
+    assert measured(calendar.seconds(NOW)) < LONGEST
+
+
+def test_no_step_of_counting_callers_of_several_clients_is_long():
+    """Two clients have the same callers."""
+    extents = [make_extent(MONTH, NOW, [replace(one, client_code=code, ani=one.id) for one in CALLS]) for code in "ab"]
+    aggregator = Aggregator(spec_of(None)[0])
+    assert measured(aggregator.add(extents)) < LONGEST
+    assert len(aggregator.callers) == MANY
+
+
+def test_no_step_of_finding_missed_callers_is_long():
+    calls = [
+        msgspec.structs.replace(one, ani=str(n), result=CallResult.BUSY if n < MANY // 2 else CallResult.CONNECTED)
+        for n, one in enumerate(CALLS[: MANY // 2] + CALLS)
+    ]
+    callers = MissedCallers(MONTH, list, None, status=False)
+    assert measured(callers.add([make_extent(MONTH, NOW, calls)])) < LONGEST
+    assert measured(callers.add([make_extent(MONTH, NOW, calls)])) < LONGEST
+    assert measured(callers.ordered(None, None, reached=True)) < LONGEST
 
 
 def test_no_step_of_noting_what_is_late_is_long():
@@ -63,24 +94,33 @@ def test_no_step_of_noting_what_is_late_is_long():
     assert measured(lateness(held, make_extent(MONTH, NOW, CALLS))) < LONGEST
 
 
+def test_no_step_of_making_many_rows_is_long():
+    extent = make_extent(MONTH, NOW, CALLS[:20_000])
+    spec, calendar = spec_of(lambda one: (one.campaign,))
+    aggregator = Aggregator(spec)
+    finish(aggregator.add([extent]))
+    query = SummaryQuery((), MONTH, NO_FILTERS, "none", UTC, ("campaign",), None, None, 20, 0, None, None)
+    period = Period(aggregator, calendar, finish(calendar.seconds(NOW)))
+    assert measured(make_rows(query, period, None, ANONYMOUS)) < LONGEST
+    rows, _ = finish(make_rows(query, period, None, ANONYMOUS))
+    assert len(rows) == 20_000
+    assert measured(render_csv(rows, ("campaign",), compared=False)) < LONGEST
+
+
 def test_groups_beyond_the_limit_are_refused_as_soon_as_they_are_found():
     counted = 0
 
-    def group(_: Any) -> str:
+    def group(_: Any) -> tuple[str]:
         nonlocal counted
         counted += 1
-        return str(counted)
+        return (str(counted),)
 
-    spec = AggregateSpec("all", "all", [MONTH.start], group, list, max_groups=100)
-    aggregator = Aggregator(spec)
-    extents = [make_extent(Window(n * 60, n * 60 + 60), NOW, [call(str(n), n * 60)]) for n in range(1000)]
-
-    def add() -> None:
-        for extent in extents:
-            finish(aggregator.add(extent))
-
+    aggregator = Aggregator(spec_of(group, most=100)[0])
+    first = MONTH.start
+    windows = [Window(first + n * 60, first + n * 60 + 60) for n in range(1000)]
+    extents = [make_extent(window, NOW, [call(str(window.start), window.start)]) for window in windows]
     with pytest.raises(TooManyGroups):
-        add()
+        finish(aggregator.add(extents))
     assert counted == 101
 
 

@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -33,10 +33,12 @@ from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.metrics import Metrics
+from gateway.model import Window
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from tests.support import asgi
 from tests.support.consumers import Member, keys_file
+from tests.support.figures import Plain, plain_summary
 from tests.support.servers import Server
 from tests.support.world import ALIAS, CODES, OWNER, Version, World
 
@@ -64,7 +66,8 @@ CHOICES = [(FULL, codes) for codes in ASKED] + [
 AGO = st.one_of(st.just(50_000), st.integers(0, 60_000))  # seconds
 LENGTHS = st.one_of(st.just(70_000), st.integers(1, 60_000))
 INTERVALS = ("none", "hour", "day", "week", "month")
-GROUPS = {"result": "result", "campaign": "campaign", "did": "did", "phoneType": "phoneType", "client": "clientCode"}
+GROUPS = ("result", "campaign,hourOfDay", "did", "phoneType,result", "client,dayOfWeek", "hourOfWeek", "target")
+MISSED = ("busy", "no_answer", "abandoned")
 ZONES = ("UTC", "America/Chicago", "Asia/Kolkata")
 PAGE_STATUS = {502, 503, 504}  # what an upstream that fails may give
 
@@ -229,6 +232,7 @@ class Truth(RuleBasedStateMachine):
         interval=st.sampled_from(INTERVALS),
         group=st.sampled_from([None, *GROUPS]),
         zone=st.sampled_from(ZONES),
+        top=st.sampled_from([None, 2]),
     )
     def compare(
         self,
@@ -240,12 +244,13 @@ class Truth(RuleBasedStateMachine):
         interval: str,
         group: str | None,
         zone: str,
+        top: int | None = None,
     ) -> None:
         """Ask every endpoint about one window at one instant."""
         member, codes = choice
         start = int(self.world.now) - ago
         window = {"start": start, "end": start + length}
-        self.loop.run_until_complete(self.compared(replica, member, codes, window, limit, interval, group, zone))
+        self.loop.run_until_complete(self.compared(replica, member, codes, window, limit, interval, group, zone, top))
         self.note_failure()
 
     @rule(
@@ -293,7 +298,7 @@ class Truth(RuleBasedStateMachine):
 
     async def compared(
         self, replica: int, member: Member, codes: tuple[str, ...], window: Row, limit: int, interval: str,
-        group: str | None, zone: str,
+        group: str | None, zone: str, top: int | None,
     ) -> None:  # fmt: skip
         path, query = self.path(codes, "/calls/summary", window)
         if (await self.get(replica, member, path, query)) is None:  # reads the whole window
@@ -308,7 +313,12 @@ class Truth(RuleBasedStateMachine):
             ("pages, oldest first", await self.pages(replica, member, codes, window, limit, "startTime")),
             ("ndjson", await self.ndjson(replica, member, codes, window)),
         ]
-        summary_query = query | {"interval": interval, "tz": zone} | ({"groupBy": group} if group else {})
+        summary_query = query | {"interval": interval, "tz": zone, "answeredWithin": 3, "lookback": "1d"}
+        summary_query |= ({"groupBy": group} | ({"top": top} if top else {})) if group else {}
+        before = {"start": window["start"] - 86400, "end": window["start"]}
+        earlier = await self.listed(replica, member, codes, before)
+        if earlier is None:
+            return
         summary = await self.get(replica, member, path, summary_query)
         rows = await self.csv(replica, member, codes, window)
         singles = [await self.single(replica, member, row, window) for row in whole.calls[:3]]
@@ -323,7 +333,7 @@ class Truth(RuleBasedStateMachine):
             assert reading.unreadable == whole.unreadable, f"T9: unreadable of {name}"
         assert rows == [(row["clientCode"], row["id"], row["startTime"], row["campaign"]) for row in whole.calls], "csv"
         assert singles == whole.calls[:3], "T9: single calls"
-        self.check_summary(whole, summary, interval, group, ZoneInfo(zone), personal="personal" in member.scopes)
+        self.check_summary(whole, earlier, summary, summary_query, personal="personal" in member.scopes)
         if clients is not None:
             assert clients == Counter(row["clientCode"] for row in whole.calls), "T9: /clients"
             for code, reading in per_client.items():
@@ -331,35 +341,37 @@ class Truth(RuleBasedStateMachine):
                     assert reading.calls == [r for r in whole.calls if r["clientCode"] == code], f"T9: {code} and *"
             if None not in (readings := list(per_client.values())):
                 assert sum(one.unreadable for one in readings if one) == whole.unreadable, "T9: unreadable of *"
+        if "personal" in member.scopes:
+            await self.compare_missed(replica, member, codes, window, limit)
 
-    def check_summary(
-        self, whole: Reading, summary: Row, interval: str, group: str | None, zone: ZoneInfo, *, personal: bool
+    async def compare_missed(
+        self, replica: int, member: Member, codes: tuple[str, ...], window: Row, limit: int
     ) -> None:
+        """Compare the missed callers, reached or not, of all pages with the list of calls up to now."""
+        until_now = window | {"end": max(window["end"], math.ceil(self.world.now))}
+        whole = await self.listed(replica, member, codes, until_now)
+        fetched = self.fetched()
+        path, query = self.path(codes, "/calls/missed", window)
+        missed = await self.paged(replica, member, path, query | {"limit": limit, "reached": "true"})
+        if self.fetched() == fetched and whole is not None and whole.stale is None and self.world.failing is None:
+            assert missed is not None
+            assert missed.calls == missed_of(whole.calls, window), "T9: missed callers"
+
+    def check_summary(self, whole: Reading, earlier: Reading, summary: Row, query: Row, *, personal: bool) -> None:
         """Count the calls of a list in the buckets and groups of a summary."""
         assert summary["meta"]["unreadable"] == whole.unreadable, "T9: unreadable of the summary"
-
-        def bucket(row: Row) -> object:
-            local = datetime.fromisoformat(row["startTime"]).astimezone(zone)
-            day = local.date()
-            return {
-                "none": None,
-                "hour": (day, local.hour, local.utcoffset()),
-                "day": day,
-                "week": day - timedelta(days=day.weekday()),
-                "month": day.replace(day=1),
-            }[interval]
-
-        field = None if group is None else GROUPS[group]
-        expected: dict[object, list[Row]] = {}
-        for row in whole.calls:
-            expected.setdefault((bucket(row), row[field] if field else None), []).append(row)
-        found = {
-            (bucket({"startTime": row["bucketStart"]}), value_of(row["group"], group)): figures(row)
-            for row in summary["data"]
-            if row["calls"]
-        }
-        assert found == {key: figures_of(rows, personal=personal) for key, rows in expected.items()}, "T9: summary"
-        assert figures(summary["total"]) == figures_of(whole.calls, personal=personal), "T9: total"
+        group_by = tuple(query["groupBy"].split(",")) if "groupBy" in query else ()
+        until = datetime.fromisoformat(summary["meta"]["asOf"]).timestamp()
+        plain = Plain(
+            whole.calls, Window(query["start"], query["end"]), until, zone=ZoneInfo(query["tz"]),
+            interval=query["interval"], group_by=group_by, earlier=earlier.calls,
+        )  # fmt: skip
+        rows, total = plain_summary(plain, top=query.get("top"), within=query["answeredWithin"])
+        if not personal:  # it cannot count callers itself
+            for row in (*rows, total, *summary["data"], summary["total"]):
+                del row["newCallers"], row["uniqueCallers"]
+        assert summary["data"] == rows, "T9: summary"
+        assert summary["total"] == total, "T9: total"
 
     async def get(
         self, replica: int, member: Member, path: str, query: Row, *, no_cache: bool = False
@@ -548,34 +560,22 @@ def codes_denied(member: Member, path: str, query: Row) -> bool:
     return not all(code == "*" or sees(member, code) for code in asked)
 
 
-def value_of(group: object, name: str | None) -> object:
-    return group.get(name) if isinstance(group, dict) else group
-
-
-def figures(row: Row) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("calls", "connected", "durationSeconds", "talkTimeSeconds", "uniqueCallers"))
-
-
-def figures_of(rows: list[Row], *, personal: bool) -> tuple[object, ...]:
-    return (
-        len(rows),
-        sum(row["result"] == "connected" for row in rows),
-        sum(row["durationSeconds"] or 0 for row in rows),
-        sum(row["talkTimeSeconds"] or 0 for row in rows),
-        len({row["ani"] for row in rows} - {None}) if personal else ANY,
-    )
-
-
-class _Any:
-    """Equal to everything: a masked consumer cannot count callers itself."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-
-ANY = _Any()
+def missed_of(calls: list[Row], window: Row) -> list[Row]:
+    """Count the missed callers of a window in a list of calls up to now, newest first."""
+    rows: list[Row] = []
+    for code, ani in dict.fromkeys((row["clientCode"], row["ani"]) for row in calls if row["ani"]):
+        own = [row for row in calls if (row["clientCode"], row["ani"]) == (code, ani)]
+        missed = [row for row in own if row["result"] in MISSED and window["start"] <= second(row) < window["end"]]
+        if not missed:
+            continue
+        connected = [r["startTime"] for r in own if r["result"] == "connected" and second(r) >= second(missed[0])]
+        rows.append({
+            "ani": ani, "clientCode": code, "missedCalls": len(missed), "firstMissedAt": missed[-1]["startTime"],
+            "reached": "connected" if connected else None, "reachedAt": connected[-1] if connected else None,
+            "lastCall": missed[0],
+        })  # fmt: skip
+    rows.sort(key=lambda row: calls.index(row["lastCall"]))
+    return sorted(rows, key=lambda row: row["reached"] is not None)
 
 
 class SharedTruth(Truth):

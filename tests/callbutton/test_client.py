@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -66,5 +67,30 @@ def test_a_retry_that_gets_no_slot_in_time_is_not_sent_and_does_not_count_agains
             assert sent == answered + 2
             assert registry.get_sample_value("callbutton_gateway_upstream_retries_total") == 0
             await upstream.close()
+
+    asyncio.run(work())
+
+
+def test_the_time_that_a_post_took_is_not_measured_by_a_clock_that_is_set():
+    clock = itertools.count(1_790_000_000.0, 3600.0)  # it is set an hour ahead between any two looks
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head(b"200", len(EMPTY)) + EMPTY)
+        writer.close()
+
+    async def work() -> None:
+        registry = CollectorRegistry()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/xml.jsp"
+            settings = UpstreamSettings(url, UpstreamLimits(deadline=60))
+            upstream = UpstreamClient(settings, Metrics(registry), clock.__next__)
+            began = time.monotonic()
+            fetched = await upstream.fetch(["8005550100"], WINDOW, status=False, now=1_790_000_000)
+            assert 0 < fetched.seconds <= time.monotonic() - began
+            await upstream.close()
+        seconds = registry.get_sample_value("callbutton_gateway_upstream_post_seconds_sum")
+        assert seconds is not None
+        assert 0 < seconds <= time.monotonic() - began
 
     asyncio.run(work())

@@ -15,6 +15,7 @@ import termios
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -27,6 +28,7 @@ from gateway.__main__ import main, parser
 from gateway.cli.fetch import format_of, parse_arguments
 from gateway.cli.partial_file import Checkpoint, PartialFile
 from gateway.cli.progress import Progress
+from gateway.extra_fields import ExtraField
 from gateway.formats import COLUMNS
 from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
@@ -500,3 +502,23 @@ def test_parquet_is_not_resumed(upstream: Upstream, tmp_path: Path):
     done = upstream.fetch(CODE, *WINDOW, "-o", str(target))
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
     assert "the output is incomplete" in done.stderr
+
+
+def test_promoted_extra_fields_are_columns_and_a_resumed_export_has_the_same(upstream: Upstream, tmp_path: Path):
+    promoted = {"GATEWAY_EXTRA_FIELDS": "CustomA:property,CallerName:callerName!personal"}
+    rows = list(csv.DictReader(upstream.fetch(CODE, *WINDOW, "--format", "csv", **promoted).stdout.splitlines()))
+    assert [row["property"] for row in rows] == [json.loads(row["extra"])["CustomA"] for row in rows]
+    assert list(rows[0]) == [*COLUMNS, "property", "callerName"]
+    chosen = upstream.fetch(CODE, *WINDOW, "--format", "csv", "--fields", "id,callerName", **promoted).stdout
+    assert chosen.partition("\n")[0].strip() == "id,callerName"
+    file = tmp_path / "calls.csv"
+    arguments = parser().parse_args(["fetch", CODE, *WINDOW, "--output", str(file)])
+    plain, extra = (
+        parse_arguments(arguments, Settings(extra_fields=fields), NOW)
+        for fields in ((), (ExtraField("CustomA", "property", personal=False),))
+    )
+    with closing(PartialFile(file, plain, restart=False)) as partial:
+        partial.write(b"id\r\n")
+        partial.save(replace(plain, reached=plain.reached + 1))
+    with pytest.raises(ValueError, match="is of another export"):
+        PartialFile(file, extra, restart=False)

@@ -1,6 +1,5 @@
 """Alerts, runbook and dashboard: tested by promtool, and only with existing series; a scrape by a real Prometheus."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +12,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
+from tests.support.compose import prometheus
+from tests.support.dashboard import DASHBOARD, EXPRESSIONS, PANELS
 from tests.support.paths import DATA, ROOT
 from tests.support.processes import answers, free_port, gateway, running, wait_for
 from tests.support.tools import tool
@@ -22,8 +23,13 @@ ALERTS = {
     rule["alert"]: rule for rule in yaml.safe_load((HELM / "alerts.yaml").read_text("utf-8"))["groups"][0]["rules"]
 }
 PLAYED = DATA / "alerts.yaml"
-DASHBOARD: dict[str, Any] = json.loads((HELM / "dashboard.json").read_text("utf-8"))
-EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+class WithoutAliases(yaml.SafeDumper):
+    """Writes what is shared as often as it is used."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - prescribed by the base
+        return True
 
 
 def series() -> set[str]:
@@ -47,9 +53,17 @@ def test_promtool_finds_nothing_in_the_rules():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_fire_when_they_should_and_not_when_they_should_not():
-    command: list[str | Path] = [tool("promtool", "prometheus"), "test", "rules", PLAYED]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_alerts_fire_when_they_should_and_not_when_they_should_not(tmp_path: Path):
+    played = yaml.safe_load(PLAYED.read_text("utf-8")) | {"rule_files": [str(HELM / "alerts.yaml")]}
+    for case in (case for test in played["tests"] for case in test["alert_rule_test"]):
+        rule = ALERTS[case["alertname"]]
+        for alert in case["exp_alerts"]:
+            alert["exp_labels"] = rule["labels"] | alert["exp_labels"]
+            alert["exp_annotations"] = rule["annotations"] | alert["exp_annotations"]
+    file = tmp_path / "played.yaml"
+    file.write_text(yaml.dump(played, Dumper=WithoutAliases), "utf-8")
+    command: list[str | Path] = [tool("promtool", "prometheus"), "test", "rules", file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -63,7 +77,8 @@ def test_every_alert_has_its_section_of_the_runbook():
     sections = re.findall(r"^## (\w+)$", (HELM / "runbook.md").read_text("utf-8"), re.MULTILINE)
     assert sections == list(ALERTS)
     for name, rule in ALERTS.items():
-        assert rule["annotations"]["runbook"] == f"helm/runbook.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"helm/runbook.md#{name.lower()}"
+        assert re.search(r"\{\{ \$(value|labels)|^There are no series", rule["annotations"]["description"])
 
 
 def test_the_runbook_names_panels_that_exist():
@@ -89,6 +104,20 @@ def test_expressions_parse_and_ask_for_series_that_exist(expression: str):
     assert named <= series()
 
 
+def test_the_dashboard_begins_with_figures_and_has_rows():
+    kinds = [panel["type"] for panel in DASHBOARD["panels"]]
+    assert kinds[:9] == ["row", *["stat"] * 8]
+    assert kinds.count("row") > 5
+    for panel in PANELS:
+        defaults = panel["fieldConfig"]["defaults"]
+        assert panel["description"]
+        assert defaults["unit"]
+        if panel["type"] == "stat":
+            assert len(defaults["thresholds"]["steps"]) > 1
+        if "upstream_circuit_state" in panel["targets"][0]["expr"]:
+            assert list(defaults["mappings"][0]["options"]) == ["0", "1", "2"]
+
+
 def test_panels_lie_side_by_side():
     taken = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
     assert len(set(taken)) == len(taken)
@@ -96,39 +125,25 @@ def test_panels_lie_side_by_side():
 
 
 def test_a_prometheus_scrapes_the_metrics_port_and_loads_the_rules(tmp_path: Path):
-    prometheus = tool("prometheus")
-    port, metrics_port, own_port = free_port(), free_port(), free_port()
-    configuration = {
-        "global": {"scrape_interval": "1s"},
-        "rule_files": [str(HELM / "alerts.yaml")],
-        "scrape_configs": [{"job_name": "g", "static_configs": [{"targets": [f"127.0.0.1:{metrics_port}"]}]}],
-    }
-    file = tmp_path / "prometheus.yaml"
-    file.write_text(yaml.safe_dump(configuration), "utf-8")
+    port, metrics_port = free_port(), free_port()
     settings = {
         "GATEWAY_UPSTREAM_URL": "http://127.0.0.1:9/",
         "GATEWAY_AUTH": "none",
         "GATEWAY_PORT": str(port),
         "GATEWAY_METRICS_PORT": str(metrics_port),
     }
-    address = f"http://127.0.0.1:{own_port}"
-    command: list[str | Path] = [
-        prometheus,
-        f"--config.file={file}",
-        f"--storage.tsdb.path={tmp_path}/data",
-        f"--web.listen-address=127.0.0.1:{own_port}",
-    ]
+    with (
+        running(gateway("serve"), tmp_path / "gateway.log", **settings),
+        prometheus(tmp_path, free_port(), [metrics_port]) as address,
+    ):
 
-    def ask(query: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.get(f"{address}/api/v1/query", params={"query": query}).json()["data"][
-            "result"
-        ]
-        return found
+        def ask(query: str) -> list[dict[str, Any]]:
+            answer = httpx.get(f"{address}/api/v1/query", params={"query": query}).json()
+            found: list[dict[str, Any]] = answer["data"]["result"]
+            return found
 
-    with running(gateway("serve"), tmp_path / "gateway.log", **settings), running(command, tmp_path / "prometheus.log"):
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), "the gateway")
-        wait_for(lambda: answers(f"{address}/-/ready"), "Prometheus")
-        wait_for(lambda: ask("callbutton_gateway_build_info == 1"), "a scrape")
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), "the gateway", 120)
+        wait_for(lambda: ask("callbutton_gateway_build_info == 1"), "a scrape", 120)
         (target,) = httpx.get(f"{address}/api/v1/targets").json()["data"]["activeTargets"]
         assert (target["health"], target["lastError"]) == ("up", "")
         (group,) = httpx.get(f"{address}/api/v1/rules").json()["data"]["groups"]

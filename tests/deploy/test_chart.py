@@ -106,7 +106,9 @@ def test_manifests_are_valid(version: str, tmp_path: Path):
     tool = outside("kubernetes-validate")
     file = tmp_path / "all.yaml"
     cases = [*MATRIX.values(), *(UPSTREAM | case["set"] for case in VALUES)]
-    file.write_text(yaml.safe_dump_all(made for values in cases for made in with_helm4(values)), "utf-8")
+    manifests = [made for values in cases for made in with_helm4(values)]
+    different = {json.dumps(key): made for key, made in zip(without_randomness(manifests), manifests, strict=True)}
+    file.write_text(yaml.safe_dump_all(different.values()), "utf-8")
     command: list[str | Path] = [tool, "--strict", "--kubernetes-version", version, file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,3 +159,15 @@ def test_an_upgrade_keeps_what_was_generated_and_restarts_nothing(tmp_path: Path
         assert seen() == (secrets, pods)
         assert kept.named("deployments", "gateway")["spec"]["replicas"] == 3
         assert all(len(text) > 20 for data in secrets for text in data.values())
+
+
+def test_the_list_of_packages_has_all_that_the_image_installs(tmp_path: Path):
+    outside("cyclonedx-py")
+    recipe = (ROOT / "Makefile").read_text("utf-8").split("\nsbom:")[1].splitlines()[1].removeprefix("\t@")
+    file = tmp_path / "sbom.json"
+    words = recipe.replace("sbom.json", str(file)).split()
+    subprocess.run(words, cwd=ROOT, capture_output=True, timeout=120, check=True)
+    listed = {(part["name"], part["version"]): part for part in json.loads(file.read_text("utf-8"))["components"]}
+    locked = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE)
+    assert listed.keys() == set(locked)
+    assert all(part["externalReferences"][0]["hashes"] for part in listed.values())

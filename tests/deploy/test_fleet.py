@@ -14,7 +14,6 @@ The time-out of the shared cache is longer than 100 ms here, so that the tests p
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import threading
 import time
@@ -25,26 +24,19 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
-import pytest
-import yaml
 
-from gateway.guard import Limits
-from gateway.settings import PREFIX, parse_settings
+from gateway.settings import PREFIX
 from gateway.simulator.calls import CENTRAL
 from gateway.simulator.request import parse_request
 from gateway.simulator.server import PATH, Options, Simulator
-from tests.support.paths import ROOT
+from tests.support.compose import nginx
 from tests.support.processes import answers, free_port, running, wait_for, wait_in_loop_for
 from tests.support.servers import running as serving_cache
 from tests.support.servers import valkey
 from tests.support.stand import serving
-from tests.support.tools import tool
 
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
-COMPOSE_PROMETHEUS: dict[str, Any] = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
 NOON = datetime.now(UTC).replace(hour=18, minute=0, second=0, microsecond=0)
 CLIENTS = 20
 ASKED = 4  # times at once
@@ -224,7 +216,6 @@ class Load:
 @contextmanager
 def fleet(folder: Path, shared: str, upstream: Upstream) -> Iterator[tuple[str, list[Replica]]]:
     """Run three replicas and nginx with the configuration of compose.yaml. Yields the address of nginx."""
-    nginx = tool("nginx", "nginx-light")
     front = free_port()
     with ExitStack() as stack:
         ways = [stack.enter_context(serving(upstream.way(number))) for number in range(3)]
@@ -233,26 +224,8 @@ def fleet(folder: Path, shared: str, upstream: Upstream) -> Iterator[tuple[str, 
             stack.callback(replica.close)
         with ThreadPoolExecutor() as pool:
             list(pool.map(Replica.start, replicas))
-        configuration = folder / "nginx.conf"
-        configuration.write_text(on_loopback(COMPOSE["configs"]["nginx"]["content"], folder, front, replicas))
-        words: list[str | Path] = [nginx, "-p", folder, "-c", configuration, "-e", "stderr", "-g", "daemon off;"]
-        stack.enter_context(running(words, folder / "nginx.log"))
-        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers")
+        stack.enter_context(nginx(folder, front, [one.port for one in replicas]))
         yield f"http://127.0.0.1:{front}", replicas
-
-
-def on_loopback(text: str, folder: Path, front: int, replicas: list[Replica]) -> str:
-    """Return the nginx configuration with addresses instead of host names, and files in a writable folder."""
-    servers = "\n".join(f"server 127.0.0.1:{one.port} max_fails=1 fail_timeout=2s;" for one in replicas)
-    text, found = re.subn(r"server gateway:8080 resolve (.*);", servers, text.replace("$$", "$"))
-    assert found == 1
-    text, found = re.subn(r"listen 8080;", f"listen 127.0.0.1:{front};", text)
-    assert found == 1
-    text = re.sub(r"resolver .*;", "", text)
-    paths = "\n".join(
-        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    return f"pid {folder}/nginx.pid;\n" + text.replace("http {", f"http {{\n{paths}", 1)
 
 
 def repeated(fetches: Sequence[Fetch]) -> dict[Need, list[Fetch]]:
@@ -314,26 +287,3 @@ def test_no_request_fails_and_the_upstream_is_asked_once_while_replicas_come_and
     assert set(counted.values()) == {1}
     fresh = {need(number) for number in range(since, load.ahead())}
     assert not fresh & repeated(upstream.fetches).keys()
-
-
-def test_compose_sets_what_the_gateway_reads_and_hardens_what_is_ours():
-    services = COMPOSE["services"]
-    given = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for name, text in services["gateway"]["environment"].items()}
-    settings = parse_settings(given)
-    assert urlsplit(settings.upstream_url)[1:3] == ("simulator:8081", PATH)
-    assert settings.cache_url == "valkey://valkey:6379"
-    assert settings.metrics_port == COMPOSE_PROMETHEUS["scrape_configs"][0]["dns_sd_configs"][0]["port"]
-    assert Path("helm/alerts.yaml") == Path(COMPOSE["configs"]["alerts"]["file"])
-    assert services["simulator"]["image"] == services["gateway"]["image"]
-    grace = float(services["gateway"]["stop_grace_period"].removesuffix("s"))
-    assert grace > settings.drain_delay + Limits().shutdown_timeout + settings.upstream_deadline
-    for name in ("simulator", "gateway"):
-        assert services[name]["read_only"]
-        assert services[name]["cap_drop"] == ["ALL"]
-    assert services["gateway"]["deploy"]["replicas"] == 3
-
-
-@pytest.mark.parametrize("name", COMPOSE["services"])
-def test_compose_opens_ports_to_this_machine_alone(name: str):
-    for port in COMPOSE["services"][name].get("ports", []):
-        assert port.startswith("127.0.0.1:")

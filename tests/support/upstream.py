@@ -95,7 +95,7 @@ class Upstream:
         for record in self.unreadable:
             if record.client_code in found or "*" in codes:
                 unreadable.setdefault(record.client_code, []).append(record)
-        return Fetched(sent, found, unreadable, status_ignored=False)
+        return Fetched(sent, found, unreadable, status_ignored=False, seconds=self.now - sent)
 
 
 def cache_of(upstream: Upstream, **changes: int) -> Cache:
