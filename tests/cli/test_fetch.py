@@ -245,7 +245,7 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         ([CODE, "-o", "x.xml"], "x.xml: .xml is no format of an export; use .json, .ndjson, .jsonl, .csv, .parquet"),
         ([CODE, "-o", "x.csv.zip"], "x.csv.zip: .zip is no format"),
         ([CODE, "-o", "x.xlsx.gz"], "x.xlsx.gz: .xlsx is no format"),
-        ([CODE, "-o", ".parquet"], ".parquet: .parquet is no format"),
+        ([CODE, "-o", ".xml"], ".xml: .xml is no format"),
         ([CODE, "-o", "/dev/null", "--overwrite", "--format", "csv"], "/dev/null is not a file; use -o -"),
         ([CODE, "-o", "/", "--overwrite"], "/ is not a file"),
     ],
