@@ -77,8 +77,8 @@ alerts: $(READY)  ## Test the alerts with promtool, the dashboard and scraping; 
 LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 lock: $(READY)  ## Update the lock files from pyproject.toml and tests/chart; compatible versions are kept
-	@$(BIN)/$(LOCK) pyproject.toml --extra otel -o requirements.lock
-	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel -o requirements-dev.lock
+	@$(BIN)/$(LOCK) pyproject.toml --extra otel --extra mirror -o requirements.lock
+	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel --extra mirror --extra parquet -o requirements-dev.lock
 	@$(BIN)/$(LOCK) tests/chart/requirements.in -o tests/chart/requirements.lock
 	@echo hatchling | $(BIN)/$(LOCK) - -o requirements-build.lock
 

@@ -67,7 +67,7 @@ FIELDS = fields_of(COLUMNS)
 
 
 class Projection:
-    """Selects some fields of a call, for JSON."""
+    """Selects some fields of a call, for JSON. `names` are those of the fields, without dots."""
 
     def __init__(self, fields: Sequence[str], columns: Columns = COLUMNS) -> None:
         wanted = {*REQUIRED_FIELDS, *fields}
@@ -79,6 +79,7 @@ class Projection:
                 if name not in wanted:
                     part[1].append((inner, path.rpartition(".")[2]))
         self._parts = [(name, *part) for name, part in parts.items()]
+        self.names = tuple(parts)
 
     def __call__(self, call: Call) -> dict[str, Any]:
         """The selected fields of a call, by their JSON names."""

@@ -49,7 +49,7 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 OWNERS = {
     "litestar": {"api", "app"},
     "opentelemetry": {"tracing"},
-    "httpx": {"callbutton", "auth"},
+    "httpx": {"callbutton", "auth", "cli"},
     "jwt": {"auth"},
     "cryptography": {"api", "auth"},
     "httpcore": {"callbutton"},

@@ -6,7 +6,8 @@ Rules:
 - `run` raises SettingsError or ValueError for an invalid setting or option (exit code 2), OSError for a failure (1).
 - Results go to standard output; logs and errors go to standard error.
 
-Begin with `serve`. `partial_file` belongs to `fetch`. Commands contain no logic of the API or the cache.
+Begin with `serve`. `exporter`, `parquet` and `partial_file` belong to `fetch`, `mirror_…` to `mirror`, and
+`gateway_client` and `progress` to both. Commands contain no logic of the API or the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Command(Protocol):
         """Run the command, and return its exit code."""
 
 
-COMMANDS = ("serve", "healthy", "demo", "simulate", "check", "fetch", "keys", "openapi")
+COMMANDS = ("serve", "healthy", "demo", "simulate", "check", "fetch", "mirror", "keys", "openapi")
 
 
 def load(name: str) -> Command:

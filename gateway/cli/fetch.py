@@ -1,10 +1,11 @@
 """`fetch`: exports the calls of a window to a file or standard output, oldest first.
 
 Rules:
-- It sends requests to the upstream itself, with the settings of `serve`. It needs no running gateway, and its output is
-  never stale.
+- It sends requests to the upstream itself, with the settings of `serve`, or to a running gateway with `--gateway`. Its
+  output is never stale.
 - An interrupted export to a file is resumed by the same command; `partial_file` has the rules.
-- `recordingUrl` is the upstream's own address.
+- `recordingUrl` is the upstream's own address; from a gateway, its link.
+- Parquet has its index at the end, so that an interrupted export to it begins again.
 - Exit codes: 0 success, 1 the upstream or the disk failed, 2 the command or a setting is not valid, 130 interrupted.
 """
 
@@ -16,37 +17,37 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-import msgspec
-
 from gateway import errors, logs
+from gateway.cli import gateway_client
 from gateway.cli.check import advice_on
+from gateway.cli.exporter import PARQUET, Exporter
 from gateway.cli.partial_file import GZIP, Checkpoint, PartialFile
-from gateway.formats import FORMATS, columns_of, fields_of, make_format
-from gateway.settings import Settings, parse_upstream_settings
-
-if TYPE_CHECKING:
-    from gateway.cache.reader import Cache, ReadResult
-    from gateway.callbutton.client import UpstreamClient
-    from gateway.model import Call
+from gateway.cli.progress import print_error
+from gateway.formats import FORMATS, columns_of, fields_of
+from gateway.settings import Settings, parse_settings, parse_upstream_settings
 
 INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
-READ_DEADLINES = 10  # deadlines of a POST for reading a span, which may be split that often
+FILTERS = ("result", "phoneType", "campaign", "did", "ani", "target", "recorded", "minDuration")
 MAX_CACHE_BYTES = 32 * 1024**2  # bytes; an export reads each call once
-BAR_WIDTH = 24  # characters
-LINE_WIDTH = 80  # columns of a terminal that does not say how many it has
 STDOUT = Path("-")
-SUFFIXES = {"": "ndjson", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+SUFFIXES = {
+    "": "ndjson",
+    ".json": "json",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".csv": "csv",
+    ".parquet": PARQUET,
+}
 HELP = "Export the calls of a window to a file or standard output. An interrupted export to a file can be resumed."
 EXAMPLE = (
     "callbutton-gateway fetch 8005550100 --start 2026-10-01 --end 2026-11-01 --tz America/Chicago -o october.csv\n"
-    "  callbutton-gateway fetch '*' --start 2026-11-01 --format ndjson | jq .startTime"
+    "  callbutton-gateway fetch '*' --start 2026-11-01 --format ndjson | jq .startTime\n"
+    "  callbutton-gateway fetch '*' --range last_month --filter result=connected -o calls.parquet "
+    "--gateway http://127.0.0.1:8080 --key-file key.txt"
 )
 
 
@@ -58,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start", help="date or date-time from which calls are exported (default: GATEWAY_HISTORY_START)"
     )
     parser.add_argument("--end", help="date or date-time before which calls are exported (default: now)")
+    parser.add_argument("--range", help="today, yesterday, last_7_days, last_month …, instead of --start and --end")
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only calls that a filter of the API admits, such as result=busy,no_answer (repeatable)",
+    )
     parser.add_argument(
         "--tz", default="UTC", metavar="ZONE", help="time zone of dates without an offset (default: %(default)s)"
     )
@@ -67,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="export the complete history in one POST without dates for each CODE, which cannot be resumed",
     )
     parser.add_argument("--status", action="store_true", help="include the status of calls")
-    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of the file, else ndjson")
+    parser.add_argument("--format", choices=(*FORMATS, PARQUET), help="default: by the ending of the file, else ndjson")
     parser.add_argument("--fields", default="", help="fields to export, separated by commas (default: all)")
     parser.add_argument(
         "-o",
@@ -79,11 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--restart", action="store_true", help="discard an interrupted export to this file")
+    gateway_client.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export the calls, and return the exit code. Raises ValueError, OSError."""
-    settings = parse_upstream_settings(os.environ)
+    headers = gateway_client.headers_of(arguments)
+    settings = (parse_settings if arguments.gateway else parse_upstream_settings)(os.environ)
     now = time.time()
     if arguments.output == STDOUT:
         arguments.output = None
@@ -98,13 +109,17 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         if arguments.output is None:
-            asyncio.run(Exporter(settings, first, write_stdout, lambda _: None, meta=True).run(now))
+            asyncio.run(Exporter(settings, first, write_stdout, lambda _: None, meta=True).run(now, headers))
             return 0
         with closing(PartialFile(arguments.output, first, restart=arguments.restart)) as partial:
-            asyncio.run(Exporter(settings, partial.checkpoint, partial.write, partial.save, meta=False).run(now))
+            save = (lambda _: None) if first.parameters["format"] == PARQUET else partial.save
+            asyncio.run(Exporter(settings, partial.checkpoint, partial.write, save, meta=False).run(now, headers))
             partial.finish()
     except errors.UpstreamError as error:
         print_error(f"export failed: {error}\nwhat to do: {advice_on(error)}; {_resume_hint(arguments)}")
+        return 1
+    except gateway_client.RequestError as error:
+        print_error(f"export failed: {error}; {_resume_hint(arguments)}")
         return 1
     except KeyboardInterrupt:
         print_error(f"interrupted; {_resume_hint(arguments)}")
@@ -126,13 +141,8 @@ def write_stdout(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def print_error(text: str) -> None:
-    """Print an error message."""
-    print(f"callbutton-gateway: {text}", file=sys.stderr)
-
-
 def _resume_hint(arguments: argparse.Namespace) -> str:
-    if arguments.output is None or arguments.all:
+    if arguments.output is None or arguments.all or arguments.output.suffix.lower() == ".parquet":
         return "the output is incomplete"
     return "run the same command again to resume"
 
@@ -142,17 +152,26 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
     from gateway.api.list_query import parse_list_query
     from gateway.app import build_extras
 
-    query_parameters = [(name, text) for name in ("start", "end", "tz") if (text := getattr(arguments, name))]
+    dates = "start", "end", "range"
+    query_parameters = [(name, text) for name in (*dates, "tz") if (text := getattr(arguments, name))]
     query_parameters += [("client", code) for code in (*arguments.code, *arguments.client)]
-    if arguments.all and (arguments.start or arguments.end):
-        raise ValueError("--all exports the complete history: leave --start and --end out")
-    fields = [field.strip() for field in arguments.fields.split(",") if field.strip()]
+    if arguments.all and (arguments.gateway or any(getattr(arguments, name) for name in dates)):
+        raise ValueError("--all asks the upstream for its complete history: leave dates and --gateway out")
     extras = build_extras(settings)
+    names = (*FILTERS, *(one.name for one in extras.fields))
+    for text in arguments.filter:
+        name, equals, value = text.partition("=")
+        if not equals or name not in names:
+            raise ValueError(f"--filter {text} is not NAME=VALUE; the names are {', '.join(names)}")
+        query_parameters.append((name, value))
+    fields = [field.strip() for field in arguments.fields.split(",") if field.strip()]
     known = fields_of(columns_of(extras.call_type))
     if unknown := next((field for field in fields if field not in known), None):
         raise ValueError(f"{unknown} is not a field; choose from {', '.join(known)}")
     try:
-        query = parse_list_query(urlencode(query_parameters).encode(), None, now, settings.history_start, ())
+        query = parse_list_query(
+            urlencode(query_parameters).encode(), None, now, settings.history_start, (), extras=extras
+        )
     except errors.InvalidParameters as error:
         raise ValueError(str(error).replace("client: is required; `client=*`", "CODE: is required; '*'")) from error
     parameters = {
@@ -164,9 +183,14 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
         "status": str(arguments.status).lower(),
         "format": arguments.format or format_of(arguments.output or STDOUT),
         "fields": ",".join(fields),
+        "range": arguments.range or "",
+        "filters": "&".join(arguments.filter),
+        "gateway": arguments.gateway or "",
     }
     if extras.fields:  # they are columns of all calls, and a resumed export must have the same
         parameters["extra"] = ",".join(f"{one.element}:{one.name}" for one in extras.fields)
+    if parameters["format"] == PARQUET and (arguments.output is None or arguments.output.suffix.lower() == GZIP):
+        raise ValueError("Parquet goes to a file, without further compression: use -o calls.parquet")
     return Checkpoint(parameters, (query.window.start, query.window.end), query.window.start)
 
 
@@ -178,176 +202,3 @@ def format_of(output: Path) -> str:
         known = ", ".join(filter(None, SUFFIXES))
         raise ValueError(f"{output}: {suffix} is no format of an export; use {known} (also with .gz), or --format")
     return SUFFIXES[suffix]
-
-
-class Progress:
-    """A line on standard error that shows the progress of an export from a checkpoint on; only on a terminal."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._first = checkpoint
-        self._began = time.monotonic()
-
-    def show(self, checkpoint: Checkpoint) -> None:
-        """Show progress, speed and the time left, in the width of the terminal."""
-        if not sys.stderr.isatty():
-            return
-        seconds = max(0.001, time.monotonic() - self._began)
-        (start, end), reached = checkpoint.window, checkpoint.reached
-        done = min(1.0, max(0.0, (reached - start) / max(1, end - start)))
-        left = seconds * (end - reached) / max(1, reached - self._first.reached)
-        fields = [
-            f"{done:4.0%}",
-            f"up to {datetime.fromtimestamp(reached, UTC):%Y-%m-%d %H:%M}Z",
-            f"{checkpoint.calls:,} calls",
-            f"{(checkpoint.calls - self._first.calls) / seconds:,.0f}/s",
-            f"{timedelta(seconds=round(left))} left",
-        ]
-        width = (os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH) - 1
-        for least in (1, 2, 1, 0):  # the instant, the speed, the number of calls, the share; the time left remains
-            if len("  ".join(fields)) > width:
-                del fields[least]
-        text = "  ".join(fields)
-        bar = max(0, min(BAR_WIDTH, width - 1 - len(text)))
-        self._draw(f"{'█' * int(done * bar):░<{bar}} {text}".lstrip()[: max(1, width)])
-
-    def finish(self, calls: int) -> None:
-        """Replace the line by the result."""
-        self._draw(f"{calls:,} calls in {time.monotonic() - self._began:.1f} s\n")
-
-    def clear(self) -> None:
-        """Remove the line."""
-        self._draw("")
-
-    def _draw(self, text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-class Exporter:
-    """Exports calls from a checkpoint on. `write` receives the data; `save` receives each checkpoint.
-
-    `meta` says whether NDJSON has a last line. A finished file needs none: its name shows that it is complete.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        checkpoint: Checkpoint,
-        write: Callable[[bytes], object],
-        save: Callable[[Checkpoint], object],
-        *,
-        meta: bool,
-    ) -> None:
-        self._settings = settings
-        self._checkpoint = checkpoint
-        self._write = write
-        self._save = save
-        from gateway.app import build_extras
-
-        fields = [field for field in checkpoint.parameters["fields"].split(",") if field]
-        self._extras = build_extras(settings)
-        columns, begun = columns_of(self._extras.call_type), checkpoint.calls > 0
-        self._format = make_format(checkpoint.parameters["format"], fields, begun=begun, meta=meta, columns=columns)
-        self._codes = tuple(checkpoint.parameters["clients"].split(","))
-        self._status = checkpoint.parameters["status"] == "true"
-        self._progress = Progress(checkpoint)
-
-    async def run(self, now: float) -> None:
-        """Export the remaining calls. Raises UpstreamError, OSError."""
-        from prometheus_client import CollectorRegistry
-
-        from gateway.app import build_cache, build_upstream
-        from gateway.metrics import Metrics
-
-        metrics = Metrics(CollectorRegistry())
-        upstream = build_upstream(self._settings, metrics)
-        cache = build_cache(self._settings, upstream, metrics)
-        if not self._checkpoint.size:
-            self._write(self._format.begin())
-        try:
-            if self._checkpoint.parameters["all"] == "true":
-                await self._export_all(upstream)
-            else:
-                await self._export_window(cache, now)
-        finally:
-            self._progress.clear()
-        # After a failure or Ctrl-C these are skipped: closing the cache waits for flights.
-        await cache.close()
-        await upstream.close()
-        self._write(self._format.end(self._meta()))
-        if self._checkpoint.unreadable:
-            print_error(f"{self._checkpoint.unreadable} calls have no id or no valid StartTime, and were left out")
-        self._progress.finish(self._checkpoint.calls)
-
-    async def _export_window(self, cache: Cache, now: float) -> None:
-        """Write the calls span by span, with a checkpoint after each span."""
-        from gateway.cache.reader import Query
-        from gateway.cache.scans import stream
-        from gateway.model import Window
-
-        rest = Window(self._checkpoint.reached, self._checkpoint.window[1])
-        query = Query(codes=self._codes, window=rest, status=self._status)
-        timeout = self._settings.upstream_deadline * READ_DEADLINES
-        recent = {tuple(key) for key in self._checkpoint.recent}
-        written: list[Call] = []  # the calls of the present span
-        unreadable, first = 0, True
-        async for part in stream(cache, query, now, timeout, newest_first=False):
-            calls = [call for call in part.calls if (call.client_code, call.id) not in recent]
-            self._write(self._format.rows(map(self._extras.promote, calls)))
-            written += calls
-            unreadable += len(part.unreadable)
-            if not first:  # the first part is the beginning of a span, all others complete one
-                self._save_checkpoint(part.reading, written, unreadable)
-                recent = {(call.client_code, call.id) for call in written}
-                written, unreadable = [], 0
-            first = False
-
-    def _save_checkpoint(self, reading: ReadResult, written: list[Call], unreadable: int) -> None:
-        """Save a checkpoint after a span, whose calls are `written`."""
-        checkpoint = self._checkpoint
-        self._checkpoint = msgspec.structs.replace(
-            checkpoint,
-            reached=min(checkpoint.window[1], max(extent.window.end for extent in reading.extents)),
-            calls=checkpoint.calls + len(written),
-            unreadable=checkpoint.unreadable + unreadable,
-            as_of=reading.as_of,
-            oldest_fetch=min(reading.oldest_fetch, checkpoint.oldest_fetch or reading.oldest_fetch),
-            recent=[(call.client_code, call.id) for call in written],
-        )
-        self._save(self._checkpoint)
-        self._progress.show(self._checkpoint)
-
-    async def _export_all(self, upstream: UpstreamClient) -> None:
-        """Write the complete history, from one POST for each code."""
-        from gateway.cache.fetcher import attributed
-        from gateway.cache.scans import order
-
-        replies = [attributed(code, await upstream.fetch_all(code, status=self._status)) for code in self._codes]
-        calls = sorted((call for one in replies for found in one.calls.values() for call in found), key=order)
-        self._write(self._format.rows(map(self._extras.promote, calls)))
-        oldest = min(one.sent for one in replies)
-        self._checkpoint = msgspec.structs.replace(
-            self._checkpoint,
-            window=(self._checkpoint.window[0], int(oldest)),
-            calls=len(calls),
-            unreadable=sum(len(found) for one in replies for found in one.unreadable.values()),
-            as_of=oldest,
-            oldest_fetch=oldest,
-        )
-
-    def _meta(self) -> dict[str, object]:
-        """The `meta` of the API's responses."""
-        checkpoint = self._checkpoint
-        dated = checkpoint.parameters["all"] == "false"
-        return {
-            "start": _instant(checkpoint.window[0]) if dated else None,
-            "end": _instant(checkpoint.window[1]),
-            "asOf": _instant(checkpoint.as_of),
-            "oldestFetch": _instant(checkpoint.oldest_fetch),
-            "stale": False,
-            "unreadable": checkpoint.unreadable,
-        }
-
-
-def _instant(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC)

@@ -16,27 +16,32 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import pyarrow.parquet
 import pytest
 from msgspec.structs import replace
 
 from gateway.__main__ import main, parser
-from gateway.cli.fetch import Progress, format_of, parse_arguments
+from gateway.cli.fetch import format_of, parse_arguments
 from gateway.cli.partial_file import Checkpoint, PartialFile
+from gateway.cli.progress import Progress
 from gateway.extra_fields import ExtraField
 from gateway.formats import COLUMNS
 from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
 from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.feed import LIST
 from tests.support.processes import wait_for
-from tests.support.stand import NOW, Clock, serving
+from tests.support.stand import NOW, Clock, Make, Stand, serving
 
 # A week that includes the end of daylight saving time.
 WINDOW = ["--start", "2026-10-29", "--end", "2026-11-05", "--tz", "America/Chicago"]
 HOURS = range(*(int(datetime(2026, *day, tzinfo=UTC).timestamp()) // 3600 for day in ((10, 29, 5), (11, 5, 6))))
+START_OF_WEEK, END_OF_WEEK = "2026-10-29T05:00:00Z", "2026-11-05T06:00:00Z"
 CODE = client_code(0)
 
 
@@ -226,13 +231,21 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         ([CODE, "--start", "yesterday"], "start: is not a date"),
         ([CODE, "--start", "2026-11-02", "--end", "2026-11-01"], "start: is after `end`"),
         ([CODE, "--tz", "Mars"], "tz: is not an IANA time zone"),
-        ([CODE, "--all", "--start", "2026-11-01"], "leave --start and --end out"),
+        ([CODE, "--all", "--start", "2026-11-01"], "leave dates and --gateway out"),
+        ([CODE, "--all", "--gateway", "http://127.0.0.1:1"], "leave dates and --gateway out"),
+        ([CODE, "--range", "soon"], "range: is not one of"),
+        ([CODE, "--filter", "result"], "--filter result is not NAME=VALUE; the names are result, phoneType"),
+        ([CODE, "--filter", "limit=1"], "--filter limit=1 is not NAME=VALUE"),
+        ([CODE, "--filter", "result=lost"], "result: has unknown values lost"),
+        ([CODE, "--format", "parquet"], "without further compression: use -o calls.parquet"),
+        ([CODE, "-o", "x.parquet.gz"], "without further compression: use -o calls.parquet"),
+        ([CODE, "--key-file", "key"], "add --gateway"),
         ([CODE, "--fields", "id,name"], "name is not a field"),
         ([CODE, "-o", __file__], "exists already; use --overwrite to replace it"),
-        ([CODE, "-o", "x.parquet"], "x.parquet: .parquet is no format of an export; use .json, .ndjson, .jsonl, .csv"),
+        ([CODE, "-o", "x.xml"], "x.xml: .xml is no format of an export; use .json, .ndjson, .jsonl, .csv, .parquet"),
         ([CODE, "-o", "x.csv.zip"], "x.csv.zip: .zip is no format"),
         ([CODE, "-o", "x.xlsx.gz"], "x.xlsx.gz: .xlsx is no format"),
-        ([CODE, "-o", ".parquet"], ".parquet: .parquet is no format"),
+        ([CODE, "-o", ".xml"], ".xml: .xml is no format"),
         ([CODE, "-o", "/dev/null", "--overwrite", "--format", "csv"], "/dev/null is not a file; use -o -"),
         ([CODE, "-o", "/", "--overwrite"], "/ is not a file"),
     ],
@@ -243,6 +256,14 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
         "backwards",
         "bad zone",
         "all with dates",
+        "all of a gateway",
+        "bad range",
+        "filter without a value",
+        "no filter",
+        "bad filter",
+        "Parquet on standard output",
+        "Parquet compressed twice",
+        "key without gateway",
         "bad field",
         "file is there",
         "another format",
@@ -271,7 +292,7 @@ def test_a_format_that_is_given_wins_over_the_ending_of_the_file():
         "ndjson",
         "csv",
     ]
-    words = parser(["fetch"]).parse_args(["fetch", CODE, "--format", "csv", "-o", "x.parquet"])
+    words = parser(["fetch"]).parse_args(["fetch", CODE, "--format", "csv", "-o", "x.xml"])
     assert parse_arguments(words, Settings(), NOW).parameters["format"] == "csv"
 
 
@@ -322,10 +343,9 @@ def test_the_progress_fits_the_terminal_and_shows_speed_and_time_left(columns: i
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", terminal)
-        first = Checkpoint({}, (0, 100 * 86400), 40 * 86400, calls=4000)  # resumed after 40 % of the window
-        progress = Progress(first)
+        progress = Progress(0.4, 4000)  # resumed after 40 % of the window
         now[0] += 60
-        progress.show(replace(first, reached=70 * 86400, calls=64_000))
+        progress.show(0.7, 64_000, "1970-03-12 00:00Z")
         shown = os.read(leader, 4096).decode().removeprefix("\r\x1b[K")
     os.close(leader)
     assert len(shown) < max(2, columns)
@@ -375,6 +395,113 @@ def test_two_processes_do_not_write_the_same_file(tmp_path: Path):
         PartialFile(tmp_path / "calls.csv", first, restart=False)
     one.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def gateway(stand: Make) -> Stand:
+    """A gateway with many calls."""
+    return stand(Options(calls_per_day=400))
+
+
+def test_an_export_through_a_gateway_is_the_same(gateway: Stand, upstream: Upstream):
+    words = [CODE, "--client", client_code(1), *WINDOW, "--status"]
+    through = run("fetch", *words, "--gateway", str(gateway.client.base_url))
+    alone = upstream.fetch(*words)
+    assert (through.returncode, through.stderr) == (0, "")
+    ours, theirs = ([json.loads(line) for line in done.stdout.splitlines()] for done in (through, alone))
+    for call in (*ours[:-1], *theirs[:-1]):
+        call["recordingUrl"] = call["recordingUrl"] is not None
+    assert ours[:-1] == theirs[:-1]
+    assert len(ours) > 5000
+    assert (ours[-1]["meta"]["start"], ours[-1]["meta"]["end"]) == ("2026-10-29T05:00:00Z", "2026-11-05T06:00:00Z")
+
+
+def test_an_export_through_a_gateway_is_resumed_from_its_checkpoint(gateway: Stand, tmp_path: Path):
+    target, state = tmp_path / "calls.json", tmp_path / "calls.json.part.json"
+    words = [CODE, *WINDOW, "-o", str(target), "--gateway", str(gateway.client.base_url)]
+    with subprocess.Popen([*COMMAND, "fetch", *words], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: state.exists() or process.poll() is not None, "a first span")
+        gateway.simulator.misbehave("error")
+        process.kill()
+        process.communicate()
+    reached = json.loads(state.read_bytes())["calls"]
+    gateway.simulator.misbehave()
+    gateway.pass_time(60)
+    done = run("fetch", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    calls = json.loads(target.read_bytes())["data"]
+    whole = [
+        json.loads(line)
+        for line in gateway.get(
+            LIST, start=START_OF_WEEK, end=END_OF_WEEK, format="ndjson", sort="startTime", meta="none"
+        ).text.splitlines()
+    ]
+    assert [call["id"] for call in calls] == [call["id"] for call in whole]
+    assert 0 < reached <= len(calls)
+
+
+@pytest.mark.parametrize("way", ["through a gateway", "alone"])
+def test_a_filter_and_a_range_choose_calls(gateway: Stand, upstream: Upstream, way: str):
+    words = [CODE, *WINDOW, "--filter", "result=busy,no_answer", "--filter", "minDuration=20", "--format", "ndjson"]
+    words += ["--gateway", str(gateway.client.base_url)] if way == "through a gateway" else []
+    done = upstream.fetch(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    *calls, _ = [json.loads(line) for line in done.stdout.splitlines()]
+    listed = gateway.get(LIST, start=START_OF_WEEK, end=END_OF_WEEK, format="ndjson", sort="startTime").text
+    everything = [json.loads(line) for line in listed.splitlines()][:-1]
+    assert [call["id"] for call in calls] == [
+        call["id"] for call in everything if call["result"] in ("busy", "no_answer") and call["durationSeconds"] >= 20
+    ]
+    assert 50 < len(calls) < len(everything) / 2
+
+
+def test_a_range_is_of_the_time_zone():
+    given = parser(["fetch"]).parse_args(["fetch", CODE, "--range", "yesterday", "--tz", "America/Chicago"])
+    zone = ZoneInfo("America/Chicago")
+    today = datetime.combine(datetime.fromtimestamp(NOW, zone), datetime.min.time(), zone)
+    window = int((today - timedelta(days=1)).timestamp()), int(today.timestamp())
+    assert parse_arguments(given, Settings(), NOW).window == window
+
+
+def test_stale_calls_of_a_gateway_are_no_export(gateway: Stand, tmp_path: Path):
+    words = ["fetch", CODE, *WINDOW, "--gateway", str(gateway.client.base_url), "-o", str(tmp_path / "calls.csv")]
+    assert run(*words).returncode == 0
+    (tmp_path / "calls.csv").unlink()
+    gateway.simulator.misbehave("http-500")
+    gateway.clock.now += 8 * 86400 - 3600 * 12
+    done = run(*words)
+    assert (done.returncode, list(tmp_path.glob("*.csv"))) == (1, [])
+    assert "export failed: " in done.stderr
+
+
+@pytest.mark.parametrize("fields", [(), ("id", "address.zip", "extra")], ids=["every field", "some fields"])
+def test_parquet_has_types_and_every_call(upstream: Upstream, tmp_path: Path, fields: tuple[str, ...]):
+    target = tmp_path / "calls.parquet"
+    done = upstream.fetch(CODE, *WINDOW, "--status", "--fields", ",".join(fields), "-o", str(target))
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [target])
+    table = pyarrow.parquet.read_table(target)
+    types = {field.name: str(field.type) for field in table.schema}
+    lines = upstream.fetch(CODE, *WINDOW, "--status", "--fields", ",".join(fields)).stdout.splitlines()[:-1]
+    calls = [json.loads(line) for line in lines]
+    assert list(types) == list(calls[0])
+    rows = table.to_pylist()
+    for row in rows:
+        row["startTime"] = row["startTime"].strftime("%Y-%m-%dT%H:%M:%SZ")
+        row["extra"] = dict(row["extra"])
+    assert rows == calls
+    assert (types["startTime"], types["id"]) == ("timestamp[us, tz=UTC]", "string")
+    assert types["address"] == ("struct<zip: string>" if fields else types["address"])
+    if not fields:
+        assert (types["durationSeconds"], types["talkTimeSeconds"]) == ("int32", "int32")
+        assert types["status"] == "struct<reviewed: bool, sales: string, journal: string>"
+
+
+def test_parquet_is_not_resumed(upstream: Upstream, tmp_path: Path):
+    target = tmp_path / "calls.parquet"
+    upstream.simulator.misbehave("http-500")
+    done = upstream.fetch(CODE, *WINDOW, "-o", str(target))
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert "the output is incomplete" in done.stderr
 
 
 def test_promoted_extra_fields_are_columns_and_a_resumed_export_has_the_same(upstream: Upstream, tmp_path: Path):

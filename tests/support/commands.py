@@ -10,4 +10,4 @@ COMMAND = [sys.executable, "-m", "gateway"]
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = ENVIRONMENT | variables
-    return subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=300, check=False)

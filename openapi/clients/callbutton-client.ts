@@ -1,0 +1,124 @@
+// A client of the Callbutton gateway in one file: lists, the change feed, problems. It needs `fetch`: a browser, Node 18,
+// Deno or Bun, and `schema.d.ts`, which openapi-typescript makes from openapi.yaml. It belongs to the contract CONTRACT.
+import type { components } from "./schema.js";
+
+export const CONTRACT = "0.1.0";
+const LONG_POLL = 60; // seconds for which the gateway waits for changes
+const MAX_PAUSE = 30; // seconds between repetitions
+const TRANSIENT = [429, 500, 502, 503, 504]; // HTTP statuses after which the same request may succeed
+
+type Schemas = components["schemas"];
+export type Call = Schemas["Call"];
+export type FeedCall = Schemas["FeedCall"];
+export type Page = Schemas["ChangesPage"];
+export type Parameters = Record<string, string | number | boolean | readonly string[] | null | undefined>;
+/** Calls by `keyOf`. */
+export type Copy = Map<string, FeedCall>;
+
+/** An answer that is not a success (RFC 9457). `type` tells what happened, such as `/problems/rate-limited`. */
+export class ProblemError extends Error {
+  readonly type: string;
+  readonly transient: boolean;
+
+  constructor(readonly status: number, readonly problem: Partial<Schemas["Problem"]>, readonly retryAfter: number) {
+    super(`${status} ${problem.title ?? ""}: ${problem.detail ?? ""}`);
+    this.type = problem.type ?? "about:blank";
+    this.transient = TRANSIENT.includes(status);
+  }
+
+  refuses(parameter: string): boolean {
+    return (this.problem.errors ?? []).some((error) => error.parameter === parameter);
+  }
+}
+
+export const keyOf = (call: { clientCode: string; id: string }): string => `${call.clientCode}/${call.id}`;
+
+/** A connection to the gateway at an address. Parameters are those of the API, such as `start`, `end` and `result`. */
+export class Client {
+  constructor(private readonly address: string, private readonly key = "") {}
+
+  /** An answer in JSON. Throws ProblemError, and TypeError without a connection. */
+  async get<Body>(path: string, parameters: Parameters = {}, signal?: AbortSignal): Promise<Body> {
+    const url = new URL(path, this.address);
+    for (const [name, value] of Object.entries(parameters)) {
+      for (const text of Array.isArray(value) ? value : value == null ? [] : [value]) {
+        url.searchParams.append(name, String(text));
+      }
+    }
+    const headers: Record<string, string> = this.key ? { "X-API-Key": this.key } : {};
+    const response = await fetch(url, { headers, ...(signal ? { signal } : {}) });
+    if (response.ok) return (await response.json()) as Body;
+    const problem = (await response.json().catch(() => ({}))) as Partial<Schemas["Problem"]>;
+    throw new ProblemError(response.status, problem, Number(response.headers.get("Retry-After")) || 0);
+  }
+
+  /** All calls of a list, page by page. */
+  async *calls(clients: readonly string[], parameters: Parameters = {}): AsyncGenerator<Call, void> {
+    let cursor: string | null | undefined;
+    do {
+      const query = { client: clients, limit: 1000, ...parameters, cursor };
+      const body = await this.get<Schemas["CallPage"]>("/calls", query);
+      yield* body.data;
+      cursor = body.page.nextCursor;
+    } while (cursor !== null);
+  }
+
+  /**
+   * Keeps a copy equal to the gateway's calls. Yields `page` after each change; `next` is the token to keep.
+   *
+   * It ends with `signal`, and tries again after transient failures. With `upToDate` the copy is exact. `since` is the
+   * token that belongs to the copy; without it the copy begins again.
+   */
+  async *follow(
+    copy: Copy,
+    clients: readonly string[],
+    { since, start, signal, ...parameters }: Parameters & { since?: string; start?: string; signal?: AbortSignal } = {},
+  ): AsyncGenerator<Page, void> {
+    let waits = false;
+    let failures = 0;
+    while (!signal?.aborted) {
+      const place = since ? { since, wait: waits ? LONG_POLL : undefined } : { start };
+      let body: Schemas["Changes"];
+      try {
+        body = await this.get("/changes", { client: clients, ...parameters, ...place }, signal);
+      } catch (error) {
+        if (signal?.aborted) return;
+        if (since && error instanceof ProblemError && error.refuses("since")) {
+          since = undefined; // the token is of another key: the next pages replace the copy
+          continue;
+        }
+        if (error instanceof ProblemError && !error.transient) throw error;
+        const least = error instanceof ProblemError ? error.retryAfter : 0;
+        const pause = Math.max(least, Math.min(MAX_PAUSE, 2 ** failures++));
+        await new Promise((resume) => setTimeout(resume, pause * 1000));
+        continue;
+      }
+      apply(body.data, copy);
+      failures = 0;
+      since = body.page.next;
+      waits = body.page.upToDate;
+      const held = () => [...copy.values()].filter((call) => call.startTime >= body.meta.start).length;
+      if (waits && body.page.calls !== held()) {
+        since = undefined;
+        waits = false;
+        continue;
+      }
+      yield body.page;
+    }
+  }
+}
+
+/** Applies items of the change feed to a copy, in their order. */
+export function apply(items: Schemas["Changes"]["data"], copy: Copy): void {
+  for (const item of items) {
+    if (item.op === "remove") copy.delete(keyOf(item));
+    if (item.op === "replace") {
+      const { start, end } = item.window;
+      for (const [key, call] of copy) {
+        if (start <= call.startTime && call.startTime < end) copy.delete(key);
+      }
+      for (const call of item.calls) copy.set(keyOf(call), call);
+    }
+    if (item.op === "upsert") copy.set(keyOf(item.call), item.call);
+  }
+}
