@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from prometheus_client import CollectorRegistry
 
 from gateway.access import ANONYMOUS
+from gateway.api.console import Console
 from gateway.api.middleware.request_context import RequestContextMiddleware
 from gateway.api.query import check_names
 from gateway.api.responses import Services
@@ -206,6 +207,7 @@ def create(
         metrics_port=settings.metrics_port,
         unsent=Shares("bytes unread", "unread", settings.cache_bytes // UNSENT_SHARE, share),
         cors_origins=settings.cors_origins,
+        page=console_of(settings),
     )
     litestar.on_startup.append(checkpoint)  # imports the backend of anyio, 28 ms, which the first POST would do
     if shared is not None:
@@ -223,6 +225,16 @@ def create(
         access_log.flush,
     ]
     return app
+
+
+def console_of(settings: Settings) -> Console | None:
+    """The settings of the console; None if it is off. Raises SettingsError."""
+    if settings.console == "off":
+        return None
+    if settings.console_oidc_client_id and "oidc" not in settings.auth:
+        text = "GATEWAY_CONSOLE_OIDC_CLIENT_ID requires GATEWAY_AUTH with `oidc`"
+        raise SettingsError(text, "console_oidc_client_id")
+    return Console(settings.oidc_issuer, settings.console_oidc_client_id)
 
 
 async def close_unless_forced(close: Callable[[], Coroutine[None, None, None]], shutdown: Shutdown) -> None:

@@ -282,6 +282,13 @@ class Settings:
         None,
         "The rate limit of each consumer with a token. Rates of consumers with access keys are in the keys file.",
     )
+    console: str = option(choice("on", "off"), "on", "Whether `/console` serves the web console, and `/` leads to it.")
+    console_oidc_client_id: str = optional(
+        TEXT,
+        "",
+        "The client id of the console at the issuer, with which people sign in (authorization code flow with PKCE). "
+        "`GATEWAY_AUTH` with `oidc` is required, and the issuer must allow the address of `/console` as redirect URI.",
+    )
     # An export holds the calls of a POST in memory.
     consumer_exports: int = option(
         whole_number(1, 1000),

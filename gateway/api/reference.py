@@ -12,8 +12,10 @@ import re
 from html import escape
 from importlib.resources import files
 from string import Template
+from typing import Any
 
-from litestar import Response, get
+from litestar import Request, Response, get
+from litestar.datastructures import State
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
@@ -21,19 +23,25 @@ from gateway.api import problems
 
 ASSETS = files("gateway.api") / "assets"
 MEDIA_TYPES = {"docs.css": "text/css", "docs.js": "text/javascript", "icon.svg": "image/svg+xml"}
-HEADERS = {
-    "Cache-Control": "public, max-age=300",
-    "Vary": "Origin",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
+
+
+def page_headers(*origins: str) -> dict[str, str]:
+    """The headers of a page, which sends requests to this gateway and to the given origins alone."""
+    connect = " ".join(["'self'", *origins])
+    return {
+        "Cache-Control": "public, max-age=300",
+        "Vary": "Origin",
+        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        f"media-src 'self' blob:; connect-src {connect}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Opener-Policy": "same-origin",
+    }
 
 
 @get("/", include_in_schema=False)
-async def index() -> Response[bytes]:
-    """Redirect to the API reference."""
-    return Response(b"", status_code=302, headers=HEADERS | {"Location": "docs"})
+async def index(request: Request[Any, Any, State]) -> Response[bytes]:
+    """Redirect to the console, or without it to the API reference."""
+    target = "console" if request.app.state.console else "docs"
+    return Response(b"", status_code=302, headers=page_headers() | {"Location": target})
 
 
 @get("/docs", include_in_schema=False)
@@ -61,7 +69,7 @@ async def problem_page(name: FromPath[str]) -> Response[str]:
 
 
 def _page(text: str, media_type: str) -> Response[str]:
-    return Response(text, media_type=media_type, headers=HEADERS)
+    return Response(text, media_type=media_type, headers=page_headers())
 
 
 def _prose(text: str) -> str:

@@ -19,7 +19,7 @@ from litestar.utils import normalize_path
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway import errors
-from gateway.api import calls, changes, missed, openapi, problems, recordings, reference, summaries
+from gateway.api import calls, changes, console, missed, openapi, problems, recordings, reference, summaries
 from gateway.api.middleware.authentication import UNMATCHED, Authentication, audit
 from gateway.api.middleware.compression import Compression
 from gateway.api.middleware.cors import Cors
@@ -82,6 +82,7 @@ HANDLERS = [
     openapi_json,
     openapi_yaml,
     *reference.HANDLERS,
+    *console.HANDLERS,
 ]
 
 
@@ -170,11 +171,12 @@ def create_api(
     metrics_port: int,
     unsent: Shares,
     cors_origins: frozenset[str],
+    page: console.Console | None,
 ) -> tuple[RequestContextMiddleware, Litestar]:
     """Build the API: the ASGI application, and the Litestar application inside it.
 
     Without `authenticator`, every consumer sees every client. With `metrics_port`, only the application at `operator`
-    serves the metrics.
+    serves the metrics. `page` are the settings of the console, if there is one.
     """
 
     def router(handlers: Sequence[HTTPRouteHandler]) -> Litestar:
@@ -183,7 +185,7 @@ def create_api(
             openapi_config=None,
             logging_config=None,
             exception_handlers={Exception: problem_response},
-            state=State({"services": services, "metrics": metrics}),
+            state=State({"services": services, "metrics": metrics, "console": page}),
             debug=False,
             pdb_on_exception=False,
         )
@@ -194,7 +196,8 @@ def create_api(
         routes = route_finder(litestar)
         return RequestContextMiddleware(app, litestar, metrics, access_log, shutdown, unsent, routes)
 
-    litestar = router([handler for handler in HANDLERS if handler is not metrics_text or not metrics_port])
+    left_out = [*([metrics_text] if metrics_port else []), *([] if page else console.HANDLERS)]
+    litestar = router([handler for handler in HANDLERS if handler not in left_out])
     cached = ResponseCache(Compression(litestar), services.clock, memory, metrics.requests)
     routes = route_finder(litestar)
     api = outermost(Authentication(cached, authenticator, services.rates, services.clock, metrics, routes), litestar)

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             address = address_of(gateway_socket)
             print(f"The gateway is at {address}, in front of a simulated Callbutton server:\n{simulator_url}")
-            print(f"API reference: {address}/docs\nAccess key: {key}\n\nTry:\n")
+            print(f"Console: {address}/console\nAPI reference: {address}/docs\nAccess key: {key}\n\nTry:\n")
             for path in demo_paths(datetime.now(UTC)):
                 print(f"  curl -H 'X-API-Key: {key}' '{address}{path}'")
             print("\nWatch calls arrive, about one in a few minutes (docs/changes.md):\n")

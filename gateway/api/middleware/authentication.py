@@ -33,7 +33,7 @@ from gateway.rates import RateLimiter, rate_headers
 
 AUDIT = logging.getLogger("gateway.audit")
 OPEN_PATHS = re.compile(
-    r"/(|healthz|readyz|metrics|openapi\.json|openapi\.yaml|docs(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
+    r"/(|healthz|readyz|metrics|openapi\.json|openapi\.yaml|(console|docs)(/[^/]+)?|problems/[^/]+|recordings/[^/]+)"
 )
 LINKED_PATHS = re.compile(r"(/clients/[^/]+)?/changes")
 ACCESS = re.compile(rb"(^|&)access=[^&]")
