@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak fuzz openapi docs clients-tools schemathesis image sbom chart alerts lock
+.PHONY: help demo test lint bench soak fuzz openapi docs console clients-tools schemathesis image sbom chart alerts lock
 
 help:  ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -53,6 +53,11 @@ openapi: $(READY)  ## Write openapi/openapi.yaml
 
 docs: $(READY)  ## Write the generated pages of docs/
 	@$(BIN)/python -m docs.generate
+
+console:  ## Check and build the web console; needs npm
+	@npm ci --silent --ignore-scripts --no-fund --no-audit --prefix gateway/api/console
+	@npm run --silent --prefix gateway/api/console check
+	@npm run --silent --prefix gateway/api/console build
 
 clients-tools: $(READY)  ## Install the Python tools of tests/api/test_clients.py, which also needs Java, Go, PHP, Ruby and npm
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-clients.lock

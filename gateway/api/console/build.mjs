@@ -1,12 +1,13 @@
-// Builds the page from src into static, byte for byte the same each time: node build.mjs
+// Builds the page from src, byte for byte the same each time: node build.mjs [FOLDER]
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
-rmSync("static", { recursive: true, force: true });
-mkdirSync("static");
+const [outdir = "static"] = process.argv.slice(2);
+rmSync(outdir, { recursive: true, force: true });
+mkdirSync(outdir);
 const { metafile } = await build({
   entryPoints: { console: "src/main.tsx" },
-  outdir: "static",
+  outdir,
   bundle: true,
   minify: true,
   format: "esm",
@@ -16,7 +17,7 @@ const { metafile } = await build({
   legalComments: "none",
   metafile: true,
 });
-copyFileSync("src/index.html", "static/index.html");
+copyFileSync("src/index.html", `${outdir}/index.html`);
 
 // The licences of the packages that the page contains.
 const names = new Set(Object.keys(metafile.inputs).map((path) => path.match(/^node_modules\/((?:@[^/]+\/)?[^/]+)/)?.[1]).filter(Boolean));
@@ -24,4 +25,4 @@ const licences = [...names].sort().map((name) => {
   const { version, license } = JSON.parse(readFileSync(`node_modules/${name}/package.json`, "utf-8"));
   return `${name} ${version} (${license})\n\n${readFileSync(`node_modules/${name}/LICENSE`, "utf-8").trim()}\n`;
 });
-writeFileSync("static/licences.txt", licences.join(`\n${"-".repeat(80)}\n\n`));
+writeFileSync(`${outdir}/licences.txt`, licences.join(`\n${"-".repeat(80)}\n\n`));

@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { View } from "./address";
-import { addressOf, api, BASE, type Call, curl, unwrap } from "./api";
+import { ApiError, addressOf, api, BASE, type Call, curl, unwrap } from "./api";
 import { dateTime, duration, label, words } from "./format";
 import { ProblemPanel } from "./ProblemPanel";
 import { useQuery } from "./query";
@@ -16,14 +16,20 @@ const CERTAINTY = {
 export function CallDetails({ view, onClose }: { view: View; onClose: () => void }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const [code = "", id = ""] = view.call.split(/\/(.*)/s);
-  const query = useQuery(view.call, (signal) =>
-    unwrap(
-      api.GET("/clients/{code}/calls/{call_id}", {
-        params: { path: { code, call_id: id }, query: { include: "status" } },
-        signal,
-      }),
-    ),
-  );
+  const load = (window: { start?: string; end?: string }, signal: AbortSignal) => {
+    const query = { include: "status", ...window } as const;
+    const path = { code, call_id: id };
+    return unwrap(api.GET("/clients/{code}/calls/{call_id}", { params: { path, query }, signal }));
+  };
+  const query = useQuery(view.call, async (signal) => {
+    if (!view.at) return load({}, signal);
+    try {
+      return await load(secondOf(view.at), signal);
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) return load({}, signal); // its time was corrected
+      throw error;
+    }
+  });
   useEffect(() => dialog.current?.showModal(), []);
   const call = query.data?.data;
   const request = addressOf(`/clients/${encodeURIComponent(code)}/calls/${encodeURIComponent(id)}`, {
@@ -47,6 +53,11 @@ export function CallDetails({ view, onClose }: { view: View; onClose: () => void
       </p>
     </dialog>
   );
+}
+
+/** The second that begins at an instant. */
+function secondOf(instant: string): { start: string; end: string } {
+  return { start: instant, end: new Date(Date.parse(instant) + 1000).toISOString() };
 }
 
 function Details({ call, tz }: { call: Call; tz: string }) {

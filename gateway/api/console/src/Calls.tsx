@@ -150,7 +150,7 @@ export function Calls({ view, change, selected, changes }: Props) {
           <thead>
             <tr aria-rowindex={1}>
               {view.columns.map((name) => (
-                <th scope="col" key={name} class={name}>
+                <th scope="col" key={name} class={`column-${name}`}>
                   {label(name)}
                 </th>
               ))}
@@ -161,9 +161,13 @@ export function Calls({ view, change, selected, changes }: Props) {
             {visible.map((call, index) => (
               <tr key={identity(call)} aria-rowindex={from + index + 2}>
                 {view.columns.map((name) => (
-                  <td key={name} class={name}>
+                  <td key={name} class={`column-${name}`}>
                     {name === "startTime" ? (
-                      <button type="button" class="link" onClick={() => change({ call: identity(call) })}>
+                      <button
+                        type="button"
+                        class="link"
+                        onClick={() => change({ call: identity(call), at: call.startTime })}
+                      >
                         {shortTime(call.startTime, view.tz)}
                       </button>
                     ) : (

@@ -53,7 +53,11 @@ export function Missed({
                   <a href={`tel:${ani}`}>{ani}</a>
                 </th>
                 <td>
-                  <button type="button" class="link" onClick={() => change({ call: `${clientCode}/${lastCall.id}` })}>
+                  <button
+                    type="button"
+                    class="link"
+                    onClick={() => change({ call: `${clientCode}/${lastCall.id}`, at: lastCall.startTime })}
+                  >
                     {shortTime(lastCall.startTime, view.tz)}
                   </button>
                 </td>

@@ -28,11 +28,12 @@ export interface View {
   filters: Record<string, string>; // query parameters of the list
   columns: string[]; // fields of the list of calls
   call: string; // "code/id" of the open call, or empty
+  at: string; // the start of the open call, where it is looked for first
 }
 
 export const COLUMNS = ["startTime", "ani", "result", "talkTimeSeconds", "clientCode", "campaign", "target"];
 
-const OWN = new Set(["client", "range", "start", "end", "tz", "tab", "columns", "call", "code", "state"]);
+const OWN = new Set(["client", "range", "start", "end", "tz", "tab", "columns", "call", "at", "code", "state"]);
 
 /** The view of a query string. Parameters that the console does not know are filters. */
 export function parseView(query: string, browserZone: string): View {
@@ -51,6 +52,7 @@ export function parseView(query: string, browserZone: string): View {
     filters: Object.fromEntries([...given].filter(([name, value]) => !OWN.has(name) && value)),
     columns: given.get("columns")?.split(",").filter(Boolean) ?? COLUMNS,
     call: given.get("call") ?? "",
+    at: given.get("at") ?? "",
   };
 }
 
@@ -62,7 +64,10 @@ export function renderView(view: View): string {
   for (const [name, value] of Object.entries(view.filters)) query.append(name, value);
   if (view.tab !== "calls") query.append("tab", view.tab);
   if (view.columns.join() !== COLUMNS.join()) query.append("columns", view.columns.join());
-  if (view.call) query.append("call", view.call);
+  if (view.call) {
+    query.append("call", view.call);
+    query.append("at", view.at);
+  }
   return `?${query}`;
 }
 

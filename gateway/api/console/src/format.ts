@@ -38,9 +38,9 @@ export function dateTime(instant: string, tz: string): string {
   return format(tz, { dateStyle: "medium", timeStyle: "medium" }).format(new Date(instant));
 }
 
-/** Weekday, date and time to the minute, for lists. */
+/** Day and time to the minute, for lists. */
 export function shortTime(instant: string, tz: string): string {
-  const options = { weekday: "short", month: "short", day: "numeric", hour: "numeric", minute: "2-digit" } as const;
+  const options = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" } as const;
   return format(tz, options).format(new Date(instant));
 }
 
