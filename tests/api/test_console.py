@@ -62,7 +62,9 @@ def test_with_a_client_id_the_console_may_reach_the_issuer_too():
 
 
 def test_a_client_id_without_an_issuer_stops_the_start():
-    settings = Settings(upstream_url="http://127.0.0.1:1/x", auth="none", console_oidc_client_id="c", signing_key="k" * 32)
+    settings = Settings(
+        upstream_url="http://127.0.0.1:1/x", auth="none", console_oidc_client_id="c", signing_key="k" * 32
+    )
     with pytest.raises(SettingsError, match="GATEWAY_AUTH with `oidc`"):
         app.create(settings)
 
@@ -77,7 +79,9 @@ def test_the_wheel_holds_the_built_page_alone(tmp_path: Path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name.removeprefix("gateway/api/console/") for name in zipfile.ZipFile(wheel).namelist() if "/console/" in name}
+    held = {
+        name.removeprefix("gateway/api/console/") for name in zipfile.ZipFile(wheel).namelist() if "/console/" in name
+    }
     assert held == {"__init__.py", *(f"static/{path.name}" for path in Path(str(console.STATIC)).iterdir())}
 
 
@@ -108,7 +112,15 @@ def test_people_work_with_calls_in_a_browser(upstream: tuple[Simulator, str], tm
     )
     with ExitStack() as stack:
         base = f"http://127.0.0.1:{stack.enter_context(serving(app.create(settings)))}"
-        command = [tool("node"), str(NODE / "console.mjs"), tool("chromium"), base, reader.key, locked.key, str(tmp_path)]
+        command = [
+            tool("node"),
+            str(NODE / "console.mjs"),
+            tool("chromium"),
+            base,
+            reader.key,
+            locked.key,
+            str(tmp_path),
+        ]
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         last = ""
         for line in process.stdout or ():

@@ -103,10 +103,6 @@ function Console({ failure, onSession }: { failure: string; onSession: () => voi
     };
   }, [codes, live, refused]);
 
-  useEffect(() => {
-    performance.mark("console-view");
-  }, [view]);
-
   if (figures.problem?.status === 401) return <SignIn failure={failure} rejected={signedIn()} onSignedIn={onSession} />;
   const meta = figures.data?.meta;
   return (

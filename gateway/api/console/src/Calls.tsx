@@ -6,6 +6,7 @@ import { ApiError, api, type Call, unwrap } from "./api";
 import type { Changes } from "./feed";
 import { duration, label, shortTime, words } from "./format";
 import { ProblemPanel } from "./ProblemPanel";
+import { usePainted } from "./query";
 
 const ROW = 40; // pixels, as in style.css
 const PAGE = 100; // calls a request
@@ -105,10 +106,7 @@ export function Calls({ view, change, selected, changes }: Props) {
     resized.observe(element);
     return () => resized.disconnect();
   }, []);
-  const shown = listed !== null;
-  useEffect(() => {
-    if (shown) requestAnimationFrame(() => performance.mark("console-rows"));
-  }, [shown]);
+  usePainted("rows", listed !== null);
 
   const from = Math.max(0, Math.min(top, count) - SPARE);
   const visible = listed?.calls.slice(from, top + rows + SPARE) ?? [];

@@ -6,7 +6,7 @@ import "uplot/dist/uPlot.min.css";
 import type { View } from "./address";
 import type { components } from "./contract";
 import { bucket, number } from "./format";
-import type { Query } from "./query";
+import { type Query, usePainted } from "./query";
 import { Scroll } from "./Scroll";
 
 type Summary = components["schemas"]["CallSummary"];
@@ -51,6 +51,7 @@ interface Props {
 
 export function Chart({ query, view, interval, change }: Props) {
   const buckets = query.data ? bucketsOf(query.data) : [];
+  usePainted("chart", query.data !== null);
   const zoom = (start: string, end: string) => change({ range: null, start, end });
   return (
     <figure class="chart" aria-busy={query.loading}>

@@ -1,7 +1,7 @@
 import type { View } from "./address";
 import type { components } from "./contract";
 import { duration, number, percent } from "./format";
-import type { Query } from "./query";
+import { type Query, usePainted } from "./query";
 
 type Totals = components["schemas"]["SummaryTotals"];
 type Figure = [
@@ -24,6 +24,7 @@ const FIGURES: Figure[] = [
 /** The key figures of the view, each with its change against the period before. */
 export function Figures({ query, view }: { query: Query<components["schemas"]["CallSummary"]>; view: View }) {
   const totals = query.data?.total;
+  usePainted("figures", totals !== undefined);
   if (!totals)
     return (
       <p class="note" aria-busy={query.loading}>

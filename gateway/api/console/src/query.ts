@@ -1,4 +1,4 @@
-// A hook for requests: data, problem and progress, with the last data kept while the next is loaded.
+// Hooks: a request with data, problem and progress; a mark of the time when a part of the page is painted.
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "./api";
@@ -44,4 +44,11 @@ export function useQuery<Data>(key: string | null, load: (signal: AbortSignal) =
     return () => controller.abort();
   }, [key, round]);
   return { ...state, reload: useCallback(() => setRound((before) => before + 1), []) };
+}
+
+/** Mark in the performance timeline when a part is first painted. */
+export function usePainted(name: string, ready: boolean): void {
+  useEffect(() => {
+    if (ready) requestAnimationFrame(() => setTimeout(() => performance.mark(`console-${name}`)));
+  }, [name, ready]);
 }
