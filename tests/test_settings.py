@@ -51,6 +51,8 @@ GOOD: list[tuple[str, str, object]] = [
         "CustomA:property, Address.Country:country!personal",
         (ExtraField("CustomA", "property", False), ExtraField("Address.Country", "country", True)),
     ),
+    ("console", "off", "off"),
+    ("console_oidc_client_id", "console", "console"),
     ("extra_public", "Campaign.Note, @Source", frozenset({"Campaign.Note", "@Source"})),
     ("recording_url", "https://sound.example/{id}.mp3", "https://sound.example/{id}.mp3"),
     ("public_url", "https://api.example/calls/", "https://api.example/calls"),
@@ -121,6 +123,7 @@ BAD = [
             "A:a!secret",
         )
     ),
+    ("console", "yes"),
     ("extra_public", "a,,b"),
     ("recording_url", "/r?id="),
     ("recording_url", "//{id}"),
