@@ -32,11 +32,14 @@ def test_pages_come_under_a_strict_policy_and_name_no_other_host(path: str, stan
     assert set(re.findall(r"https?://[\w.]+", answer.text)) <= {"http://www.w3.org"}  # the name of SVG
 
 
-def test_the_root_leads_to_the_reference_without_a_key_and_behind_an_ingress_path(stand: Make, tmp_path: Path):
-    client = stand(auth="keys", keys_file=keys_file(tmp_path, Member("reader"))).client
+@pytest.mark.parametrize(("console", "page"), [("on", "console"), ("off", "docs")])
+def test_the_root_leads_to_a_page_without_a_key_and_behind_an_ingress_path(
+    console: str, page: str, stand: Make, tmp_path: Path
+):
+    client = stand(auth="keys", keys_file=keys_file(tmp_path, Member("reader")), console=console).client
     answer = client.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (302, "docs")
-    assert client.get("/", follow_redirects=True).url.path == "/docs"
+    assert (answer.status_code, answer.headers["location"]) == (302, page)
+    assert client.get("/", follow_redirects=True).url.path == f"/{page}"
 
 
 @pytest.mark.parametrize("path", ["/docs/__init__.py", "/docs/docs.html", "/docs/..%2fproblems.py", "/problems/other"])

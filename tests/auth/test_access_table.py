@@ -51,6 +51,7 @@ FEED_ROWS = {  # tests/api/test_feed_rights.py
 }
 OPEN_ROWS = {
     "/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/openapi.yaml", "/docs", "/docs/{name:str}",
+    "/console", "/console/{name:str}",
     "/problems/{name:str}", "/recordings/{token:str}",
 }  # fmt: skip
 EVERY_SET = [frozenset(chosen) for size in range(len(SCOPES) + 1) for chosen in combinations(SCOPES, size)]
