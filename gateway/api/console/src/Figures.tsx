@@ -3,7 +3,7 @@ import type { components } from "./contract";
 import { duration, number, percent } from "./format";
 import { type Query, usePainted } from "./query";
 
-type Totals = components["schemas"]["SummaryTotals"];
+type Totals = Omit<components["schemas"]["SummaryTotals"], "previous">;
 type Figure = [
   name: string,
   value: (totals: Totals) => number | null,

@@ -16,7 +16,7 @@ const NOT_FIELDS = new Set(["result", "sales", "hourOfDay", "dayOfWeek", "hourOf
 /** The dimensions of this gateway: those of the contract, and the fields that its operator has promoted. */
 async function dimensions(signal: AbortSignal): Promise<string[]> {
   const contract = await (await fetch(new URL("openapi.json", BASE), { signal })).json();
-  const found: string[] = contract.components?.schemas?.SummaryDimension?.enum ?? FIELDS;
+  const found: string[] = contract.components?.schemas?.SummaryGroup?.enum ?? FIELDS;
   return found.filter((name) => !NOT_FIELDS.has(name));
 }
 
@@ -70,7 +70,7 @@ export function Top({
           </thead>
           <tbody>
             {rows.map((row) => {
-              const value = row.group?.[field];
+              const value = (row.group as Record<string, string | null> | null)?.[field]; // a promoted field is not in the contract
               const text = row.rest ? "All others" : value === null || value === undefined ? "(none)" : String(value);
               const filters =
                 !row.rest && value !== null && value !== undefined && (field === "client" || FILTERS.has(field));
