@@ -64,6 +64,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/clients/{code}/calls/missed": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the missed callers of one client
+         * @description The callers of one client with a missed call in a window, who were not reached since.
+         */
+        get: operations["listClientMissedCallers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/calls/missed": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the missed callers of several clients
+         * @description The callers of several clients, or of all, with a missed call in a window, who were not reached since.
+         */
+        get: operations["listMissedCallers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/clients/{code}/changes": {
         parameters: {
             query?: never;
@@ -704,12 +744,125 @@ export interface components {
              */
             end: string;
         };
+        /** @description The value of each dimension of `groupBy`. A value is null if the calls have none. It has no others. */
+        GroupValues: {
+            /**
+             * @description The result.
+             * @example connected
+             */
+            result?: string | null;
+            /**
+             * @description The id of the campaign.
+             * @example 4018
+             */
+            campaign?: string | null;
+            /**
+             * @description The tracking number.
+             * @example 8005550100
+             */
+            did?: string | null;
+            /**
+             * @description The number that the calls were forwarded to.
+             * @example 7735550158
+             */
+            target?: string | null;
+            /**
+             * @description The type of phone.
+             * @example cell
+             */
+            phoneType?: string | null;
+            /**
+             * @description The client code.
+             * @example 8005550100
+             */
+            client?: string | null;
+            /**
+             * @description The state or province.
+             * @example IL
+             */
+            state?: string | null;
+            /**
+             * @description The area code of a North American number.
+             * @example 312
+             */
+            areaCode?: string | null;
+            /**
+             * @description The sales status.
+             * @example made_sale
+             */
+            sales?: string | null;
+            /**
+             * Format: int32
+             * @description The hour on the clock.
+             * @example 14
+             */
+            hourOfDay?: number;
+            /**
+             * Format: int32
+             * @description The day of the week, from Monday (1) to Sunday (7).
+             * @example 1
+             */
+            dayOfWeek?: number;
+            /**
+             * Format: int32
+             * @description The hour of the week, from Monday at midnight: `24 * (dayOfWeek - 1) + hourOfDay`.
+             * @example 14
+             */
+            hourOfWeek?: number;
+        };
         /**
          * ListFormat
          * @description A value of the parameter `format`.
          * @enum {string}
          */
         ListFormat: "json" | "ndjson" | "csv";
+        /**
+         * MissedCaller
+         * @description A caller of a client whose calls were missed: busy, not answered or abandoned.
+         */
+        MissedCaller: {
+            /**
+             * @description The number of the caller.
+             * @example 3125550161
+             */
+            ani: string;
+            /**
+             * @description The code of the client that was called.
+             * @example 8005550100
+             */
+            clientCode: string;
+            /**
+             * Format: int32
+             * @description Number of missed calls in the window.
+             * @example 2
+             */
+            missedCalls: number;
+            /**
+             * Format: date-time
+             * @description When the first of them began.
+             * @example 2026-11-01T07:12:04Z
+             */
+            firstMissedAt: string;
+            /** @description Null if no call since the last missed one reached the caller. */
+            reached: components["schemas"]["ReachedBy"] | null;
+            /**
+             * Format: date-time
+             * @description When the first connected call since the last missed call began. Null for a sales status.
+             * @example 2026-11-01T09:30:00Z
+             */
+            reachedAt: string | null;
+            lastCall: components["schemas"]["Call"];
+        };
+        /**
+         * MissedPage
+         * @description A page of missed callers.
+         */
+        MissedPage: {
+            /** @description The callers: not reached first, then by the last missed call. */
+            data: components["schemas"]["MissedCaller"][];
+            page: components["schemas"]["PageInfo"];
+            meta: components["schemas"]["AnswerMeta"];
+        };
         /**
          * NdjsonMeta
          * @description A value of the parameter `meta`.
@@ -777,6 +930,12 @@ export interface components {
             /** @description Every invalid parameter, if the type is `invalid-parameter`. */
             errors?: components["schemas"]["ParameterError"][];
         };
+        /**
+         * ReachedBy
+         * @description How the caller was reached since the last missed call: by a connected call, or by the sales status of a call.
+         * @enum {string}
+         */
+        ReachedBy: "called_back" | "connected" | "made_sale";
         /**
          * RemovedCall
          * @description The server no longer returns this call: delete it.
@@ -852,11 +1011,91 @@ export interface components {
          */
         StartTimeCertainty: "assumed" | "exact" | "inferred";
         /**
+         * SummaryComparison
+         * @description A value of the parameter `compare`.
+         * @enum {string}
+         */
+        SummaryComparison: "previous" | "year";
+        /**
+         * SummaryFigures
+         * @description The figures of a set of calls.
+         */
+        SummaryFigures: {
+            /**
+             * Format: int32
+             * @description Number of calls.
+             * @example 3
+             */
+            calls: number;
+            /**
+             * Format: int32
+             * @description Number of answered calls.
+             * @example 2
+             */
+            connected: number;
+            /**
+             * Format: int32
+             * @description Number of calls that were busy, not answered or abandoned.
+             * @example 1
+             */
+            missed: number;
+            /**
+             * Format: double
+             * @description The share of calls that were answered. Null without calls.
+             * @example 0.666667
+             */
+            answerRate: number | null;
+            /**
+             * Format: double
+             * @description The share of calls that were answered within `answeredWithin` seconds. Null without it.
+             * @example 0.333333
+             */
+            answeredWithinRate: number | null;
+            /**
+             * Format: int32
+             * @description Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.
+             * @example 3
+             */
+            uniqueCallers: number | null;
+            /**
+             * Format: int32
+             * @description Number of callers whose first call in the window is among these calls. Null without the scope `personal`.
+             * @example 3
+             */
+            newCallers: number | null;
+            /**
+             * Format: int32
+             * @description Sum of the durations, in seconds.
+             * @example 412
+             */
+            durationSeconds: number;
+            /**
+             * Format: int32
+             * @description Sum of the talk times, in seconds.
+             * @example 332
+             */
+            talkTimeSeconds: number;
+            /**
+             * Format: double
+             * @description Mean of the known talk times.
+             * @example 166
+             */
+            meanTalkTimeSeconds: number | null;
+            /** @description How long answered calls waited. Null without an answered call whose wait is known. */
+            waitSeconds: components["schemas"]["WaitSeconds"] | null;
+            /**
+             * Format: double
+             * @description The real time of the bucket and of the hours in it, within the window and up to now.
+             * @example 24
+             */
+            hours: number;
+        };
+        /**
          * SummaryGroup
          * @description A value of the parameter `groupBy`.
          * @enum {string}
          */
-        SummaryGroup: "result" | "campaign" | "did" | "phoneType" | "client";
+        SummaryGroup: "result" | "campaign" | "did" | "target" | "phoneType" | "client" | "state" | "areaCode" | "sales" | "hourOfDay" | "dayOfWeek" | "hourOfWeek";
         /**
          * SummaryInterval
          * @description A value of the parameter `interval`.
@@ -871,25 +1110,43 @@ export interface components {
             /**
              * Format: int32
              * @description Number of calls.
-             * @example 2
+             * @example 3
              */
             calls: number;
             /**
              * Format: int32
              * @description Number of answered calls.
-             * @example 1
+             * @example 2
              */
             connected: number;
             /**
              * Format: int32
+             * @description Number of calls that were busy, not answered or abandoned.
+             * @example 1
+             */
+            missed: number;
+            /**
+             * Format: double
+             * @description The share of calls that were answered. Null without calls.
+             * @example 0.666667
+             */
+            answerRate: number | null;
+            /**
+             * Format: double
+             * @description The share of calls that were answered within `answeredWithin` seconds. Null without it.
+             * @example 0.333333
+             */
+            answeredWithinRate: number | null;
+            /**
+             * Format: int32
              * @description Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.
-             * @example 2
+             * @example 3
              */
             uniqueCallers: number | null;
             /**
              * Format: int32
              * @description Number of callers whose first call in the window is among these calls. Null without the scope `personal`.
-             * @example 2
+             * @example 3
              */
             newCallers: number | null;
             /**
@@ -910,45 +1167,75 @@ export interface components {
              * @example 166
              */
             meanTalkTimeSeconds: number | null;
+            /** @description How long answered calls waited. Null without an answered call whose wait is known. */
+            waitSeconds: components["schemas"]["WaitSeconds"] | null;
+            /**
+             * Format: double
+             * @description The real time of the bucket and of the hours in it, within the window and up to now.
+             * @example 24
+             */
+            hours: number;
             /**
              * Format: date-time
              * @description Start of the bucket.
              * @example 2026-11-01T05:00:00Z
              */
             bucketStart: string;
+            /** @description The value of each dimension of `groupBy`; null without it, and of the rest. */
+            group: components["schemas"]["GroupValues"] | null;
             /**
-             * @description The value of the field `groupBy`; null without `groupBy`, or if the calls have no value.
-             * @example null
+             * @description Whether these are the calls of all groups that are not among the `top`.
+             * @example false
              */
-            group: string | null;
+            rest: boolean;
+            /** @description The figures of the same group in the bucket of the same place in the window to compare with. */
+            previous: components["schemas"]["SummaryFigures"] | null;
         };
         /**
          * SummaryTotals
-         * @description The figures of a set of calls.
+         * @description The figures of all calls of the window.
          */
         SummaryTotals: {
             /**
              * Format: int32
              * @description Number of calls.
-             * @example 2
+             * @example 3
              */
             calls: number;
             /**
              * Format: int32
              * @description Number of answered calls.
-             * @example 1
+             * @example 2
              */
             connected: number;
             /**
              * Format: int32
+             * @description Number of calls that were busy, not answered or abandoned.
+             * @example 1
+             */
+            missed: number;
+            /**
+             * Format: double
+             * @description The share of calls that were answered. Null without calls.
+             * @example 0.666667
+             */
+            answerRate: number | null;
+            /**
+             * Format: double
+             * @description The share of calls that were answered within `answeredWithin` seconds. Null without it.
+             * @example 0.333333
+             */
+            answeredWithinRate: number | null;
+            /**
+             * Format: int32
              * @description Number of distinct callers, by `ani`. Without the scope `personal` null below five calls.
-             * @example 2
+             * @example 3
              */
             uniqueCallers: number | null;
             /**
              * Format: int32
              * @description Number of callers whose first call in the window is among these calls. Null without the scope `personal`.
-             * @example 2
+             * @example 3
              */
             newCallers: number | null;
             /**
@@ -969,6 +1256,40 @@ export interface components {
              * @example 166
              */
             meanTalkTimeSeconds: number | null;
+            /** @description How long answered calls waited. Null without an answered call whose wait is known. */
+            waitSeconds: components["schemas"]["WaitSeconds"] | null;
+            /**
+             * Format: double
+             * @description The real time of the bucket and of the hours in it, within the window and up to now.
+             * @example 24
+             */
+            hours: number;
+            /** @description The figures of the window to compare with. Null without `compare`. */
+            previous: components["schemas"]["SummaryFigures"] | null;
+        };
+        /**
+         * WaitSeconds
+         * @description How long answered calls waited, in seconds: their duration without the talk time.
+         */
+        WaitSeconds: {
+            /**
+             * Format: double
+             * @description The mean.
+             * @example 12.5
+             */
+            mean: number;
+            /**
+             * Format: int32
+             * @description The median: half of the calls waited at most so long (nearest rank).
+             * @example 11
+             */
+            p50: number;
+            /**
+             * Format: int32
+             * @description 90 % of the calls waited at most so long (nearest rank).
+             * @example 19
+             */
+            p90: number;
         };
     };
     responses: {
@@ -1094,6 +1415,19 @@ export interface components {
                  *     }
                  */
                 "application/vnd.callbutton.link+json": components["schemas"]["FeedAddress"];
+                /**
+                 * @example {"op":"remove","clientCode":"8005550100","id":"498200007","startTime":"2026-11-01T08:49:51Z"}
+                 *     {"page":{"next":"kS1wQ3","upToDate":true,"calls":1},"meta":{"start":"2026-11-01T00:00:00Z","asOf":"2026-11-01T12:00:00Z","completeThrough":"2026-11-01T11:00:00Z"}}
+                 */
+                "application/x-ndjson": string;
+                /**
+                 * @example event: remove
+                 *     data: {"op":"remove","clientCode":"8005550100","id":"498200007","startTime":"2026-11-01T08:49:51Z"}
+                 *
+                 *     event: up-to-date
+                 *     data: {"op":"up-to-date","page":{"next":"kS1wQ3","upToDate":true,"calls":1},"meta":{"start":"2026-11-01T00:00:00Z","asOf":"2026-11-01T12:00:00Z","completeThrough":"2026-11-01T11:00:00Z"}}
+                 */
+                "text/event-stream": string;
             };
         };
         /** @description The call. */
@@ -1178,25 +1512,93 @@ export interface components {
                  * @example {
                  *       "data": [
                  *         {
-                 *           "calls": 2,
-                 *           "connected": 1,
-                 *           "uniqueCallers": 2,
-                 *           "newCallers": 2,
+                 *           "calls": 3,
+                 *           "connected": 2,
+                 *           "missed": 1,
+                 *           "answerRate": 0.666667,
+                 *           "answeredWithinRate": 0.333333,
+                 *           "uniqueCallers": 3,
+                 *           "newCallers": 3,
                  *           "durationSeconds": 412,
                  *           "talkTimeSeconds": 332,
                  *           "meanTalkTimeSeconds": 166,
+                 *           "waitSeconds": {
+                 *             "mean": 12.5,
+                 *             "p50": 11,
+                 *             "p90": 19
+                 *           },
+                 *           "hours": 24,
                  *           "bucketStart": "2026-11-01T05:00:00Z",
-                 *           "group": null
+                 *           "group": {
+                 *             "result": "connected",
+                 *             "campaign": "4018",
+                 *             "did": "8005550100",
+                 *             "target": "7735550158",
+                 *             "phoneType": "cell",
+                 *             "client": "8005550100",
+                 *             "state": "IL",
+                 *             "areaCode": "312",
+                 *             "sales": "made_sale",
+                 *             "hourOfDay": 14,
+                 *             "dayOfWeek": 1,
+                 *             "hourOfWeek": 14
+                 *           },
+                 *           "rest": false,
+                 *           "previous": {
+                 *             "calls": 3,
+                 *             "connected": 2,
+                 *             "missed": 1,
+                 *             "answerRate": 0.666667,
+                 *             "answeredWithinRate": 0.333333,
+                 *             "uniqueCallers": 3,
+                 *             "newCallers": 3,
+                 *             "durationSeconds": 412,
+                 *             "talkTimeSeconds": 332,
+                 *             "meanTalkTimeSeconds": 166,
+                 *             "waitSeconds": {
+                 *               "mean": 12.5,
+                 *               "p50": 11,
+                 *               "p90": 19
+                 *             },
+                 *             "hours": 24
+                 *           }
                  *         }
                  *       ],
                  *       "total": {
-                 *         "calls": 2,
-                 *         "connected": 1,
-                 *         "uniqueCallers": 2,
-                 *         "newCallers": 2,
+                 *         "calls": 3,
+                 *         "connected": 2,
+                 *         "missed": 1,
+                 *         "answerRate": 0.666667,
+                 *         "answeredWithinRate": 0.333333,
+                 *         "uniqueCallers": 3,
+                 *         "newCallers": 3,
                  *         "durationSeconds": 412,
                  *         "talkTimeSeconds": 332,
-                 *         "meanTalkTimeSeconds": 166
+                 *         "meanTalkTimeSeconds": 166,
+                 *         "waitSeconds": {
+                 *           "mean": 12.5,
+                 *           "p50": 11,
+                 *           "p90": 19
+                 *         },
+                 *         "hours": 24,
+                 *         "previous": {
+                 *           "calls": 3,
+                 *           "connected": 2,
+                 *           "missed": 1,
+                 *           "answerRate": 0.666667,
+                 *           "answeredWithinRate": 0.333333,
+                 *           "uniqueCallers": 3,
+                 *           "newCallers": 3,
+                 *           "durationSeconds": 412,
+                 *           "talkTimeSeconds": 332,
+                 *           "meanTalkTimeSeconds": 166,
+                 *           "waitSeconds": {
+                 *             "mean": 12.5,
+                 *             "p50": 11,
+                 *             "p90": 19
+                 *           },
+                 *           "hours": 24
+                 *         }
                  *       },
                  *       "meta": {
                  *         "start": "2026-11-01T05:00:00Z",
@@ -1209,6 +1611,106 @@ export interface components {
                  *     }
                  */
                 "application/json": components["schemas"]["CallSummary"];
+                /**
+                 * @example {"calls":3,"connected":2,"missed":1,"answerRate":0.666667,"answeredWithinRate":0.333333,"uniqueCallers":3,"newCallers":3,"durationSeconds":412,"talkTimeSeconds":332,"meanTalkTimeSeconds":166.0,"waitSeconds":{"mean":12.5,"p50":11,"p90":19},"hours":24.0,"bucketStart":"2026-11-01T05:00:00Z","group":{"result":"connected","campaign":"4018","did":"8005550100","target":"7735550158","phoneType":"cell","client":"8005550100","state":"IL","areaCode":"312","sales":"made_sale","hourOfDay":14,"dayOfWeek":1,"hourOfWeek":14},"rest":false,"previous":{"calls":3,"connected":2,"missed":1,"answerRate":0.666667,"answeredWithinRate":0.333333,"uniqueCallers":3,"newCallers":3,"durationSeconds":412,"talkTimeSeconds":332,"meanTalkTimeSeconds":166.0,"waitSeconds":{"mean":12.5,"p50":11,"p90":19},"hours":24.0}}
+                 *     {"total":{"calls":3,"connected":2,"missed":1,"answerRate":0.666667,"answeredWithinRate":0.333333,"uniqueCallers":3,"newCallers":3,"durationSeconds":412,"talkTimeSeconds":332,"meanTalkTimeSeconds":166.0,"waitSeconds":{"mean":12.5,"p50":11,"p90":19},"hours":24.0,"previous":{"calls":3,"connected":2,"missed":1,"answerRate":0.666667,"answeredWithinRate":0.333333,"uniqueCallers":3,"newCallers":3,"durationSeconds":412,"talkTimeSeconds":332,"meanTalkTimeSeconds":166.0,"waitSeconds":{"mean":12.5,"p50":11,"p90":19},"hours":24.0}},"meta":{"start":"2026-11-01T05:00:00Z","end":"2026-11-01T09:00:00Z","asOf":"2026-11-01T12:00:00Z","oldestFetch":"2026-11-01T11:00:00Z","stale":false,"unreadable":0}}
+                 */
+                "application/x-ndjson": string;
+                /**
+                 * @example bucketStart,group.result,group.campaign,group.did,group.target,group.phoneType,group.client,group.state,group.areaCode,group.sales,group.hourOfDay,group.dayOfWeek,group.hourOfWeek,rest,calls,connected,missed,answerRate,answeredWithinRate,uniqueCallers,newCallers,durationSeconds,talkTimeSeconds,meanTalkTimeSeconds,waitSeconds.mean,waitSeconds.p50,waitSeconds.p90,hours,previous.calls,previous.connected,previous.missed,previous.answerRate,previous.answeredWithinRate,previous.uniqueCallers,previous.newCallers,previous.durationSeconds,previous.talkTimeSeconds,previous.meanTalkTimeSeconds,previous.waitSeconds.mean,previous.waitSeconds.p50,previous.waitSeconds.p90,previous.hours
+                 *     2026-11-01T05:00:00Z,connected,4018,8005550100,7735550158,cell,8005550100,IL,312,made_sale,14,1,14,false,3,2,1,0.666667,0.333333,3,3,412,332,166.0,12.5,11,19,24.0,3,2,1,0.666667,0.333333,3,3,412,332,166.0,12.5,11,19,24.0
+                 */
+                "text/csv": string;
+            };
+        };
+        /** @description A page of missed callers as JSON, or all of the window otherwise. */
+        MissedResponse: {
+            headers: {
+                Age: components["headers"]["Age"];
+                "Cache-Status": components["headers"]["Cache-Status"];
+                ETag: components["headers"]["ETag"];
+                RateLimit: components["headers"]["RateLimit"];
+                "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                "Server-Timing": components["headers"]["Server-Timing"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                Link: components["headers"]["Link"];
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "data": [
+                 *         {
+                 *           "ani": "3125550161",
+                 *           "clientCode": "8005550100",
+                 *           "missedCalls": 2,
+                 *           "firstMissedAt": "2026-11-01T07:12:04Z",
+                 *           "reached": "called_back",
+                 *           "reachedAt": "2026-11-01T09:30:00Z",
+                 *           "lastCall": {
+                 *             "id": "498200007",
+                 *             "clientCode": "8005550100",
+                 *             "startTime": "2026-11-01T08:49:51Z",
+                 *             "startTimeCertainty": "assumed",
+                 *             "campaign": "4018",
+                 *             "did": "8005550100",
+                 *             "ani": "3125550161",
+                 *             "otherData": "print ad",
+                 *             "phoneType": "cell",
+                 *             "target": "7735550158",
+                 *             "result": "abandoned",
+                 *             "durationSeconds": 351,
+                 *             "talkTimeSeconds": 332,
+                 *             "indexNumber": "0042",
+                 *             "dtmf": "1",
+                 *             "recordingUrl": "/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw",
+                 *             "address": {
+                 *               "firstName": "Ada",
+                 *               "middleInitial": "K.",
+                 *               "lastName": "Lovelace",
+                 *               "street": "12 Lake Shore Drive",
+                 *               "secondary": "Apt 4",
+                 *               "city": "Chicago",
+                 *               "state": "IL",
+                 *               "zip": "60601",
+                 *               "zip4": "1234"
+                 *             },
+                 *             "status": {
+                 *               "reviewed": true,
+                 *               "sales": "called_back",
+                 *               "journal": "Wants a quote."
+                 *             },
+                 *             "extra": {
+                 *               "Weather": "rain"
+                 *             }
+                 *           }
+                 *         }
+                 *       ],
+                 *       "page": {
+                 *         "limit": 1,
+                 *         "nextCursor": "uvkL5TFIUylomGu3e5M0UJOF"
+                 *       },
+                 *       "meta": {
+                 *         "start": "2026-11-01T05:00:00Z",
+                 *         "end": "2026-11-01T09:00:00Z",
+                 *         "asOf": "2026-11-01T12:00:00Z",
+                 *         "oldestFetch": "2026-11-01T11:00:00Z",
+                 *         "stale": false,
+                 *         "unreadable": 0
+                 *       }
+                 *     }
+                 */
+                "application/json": components["schemas"]["MissedPage"];
+                /**
+                 * @example {"ani":"3125550161","clientCode":"8005550100","missedCalls":2,"firstMissedAt":"2026-11-01T07:12:04Z","reached":"called_back","reachedAt":"2026-11-01T09:30:00Z","lastCall":{"id":"498200007","clientCode":"8005550100","startTime":"2026-11-01T08:49:51Z","startTimeCertainty":"assumed","campaign":"4018","did":"8005550100","ani":"3125550161","otherData":"print ad","phoneType":"cell","target":"7735550158","result":"abandoned","durationSeconds":351,"talkTimeSeconds":332,"indexNumber":"0042","dtmf":"1","recordingUrl":"/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw","address":{"firstName":"Ada","middleInitial":"K.","lastName":"Lovelace","street":"12 Lake Shore Drive","secondary":"Apt 4","city":"Chicago","state":"IL","zip":"60601","zip4":"1234"},"status":{"reviewed":true,"sales":"called_back","journal":"Wants a quote."},"extra":{"Weather":"rain"}}}
+                 *     {"meta":{"start":"2026-11-01T05:00:00Z","end":"2026-11-01T09:00:00Z","asOf":"2026-11-01T12:00:00Z","oldestFetch":"2026-11-01T11:00:00Z","stale":false,"unreadable":0}}
+                 */
+                "application/x-ndjson": string;
+                /**
+                 * @example ani,clientCode,missedCalls,firstMissedAt,reached,reachedAt,lastCall.id,lastCall.clientCode,lastCall.startTime,lastCall.startTimeCertainty,lastCall.campaign,lastCall.did,lastCall.ani,lastCall.otherData,lastCall.phoneType,lastCall.target,lastCall.result,lastCall.durationSeconds,lastCall.talkTimeSeconds,lastCall.indexNumber,lastCall.dtmf,lastCall.recordingUrl,lastCall.address.firstName,lastCall.address.middleInitial,lastCall.address.lastName,lastCall.address.street,lastCall.address.secondary,lastCall.address.city,lastCall.address.state,lastCall.address.zip,lastCall.address.zip4,lastCall.status.reviewed,lastCall.status.sales,lastCall.status.journal,lastCall.extra
+                 *     3125550161,8005550100,2,2026-11-01T07:12:04Z,called_back,2026-11-01T09:30:00Z,498200007,8005550100,2026-11-01T08:49:51Z,assumed,4018,8005550100,3125550161,print ad,cell,7735550158,abandoned,351,332,0042,1,/recordings/iC0XHkjeqL1bo0HptbFpdZaqODAw,Ada,K.,Lovelace,12 Lake Shore Drive,Apt 4,Chicago,IL,60601,1234,true,called_back,Wants a quote.,"{""Weather"":""rain""}"
+                 */
+                "text/csv": string;
             };
         };
         /** @description The clients, sorted by code. */
@@ -1432,7 +1934,7 @@ export interface components {
          *     ]
          */
         ClientParameter: string[];
-        /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+        /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
         StartParameter: string;
         /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
         EndParameter: string;
@@ -1464,13 +1966,13 @@ export interface components {
         MinDurationParameter: number;
         /** @description Oldest call first, or newest first with `-startTime`. Default: `-startTime`. */
         SortParameter: components["schemas"]["SortOrder"];
-        /** @description The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
+        /** @description The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
         LimitParameter: number;
         /** @description The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 characters, it needs them. Not for NDJSON and CSV. */
         CursorParameter: string;
         /** @description The fields of each call, separated by commas; nested fields with a dot, such as `address.city`. JSON and NDJSON add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV has exactly these columns, in this order. Example: `ani,result,address.city`. */
         FieldsParameter: components["schemas"]["CallField"][];
-        /** @description Overrides `Accept`. NDJSON and CSV stream the whole window. */
+        /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
         FormatParameter: components["schemas"]["ListFormat"];
         /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
         DialectParameter: components["schemas"]["CsvDialect"];
@@ -1484,10 +1986,22 @@ export interface components {
         FeedFormatParameter: components["schemas"]["FeedFormat"];
         /** @description Whether to answer with an address of this feed that needs no header, for `EventSource`, in place of the changes. Overrides `Accept`. */
         LinkParameter: boolean;
+        /** @description Leaves out missed calls of the last so many seconds: they may still be returned. Default: 0. Example: `300`. */
+        GraceParameter: number;
+        /** @description `true` adds the callers who were reached since their last missed call, after the others. Default: `false`. */
+        ReachedParameter: boolean;
         /** @description The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`. Example: `day`. */
         IntervalParameter: components["schemas"]["SummaryInterval"];
-        /** @description Separate figures by this field. Example: `result`. */
-        GroupByParameter: components["schemas"]["SummaryGroup"];
+        /** @description Separate figures by one or two dimensions, separated by commas; `hourOfDay`, `dayOfWeek` and `hourOfWeek` are on the clock of `tz`. `state` and `areaCode` require the scope `personal`, `sales` the scope `status`. Example: `result,hourOfDay`. */
+        GroupByParameter: components["schemas"]["SummaryGroup"][];
+        /** @description Only the groups with the most calls in the window; all others are one row with `rest`. Requires `groupBy`. Example: `10`. */
+        TopParameter: number;
+        /** @description Add the figures of another window as `previous`: `previous` is the time just before, `year` the same dates a year before. A period that is not over is compared up to the same moment. Example: `previous`. */
+        CompareParameter: components["schemas"]["SummaryComparison"];
+        /** @description Fill in `answeredWithinRate`: the share of calls that are answered within this many seconds. Example: `20`. */
+        AnsweredWithinParameter: number;
+        /** @description Callers are new only if they did not call within this many days before the window either. Ignored without the scope `personal`. Example: `30d`. */
+        LookbackParameter: string;
     };
     requestBodies: never;
     headers: {
@@ -1521,7 +2035,7 @@ export interface operations {
     listClientCalls: {
         parameters: {
             query?: {
-                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
                 start?: components["parameters"]["StartParameter"];
                 /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
                 end?: components["parameters"]["EndParameter"];
@@ -1549,13 +2063,13 @@ export interface operations {
                 minDuration?: components["parameters"]["MinDurationParameter"];
                 /** @description Oldest call first, or newest first with `-startTime`. Default: `-startTime`. */
                 sort?: components["parameters"]["SortParameter"];
-                /** @description The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
+                /** @description The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
                 limit?: components["parameters"]["LimitParameter"];
                 /** @description The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 characters, it needs them. Not for NDJSON and CSV. */
                 cursor?: components["parameters"]["CursorParameter"];
                 /** @description The fields of each call, separated by commas; nested fields with a dot, such as `address.city`. JSON and NDJSON add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV has exactly these columns, in this order. Example: `ani,result,address.city`. */
                 fields?: components["parameters"]["FieldsParameter"];
-                /** @description Overrides `Accept`. NDJSON and CSV stream the whole window. */
+                /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
                 format?: components["parameters"]["FormatParameter"];
                 /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
                 dialect?: components["parameters"]["DialectParameter"];
@@ -1599,7 +2113,7 @@ export interface operations {
                  *     ]
                  */
                 client: components["parameters"]["ClientParameter"];
-                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
                 start?: components["parameters"]["StartParameter"];
                 /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
                 end?: components["parameters"]["EndParameter"];
@@ -1627,13 +2141,13 @@ export interface operations {
                 minDuration?: components["parameters"]["MinDurationParameter"];
                 /** @description Oldest call first, or newest first with `-startTime`. Default: `-startTime`. */
                 sort?: components["parameters"]["SortParameter"];
-                /** @description The maximum number of calls on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
+                /** @description The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
                 limit?: components["parameters"]["LimitParameter"];
                 /** @description The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 characters, it needs them. Not for NDJSON and CSV. */
                 cursor?: components["parameters"]["CursorParameter"];
                 /** @description The fields of each call, separated by commas; nested fields with a dot, such as `address.city`. JSON and NDJSON add `id`, `clientCode` and `startTime`, and leave out the others, although the schema `Call` requires them. CSV has exactly these columns, in this order. Example: `ani,result,address.city`. */
                 fields?: components["parameters"]["FieldsParameter"];
-                /** @description Overrides `Accept`. NDJSON and CSV stream the whole window. */
+                /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
                 format?: components["parameters"]["FormatParameter"];
                 /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
                 dialect?: components["parameters"]["DialectParameter"];
@@ -1663,7 +2177,7 @@ export interface operations {
     getClientCall: {
         parameters: {
             query?: {
-                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
                 start?: components["parameters"]["StartParameter"];
                 /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
                 end?: components["parameters"]["EndParameter"];
@@ -1698,6 +2212,144 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
+            405: components["responses"]["MethodNotAllowed"];
+            406: components["responses"]["NotAcceptable"];
+            422: components["responses"]["UnprocessableEntity"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalServerError"];
+            502: components["responses"]["BadGateway"];
+            503: components["responses"]["ServiceUnavailable"];
+            504: components["responses"]["GatewayTimeout"];
+        };
+    };
+    listClientMissedCallers: {
+        parameters: {
+            query?: {
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
+                start?: components["parameters"]["StartParameter"];
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
+                end?: components["parameters"]["EndParameter"];
+                /** @description Days in the time zone `tz`, instead of `start` and `end`. `last_7_days` and `last_30_days` include today. */
+                range?: components["parameters"]["RangeParameter"];
+                /** @description The IANA time zone of dates without offset. Default: `UTC`. Example: `America/Chicago`. */
+                tz?: components["parameters"]["TzParameter"];
+                /** @description `status` adds the status of each call. */
+                include?: components["parameters"]["IncludeParameter"];
+                /** @description Only calls of this campaign. Example: `4018`. */
+                campaign?: components["parameters"]["CampaignParameter"];
+                /** @description Only calls to this tracking number. Example: `8005550100`. */
+                did?: components["parameters"]["DidParameter"];
+                /** @description Only calls from this number. Example: `3125550161`. */
+                ani?: components["parameters"]["AniParameter"];
+                /** @description Only calls forwarded to this number. Example: `7735550158`. */
+                target?: components["parameters"]["TargetParameter"];
+                /** @description Only calls from one of these types of phone, separated by commas. Example: `cell`. */
+                phoneType?: components["parameters"]["PhoneTypeParameter"];
+                /** @description Only calls with a recording, or only calls without one. */
+                recorded?: components["parameters"]["RecordedParameter"];
+                /** @description Only calls of at least this many seconds. Example: `30`. */
+                minDuration?: components["parameters"]["MinDurationParameter"];
+                /** @description The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
+                limit?: components["parameters"]["LimitParameter"];
+                /** @description The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 characters, it needs them. Not for NDJSON and CSV. */
+                cursor?: components["parameters"]["CursorParameter"];
+                /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
+                format?: components["parameters"]["FormatParameter"];
+                /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
+                dialect?: components["parameters"]["DialectParameter"];
+                /** @description Only for NDJSON: `none` leaves out the last line. */
+                meta?: components["parameters"]["MetaParameter"];
+                /** @description Leaves out missed calls of the last so many seconds: they may still be returned. Default: 0. Example: `300`. */
+                grace?: components["parameters"]["GraceParameter"];
+                /** @description `true` adds the callers who were reached since their last missed call, after the others. Default: `false`. */
+                reached?: components["parameters"]["ReachedParameter"];
+            };
+            header?: never;
+            path: {
+                /**
+                 * @description The client code, often its toll-free number.
+                 * @example 8005550100
+                 */
+                code: components["parameters"]["CodeParameter"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["MissedResponse"];
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            405: components["responses"]["MethodNotAllowed"];
+            406: components["responses"]["NotAcceptable"];
+            422: components["responses"]["UnprocessableEntity"];
+            429: components["responses"]["TooManyRequests"];
+            500: components["responses"]["InternalServerError"];
+            502: components["responses"]["BadGateway"];
+            503: components["responses"]["ServiceUnavailable"];
+            504: components["responses"]["GatewayTimeout"];
+        };
+    };
+    listMissedCallers: {
+        parameters: {
+            query: {
+                /**
+                 * @description A client code, up to 50 times, or `*` for every client.
+                 * @example [
+                 *       "8005550100",
+                 *       "8005550101"
+                 *     ]
+                 */
+                client: components["parameters"]["ClientParameter"];
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
+                start?: components["parameters"]["StartParameter"];
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
+                end?: components["parameters"]["EndParameter"];
+                /** @description Days in the time zone `tz`, instead of `start` and `end`. `last_7_days` and `last_30_days` include today. */
+                range?: components["parameters"]["RangeParameter"];
+                /** @description The IANA time zone of dates without offset. Default: `UTC`. Example: `America/Chicago`. */
+                tz?: components["parameters"]["TzParameter"];
+                /** @description `status` adds the status of each call. */
+                include?: components["parameters"]["IncludeParameter"];
+                /** @description Only calls of this campaign. Example: `4018`. */
+                campaign?: components["parameters"]["CampaignParameter"];
+                /** @description Only calls to this tracking number. Example: `8005550100`. */
+                did?: components["parameters"]["DidParameter"];
+                /** @description Only calls from this number. Example: `3125550161`. */
+                ani?: components["parameters"]["AniParameter"];
+                /** @description Only calls forwarded to this number. Example: `7735550158`. */
+                target?: components["parameters"]["TargetParameter"];
+                /** @description Only calls from one of these types of phone, separated by commas. Example: `cell`. */
+                phoneType?: components["parameters"]["PhoneTypeParameter"];
+                /** @description Only calls with a recording, or only calls without one. */
+                recorded?: components["parameters"]["RecordedParameter"];
+                /** @description Only calls of at least this many seconds. Example: `30`. */
+                minDuration?: components["parameters"]["MinDurationParameter"];
+                /** @description The maximum number of calls, or of callers, on a page. Default: 100. A page may have fewer: only a null `nextCursor` ends the list. Not for NDJSON and CSV. */
+                limit?: components["parameters"]["LimitParameter"];
+                /** @description The `nextCursor` of the previous page, alone or with the same parameters. If they have more than about 700 characters, it needs them. Not for NDJSON and CSV. */
+                cursor?: components["parameters"]["CursorParameter"];
+                /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
+                format?: components["parameters"]["FormatParameter"];
+                /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
+                dialect?: components["parameters"]["DialectParameter"];
+                /** @description Only for NDJSON: `none` leaves out the last line. */
+                meta?: components["parameters"]["MetaParameter"];
+                /** @description Leaves out missed calls of the last so many seconds: they may still be returned. Default: 0. Example: `300`. */
+                grace?: components["parameters"]["GraceParameter"];
+                /** @description `true` adds the callers who were reached since their last missed call, after the others. Default: `false`. */
+                reached?: components["parameters"]["ReachedParameter"];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["MissedResponse"];
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
             405: components["responses"]["MethodNotAllowed"];
             406: components["responses"]["NotAcceptable"];
             422: components["responses"]["UnprocessableEntity"];
@@ -1801,7 +2453,7 @@ export interface operations {
     summarizeClientCalls: {
         parameters: {
             query?: {
-                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
                 start?: components["parameters"]["StartParameter"];
                 /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
                 end?: components["parameters"]["EndParameter"];
@@ -1825,10 +2477,22 @@ export interface operations {
                 recorded?: components["parameters"]["RecordedParameter"];
                 /** @description Only calls of at least this many seconds. Example: `30`. */
                 minDuration?: components["parameters"]["MinDurationParameter"];
+                /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
+                format?: components["parameters"]["FormatParameter"];
+                /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
+                dialect?: components["parameters"]["DialectParameter"];
                 /** @description The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`. Example: `day`. */
                 interval?: components["parameters"]["IntervalParameter"];
-                /** @description Separate figures by this field. Example: `result`. */
+                /** @description Separate figures by one or two dimensions, separated by commas; `hourOfDay`, `dayOfWeek` and `hourOfWeek` are on the clock of `tz`. `state` and `areaCode` require the scope `personal`, `sales` the scope `status`. Example: `result,hourOfDay`. */
                 groupBy?: components["parameters"]["GroupByParameter"];
+                /** @description Only the groups with the most calls in the window; all others are one row with `rest`. Requires `groupBy`. Example: `10`. */
+                top?: components["parameters"]["TopParameter"];
+                /** @description Add the figures of another window as `previous`: `previous` is the time just before, `year` the same dates a year before. A period that is not over is compared up to the same moment. Example: `previous`. */
+                compare?: components["parameters"]["CompareParameter"];
+                /** @description Fill in `answeredWithinRate`: the share of calls that are answered within this many seconds. Example: `20`. */
+                answeredWithin?: components["parameters"]["AnsweredWithinParameter"];
+                /** @description Callers are new only if they did not call within this many days before the window either. Ignored without the scope `personal`. Example: `30d`. */
+                lookback?: components["parameters"]["LookbackParameter"];
             };
             header?: never;
             path: {
@@ -1867,7 +2531,7 @@ export interface operations {
                  *     ]
                  */
                 client: components["parameters"]["ClientParameter"];
-                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
                 start?: components["parameters"]["StartParameter"];
                 /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
                 end?: components["parameters"]["EndParameter"];
@@ -1891,10 +2555,22 @@ export interface operations {
                 recorded?: components["parameters"]["RecordedParameter"];
                 /** @description Only calls of at least this many seconds. Example: `30`. */
                 minDuration?: components["parameters"]["MinDurationParameter"];
+                /** @description Overrides `Accept`. NDJSON and CSV of calls stream the whole window. */
+                format?: components["parameters"]["FormatParameter"];
+                /** @description Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which Excel reads as dates. */
+                dialect?: components["parameters"]["DialectParameter"];
                 /** @description The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`. Example: `day`. */
                 interval?: components["parameters"]["IntervalParameter"];
-                /** @description Separate figures by this field. Example: `result`. */
+                /** @description Separate figures by one or two dimensions, separated by commas; `hourOfDay`, `dayOfWeek` and `hourOfWeek` are on the clock of `tz`. `state` and `areaCode` require the scope `personal`, `sales` the scope `status`. Example: `result,hourOfDay`. */
                 groupBy?: components["parameters"]["GroupByParameter"];
+                /** @description Only the groups with the most calls in the window; all others are one row with `rest`. Requires `groupBy`. Example: `10`. */
+                top?: components["parameters"]["TopParameter"];
+                /** @description Add the figures of another window as `previous`: `previous` is the time just before, `year` the same dates a year before. A period that is not over is compared up to the same moment. Example: `previous`. */
+                compare?: components["parameters"]["CompareParameter"];
+                /** @description Fill in `answeredWithinRate`: the share of calls that are answered within this many seconds. Example: `20`. */
+                answeredWithin?: components["parameters"]["AnsweredWithinParameter"];
+                /** @description Callers are new only if they did not call within this many days before the window either. Ignored without the scope `personal`. Example: `30d`. */
+                lookback?: components["parameters"]["LookbackParameter"];
             };
             header?: never;
             path?: never;
@@ -1919,7 +2595,7 @@ export interface operations {
     listClients: {
         parameters: {
             query?: {
-                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries and `/clients` require it without `range`. Example: `2026-11-01`. */
+                /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Inclusive. Default: the beginning of history; summaries, missed callers and `/clients` require it without `range`. Example: `2026-11-01`. */
                 start?: components["parameters"]["StartParameter"];
                 /** @description An RFC 3339 instant, or a date or date-time without offset in the time zone `tz`. Exclusive. Default: now. Example: `2026-11-02T00:00:00Z`. */
                 end?: components["parameters"]["EndParameter"];
