@@ -23,7 +23,7 @@ from tests.support.paths import NODE, ROOT
 from tests.support.stand import Make, serving
 from tests.support.tools import need, tool
 
-CALLS_PER_DAY = 2000  # of five clients: a call every 9 seconds
+CALLS_PER_DAY = 20_000  # of a client: a call every 4 seconds
 MAX_BYTES = 120_000  # of everything that the console loads, compressed
 
 
@@ -95,7 +95,7 @@ def test_the_built_page_is_that_of_the_sources(tmp_path: Path):
 @pytest.fixture
 def upstream() -> Iterator[tuple[Simulator, str]]:
     """A simulator on the real clock, so that calls arrive while a page is open."""
-    simulator = create(Options(calls_per_day=CALLS_PER_DAY), time.time)
+    simulator = create(Options(clients=2, calls_per_day=CALLS_PER_DAY, history=1.2), time.time)
     with serving(simulator) as port:
         yield simulator, f"http://127.0.0.1:{port}{PATH}"
 

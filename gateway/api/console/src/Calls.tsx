@@ -111,7 +111,7 @@ export function Calls({ view, change, selected, changes }: Props) {
   const from = Math.max(0, Math.min(top, count) - SPARE);
   const visible = listed?.calls.slice(from, top + rows + SPARE) ?? [];
   return (
-    <div aria-busy={listed === null}>
+    <div aria-busy={listed === null && problem === null}>
       <details class="menu columns">
         <summary>Columns</summary>
         <ul class="sheet choices">
