@@ -148,7 +148,7 @@ function Console({ failure, onSession }: { failure: string; onSession: () => voi
           />
         )}
         <Filters view={view} change={change} />
-        <Figures query={figures} view={view} />
+        <Figures query={figures} />
         <Chart query={buckets} view={view} interval={interval} change={change} />
         <Tabs view={view} change={change}>
           <Download view={view} selected={selected} total={figures.data?.total.calls ?? null} />

@@ -10,7 +10,7 @@ import { usePainted } from "./query";
 
 const ROW = 40; // pixels, as in style.css
 const PAGE = 100; // calls a request
-const SPARE = 10; // rows kept above and below those in sight
+const SPARE = 40; // rows kept above and below those in sight
 const CHOICES = [
   ...COLUMNS,
   "did",

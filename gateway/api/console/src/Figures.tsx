@@ -1,4 +1,3 @@
-import type { View } from "./address";
 import type { components } from "./contract";
 import { duration, number, percent } from "./format";
 import { type Query, usePainted } from "./query";
@@ -22,7 +21,7 @@ const FIGURES: Figure[] = [
 ];
 
 /** The key figures of the view, each with its change against the period before. */
-export function Figures({ query, view }: { query: Query<components["schemas"]["CallSummary"]>; view: View }) {
+export function Figures({ query }: { query: Query<components["schemas"]["CallSummary"]> }) {
   const totals = query.data?.total;
   usePainted("figures", totals !== undefined);
   if (!totals)
@@ -41,15 +40,7 @@ export function Figures({ query, view }: { query: Query<components["schemas"]["C
             <dt>{name}</dt>
             <dd>
               {show(now)}
-              {now !== null && then !== null && (
-                <Change
-                  now={now}
-                  then={then}
-                  show={show}
-                  more={more}
-                  title={view.range ? "the period before" : "as long before"}
-                />
-              )}
+              {now !== null && then !== null && <Change now={now} then={then} show={show} more={more} />}
             </dd>
           </div>
         );
@@ -63,20 +54,17 @@ function Change({
   then,
   show,
   more,
-  title,
 }: {
   now: number;
   then: number;
   show: (value: number) => string;
   more: string;
-  title: string;
 }) {
   const better = more === "good" ? now > then : now < then;
   const tone = more && now !== then ? (better ? "good" : "bad") : "";
   return (
     <span class={`change ${tone}`}>
-      {now > then ? "▲" : now < then ? "▼" : "="} {show(then)} <span class="hidden">in </span>
-      <span class="note">{title}</span>
+      {now > then ? "▲" : now < then ? "▼" : "="} <span class="note">before:</span> {show(then)}
     </span>
   );
 }
