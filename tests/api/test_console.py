@@ -19,6 +19,7 @@ from gateway.api import console
 from gateway.settings import Settings, SettingsError
 from gateway.simulator.server import PATH, Options, Simulator, create
 from tests.support.consumers import Member, keys_file
+from tests.support.issuer import issuing
 from tests.support.paths import NODE, ROOT
 from tests.support.stand import Make, serving
 from tests.support.tools import need, tool
@@ -149,3 +150,27 @@ def test_people_work_with_calls_in_a_browser(upstream: tuple[Simulator, str], tm
     assert seen["healed"]
     assert reader.key not in seen["stored"]
     assert "Not for this key" in seen["locked"]
+
+
+def test_people_sign_in_with_the_issuer(upstream: tuple[Simulator, str]):
+    need((NODE / "node_modules" / "playwright-core").exists(), "npm ci in tests/node")
+    with issuing() as issuer:
+        settings = Settings(
+            upstream_url=upstream[1],
+            auth="oidc",
+            oidc_issuer=issuer.address,
+            oidc_audience="callbutton",
+            console_oidc_client_id="console",
+            signing_key="k" * 32,
+        )
+        with serving(app.create(settings)) as port:
+            base = f"http://127.0.0.1:{port}"
+            command = [tool("node"), str(NODE / "console-sign-in.mjs"), tool("chromium"), base]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["complaints"] == []
+    assert "client=8005550100" in seen["address"]  # the view before the sign-in
+    assert "code=" not in seen["address"]
+    assert seen["stored"] == ["callbutton-gateway:access-bearer"]
+    assert "not completed" in seen["refused"]

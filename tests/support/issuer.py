@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -36,12 +40,32 @@ class Issuer:
         self.status = 200
         self.padding = 0
         self.asked = 0
+        self._challenge = ""
 
     def answer(self, path: str) -> bytes:
         if path.endswith("/keys"):  # of a proxied request it is a URL
             self.asked += 1
             return json.dumps({"keys": self.keys, "padding": "x" * self.padding}).encode()
-        return json.dumps({"issuer": self.named, "jwks_uri": self.keys_at}).encode()
+        document = {
+            "issuer": self.named,
+            "jwks_uri": self.keys_at,
+            "authorization_endpoint": f"{self.address}/authorize",
+            "token_endpoint": f"{self.address}/token",
+        }
+        return json.dumps(document).encode()
+
+    def authorize(self, query: dict[str, str]) -> str:
+        """Sign everybody in. Returns the address to which the browser goes back."""
+        assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
+        self._challenge = query["code_challenge"]
+        return f"{query['redirect_uri']}?{urlencode({'code': 'one-time', 'state': query['state']})}"
+
+    def exchange(self, form: dict[str, str]) -> dict[str, str]:
+        """Return a token for the code of the authorization whose verifier this is (RFC 7636)."""
+        digest = sha256(form["code_verifier"].encode()).digest()
+        if form["code"] != "one-time" or urlsafe_b64encode(digest).rstrip(b"=").decode() != self._challenge:
+            return {"error": "invalid_grant"}
+        return {"access_token": self.token(time.time()), "token_type": "Bearer"}
 
     def token(self, now: float, key: Any = RSA_KEYS[0], alg: str = "RS256", kid: str = "one", **claims: Any) -> str:
         """Return a token that is valid unless `claims` override it. A claim that is None is omitted."""
@@ -64,10 +88,21 @@ def issuing() -> Iterator[Issuer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = issuer.answer(self.path)
-            self.send_response(issuer.status)
-            if issuer.status == 302:
-                self.send_header("Location", self.path + "?again")
+            parts = urlsplit(self.path)
+            if parts.path == "/authorize":
+                self._send(302, b"", issuer.authorize(dict(parse_qsl(parts.query))))
+            else:
+                self._send(issuer.status, issuer.answer(self.path), self.path + "?again")
+
+        def do_POST(self) -> None:
+            found = issuer.exchange(dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode())))
+            self._send(400 if "error" in found else 200, json.dumps(found).encode())
+
+        def _send(self, status: int, body: bytes, location: str = "") -> None:
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", location)
+            self.send_header("Access-Control-Allow-Origin", "*")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
