@@ -16,7 +16,7 @@ demo: $(READY)  ## Run the gateway in front of a simulated Callbutton server, an
 
 test: $(READY)  ## Run the tests (about 10 minutes), without those whose programs are not installed
 	@echo "== tests (about 10 minutes); the end lists the tests that are skipped, with the program that each needs"
-	@$(BIN)/python -m pytest -q -rs
+	@$(BIN)/python -m pytest -q -rs --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(READY)  ## Run ruff and mypy
 	@echo "== ruff"
