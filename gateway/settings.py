@@ -309,8 +309,8 @@ class Settings:
     extra_fields: tuple[ExtraField, ...] = optional(
         Parser("a list such as CustomA:property,CallerName:callerName!personal", parse_extra_fields),
         (),
-        "Elements in `extra` that become fields of calls, with a camelCase name each: filters and CSV columns as well. "
-        "With `!personal` only consumers with the scope `personal` see them. They stay in `extra` as well.",
+        "Elements in `extra` that become fields of calls, with a camelCase name each: filters, CSV columns and groups "
+        "(`groupBy`) as well. With `!personal` they require the scope `personal`. They stay in `extra` as well.",
     )
     recording_url: str = option(
         Parser("a URL or a path that contains {id}", parse_recording_url),

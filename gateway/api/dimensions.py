@@ -1,4 +1,7 @@
-"""Dimensions: what summaries are grouped by. One table: how a value is read, its JSON schema, the scope it needs."""
+"""Dimensions: what summaries are grouped by. One table: how a value is read, its JSON schema, the scope it needs.
+
+Each promoted extra field is a dimension as well.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any, NamedTuple
 
 from gateway.api.calendars import CLOCKS
 from gateway.cache.aggregates import Group, Value
-from gateway.model import Call
+from gateway.extra_fields import NO_EXTRAS, ExtraFields
+from gateway.model import Call, text_reader
 
 NORTH_AMERICAN = re.compile(r"\+?1?([2-9][0-9]{2})[2-9][0-9]{6}", re.ASCII)
 
@@ -29,7 +33,8 @@ class Dimension(NamedTuple):
     @property
     def schema(self) -> dict[str, Any]:
         """Its JSON schema."""
-        described: dict[str, Any] = {"description": self.description, "examples": [self.example]}
+        scope = f" Requires the scope `{self.scope}`." if self.scope else ""
+        described: dict[str, Any] = {"description": self.description + scope, "examples": [self.example]}
         if self.values is None:
             return {"type": ["string", "null"]} | described
         return {"type": "integer", "minimum": self.values[0], "maximum": self.values[1]} | described
@@ -62,9 +67,23 @@ DIMENSIONS: dict[str, Dimension] = {
 }
 
 
-def reader(names: Sequence[str]) -> Callable[[Call], Group] | None:
+def dimensions_of(extras: ExtraFields) -> dict[str, Dimension]:
+    """The dimensions by name, with the promoted extra fields."""
+    return DIMENSIONS | {
+        one.name: Dimension(
+            text_reader(f"extra.{one.element}"),
+            f"The element `{one.element}` of the server's reply.",
+            "A-17",
+            scope="personal" if one.personal else None,
+        )
+        for one in extras.fields
+    }
+
+
+def reader(names: Sequence[str], extras: ExtraFields = NO_EXTRAS) -> Callable[[Call], Group] | None:
     """A function that reads the dimensions of a call; None if the clock has all of them."""
-    reads = [read for name in names if (read := DIMENSIONS[name].read)]
+    known = dimensions_of(extras)
+    reads = [read for name in names if (read := known[name].read)]
     match reads:
         case []:
             return None

@@ -21,7 +21,7 @@ from gateway import __version__
 from gateway.api import problems, query
 from gateway.api.calls import CallPage, SingleCall
 from gateway.api.changes import LINK_TYPE
-from gateway.api.dimensions import DIMENSIONS
+from gateway.api.dimensions import dimensions_of
 from gateway.api.feed import Changes, FeedAddress, feed_call_type
 from gateway.api.missed import MissedCaller, MissedPage
 from gateway.api.query import Parameter, ValueType
@@ -375,7 +375,7 @@ def _schemas(bodies: list[Any], extras: ExtraFields) -> dict[str, Any]:
             elif arms:
                 field |= arms[0] | {"type": [arm["type"] for arm in arms]}
             schema["properties"][name] = _bounded(field)
-    values = {name: _bounded(dimension.schema) for name, dimension in DIMENSIONS.items()}
+    values = {name: _bounded(dimension.schema) for name, dimension in dimensions_of(extras).items()}
     schemas[GROUP] = {"type": "object", "description": GROUP_TEXT, "properties": values}
     row = schemas[SummaryRow.__name__]["properties"]
     row["group"] = {

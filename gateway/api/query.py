@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.api.dimensions import DIMENSIONS
+from gateway.api.dimensions import DIMENSIONS, dimensions_of
 from gateway.api.time_ranges import RANGES, parse_window, parse_zone
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.extra_fields import NO_EXTRAS, ExtraFields
@@ -139,10 +139,9 @@ INSTANT = ValueType({"type": "string"})  # parsed by `parse_window`, once the ti
 ZONE = ValueType({"type": "string"}, parse_zone)
 TEXT = ValueType({"type": "string", "maxLength": MAX_TEXT}, _parse_text)
 BOOLEAN = ValueType({"type": "boolean"}, _parse_boolean)
-FIELD_LIST = ValueType({"type": "array"}, several=True)  # `all_parameters` has its values
+NAME_LIST = ValueType({"type": "array"}, several=True)  # `all_parameters` has its values
 RESULTS = _words("CallResult", {one.value: one for one in CallResult})
 PHONE_TYPES = _words("PhoneType", {one.value: one for one in PhoneType})
-DIMENSION_LIST = _words("SummaryGroup", {name: name for name in DIMENSIONS}, ordered=True, most=2)
 LOOKBACK_DAYS = ValueType({"type": "string", "pattern": f"^{LOOKBACK.pattern}$"}, _parse_lookback)
 SORT = _choice("SortOrder", "startTime", "-startTime", **{"x-enum-varnames": ["OLDEST_FIRST", "NEWEST_FIRST"]})
 CODES = {"items": {"type": "string", "pattern": rf"^(\*|{CODE_PATTERN})$"}, "minItems": 1, "maxItems": MAX_CLIENTS}
@@ -193,7 +192,7 @@ REACHED_TEXT = (
 INTERVAL_TEXT = "The length of the time buckets, by clock and calendar in `tz`. Weeks begin on Monday. Default: `none`."
 GROUP_TEXT = (
     "Separate figures by one or two dimensions, separated by commas; `hourOfDay`, `dayOfWeek` and `hourOfWeek` are on "
-    "the clock of `tz`. `state` and `areaCode` require the scope `personal`, `sales` the scope `status`."
+    "the clock of `tz`. The schema `GroupValues` describes them."
 )
 TOP_TEXT = "Only the groups with the most calls in the window; all others are one row with `rest`. Requires `groupBy`."
 COMPARE_TEXT = (
@@ -229,7 +228,7 @@ PARAMETERS = (
     Parameter("sort", SORT, "list", "Oldest call first, or newest first with `-startTime`. Default: `-startTime`."),
     Parameter("limit", _whole_number(1, MAX_LIMIT), PAGED, LIMIT_TEXT),
     Parameter("cursor", ValueType({"type": "string"}), PAGED, CURSOR_TEXT),
-    Parameter("fields", FIELD_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
+    Parameter("fields", NAME_LIST, "list call", FIELDS_TEXT, "ani,result,address.city"),
     Parameter("format", _choice("ListFormat", *FORMATS), FILTERED, FORMAT_TEXT),
     Parameter("dialect", _choice("CsvDialect", "excel"), FILTERED, DIALECT_TEXT),
     Parameter("meta", _choice("NdjsonMeta", "none"), PAGED, "Only for NDJSON: `none` leaves out the last line."),
@@ -240,7 +239,7 @@ PARAMETERS = (
     Parameter("grace", _whole_number(0, MAX_GRACE), "missed", GRACE_TEXT, 300),
     Parameter("reached", BOOLEAN, "missed", REACHED_TEXT),
     Parameter("interval", _choice("SummaryInterval", *INTERVALS), "summary", INTERVAL_TEXT, "day"),
-    Parameter("groupBy", DIMENSION_LIST, "summary", GROUP_TEXT, "result,hourOfDay"),
+    Parameter("groupBy", NAME_LIST, "summary", GROUP_TEXT, "result,hourOfDay"),
     Parameter("top", _whole_number(1, MAX_TOP), "summary", TOP_TEXT, 10),
     Parameter("compare", _choice("SummaryComparison", "previous", "year"), "summary", COMPARE_TEXT, "previous"),
     Parameter("answeredWithin", _whole_number(0, MAX_ANSWERED_WITHIN), "summary", WITHIN_TEXT, 20),
@@ -259,13 +258,20 @@ BRACKETS = re.compile(r"\[\d{0,3}\]$", re.ASCII)
 
 @lru_cache(maxsize=64)
 def all_parameters(extras: ExtraFields) -> tuple[Parameter, ...]:
-    """The query parameters of all routes, except `client`: promoted extra fields are filters, and names in `fields`."""
-    known = _words("CallField", {field: field for field in fields_of(columns_of(extras.call_type))}, ordered=True)
+    """The query parameters of all routes, except `client`.
+
+    Promoted extra fields are filters, and names in `fields` and `groupBy`.
+    """
+    fields, groups = fields_of(columns_of(extras.call_type)), dimensions_of(extras)
+    names = {
+        "fields": _words("CallField", {name: name for name in fields}, ordered=True),
+        "groupBy": _words("SummaryGroup", {name: name for name in groups}, ordered=True, most=2),
+    }
     filters = [
         Parameter(one.name, TEXT, FILTERED, f"Only calls with this `{one.name}`.", component=f"extra_{one.name}")
         for one in extras.fields
     ]
-    return (*[one._replace(kind=known) if one.name == "fields" else one for one in PARAMETERS], *filters)
+    return (*[one._replace(kind=names.get(one.name, one.kind)) for one in PARAMETERS], *filters)
 
 
 def parameters_of(route: str, extras: ExtraFields = NO_EXTRAS) -> tuple[Parameter, ...]:

@@ -18,7 +18,7 @@ from msgspec import Struct
 from gateway.access import require_scope
 from gateway.api import exports, responses
 from gateway.api.calendars import Calendar
-from gateway.api.dimensions import DIMENSIONS, clocks_of, reader
+from gateway.api.dimensions import clocks_of, dimensions_of, reader
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import parse_clients_query
 from gateway.api.responses import JSON, AnswerMeta, Services
@@ -118,7 +118,8 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
     )
     form = responses.negotiate(context, exports.MEDIA_TYPES, query.format)
     consumer = responses.consumer_of(context)
-    for scope in filter(None, [DIMENSIONS[name].scope for name in query.group_by]):
+    dimensions = dimensions_of(services.extras)
+    for scope in filter(None, [dimensions[name].scope for name in query.group_by]):
         require_scope(consumer, scope)
     query.require_format(form)
     period, source, unreadable = await _read_period(services, context, query, query.window)
@@ -178,11 +179,12 @@ async def _aggregate(
     """Aggregate the calls of a window. `known` are callers that are not new. Raises GatewayError, TooManyGroups."""
     status = "sales" in group_by
     cache_query = responses.cache_query(services, context, query.codes, window, filters=query.filters, status=status)
-    dimensions = [name for name in group_by if DIMENSIONS[name].read]
+    clocks = clocks_of(group_by)
+    dimensions = [name for name in group_by if name not in clocks]
     spec = AggregateSpec(
         name=(calendar.name, tuple(dimensions), query.filters, responses.consumer_of(context).clients),
         slots=calendar.slots,
-        group=reader(dimensions),
+        group=reader(dimensions, services.extras),
         keep=responses.row_filter(context, cache_query, query.filters),
         max_parts=MAX_PARTS if query.top else MAX_ROWS,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,45 @@ def test_a_filter_selects_the_calls_with_the_text(stand: Make, tmp_path: Path):
     assert len(missed) == len({call["ani"] for call in expected if call["result"] in results} - {None})
 
 
+def test_summaries_group_by_the_text_of_an_element(stand: Make, tmp_path: Path):
+    gateway = gateway_of(stand, tmp_path, auth="none")
+    week = {"start": "2026-10-28", "end": "2026-11-04"}
+    calls: list[Row] = every_call(gateway, CALLS, **week, limit="1000")
+    counts: Counter[str | None] = Counter(call["property"] for call in calls)
+    results: Counter[tuple[str | None, str]] = Counter((call["property"], call["result"]) for call in calls)
+    callers = defaultdict[str | None, set[str]](set)
+    for call in calls:
+        callers[call["property"]] |= {call["ani"]} - {None}
+    assert 3 < len(counts) < len(results) < len(calls)
+    for _ in range(2):  # the second time from memoised aggregates
+        rows = gateway.get(f"{CALLS}/summary", **week, groupBy="property").json()["data"]
+        assert {row["group"]["property"]: row["calls"] for row in rows} == counts
+        assert {row["group"]["property"]: row["uniqueCallers"] for row in rows} == {
+            text: len(found) for text, found in callers.items()
+        }
+        rows = gateway.get(f"{CALLS}/summary", **week, groupBy="result,property").json()["data"]
+        assert {(row["group"]["property"], row["group"]["result"]): row["calls"] for row in rows} == results
+    *top, rest = gateway.get(f"{CALLS}/summary", **week, groupBy="property", top="2").json()["data"]
+    assert [row["calls"] for row in top] == [count for _, count in counts.most_common(2)]
+    assert (rest["rest"], rest["calls"]) == (True, len(calls) - sum(row["calls"] for row in top))
+    table = gateway.get(f"{CALLS}/summary", **week, groupBy="property", format="csv").text
+    cells = csv.DictReader(io.StringIO(table))
+    assert {row["group.property"]: int(row["calls"]) for row in cells} == counts
+
+
+def test_grouping_by_a_personal_field_needs_the_scope(stand: Make, tmp_path: Path):
+    gateway = gateway_of(stand, tmp_path)
+    path = f"{CALLS}/summary"
+    assert get(gateway, MASKED, path, **FOLD, groupBy="callerName").status_code == 403
+    assert get(gateway, MASKED, path, **FOLD, groupBy="result,callerName").status_code == 403
+    full, masked = (get(gateway, member, path, **FOLD, groupBy="property").json() for member in (FULL, MASKED))
+    assert [row["group"] for row in masked["data"]] == [row["group"] for row in full["data"]]
+    names = Counter(call["callerName"] for call in get(gateway, FULL, CALLS, **FOLD).json()["data"])
+    rows = get(gateway, FULL, path, **FOLD, groupBy="callerName").json()["data"]
+    assert {row["group"]["callerName"]: row["calls"] for row in rows} == names
+    assert stand(BUSY).client.get(path, params={**FOLD, "groupBy": "property"}).status_code == 400
+
+
 def test_a_personal_field_is_masked_and_others_are_shown_to_all(stand: Make, tmp_path: Path):
     gateway = gateway_of(stand, tmp_path)
     full, masked = (get(gateway, member, CALLS, **FOLD).json()["data"] for member in (FULL, MASKED))
@@ -117,7 +157,12 @@ def test_the_contract_of_the_process_has_the_fields_and_answers_follow_it(stand:
     names = {one["name"] for one in parameters.values()}
     assert {"property", "callerName"} <= names
     assert {"property", "callerName"} <= {*document["components"]["schemas"]["CallField"]["enum"]}
+    assert {"property", "callerName"} <= {*document["components"]["schemas"]["SummaryGroup"]["enum"]}
+    values = document["components"]["schemas"]["GroupValues"]["properties"]
+    scopes = {name: "Requires the scope `personal`" in values[name]["description"] for name in values}
+    assert (scopes["property"], scopes["callerName"], scopes["areaCode"]) == (False, True, True)
     answers = {
+        "CallSummary": get(gateway, FULL, f"{CALLS}/summary", **FOLD, groupBy="property,callerName"),
         "CallPage": get(gateway, FULL, CALLS, **FOLD),
         "MissedPage": get(gateway, FULL, f"{CALLS}/missed", **FOLD),
         "Changes": get(gateway, FULL, "/clients/8005550100/changes", start="2026-11-17"),
@@ -169,7 +214,8 @@ REFUSED = {
     "a nested field": "CustomA:address",
     "a parameter": "CustomA:limit",
     "a parameter of the feed": "CustomA:since",
-    "a group": "CustomA:client",
+    "a dimension of summaries": "CustomA:hourOfWeek",
+    "a dimension in another case": "CustomA:areacode",
     "an element of the protocol": "Result:outcome",
     "a status": "Journal:notes",
     "the recording": "VoiceDirectory:recording",
