@@ -1,4 +1,4 @@
-"""Time summaries of the cached calls of 30 days: the first, and warm ones, in CPU time, with the longest step.
+"""Time reports on the cached calls of 30 days: the first, and warm ones, in CPU time, with the longest step.
 
 The callers have 40,000 numbers, and waits are random. Every figure is the least of several runs. Uniting the callers of
 all days, which no exact count of callers can do without, shows how fast the machine is at the moment.
@@ -6,12 +6,15 @@ all days, which no exact count of callers can do without, shows how fast the mac
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -27,6 +30,7 @@ from gateway.api.summary_query import SummaryQuery
 from gateway.api.summary_table import Period, make_rows
 from gateway.cache.aggregates import AggregateSpec, Aggregator
 from gateway.cache.extents import Extent, make_extent
+from gateway.cache.missed import MissedCallers
 from gateway.memory import Memo, Memory, memo_table
 from gateway.model import Call, CallResult, Window
 from gateway.slices import Steps
@@ -35,6 +39,7 @@ ZONE = ZoneInfo("America/Chicago")
 MIDNIGHT = int(datetime(2026, 9, 1, tzinfo=ZONE).timestamp())
 NOW = int(datetime(2026, 10, 1, tzinfo=ZONE).timestamp())
 DAY, DAYS = 86400, 60  # the second half is summarized, the first is for comparisons
+PAGE = 100  # missed callers
 RUNS = 5
 RESULTS = [CallResult.CONNECTED] * 6 + [CallResult.BUSY, CallResult.NO_ANSWER, CallResult.ABANDONED]
 CASES: dict[str, tuple[str, tuple[str, ...], str, int]] = {  # interval, groupBy, compare, bar in ms
@@ -117,6 +122,14 @@ def summarize(days: Sequence[Extent], timer: Timer, interval: str, group_by: tup
     return len(rows)
 
 
+def list_missed(days: Sequence[Extent], timer: Timer) -> int:
+    """Find the missed callers of the second half of the days, and the first page of them. Returns the page's length."""
+    window = Window(MIDNIGHT, NOW)
+    callers = MissedCallers(window, list, "", status=False)
+    timer.finish(callers.add([day.view(window) for day in days if day.window.overlaps(window)]))
+    return len(list(islice(timer.finish(callers.ordered(None, PAGE, reached=False)), PAGE)))
+
+
 def least(work: Callable[[], Any]) -> float:
     """The least CPU milliseconds of several runs."""
     times = []
@@ -130,15 +143,21 @@ def least(work: Callable[[], Any]) -> float:
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     days = make_days(count)
+    gc.disable()  # as in `loop_watch`, a collection that happens to run within a step does not count
     sets = [{call.ani for call in day.calls} for day in days[DAYS // 2 : DAYS]]
     print(f"| {count:,} calls in 30 days | rows | first | warm | longest step | warm / union | target of 100,000 |")
     print("|---|---|---|---|---|---|---|")
-    for name, (interval, group_by, compare, bar) in CASES.items():
+    cases: dict[str, tuple[Callable[[Timer], int], int]] = {
+        name: (partial(summarize, days, interval=interval, group_by=group_by, compare=compare), bar)
+        for name, (interval, group_by, compare, bar) in CASES.items()
+    }
+    cases["missed callers, a page"] = partial(list_missed, days), 30
+    for name, (report, bar) in cases.items():
         first = Timer()
-        rows = summarize(days, first, interval, group_by, compare)
+        rows = report(first)
         warm = [Timer() for _ in range(RUNS)]
         for timer in warm:
-            summarize(days, timer, interval, group_by, compare)
+            report(timer)
         union = least(lambda: set().union(*sets))
         best, longest = (
             min(timer.total for timer in warm) * 1e3,

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from gateway.api.calendars import CLOCKS
-from gateway.cache.aggregates import Group, Value
+from gateway.cache.aggregates import GroupsOf, Value
 from gateway.extra_fields import NO_EXTRAS, ExtraFields
 from gateway.model import Call, text_reader
 
@@ -80,18 +80,11 @@ def dimensions_of(extras: ExtraFields) -> dict[str, Dimension]:
     }
 
 
-def reader(names: Sequence[str], extras: ExtraFields = NO_EXTRAS) -> Callable[[Call], Group] | None:
-    """A function that reads the dimensions of a call; None if the clock has all of them."""
+def reader(names: Sequence[str], extras: ExtraFields = NO_EXTRAS) -> GroupsOf | None:
+    """A function that reads the dimensions of calls; None if the clock has all of them."""
     known = dimensions_of(extras)
     reads = [read for name in names if (read := known[name].read)]
-    match reads:
-        case []:
-            return None
-        case [read]:
-            return lambda call: (read(call),)
-        case [first, second]:
-            return lambda call: (first(call), second(call))
-    raise ValueError("more than two dimensions")
+    return (lambda calls: zip(*[map(read, calls) for read in reads], strict=True)) if reads else None
 
 
 def clocks_of(names: Sequence[str]) -> tuple[str, ...]:

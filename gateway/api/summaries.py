@@ -184,7 +184,7 @@ async def _aggregate(
     spec = AggregateSpec(
         name=(calendar.name, tuple(dimensions), query.filters, responses.consumer_of(context).clients),
         slots=calendar.slots,
-        group=reader(dimensions, services.extras),
+        groups=reader(dimensions, services.extras),
         keep=responses.row_filter(context, cache_query, query.filters),
         max_parts=MAX_PARTS if query.top else MAX_ROWS,
     )

@@ -32,7 +32,7 @@ from gateway.slices import Steps
 
 MAX_ROWS = 20_000  # of a summary; about 10 MB of JSON
 MAX_SUM = 2**31 - 1  # seconds, 68 years; the contract promises int32
-STEP_ROWS = 50  # rows made in one step
+STEP_ROWS = 20  # rows made in one step
 STEP_SORTED = 500  # groups sorted in one step
 REST: Group = (None,) * 3  # the calls of all groups outside the top ones; no other group has three values
 Place = tuple[int, Group]  # of a bucket in its window, and a group
@@ -177,7 +177,9 @@ def make_rows(
             rows.append(row)
             if len(rows) % STEP_ROWS == 0:
                 yield
+    yield
     total = yield from _total(query, period, found, consumer)
+    yield
     all_before = SummaryFigures(**(yield from _total(query, previous, before, consumer))) if previous else None
     return rows, SummaryTotals(previous=all_before, **total)
 

@@ -2,8 +2,8 @@
 
 Rules:
 - One `AggregateSpec` says what is counted. The slots of its calendar begin at any second, so every time zone is exact.
-- The aggregate of a whole extent is memoised with it, by the name of the spec, while the extent is stored and memory
-  allows. Parts of extents, at the edges of a window, are counted for each query.
+- The aggregate of an extent is memoised with it, by the name of the spec, while the extent is stored and memory allows.
+  So are those of its parts between quarters of an hour; other parts are counted for each query.
 - Aggregates merge: counts add, callers unite, and waits are counted by whole seconds, so percentiles are exact.
 - Extents have no call in common: they were deduplicated first (T2).
 - A caller is new once: in the slot and the group of the first call, in the order of lists.
@@ -16,8 +16,8 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from operator import attrgetter, eq
+from itertools import accumulate, pairwise
+from operator import attrgetter, eq, mul
 from sys import intern
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +31,7 @@ Value = str | int | None  # of a dimension
 Group = tuple[Value, ...]
 Slot = tuple[int, Group]  # the start of a bucket, and the values of the dimensions that are read from the clock
 Key = tuple[Slot, Group]
+GroupsOf = Callable[[Sequence[Call]], Iterable[Group]]  # the group of each call
 _Name = TypeVar("_Name", bound=Hashable)
 CONNECTED, OTHER = CallResult.CONNECTED, CallResult.OTHER  # looked up once: members of enums are slow to look up
 _start_time = attrgetter("start_time")
@@ -79,14 +80,11 @@ class Part(Struct, frozen=True, gc=False):
         """The mean wait in seconds, and percentiles by nearest rank; None without a known wait."""
         if not self.waits:
             return None
-        waits = sorted(self.waits.items())
-        total = sum([number for _, number in waits])
-        reached, found, ranks = 0, list[int](), [-(-total * percent // 100) for percent in percents]
-        for wait, number in waits:
-            reached += number
-            while len(found) < len(ranks) and ranks[len(found)] <= reached:
-                found.append(wait)
-        return round(sum([wait * number for wait, number in waits]) / total, 3), found
+        waits = sorted(self.waits)
+        numbers = [self.waits[wait] for wait in waits]
+        reached = list(accumulate(numbers))
+        found = [waits[bisect_left(reached, -(-reached[-1] * percent // 100))] for percent in percents]
+        return round(sum(map(mul, waits, numbers)) / reached[-1], 3), found
 
 
 NO_CALLS = Part(Counts(0, 0, 0, 0, 0, 0), set(), {})
@@ -102,14 +100,14 @@ class Aggregate(Struct, frozen=True, gc=False):
 class AggregateSpec(Struct, frozen=True):
     """What is counted, and how.
 
-    `slots` returns the starts of the slots of a window, the first at or before its start, with the slots. `group`
-    returns the group of a call, `keep` filters. Specs of the same `name` count the same. More than `max_parts` parts
+    `slots` returns the starts of the slots of a window, the first at or before its start, with the slots. `groups`
+    returns the group of each call, `keep` filters. Specs of the same `name` count the same. More than `max_parts` parts
     are refused.
     """
 
     name: Hashable
     slots: Callable[[Window], Sequence[tuple[int, Slot]]]
-    group: Callable[[Call], Group] | None
+    groups: GroupsOf | None
     keep: Keep
     max_parts: float
 
@@ -120,12 +118,12 @@ class TooManyGroups(Exception):  # noqa: N818 - the query is refused for it
 
 def aggregate(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
     """The aggregate of an extent. Raises TooManyGroups."""
-    memo = extent.memo if extent.stored is extent else None
-    known: Aggregate | None = None if memo is None else memo.get(("aggregate", spec.name))
+    memo, name = extent.memo_of_part, ("aggregate", spec.name, extent.window)
+    known: Aggregate | None = None if memo is None else memo.get(name)
     if known is None:
         known = yield from _count(extent, spec)
         if memo is not None:
-            memo.put(("aggregate", spec.name), known, _bytes_of(known))
+            memo.put(name, known, _bytes_of(known))
     return known
 
 
@@ -150,11 +148,11 @@ def _count(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
         reached = after
         if calls:
             starts = [call.start_time for call in calls]
-            calls = calls if spec.group is None else _in_order(calls, starts)
+            calls = calls if spec.groups is None else _in_order(calls, starts)
             first = bisect_right(edges, starts[0])
             cuts = [bisect_left(starts, edge) for edge in edges[first : bisect_right(edges, starts[-1])]]
             for place, (left, right) in enumerate(pairwise([0, *cuts, len(calls)]), first):
-                for number, (group, part, new) in enumerate(_groups(calls[left:right], spec.group, seen)):
+                for number, (group, part, new) in enumerate(_groups(calls[left:right], spec.groups, seen)):
                     found[slots[place][1], group].append(part)
                     firsts[slots[place][1], group] |= new
                     if number % STEP_GROUPS == 0:
@@ -163,12 +161,11 @@ def _count(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
                 raise TooManyGroups
         yield
     parts, held = dict[Key, Part](), dict[Key, set[str]]()
-    for number, (key, many) in enumerate(found.items()):
+    for key, many in found.items():
         part = parts[key] = yield from merged(many)
         # Most callers have one key only. Then the set is held once.
         held[key] = part.callers if len(firsts[key]) == len(part.callers) else firsts[key]
-        if number % STEP_PARTS == 0:
-            yield
+        yield
     return Aggregate(parts, held)
 
 
@@ -185,21 +182,19 @@ def _in_order(calls: Sequence[Call], starts: Sequence[object]) -> Sequence[Call]
     return ordered
 
 
-def _groups(
-    calls: Sequence[Call], group: Callable[[Call], Group] | None, seen: set[str]
-) -> Iterable[tuple[Group, Part, set[str]]]:
+def _groups(calls: Sequence[Call], groups: GroupsOf | None, seen: set[str]) -> Iterable[tuple[Group, Part, set[str]]]:
     """The groups of some calls, and those callers of each who call first in it. Adds the callers to `seen`."""
     if not calls:
         return
     # Interned, equal numbers of all sets are one object: sets compare them without reading them.
     callers = [caller and intern(caller) for caller in [call.ani for call in calls]]
-    if group is None:
+    if groups is None:
         part = _part(calls, callers)
         yield (), part, part.callers - seen
         seen |= part.callers
         return
     members: dict[Group, list[int]] = defaultdict(list)
-    names = list(map(group, calls))
+    names = list(groups(calls))
     for place, name in enumerate(names):
         members[name].append(place)
     firsts: dict[Group, set[str]] = defaultdict(set)
@@ -342,8 +337,7 @@ class Aggregator:
             if number % STEP_PARTS == 0:
                 yield
         found: dict[_Name, tuple[Part, int]] = {}
-        for number, (one, parts) in enumerate(named.items()):
+        for one, parts in named.items():
             found[one] = (yield from merged(parts)), new[one]
-            if number % STEP_PARTS == 0:
-                yield
+            yield
         return found

@@ -27,6 +27,7 @@ from gateway.model import Call, UnreadableCall, Window, text_reader
 from gateway.slices import Steps, finish, parts_of, sorted_in_steps
 
 DAY = 86400
+QUARTER = 900  # seconds
 SUMS = "hour sums"  # begins the names of fingerprints in a memo
 _start_time = attrgetter("start_time")
 
@@ -84,6 +85,16 @@ class Extent(Struct, frozen=True, dict=True):
     def memo(self) -> Memo | None:
         """The values derived from it, if it is stored."""
         return self.__dict__.get("memo")
+
+    @property
+    def memo_of_part(self) -> Memo | None:
+        """The memo for values of this part of the stored extent, named with its window; None if it is not kept.
+
+        Parts between quarters of an hour are kept: days begin and end so in every time zone. Parts that end at the time
+        of a request are seldom read twice.
+        """
+        regular = self.window.start % QUARTER == self.window.end % QUARTER == 0
+        return self.stored.memo if regular or self.stored is self else None
 
     def keep(self, memo: Memo) -> None:
         """Give it a memo, when it is stored."""

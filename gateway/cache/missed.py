@@ -96,12 +96,12 @@ class MissedCallers:
                 raise TooManyCallers
 
     def _join(self, found: ExtentCallers) -> Steps[None]:
-        callers = self._callers
-        others = self._unanswered - found.missed.keys()
-        for step in _steps(others & found.sold.keys()):
+        # Sets of the extent's size are made, and none of the size of all callers.
+        callers, unanswered = self._callers, self._unanswered
+        for step in _steps((found.sold.keys() & unanswered) - found.missed.keys()):
             callers |= {caller: _reached(callers[caller], found.sold[caller]) for caller in step}
             yield
-        answered = others & found.connected.keys()
+        answered = (found.connected.keys() & unanswered) - found.missed.keys()
         for step in _steps(answered):
             for caller in step:
                 callers[caller] = _reached(callers[caller], Reached.CONNECTED, found.connected[caller])
@@ -114,11 +114,12 @@ class MissedCallers:
                     count = known.calls + new.calls
                     callers[caller] = Missed(count, known.first, new.last, new.reached, new.reached_at)
             yield
-        self._unanswered = (others - answered) | found.unanswered
+        unanswered.difference_update(answered, found.missed)
+        unanswered |= found.unanswered
 
     def _callers_of(self, extent: Extent, *, counts: bool) -> Steps[ExtentCallers]:
         """The callers of an extent. Its missed calls count only if `counts`."""
-        memo, name = extent.memo if extent.stored is extent else None, ("missed", counts and self._name, self._status)
+        memo, name = extent.memo_of_part, ("missed", counts and self._name, self._status, extent.window)
         found: ExtentCallers | None = memo.get(name) if memo is not None else None
         if found is None:
             found = yield from self._find(extent, counts=counts)
@@ -211,7 +212,7 @@ def _disjoint(extents: Sequence[Extent], window: Window) -> Iterator[Extent]:
         others = edges if extent.listed is not None else ()
         inner = sorted({edge for edge in (window.start, window.end, *others) if start < edge < end})
         for part in pairwise([start, *inner, end]):
-            yield extent.within(Window(*part))
+            yield extent.view(Window(*part))
 
 
 def _steps(items: Iterable[_Item]) -> Iterator[list[_Item]]:

@@ -21,7 +21,7 @@ from gateway.api.filters import NO_FILTERS, Filters
 from gateway.api.query import UTC
 from gateway.api.summary_query import SummaryQuery
 from gateway.api.summary_table import Period, make_rows
-from gateway.cache.aggregates import AggregateSpec, Aggregator
+from gateway.cache.aggregates import AggregateSpec, Aggregator, aggregate
 from gateway.cache.extents import DAY, Extent, by_day, deduplicated, make_extent, repeated_ids
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
@@ -45,6 +45,7 @@ TURNS = [
     )
 ]  # fmt: skip
 DIMENSIONS = [*CLOCKS, *FIELDS]
+EDGES = st.integers(0, 4 * 96 - 1).map(lambda quarter: quarter * 900) | st.integers(0, 4 * DAY - 1)  # memoised or not
 
 
 @st.composite
@@ -121,8 +122,8 @@ def test_every_figure_is_that_of_counting_each_call(data: st.DataObject, turn: i
         extent.keep(Memo(memos))
     calls = [one for extent in held for one in extent.calls]  # of one id the last
     for _ in range(4):
-        start = draw(st.integers(0, 4 * DAY - 1))
-        window = Window(first + start, first + draw(st.integers(start + 1, 4 * DAY)))
+        start, end = sorted([draw(EDGES), draw(EDGES)])
+        window = Window(first + start, first + max(end, start + 1))
         window = draw(st.sampled_from([whole, window]))
         now = draw(st.sampled_from([whole.end + 5, draw(st.integers(window.start, whole.end))]))
         zone = ZoneInfo(draw(st.sampled_from(ZONES)))
@@ -148,6 +149,31 @@ def test_every_figure_is_that_of_counting_each_call(data: st.DataObject, turn: i
         expected_rows, expected_total = plain_summary(plain[0], (*plain, None)[1], top=top, within=within)
         assert msgspec.to_builtins(rows) == expected_rows
         assert msgspec.to_builtins(total) == expected_total
+
+
+EDGE_CASES = {  # the windows of a read, and how often its calls are counted in two reads
+    "a whole extent": (Window(0, DAY), 1),
+    "a day of a time zone": (Window(5 * 3600, DAY), 1),
+    "to a quarter of an hour": (Window(0, 4500), 1),
+    "to another second": (Window(0, 4501), 2),
+}
+
+
+@pytest.mark.parametrize(("window", "times"), EDGE_CASES.values(), ids=EDGE_CASES)
+def test_parts_between_quarters_of_an_hour_are_counted_once(window: Window, times: int):
+    extent = make_extent(Window(0, DAY), 0, [call(str(number), number * 600) for number in range(144)])
+    extent.keep(Memo(memo_table(Memory())))
+    part, counted_calls = extent.view(window), list[Call]()
+
+    def keep(calls: Sequence[Call]) -> Sequence[Call]:
+        counted_calls.extend(calls)
+        return calls
+
+    spec = AggregateSpec("", Calendar(window, "none", UTC).slots, None, keep, math.inf)
+    for _ in range(2):
+        (found,) = finish(aggregate(part, spec)).parts.values()
+        assert found.counts.calls == len(part.calls) > 0
+    assert len(counted_calls) == times * len(part.calls)
 
 
 MONTHS = Window(NOW - 70 * DAY, NOW)  # three spans of a summary
