@@ -26,7 +26,7 @@ from gateway.cache.feed_state import Cut, FeedState, Told, buckets
 from gateway.cache.fingerprints import MODULUS, NOTHING, STEP_CALLS, Fingerprint, View, hash_of, hour_sums
 from gateway.cache.level1 import bytes_of
 from gateway.model import Call, Window
-from gateway.slices import Steps
+from gateway.slices import Steps, parts_of
 
 MAX_SEARCHED = 2000  # calls of a bucket that are hashed to find the one that was added
 STEP_BYTES = 500  # of a step of the journal without calls
@@ -99,24 +99,21 @@ class Snapshot(Struct, frozen=True):
         return sorted(overlapping, key=lambda extent: extent.window.start)
 
 
-def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> list[tuple[float, float]]:
+def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> Steps[list[tuple[float, float]]]:
     """The calls that `deduplicated` left out: when each starts, and when the POST of the later version was sent."""
-    lost = [
-        call
-        for before, after in zip(extents, kept, strict=True)
-        if before is not after
-        for call in before.calls
-        if call.id not in after.ids_of(call.client_code)
-    ]
+    lost: list[Call] = []
+    for before, after in zip(extents, kept, strict=True):
+        for step in parts_of(before.calls) if before is not after else ():
+            lost += [call for call in step if call.id not in after.ids_of(call.client_code)]
+            yield
     by_client: dict[str, set[str]] = defaultdict(set)
     for call in lost:
         by_client[call.client_code].add(call.id)
-    sent = {
-        (code, id_): extent.sent
-        for extent in kept
-        for code, ids in by_client.items()
-        for id_ in ids & extent.ids_of(code)
-    }
+    sent: dict[Key, float] = {}
+    for extent in kept if lost else ():
+        for code, ids in by_client.items():
+            sent |= dict.fromkeys([(code, id_) for id_ in ids & extent.ids_of(code)], extent.sent)
+        yield
     return [(call.start_time.timestamp(), sent[key_of(call)]) for call in lost]
 
 

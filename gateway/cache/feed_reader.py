@@ -14,14 +14,15 @@ from itertools import count
 
 from msgspec import Struct
 
-from gateway.cache.extents import Extent, deduplicated
+from gateway.cache.extents import Extent, deduplicated_in_steps
 from gateway.cache.feed import superseded
 from gateway.cache.freshness import Provenance
 from gateway.cache.level1 import bytes_of
 from gateway.cache.reader import Cache, Query
-from gateway.cache.scans import COUNTS, MAX_INLINE, Spans
+from gateway.cache.scans import COUNTS, Spans
 from gateway.errors import InvalidParameters, ParameterFault, UpstreamFailed
 from gateway.model import Window
+from gateway.slices import in_slices
 
 
 class Clients(Struct, frozen=True):
@@ -105,17 +106,11 @@ class FeedReader:
         evicted = self._cache.evictions(codes)
         if evicted != evictions:
             _refuse_too_large(sum(bytes_of(extent.calls) for extent in extents), self._bound)
-        many = sum(len(extent.calls) for extent in extents) > MAX_INLINE
-        merged, lost = await asyncio.to_thread(_merged, extents) if many else _merged(extents)
+        merged = await in_slices(deduplicated_in_steps(extents))
+        lost = await in_slices(superseded(extents, merged))
         total = total or Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now)
         numbers = begun, next(self._numbers)
         return FeedResult(merged, lost, window.end, total, (evictions, evicted), version, numbers)
-
-
-def _merged(extents: Sequence[Extent]) -> tuple[Sequence[Extent], list[tuple[float, float]]]:
-    """Deduplicated extents, and the calls that were left out, as in `FeedResult`."""
-    merged = deduplicated(extents)
-    return merged, superseded(extents, merged)
 
 
 def _refuse_too_large(needed: int, allowed: float) -> None:

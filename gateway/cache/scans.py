@@ -40,7 +40,6 @@ MAX_PAGE_CALLS = 100_000  # examined for one page, 100 ms
 FIRST_CALLS = 100  # of a stream, sent before the second span is read
 MIN_SPAN = 60  # seconds
 MAX_HELD = 300_000  # calls that wait to be counted: three spans
-MAX_INLINE = 10_000  # calls that the change feed compares without a thread, in about 2 ms
 STEP_CALLS = 500  # calls that are filtered in one step, or whose ids are hashed; less than a millisecond
 Sees = Callable[[str], bool]  # may a consumer know of this client code?
 

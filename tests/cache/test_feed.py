@@ -36,7 +36,8 @@ def whole(calls: Sequence[Call], sent: float = NOW) -> list[Extent]:
 
 
 def snapshot(extents: Sequence[Extent], start: int = START, at: int = NOW) -> Snapshot:
-    return finish(make_snapshot(kept := deduplicated(extents), superseded(extents, kept), start, at, VIEW))
+    kept = deduplicated(extents)
+    return finish(make_snapshot(kept, finish(superseded(extents, kept)), start, at, VIEW))
 
 
 @given(start=st.integers(0, 400), at=st.integers(NOW - 3 * 365 * DAY, NOW))
