@@ -1,8 +1,8 @@
-"""The change feed: what polls, waiting consumers, streams and first copies cost, and what other ways to copy lose.
+"""The change feed: the cost of polls, waiting consumers, streams and initial copies.
 
 The gateway runs in a process of its own, on one core; consumers and the simulator on the others. Delays are counted
 from the end of the server's reply to the last byte at the last consumer, beside the processor time of the gateway
-between the two, which a busy machine changes less. `--write` updates the table in docs/changes.md.
+between the two, which a busy machine changes less.
 """
 
 from __future__ import annotations
@@ -11,43 +11,23 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from prometheus_client import CollectorRegistry
 
 from benchmarks.support import free_port, reachable, running, serving, wait_for
-from benchmarks.world import DAY, FOREVER, HOUR, NOW, Version, World, call
-from gateway.cache.feed import Telling
-from gateway.cache.feed_reader import Clients
-from gateway.cache.feed_state import FeedState, midnight, pack, unpack
-from gateway.cache.fingerprints import View
-from gateway.cache.freshness import Rule
-from gateway.cache.reader import Cache, CacheSettings
-from gateway.cache.watch import Feeds
-from gateway.callbutton.client import Fetched
-from gateway.callbutton.wait_queue import Waiters
-from gateway.memory import Memory
-from gateway.metrics import Metrics
-from gateway.model import Call, Window
+from benchmarks.world import DAY
 from gateway.simulator.server import PATH, Options, create
 
-MONTH = 30 * DAY
-QUIET = 7 * DAY  # seconds after the month, in which each method fetches its last changes
-CALLS_A_DAY = 200
-CALL_BYTES = 1000  # of a call in a reply
-MARKERS = "<!-- losses -->", "<!-- /losses -->"
-PAGE = Path(__file__).parent.parent / "docs" / "changes.md"
 CODE = "8005550100"
 FEED = f"/clients/{CODE}/changes"
 REFRESHES = 3  # that brought something, of which the slowest counts
@@ -111,19 +91,25 @@ def gateway(options: Options, **settings: str) -> Iterator[Gateway]:
         yield started[0]
 
 
+def days_ago(days: int) -> str:
+    """The UTC date some days ago."""
+    return time.strftime("%Y-%m-%d", time.gmtime(time.time() - days * DAY))
+
+
 def copied(one: Gateway, path: str, **parameters: str | int) -> tuple[str, int]:
     """Copy until up to date. Returns the token and the number of calls."""
     with one.client as client:
-        page = client.get(path, params=parameters).json()["page"]
+        page = client.get(path, params=parameters).raise_for_status().json()["page"]
+        del parameters["start"]
         while not page["upToDate"]:
-            page = client.get(path, params={"since": page["next"]}).json()["page"]
+            page = client.get(path, params=parameters | {"since": page["next"]}).raise_for_status().json()["page"]
     return page["next"], page["calls"]
 
 
 def poll() -> str:
     """Poll 1,000 times, and return the processor time of a poll and its bytes."""
     with gateway(Options(calls_per_day=200)) as one, one.client as client:
-        token, _ = copied(one, FEED)
+        token, _ = copied(one, FEED, start=days_ago(30))
         times, size = [], 0
         for _ in range(10):
             began = one.seconds()
@@ -161,7 +147,7 @@ class Told:
 async def waits(number: int) -> str:
     """Let consumers wait for changes, and time the last answer after the reply that brought the change."""
     with gateway(Options(calls_per_day=20_000, history=2)) as one:
-        token, _ = await asyncio.to_thread(copied, one, FEED, start=time.strftime("%Y-%m-%d", time.gmtime()))
+        token, _ = await asyncio.to_thread(copied, one, FEED, start=days_ago(0))
         times = Told(one)
         posts: list[int] = []
         while len(posts) < REFRESHES:
@@ -184,8 +170,7 @@ async def waits(number: int) -> str:
 async def streams(number: int) -> str:
     """Open streams, and time the last event after the reply that brought it."""
     with gateway(Options(calls_per_day=20_000, history=2)) as one:
-        start = time.strftime("%Y-%m-%d", time.gmtime())
-        token, _ = await asyncio.to_thread(copied, one, FEED, start=start)
+        token, _ = await asyncio.to_thread(copied, one, FEED, start=days_ago(0))
         idle = one.resident()
         told: list[list[float]] = [[] for _ in range(number)]
 
@@ -220,9 +205,9 @@ async def streams(number: int) -> str:
 
 def every() -> str:
     """Follow all clients by a stream, and count the events that each refresh brings."""
-    settings = {"GATEWAY_CACHE_BYTES": "1GiB", "GATEWAY_UPSTREAM_MAX_SPAN": "3600", "GATEWAY_REQUEST_DEADLINE": "600"}
+    settings = {"GATEWAY_CACHE_BYTES": "1GiB", "GATEWAY_UPSTREAM_MAX_SPAN": "1h", "GATEWAY_REQUEST_DEADLINE": "600s"}
     with gateway(Options(clients=1000, calls_per_day=200, history=2), **settings) as one, one.client as client:
-        token, calls = copied(one, "/changes", client="*", start=time.strftime("%Y-%m-%d", time.gmtime()), limit=10_000)
+        token, calls = copied(one, "/changes", client="*", start=days_ago(0), limit=10_000)
         told: Counter[str] = Counter()
         size, spent = 0, one.seconds()
         headers = {"Accept": "text/event-stream"}
@@ -242,7 +227,7 @@ def every() -> str:
 
 def copy() -> str:
     """Copy calls that are in the cache by an export and by the feed, and compare calls for each second of processor."""
-    start = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 3 * DAY))
+    start = days_ago(3)
     with gateway(Options(calls_per_day=5000, history=5)) as one, one.client as client:
         rates: dict[str, list[float]] = {"export": [], "feed": []}
         for _ in range(1 + REFRESHES):
@@ -260,130 +245,6 @@ def copy() -> str:
     )
 
 
-Copy = dict[str, Call]
-
-
-class Month(World):
-    """A month of calls, of which some are published late, edited or deleted afterwards. Counts the bytes of replies."""
-
-    def __init__(self, seed: int = 7) -> None:
-        super().__init__(NOW, omits=False, shared_ids=False)
-        self.sent = 0
-        draw = random.Random(seed)
-        starts = sorted(draw.randrange(NOW, NOW + MONTH) for _ in range(30 * CALLS_A_DAY))
-        for place, start in enumerate(starts):
-            since = start + (draw.expovariate(1 / (6 * HOUR)) if draw.random() < 0.02 else draw.randrange(10, 900))
-            edited = since + draw.expovariate(1 / (2 * DAY)) if draw.random() < 0.1 else FOREVER
-            deleted = since + draw.expovariate(1 / (5 * DAY)) if draw.random() < 0.005 else FOREVER
-            edited, deleted = (event if event <= NOW + MONTH else FOREVER for event in (edited, deleted))
-            for campaign, begin, end in ((None, since, min(edited, deleted)), ("edited", edited, deleted)):
-                if begin < end and begin <= NOW + MONTH:
-                    one = call(str(place), start, campaign=campaign)
-                    self.versions.append(Version("a", one.id, start, one, timed=True, since=begin, until=end))
-
-    @property
-    def current(self) -> Copy:
-        """The calls that it returns now."""
-        return {version.id: version.call for version in self.shown(self.now) if version.call is not None}
-
-    async def __call__(
-        self, codes: Sequence[str], window: Window, *, status: bool, now: float, waiters: Waiters
-    ) -> Fetched:
-        """Reply to a POST."""
-        fetched = await super().__call__(codes, window, status=status, now=now, waiters=waiters)
-        self.sent += CALL_BYTES * sum(map(len, fetched.calls.values()))
-        return fetched
-
-
-async def losses(copying: Callable[[Month], Awaitable[Copy]]) -> list[str]:
-    """Copy a month in one way, and compare the copy with the truth a week after its end."""
-    world = Month()
-    copy = await copying(world)
-    truth = world.current
-    lost = len(truth.keys() - copy.keys())
-    edits = sum(copy[identity] != one for identity, one in truth.items() if identity in copy)
-    kept = len(copy.keys() - truth.keys())
-    return [f"{lost:,}", f"{edits:,}", f"{kept:,}", f"{world.posts:,}", f"{world.sent / 2**20:.1f} MiB"]
-
-
-async def ask(world: Month, window: Window) -> list[Call]:
-    """One POST."""
-    fetched = await world(["a"], window, status=False, now=world.now, waiters=Waiters())
-    return [one for one in fetched.calls["a"] if window.start <= one.start_time.timestamp() < window.end]
-
-
-async def by_cursor(world: Month) -> Copy:
-    """Each hour, fetch what starts since a minute before the last fetch."""
-    copy: Copy = {}
-    for hour in range(1, (MONTH + QUIET) // HOUR + 1):
-        world.now = NOW + hour * HOUR
-        window = Window(NOW + (hour - 1) * HOUR - 60, NOW + hour * HOUR)
-        copy |= {one.id: one for one in await ask(world, window)}
-    return copy
-
-
-async def by_nightly_read(world: Month) -> Copy:
-    """Each night, replace the last 15 days."""
-    copy: Copy = {}
-    for day in range(1, (MONTH + QUIET) // DAY + 1):
-        world.now = NOW + day * DAY
-        since = NOW + (day - 15) * DAY
-        copy = {key: one for key, one in copy.items() if one.start_time.timestamp() < since}
-        copy |= {one.id: one for one in await ask(world, Window(since, NOW + day * DAY))}
-    return copy
-
-
-async def by_feed(world: Month) -> Copy:
-    """Each hour, apply the changes of the feed."""
-    metrics = Metrics(CollectorRegistry())
-    rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=2**28)
-    feeds = Feeds(Cache(world, rules, metrics, lambda: world.now), Memory(), lambda: world.now, 600, metrics)
-    view = View("all", list, lambda one: one)
-    copy: Copy = {}
-    state: FeedState | int = midnight(NOW)
-    for hour in range(1, (MONTH + QUIET) // HOUR + 1):
-        world.now = NOW + hour * HOUR
-        told = None
-        while told is None or not told.up_to_date:
-            told = (await feeds.answer(Clients(("a",), status=False), state, view, 1000)).telling
-            state = unpack(pack(told.state))
-            apply(copy, told)
-    return copy
-
-
-def apply(copy: Copy, told: Telling) -> None:
-    """Apply changes."""
-    for remove in told.removes:
-        copy.pop(remove.call.id, None)
-    for part in told.replaces:
-        for key in [
-            key for key, one in copy.items() if part.window.start <= one.start_time.timestamp() < part.window.end
-        ]:
-            del copy[key]
-        copy |= {one.id: one for one in part.calls}
-    copy |= {upsert.call.id: upsert.call for upsert in told.upserts}
-
-
-WAYS = {
-    "a cursor on the start time, hourly, with a minute's overlap": by_cursor,
-    "a nightly read of the last 15 days": by_nightly_read,
-    "the change feed, hourly": by_feed,
-}
-
-
-def table(rows: Mapping[str, Sequence[str]]) -> str:
-    """The table of losses."""
-    head = ["way", "calls lost", "edits missed", "deletions kept", "POSTs", "bytes of calls"]
-    lines = [head, ["---"] * len(head), *([name, *cells] for name, cells in rows.items())]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def rewritten(text: str, rows: Mapping[str, Sequence[str]]) -> str:
-    """The page with a new table of losses."""
-    before, rest = text.split(MARKERS[0], 1)
-    return f"{before}{MARKERS[0]}\n{table(rows)}\n{MARKERS[1]}{rest.split(MARKERS[1], 1)[1]}"
-
-
 CASES: dict[str, tuple[str, Callable[[int], str]]] = {
     "poll": ("a poll that brings nothing (1 ms, 2,560 bytes)", lambda _: poll()),
     "waits": ("consumers that wait (1 POST, 250 ms for 1,000)", lambda number: asyncio.run(waits(number))),
@@ -395,19 +256,12 @@ CASES: dict[str, tuple[str, Callable[[int], str]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the change feed.")
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES, "losses"], help="default: all")
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], help="default: all")
     parser.add_argument("--number", type=int, default=1000, help="of consumers that wait, and of streams")
-    parser.add_argument("--write", action="store_true", help="write the table of losses to docs/changes.md")
     options = parser.parse_args()
-    for name in options.cases or [*CASES, "losses"]:
-        if name in CASES:
-            title, case = CASES[name]
-            print(f"{title}: {case(options.number)}", flush=True)
-            continue
-        rows = {way: asyncio.run(losses(copying)) for way, copying in WAYS.items()}
-        print(table(rows))
-        if options.write:
-            PAGE.write_text(rewritten(PAGE.read_text("utf-8"), rows), "utf-8")
+    for name in options.cases or CASES:
+        title, case = CASES[name]
+        print(f"{title}: {case(options.number)}", flush=True)
 
 
 if __name__ == "__main__":
