@@ -197,7 +197,7 @@ class Metrics:
         self.feed_waiting = gauge("feed_waiting", "Requests that wait for a change (`wait`).")
         self.feed_streams = gauge("feed_streams", "Open streams of server-sent events.")
         self.feed_changes = counter(
-            "feed_changes", "Items of the change feed told to consumers, by kind.", kind=CHANGES
+            "feed_changes", "Items of the change feed sent to consumers, by kind.", kind=CHANGES
         )
         self.feed_refreshes = counter(
             "feed_refreshes", "Refreshes for consumers that wait for changes.", outcome=("ok", "failed")

@@ -1,10 +1,12 @@
-"""The change feed: the changes for a consumer, by comparison of its state with the calls in the cache. Pure.
+"""The change feed: compares the state of a consumer with the calls in the cache, and returns the changes. Pure.
 
 Rules:
-- The state of the consumer is compared with one merged reading of the whole window (T2). A bucket whose fingerprint
-  differs is reported: as single changes if they are known, else as a replacement of all its calls.
-- Buckets that do not fit in an answer are pending: they are reported later, whatever their fingerprint is then. Each
-  answer continues where the last one stopped, and wraps around, so that a call that moves out and back is not lost.
+- The state of the consumer has a fingerprint of its calls for each bucket of time. It is compared with one merged
+  reading of the whole window (T2). A bucket whose fingerprint differs is reported: as single changes if they are known,
+  else as a replacement of all its calls.
+- Buckets that do not fit in an answer are pending: a later answer reports them, even if their fingerprint is equal by
+  then. Each answer continues where the last one stopped, and wraps around, so that every bucket gets its turn, and a
+  call that moves out of a bucket and back is not lost.
 - A bucket is reported only from POSTs that are no older than those of its last report, so that a copy never returns to
   an older version, whichever replica answers.
 """
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from operator import attrgetter
@@ -26,7 +27,7 @@ from gateway.cache.feed_state import Cut, FeedState, Told, buckets
 from gateway.cache.fingerprints import MODULUS, NOTHING, STEP_CALLS, Fingerprint, View, hash_of, hour_sums
 from gateway.cache.level1 import bytes_of
 from gateway.model import Call, Window
-from gateway.slices import Steps, parts_of
+from gateway.slices import Steps
 
 MAX_SEARCHED = 2000  # calls of a bucket that are hashed to find the one that was added
 STEP_BYTES = 500  # of a step of the journal without calls
@@ -49,7 +50,10 @@ Lookup = Callable[[Window, int, int], Changes | None]  # bucket, the sum that wa
 
 
 class Bucket(Struct, frozen=True):
-    """The calls of a bucket now. `oldest` and `newest` are the POSTs that it rests on. `superseded`: see `Told`."""
+    """The fingerprint of a bucket's calls now, and when the `oldest` and `newest` POST that it rests on were sent.
+
+    `superseded` is as in `Told`.
+    """
 
     window: Window
     found: Fingerprint
@@ -99,24 +103,6 @@ class Snapshot(Struct, frozen=True):
         return sorted(overlapping, key=lambda extent: extent.window.start)
 
 
-def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> Steps[list[tuple[float, float]]]:
-    """The calls that `deduplicated` left out: when each starts, and when the POST of the later version was sent."""
-    lost: list[Call] = []
-    for before, after in zip(extents, kept, strict=True):
-        for step in parts_of(before.calls) if before is not after else ():
-            lost += [call for call in step if call.id not in after.ids_of(call.client_code)]
-            yield
-    by_client: dict[str, set[str]] = defaultdict(set)
-    for call in lost:
-        by_client[call.client_code].add(call.id)
-    sent: dict[Key, float] = {}
-    for extent in kept if lost else ():
-        for code, ids in by_client.items():
-            sent |= dict.fromkeys([(code, id_) for id_ in ids & extent.ids_of(code)], extent.sent)
-        yield
-    return [(call.start_time.timestamp(), sent[key_of(call)]) for call in lost]
-
-
 def make_snapshot(
     extents: Sequence[Extent], lost: Collection[tuple[float, float]], start: int, end: int, view: View
 ) -> Steps[Snapshot]:
@@ -159,10 +145,11 @@ def make_snapshot(
 
 
 def outdated(state: FeedState, snapshot: Snapshot, *, same_cache: bool) -> list[Window]:
-    """The windows that differ, but rest on older POSTs than their last report. They must be read again first.
+    """The buckets that differ from the state, but rest on older POSTs than their last report: read them again first.
 
-    `state` was advanced to the buckets of the snapshot. A cache from which nothing was evicted since replaces each
-    point by a later one alone: then only buckets count from which a call had moved away.
+    `state` was advanced to the buckets of the snapshot. `same_cache`: the last report was made from this cache, from
+    which nothing was evicted since, so that each point is at least as new as it was. Then an older version can appear
+    only in a bucket that a call had left: the later version that hid it may be gone.
     """
     return [
         bucket.window
@@ -197,7 +184,7 @@ class Replace(Struct, frozen=True):
 
 
 class Telling(Struct, frozen=True, dict=True):
-    """Changes, in the order in which they are applied, and the state of the consumer afterwards."""
+    """An answer: changes, in the order in which they are applied, and the state of the consumer afterwards."""
 
     removes: Sequence[Remove]
     replaces: Sequence[Replace]
@@ -218,9 +205,10 @@ class Telling(Struct, frozen=True, dict=True):
 def tell(
     state: FeedState, snapshot: Snapshot, limit: int, *, lookup: Lookup | None = None, wait: Collection[Window] = ()
 ) -> Steps[Telling]:
-    """The changes for a consumer, in at most `limit` calls, or one second of calls if that has more.
+    """Make the next answer to a consumer, of at most `limit` calls, or of one second of calls if that has more.
 
-    `state` was advanced to the buckets of the snapshot. `lookup` knows changes. Buckets in `wait` are reported later.
+    `state` was advanced to the buckets of the snapshot. `lookup` returns the single changes of a bucket that are known,
+    as a `Journal` does. Buckets in `wait` become pending.
     """
     told = [
         Told(bucket.found.total, max(one.newest, bucket.newest), superseded=bucket.superseded)
@@ -311,7 +299,7 @@ class _Answer:
 
 
 def _begin(cut: Cut | None, bucket: Bucket, snapshot: Snapshot) -> Steps[int]:
-    """Where to continue with a bucket that was reported in part: at the cut, unless a call before it changed."""
+    """Where to begin in a pending bucket: at its cut, unless a call before the cut changed; else at its start."""
     if cut is None or not bucket.window.start < cut.until < bucket.window.end:
         return bucket.window.start
     before = yield from snapshot.sum_of(Window(bucket.window.start, cut.until))
@@ -319,7 +307,7 @@ def _begin(cut: Cut | None, bucket: Bucket, snapshot: Snapshot) -> Steps[int]:
 
 
 def _changes(bucket: Bucket, total: int, snapshot: Snapshot, lookup: Lookup | None) -> Steps[Changes | None]:
-    """The changes that lead from a sum to the calls of a bucket, if they are known or one call was added."""
+    """The changes of a bucket since its fingerprint was `total`, if they are known or one call was added; else None."""
     known = lookup(bucket.window, total, bucket.found.total) if lookup is not None else None
     if known is not None or bucket.found.calls > MAX_SEARCHED:
         return known
@@ -350,7 +338,10 @@ def _difference(before: Snapshot, after: Snapshot, window: Window) -> Steps[Chan
 
 
 class Journal:
-    """Changes that this process saw between two readings, by bucket and the sum before them. Bounded in bytes."""
+    """The changes of buckets between successive readings of this process, by bucket and fingerprint before the change.
+
+    The oldest steps are dropped beyond `bound` bytes.
+    """
 
     def __init__(self, bound: int = 2**23) -> None:
         self.size = 0  # bytes
@@ -358,7 +349,7 @@ class Journal:
         self._steps: dict[tuple[Window, int], tuple[int, Changes, int]] = {}
 
     def record(self, before: Snapshot, after: Snapshot) -> Steps[None]:
-        """Note what changed between two readings that begin with the same buckets."""
+        """Add the changes between two readings that begin with the same buckets."""
         for old, new in zip(before.buckets, after.buckets, strict=False):
             if (
                 old.window != new.window
@@ -376,7 +367,7 @@ class Journal:
             self.size -= self._steps.pop(next(iter(self._steps)))[2]
 
     def __call__(self, window: Window, told: int, now: int) -> Changes | None:
-        """The changes that lead from one sum of a bucket to another."""
+        """The changes that lead from one fingerprint of a bucket to another; None if a step is not known."""
         upserts: dict[Key, Call] = {}
         removes: dict[Key, Call] = {}
         seen = {told}

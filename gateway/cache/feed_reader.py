@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import count
 
 from msgspec import Struct
 
-from gateway.cache.extents import Extent, deduplicated_in_steps
-from gateway.cache.feed import superseded
+from gateway.cache.extents import Extent, Key, deduplicated_in_steps, key_of
 from gateway.cache.freshness import Provenance
 from gateway.cache.level1 import bytes_of
 from gateway.cache.reader import Cache, Query
 from gateway.cache.scans import COUNTS, Spans
 from gateway.errors import InvalidParameters, ParameterFault, UpstreamFailed
-from gateway.model import Window
-from gateway.slices import in_slices
+from gateway.model import Call, Window
+from gateway.slices import Steps, in_slices, parts_of
 
 
 class Clients(Struct, frozen=True):
@@ -111,6 +111,24 @@ class FeedReader:
         total = total or Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now)
         numbers = begun, next(self._numbers)
         return FeedResult(merged, lost, window.end, total, (evictions, evicted), version, numbers)
+
+
+def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> Steps[list[tuple[float, float]]]:
+    """The calls that deduplication left out: when each starts, and when the POST of its later version was sent."""
+    lost: list[Call] = []
+    for before, after in zip(extents, kept, strict=True):
+        for step in parts_of(before.calls) if before is not after else ():
+            lost += [call for call in step if call.id not in after.ids_of(call.client_code)]
+            yield
+    by_client: dict[str, set[str]] = defaultdict(set)
+    for call in lost:
+        by_client[call.client_code].add(call.id)
+    sent: dict[Key, float] = {}
+    for extent in kept if lost else ():
+        for code, ids in by_client.items():
+            sent |= dict.fromkeys([(code, id_) for id_ in ids & extent.ids_of(code)], extent.sent)
+        yield
+    return [(call.start_time.timestamp(), sent[key_of(call)]) for call in lost]
 
 
 def _refuse_too_large(needed: int, allowed: float) -> None:

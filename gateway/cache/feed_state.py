@@ -31,10 +31,10 @@ HEADER = struct.Struct(">HIdI4sHII5s")  # start in days, at, newest, resume, pro
 
 
 class Told(Struct, frozen=True, array_like=True):
-    """The last report of a bucket: the sum of its calls, and the newest POST that it rests on.
+    """The last report of a bucket: the sum of the hashes of its calls, and when the newest POST it rests on was sent.
 
-    A `pending` bucket is reported again, whatever its sum is. `superseded`: a call of it had a later version in another
-    bucket, by a POST that counts for this bucket too.
+    A `pending` bucket is reported in a later answer, even if its sum is equal by then. In a `superseded` one, an older
+    version of a call was left out, because another bucket had a later one; `newest` counts the POST of that one too.
     """
 
     total: int = 0
@@ -51,10 +51,11 @@ class Cut(Struct, frozen=True, array_like=True):
 
 
 class FeedState(Struct, frozen=True, cache_hash=True):
-    """What was reported of the window from `start` to `at`. The next answer continues at `resume`. Seconds since 1970.
+    """The last report of each bucket from `start` to `at`. The next answer continues at `resume`. Seconds since 1970.
 
-    `newest` is the newest POST of all. `process` (4 bytes), `evictions` and `reading` identify the reading: a later one
-    of the same cache, from which nothing was evicted since, needs no comparison of POSTs.
+    `newest` is when the newest POST of all buckets was sent. `process` (4 bytes), `evictions` and `reading` identify
+    the cache, its eviction counter and the reading that the last answer came from. A later reading of the same cache
+    has no older versions, unless something was evicted in between.
     """
 
     start: int

@@ -1,8 +1,8 @@
-"""The changes for each consumer of the change feed, and readings that are refreshed once for all that wait.
+"""Answers to the consumers of the change feed, and readings that are refreshed once for all consumers that wait.
 
 Rules:
-- A bucket that differs, but rests on older POSTs than its last report, is read again. If it is still older, it is
-  reported later.
+- A bucket that differs from the consumer's state, but rests on older POSTs than its last report, is read again past the
+  cache. If it is still older, it becomes pending.
 - Consumers with equal states, views and limits share one comparison and one rendering.
 - A watch refreshes one set of clients while consumers wait for changes, each time when its first point becomes stale.
   After a failure it retries with backoff, and the waiting consumers get the error.
@@ -63,9 +63,9 @@ class Seen(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """The changes for a consumer, how many calls its copy has then, and the freshness of the reading.
+    """The changes for a consumer, the number of calls that its copy then has, and the freshness of the reading.
 
-    `rendered` has the rendered items, by the client codes that they name.
+    `rendered` keeps the rendered items, by the client codes of the request, which they contain.
     """
 
     telling: Telling
@@ -116,7 +116,10 @@ class Feeds:
         *,
         seen: Seen | None = None,
     ) -> Answer:
-        """The changes for a consumer that has a state, or nothing yet from a start on. Raises GatewayError."""
+        """The changes for a consumer: since `state`, or all calls from a start on. Raises GatewayError.
+
+        With `seen`, from this reading, unless the state is later; else from a fresh one.
+        """
         start, at = (state, 0) if isinstance(state, int) else (state.start, state.at)
         if (behind := at - math.ceil(self.clock())) > 0:
             if behind > SKEW:
@@ -147,13 +150,13 @@ class Feeds:
         return answer
 
     def seen(self, clients: Clients, start: int, view: View) -> Seen | None:
-        """The last reading of a feed, if it is still held."""
+        """The last reading of a feed; None if there is none in memory."""
         return self._seen.get((clients, start, view.name))
 
     async def see(self, clients: Clients, start: int, view: View, terms: Terms = NO_TERMS, until: int = 0) -> Seen:
-        """A reading as a view shows it, up to `until` at least: the last one, if another would be equal.
+        """A reading as a view shows it, up to `until` at least. Raises GatewayError.
 
-        Raises GatewayError.
+        The last one is used while it is fresh and the cache has not changed.
         """
         last, now = self.seen(clients, start, view), self.clock()
         if last is not None and last.snapshot.end >= until:
@@ -240,7 +243,7 @@ class Watch:
         return not self._joined
 
     async def refreshed(self, start: int, view: View, after: int) -> Seen | None:
-        """Wait for a reading of later than an instant. Raises GatewayError.
+        """Wait for a reading that ends after the instant `after`. Raises GatewayError.
 
         Returns None when a refresh failed, with `error`, or when the process stops.
         """
@@ -269,7 +272,7 @@ class Watch:
             del self._waiters[waiter]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Raise an unexpected error in all consumers that wait, so that none waits for ever."""
+        """Raise an unexpected error in all waiting consumers, which no refresh would wake any more."""
         if not task.cancelled() and (error := task.exception()) is not None:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -305,7 +308,7 @@ class Watch:
             await asyncio.sleep(wait)
 
     async def _refresh(self, seen: dict[tuple[int, Hashable], Seen]) -> float:
-        """Read, and show the reading to every view, in `seen`. Returns for how many seconds it stays fresh."""
+        """Read, and add the reading as each view shows it to `seen`. Returns for how many seconds it stays fresh."""
         first = min(start for start, _ in self._joined)
         reading = await self._feeds.reader.read(self._clients, first)
         for start, name in list(self._joined):

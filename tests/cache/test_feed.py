@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from msgspec.structs import replace
 
 from gateway.cache.extents import Extent, deduplicated, make_extent, make_extent_of_all, overlay
-from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, superseded, tell
+from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, tell
+from gateway.cache.feed_reader import superseded
 from gateway.cache.feed_state import Cut, FeedState, Told, advance, buckets, midnight, new_state, pack, unpack
 from gateway.cache.fingerprints import HOUR, NOTHING, View, fingerprint, hour_sums
 from gateway.model import Call, Window
