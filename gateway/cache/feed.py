@@ -235,7 +235,7 @@ def tell(
         before = state.told[place]
         also = told[place].superseded or before.superseded
         told[place] = replace(told[place], total=before.total, pending=True, superseded=also)
-    newest = max(state.newest, *[bucket.newest for bucket in snapshot.buckets])
+    newest = max([state.newest, *[bucket.newest for bucket in snapshot.buckets]])
     at = max(state.at, snapshot.end)
     following = replace(state, at=at, told=tuple(told), newest=newest, resume=resume, cut=cut)
     return answer.telling(following)

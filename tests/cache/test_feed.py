@@ -43,8 +43,9 @@ def snapshot(extents: Sequence[Extent], start: int = START, at: int = NOW) -> Sn
 
 @given(start=st.integers(0, 400), at=st.integers(NOW - 3 * 365 * DAY, NOW))
 def test_buckets_are_aligned_and_cover_the_window(start: int, at: int):
-    windows = buckets(midnight(at - start * DAY), at)
-    assert windows[0].start == midnight(at - start * DAY)
+    begin = midnight(at - 1 - start * DAY)
+    windows = buckets(begin, at)
+    assert windows[0].start == begin
     assert at <= windows[-1].end < at + HOUR
     assert all(one.end == following.start for one, following in pairwise(windows))
     assert [one.end - one.start for one in windows][-48:] == [HOUR] * min(48, len(windows))
@@ -57,7 +58,7 @@ def test_buckets_are_aligned_and_cover_the_window(start: int, at: int):
     at=st.integers(NOW - 3 * 365 * DAY, NOW),
 )
 def test_older_buckets_are_unions_of_younger_ones(start: int, later: int, at: int):
-    begin = midnight(at - start * DAY)
+    begin = midnight(at - 1 - start * DAY)
     windows = buckets(begin, at)
     state = replace(new_state(begin, at), told=tuple(Told(index + 1, index) for index in range(len(windows))))
     advanced = advance(state, at + later)
@@ -265,6 +266,12 @@ def test_a_new_call_is_one_upsert():
         finish(tell(then.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 1)).upserts
         == []
     )
+
+
+def test_a_feed_that_starts_this_second_is_up_to_date():
+    today = midnight(NOW)
+    telling = finish(tell(new_state(today, today), snapshot([], today, today), 100))
+    assert (telling.up_to_date, telling.size) == (True, 0)
 
 
 def test_what_rests_on_older_posts_than_what_was_told_is_read_again():

@@ -233,6 +233,22 @@ async def test_evictions_during_a_reading_count_as_later_than_it():
     assert (await upstream.feeds.answer(CLIENTS, WEEK_AGO, view(), 1000, seen=seen)).telling.state.evictions == 3
 
 
+async def test_a_reading_has_the_evictions_before_it_and_after_it():
+    upstream = Upstream(DAILY)
+    before = (await upstream.feeds.reader.read(CLIENTS, WEEK_AGO)).evictions[1]
+    upstream.now += 60
+    upstream.open.clear()
+    posts = upstream.posts
+    reading = asyncio.create_task(upstream.feeds.reader.read(CLIENTS, WEEK_AGO))
+    await wait_in_loop_for(lambda: upstream.posts > posts, "a POST is in progress")
+    upstream.memory.bound = 0
+    upstream.memory.fit()
+    upstream.memory.bound = 2**28
+    upstream.open.set()
+    found = (await reading).evictions
+    assert (found[0], found[1] > before) == (before, True)
+
+
 async def test_all_who_wait_go_on_when_the_process_stops():
     upstream = Upstream(DAILY)
     upstream.open.clear()  # a refresh is in progress
