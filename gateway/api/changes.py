@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.params import FromPath
@@ -30,7 +29,7 @@ from msgspec.structs import replace
 
 from gateway.access import Consumer, Kind
 from gateway.api import responses
-from gateway.api.feed import Feed, FeedAddress, digest, encode, event_stream, feed_of, json_lines
+from gateway.api.feed import Feed, FeedAddress, digest, encode, event_stream, feed_of, json_lines, json_object
 from gateway.api.middleware.authentication import admit
 from gateway.api.middleware.request_context import RequestContext, context_of
 from gateway.api.query import Parameters
@@ -147,11 +146,10 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     if query.wait and since and _is_empty(answer):
         context.hold(services.streams)
         answer = await _wait(services, context, feed, answer, query.wait)
-    page, meta, items = feed.page(answer), feed.meta(answer), await feed.items(answer)
     if form == "ndjson":
-        return Response(json_lines(items, page, meta), headers=headers | {"Content-Type": "application/x-ndjson"})
-    data = msgspec.Raw(b"[" + b",".join([item.body for item in items]) + b"]")
-    return Response(encode({"data": data, "page": page, "meta": meta}), media_type="application/json", headers=headers)
+        headers["Content-Type"] = "application/x-ndjson"
+        return Response(await feed.body(answer, json_lines), headers=headers)
+    return Response(await feed.body(answer, json_object), media_type="application/json", headers=headers)
 
 
 def open_link(services: Services, context: RequestContext, query: ChangesQuery, code: str | None) -> FeedLink:
@@ -238,7 +236,7 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
     A waiting stream references no calls, so that evicted calls are freed.
     """
     yield f"retry: {random.randint(1000, 5000)}\n\n".encode()  # noqa: S311 - spreads reconnections
-    state, following = answer.telling.state, await _rendered(feed, answer)
+    state, following = answer.telling.state, await feed.body(answer, event_stream)
     start, after, more = state.start, state.at, not _is_done(answer)
     del answer
     async with feed.feeds.watching(feed.clients, start, feed.view, feed.feeds.metrics.feed_streams) as watch:
@@ -263,15 +261,10 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
                 following, more = UNREADABLE, False
             else:
                 if not _is_empty(answer):
-                    following = await _rendered(feed, answer)
+                    following = await feed.body(answer, event_stream)
                 state, more = answer.telling.state, not _is_done(answer)
                 del answer
             del seen
-
-
-async def _rendered(feed: Feed, answer: Answer) -> bytes:
-    """The events of an answer."""
-    return event_stream(await feed.items(answer), feed.page(answer), feed.meta(answer))
 
 
 def _goes_on(services: Services, context: RequestContext) -> bool:

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple
@@ -173,6 +173,12 @@ class Item(NamedTuple):
     body: bytes
 
 
+def json_object(items: Sequence[Item], page: ChangesPage, meta: ChangesMeta) -> bytes:
+    """Render an answer as JSON."""
+    data = msgspec.Raw(b"[" + b",".join([item.body for item in items]) + b"]")
+    return encode({"data": data, "page": page, "meta": meta})
+
+
 def json_lines(items: Sequence[Item], page: ChangesPage, meta: ChangesMeta) -> bytes:
     """Render an answer as NDJSON."""
     return b"\n".join([*[item.body for item in items], encode({"page": page, "meta": meta}), b""])
@@ -185,6 +191,9 @@ def event_stream(items: Sequence[Item], page: ChangesPage, meta: ChangesMeta) ->
     if events:
         events[-1] = f"id: {page.next}\n".encode() + events[-1]
     return b"".join(events)
+
+
+Render = Callable[[Sequence[Item], ChangesPage, ChangesMeta], bytes]
 
 
 class Feed(Struct, frozen=True):
@@ -226,19 +235,23 @@ class Feed(Struct, frozen=True):
         """The content of the token of a state."""
         return FeedToken(self.feed_hash, self.view_hash, pack(state))
 
-    async def items(self, answer: Answer) -> Sequence[Item]:
-        """The items of an answer, in the order in which they are applied. They are counted."""
+    async def body(self, answer: Answer, render: Render) -> bytes:
+        """Render an answer, and count its items. The last body is kept, for the next consumer with an equal one."""
         count, telling = self.feeds.metrics.feed_changes.labels, answer.telling
-        count("remove").inc(len(telling.removes))
-        count("replace").inc(len(telling.replaces))
-        count("upsert").inc(len(telling.upserts))
-        if self.codes not in answer.rendered:
-            answer.rendered[self.codes] = await in_slices(self._render(telling))
-        items: Sequence[Item] = answer.rendered[self.codes]
-        return items
+        for kind, changes in (("remove", telling.removes), ("replace", telling.replaces), ("upsert", telling.upserts)):
+            if changes:
+                count(kind).inc(len(changes))
+        key = render, self.codes, self.feed_hash, self.view_hash
+        if answer.rendered.get(Feed, (None,))[0] != key:
+            if self.codes not in answer.rendered:
+                answer.rendered[self.codes] = await in_slices(self._items(telling))
+            body = render(answer.rendered[self.codes], self._page(answer), self._meta(answer))
+            answer.rendered[Feed] = key, body
+        rendered: bytes = answer.rendered[Feed][1]
+        return rendered
 
-    def _render(self, telling: Telling) -> Steps[Sequence[Item]]:
-        """Render items. Consumers with the same view and the same client codes have the same ones."""
+    def _items(self, telling: Telling) -> Steps[Sequence[Item]]:
+        """Items in the order in which they are applied. Consumers with equal views and client codes have equal ones."""
         items: list[Item] = []
         for one in [remove.call for remove in telling.removes]:
             removed = RemovedCall(client_code=one.client_code, id=one.id, start_time=one.start_time)
@@ -255,12 +268,12 @@ class Feed(Struct, frozen=True):
                 yield
         return items
 
-    def page(self, answer: Answer) -> ChangesPage:
+    def _page(self, answer: Answer) -> ChangesPage:
         """How to continue after an answer."""
         calls = answer.calls if answer.telling.up_to_date else None
         return ChangesPage(next=self.token(answer.telling.state), up_to_date=answer.telling.up_to_date, calls=calls)
 
-    def meta(self, answer: Answer) -> ChangesMeta:
+    def _meta(self, answer: Answer) -> ChangesMeta:
         """The window of a copy after an answer, and its freshness."""
         oldest = responses.instant(math.floor(answer.provenance.oldest_fetch))
         return ChangesMeta(

@@ -43,7 +43,7 @@ WOKEN = 20  # consumers in one iteration of the event loop
 BUCKET_BYTES = 300
 ANSWERS_SHARE = 1 / 16  # of the cache's bytes, for answers that several consumers may have
 MAX_SHARED = 200  # changes of such an answer; longer ones are rare, and rendered for one consumer
-SHARED_CALL_BYTES = 2500  # of a change and its rendering
+SHARED_CALL_BYTES = 3500  # of a change, its rendering, and its part of a body
 STATE_BYTES = 200  # of a bucket in a state
 MAX_SHARE = 0.5  # of the cache's bytes, for the calls of one feed: a larger one would be fetched again and again
 
@@ -65,7 +65,7 @@ class Seen(Struct, frozen=True):
 class Answer(Struct, frozen=True):
     """The changes for a consumer, the number of calls that its copy then has, and the freshness of the reading.
 
-    `rendered` keeps the rendered items, by the client codes of the request, which they contain.
+    `rendered` keeps the rendered items, by the client codes of the request, which they contain, and the last body.
     """
 
     telling: Telling
