@@ -21,7 +21,7 @@ from gateway.server import listen, make_server
 from gateway.simulator.server import Simulator
 
 T = TypeVar("T")
-DEADLINE = 30  # seconds; long for a busy machine
+DEADLINE = 120  # seconds; long for a busy machine
 POLL_INTERVAL = 0.005  # seconds
 CHUNK_SIZE = 65536  # bytes
 

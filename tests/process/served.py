@@ -22,7 +22,7 @@ ANSWERED = b"HTTP/1.1 200 OK\r\n"
 PAGE = f"/clients/{CODE}/calls?start=2026-09-01&end=2026-09-02&limit=1000"  # half a megabyte
 EXPORT = f"/clients/{CODE}/calls?start=2026-08-01&end=2026-09-01&format=ndjson"  # thirty megabytes
 LISTENING = "0A"  # a state of /proc/net/tcp
-LATER = 30  # seconds that a test waits beyond a bound, for a busy machine
+LATER = 120  # seconds that a test waits beyond a bound, for a busy machine
 
 
 class Bounds(NamedTuple):
