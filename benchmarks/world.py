@@ -1,4 +1,4 @@
-"""An upstream that publishes late, edits, moves, deletes and spoils calls, and fails; and what it returned when."""
+"""An upstream that publishes late, edits, moves, deletes and spoils calls, and fails; and the history of replies."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class World:
 
 
 def _unreadable(place: int, reply: Sequence[Version]) -> UnreadableCall:
-    """What a reply tells of an unreadable record: its StartTime, or the calls beside it."""
+    """The place of an unreadable record in a reply: its StartTime, or the calls beside it."""
     version = reply[place]
     if version.timed:
         start = datetime.fromtimestamp(version.start, UTC)

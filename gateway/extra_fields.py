@@ -43,7 +43,7 @@ class ExtraFields(Struct, frozen=True, dict=True):
 
     @cached_property
     def call_type(self) -> type[Call]:
-        """The type of calls in responses: `Call`, with the promoted fields at its end."""
+        """The type of calls in responses: `Call` followed by the promoted fields."""
         if not self.fields:
             return Call
         fields = [(field.name, Annotated[str | None, _about(field)]) for field in self.fields]

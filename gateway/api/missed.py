@@ -135,7 +135,7 @@ async def missed_response(request: Request[Any, Any, Any], code: str | None) -> 
 async def _find(
     services: Services, context: RequestContext, query: ListQuery, cache_query: Query, limit: int | None
 ) -> tuple[Iterator[Missed], AnswerMeta, Provenance]:
-    """Read the window, and order its missed callers; with `limit`, those after so many may be missing."""
+    """Read the window, and order its missed callers; with `limit`, the rest of the list may be missing."""
     now, unreadable = services.clock(), 0
     total: Provenance | None = None
     name = query.filters, responses.consumer_of(context).clients

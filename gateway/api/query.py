@@ -72,7 +72,7 @@ def _choice(title: str, *names: str, **extensions: list[str]) -> ValueType:
 def _words(title: str, known: Mapping[str, Any], *, ordered: bool = False, most: int = 0) -> ValueType:
     """A list of known words. Its value has the meaning of each word once, in the order of `known` or as given.
 
-    With `most`, it has at most so many words, and none twice.
+    With `most`, it has at most that number of words, and none twice.
     """
 
     def parse(texts: Sequence[str]) -> tuple[Any, ...]:
@@ -185,7 +185,7 @@ DIALECT_TEXT = (
     "Only for CSV: `excel` begins with a byte order mark, and has times without offset in the time zone `tz`, which "
     "Excel reads as dates."
 )
-GRACE_TEXT = "Leaves out missed calls of the last so many seconds: they may still be returned. Default: 0."
+GRACE_TEXT = "In seconds. Missed calls younger than this are left out: they may still be returned. Default: 0."
 REACHED_TEXT = (
     "`true` adds the callers who were reached since their last missed call, after the others. Default: `false`."
 )

@@ -146,7 +146,7 @@ async def summary_response(request: Request[Any, Any, Any], code: str | None) ->
 async def _read_period(
     services: Services, context: RequestContext, query: SummaryQuery, window: Window
 ) -> tuple[Period, Provenance, int]:
-    """Count a window. Returns what it rests on, and the number of unreadable records. Raises GatewayError."""
+    """Count a window. Returns its provenance and the number of unreadable records. Raises GatewayError."""
     consumer, beginning = responses.consumer_of(context), services.history_start
     read = Window(max(window.start, beginning), max(window.end, beginning))
     before = Window(max(beginning, read.start - query.lookback), read.start)
@@ -195,7 +195,7 @@ async def _aggregate(
 async def _count(
     services: Services, context: RequestContext, cache_query: Query, count: Callable[[Sequence[Extent]], Steps[None]]
 ) -> tuple[Provenance, int]:
-    """Call `count` with the extents of each span of a window. Returns what they rest on, and the unreadable records.
+    """Call `count` with the extents of each span of a window. Returns their provenance and the unreadable records.
 
     Raises UpstreamError.
     """

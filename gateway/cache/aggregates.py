@@ -1,7 +1,7 @@
 """Aggregates of calls: figures by slot of a calendar and by group, which merge exactly. Pure.
 
 Rules:
-- One `AggregateSpec` says what is counted. The slots of its calendar begin at any second, so every time zone is exact.
+- One `AggregateSpec` defines a count. The slots of its calendar begin at any second, so every time zone is exact.
 - The aggregate of an extent is memoised with it, by the name of the spec, while the extent is stored and memory allows.
   So are those of its parts between quarters of an hour; other parts are counted for each query.
 - Aggregates merge: counts add, callers unite, and waits are counted by whole seconds, so percentiles are exact.
@@ -98,7 +98,7 @@ class Aggregate(Struct, frozen=True, gc=False):
 
 
 class AggregateSpec(Struct, frozen=True):
-    """What is counted, and how.
+    """The definition of a count: slots of time, groups and filter.
 
     `slots` returns the starts of the slots of a window, the first at or before its start, with the slots. `groups`
     returns the group of each call, `keep` filters. Specs of the same `name` count the same. More than `max_parts` parts

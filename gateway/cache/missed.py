@@ -164,8 +164,8 @@ class MissedCallers:
         """The callers in the order of the list: not reached first, and then, with `reached`, the others.
 
         Each group is in the order of the last missed calls, newest first. The list begins after the caller who was
-        reached or not and has the last missed call at the position `after`. With `limit`, callers after so many may be
-        missing.
+        reached or not and has the last missed call at the position `after`. With `limit`, further callers may
+        be missing.
         """
         groups = []
         for group in (False, True) if reached else (False,):

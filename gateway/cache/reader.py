@@ -211,7 +211,7 @@ class Cache:
         return self._level1.evictions(codes)
 
     def version(self, codes: Sequence[str]) -> int:
-        """A number that differs after what is held of some clients changed. It may differ for other reasons."""
+        """A number that differs once the extents held of some clients have changed. It may differ for other reasons."""
         return self._level1.version(codes)
 
     async def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:

@@ -6,7 +6,7 @@ Rules:
 - A stream or a count reads the next span while the last one is used. The length of a span follows from the density of
   the one before it, and grows by no more than its pace allows.
 - Of an id that a window holds twice, the version whose POST was sent later counts (T2), wherever the two lie. A page is
-  compared with all that is held of the window. A stream or a count is compared with what is held of the part that is
+  compared with all extents of the window. A stream or a count is compared with the extents of the part that is
   not read yet, a stream with the span read next, a count with those within `MAX_HELD` calls. An id that has been sent
   is not sent again, even if a later version of it is fetched afterwards.
 - A failure ends a stream with its error, never as if it were complete (T3).

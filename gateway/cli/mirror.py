@@ -136,7 +136,7 @@ class Mirror:
         return str(httpx.URL(self._arguments.gateway or self._settings.upstream_url).copy_with(userinfo=b""))
 
     def _begin(self, feed: Feed) -> Feed:
-        """Begin the feed again if the options say so. Raises ValueError if it belongs to another gateway."""
+        """Begin the feed again if the options require it. Raises ValueError if it belongs to another gateway."""
         arguments, address = self._arguments, self._address()
         if feed.gateway != address and not arguments.restart:
             text = f"the feed {feed.name} is of {feed.gateway}: use --name for another feed in this database"

@@ -1,4 +1,4 @@
-"""Missed callers over HTTP: who is listed, in which order, and what shows that a caller was reached."""
+"""Missed callers over HTTP: the list, its order, and the calls by which a caller was reached."""
 
 from __future__ import annotations
 

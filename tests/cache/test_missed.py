@@ -28,7 +28,7 @@ STATUSES = {SalesStatus.CALLED_BACK: Reached.CALLED_BACK, SalesStatus.MADE_SALE:
 
 
 class Row(NamedTuple):
-    """What the list tells of a caller."""
+    """The figures of a caller in the list."""
 
     client_code: str
     ani: str

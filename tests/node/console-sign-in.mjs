@@ -1,4 +1,4 @@
-// Signs in to the console with an OIDC issuer, in a real browser, and prints what it saw, as JSON:
+// Signs in to the console with an OIDC issuer, in a real browser, and prints its findings as JSON:
 // console-sign-in.mjs CHROMIUM URL
 import { chromium } from "playwright-core";
 

@@ -1,4 +1,4 @@
-// Uses the console as people would, in a real browser, and prints what it saw, as JSON:
+// Uses the console as people would, in a real browser, and prints its findings as JSON:
 // console.mjs CHROMIUM URL KEY RECORDED_KEY PICTURES. Lines that begin with ">" ask the test to change the upstream.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -171,7 +171,7 @@ for (let count = 0; count < 400; ) {
 }
 seen.rowsInPage = await rows(page).count();
 
-// The upstream fails: the panel says so and the figures stay or go; then it heals.
+// The upstream fails: a panel reports it; then it heals.
 ask("down");
 await page.locator("#range").selectOption("last_month");
 await page.locator(".panel.problem").first().waitFor();

@@ -55,7 +55,7 @@ class Issuer:
         return json.dumps(document).encode()
 
     def authorize(self, query: dict[str, str]) -> str:
-        """Sign everybody in. Returns the address to which the browser goes back."""
+        """Sign in without a question. Returns the address to which the browser returns."""
         assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
         self._challenge = query["code_challenge"]
         return f"{query['redirect_uri']}?{urlencode({'code': 'one-time', 'state': query['state']})}"

@@ -23,7 +23,7 @@ import { WindowPicker } from "./WindowPicker";
 
 const ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
 const REFRESH = 60_000; // milliseconds between refreshes of a live view without changes: edits of older calls
-const FEED_DAYS = 2; // days that the change feed covers: it tells of new calls, the refresh of older ones
+const FEED_DAYS = 2; // days that the change feed covers; changes of older calls appear with the next refresh
 
 /** The view of the address, and a function that changes a part of it. */
 function useView(): [View, (change: Partial<View>) => void] {
@@ -47,7 +47,7 @@ function useView(): [View, (change: Partial<View>) => void] {
 export function App() {
   const [ready, setReady] = useState(false);
   const [failure, setFailure] = useState("");
-  const [session, setSession] = useState(0); // counts sign-ins, so that everything is loaded anew
+  const [session, setSession] = useState(0); // counts sign-ins; a new session loads all data again
   useEffect(() => {
     completeSignIn()
       .catch((error: Error) => setFailure(error.message))

@@ -21,7 +21,7 @@ export function Missed({
   const [pages, setPages] = useState(1);
   const query = useQuery(JSON.stringify([selected, pages]), async (signal) => {
     const limit = Math.min(STEP * pages, 1000);
-    const { result: _, ...others } = selected; // missed is a result by itself
+    const { result: _, ...others } = selected; // missed calls have other results than connected
     return unwrap(api.GET("/calls/missed", { params: { query: { ...others, limit } }, signal }));
   });
   if (query.problem) return <ProblemPanel error={query.problem} onRetry={query.reload} />;
