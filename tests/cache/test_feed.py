@@ -298,6 +298,9 @@ def test_a_call_that_moved_away_and_was_deleted_does_not_come_back_from_an_older
     told = finish(tell(new_state(START, NOW), snapshot([older, moved]), 100)).state
     bucket = [window for window in buckets(START, NOW) if NOW - 2 * HOUR in window]
     assert outdated(told, snapshot([older, deleted]), same_cache=True) == bucket
+    later = finish(tell(told, snapshot([older, deleted]), 100, wait=bucket))
+    assert ([part.calls for part in later.replaces if part.calls], later.upserts) == ([], [])
+    assert outdated(later.state, snapshot([older, deleted]), same_cache=True) == bucket
     read_again = make_extent(Window(START, seam), NOW - 4, ())
     assert outdated(told, snapshot([read_again, deleted]), same_cache=True) == []
 
@@ -309,6 +312,15 @@ def test_a_call_that_was_seen_to_go_is_one_removal():
     finish(journal.record(before, after))
     then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
     assert ([one.call.id for one in then.removes], then.replaces, then.upserts) == (["0"], [], [])
+
+
+def test_calls_that_were_seen_to_come_into_several_empty_buckets_are_upserts():
+    calls = made([(hours * 2 + number, NOW - hours * HOUR) for hours in (2, 5) for number in range(2)])
+    before, after = snapshot(whole([])), snapshot(whole(calls))
+    journal = Journal()
+    finish(journal.record(before, after))
+    then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
+    assert ({one.call.id for one in then.upserts}, then.replaces) == ({one.id for one in calls}, [])
 
 
 def hour_of(second: int) -> Window:
