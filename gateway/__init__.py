@@ -7,6 +7,7 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     app              the composition root: builds every part from the settings
     settings         the table of settings, read once from the environment
     api/             HTTP requests and responses: the only place that imports Litestar
+    api/console/     the web console: its sources, the built page, and the handlers that serve it
     cache/           windows, extents, freshness, flights: the calls that the gateway holds
     rate_sync        rate limits across replicas
     callbutton/      the upstream: the only place that knows XML or Central Time
