@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.access import ANONYMOUS
 from gateway.api.calendars import Calendar
+from gateway.api.dimensions import reader
 from gateway.api.filters import NO_FILTERS
 from gateway.api.query import UTC
 from gateway.api.summary_query import SummaryQuery
@@ -73,7 +74,7 @@ def spec_of(group: Any, interval: str = "none", most: float = math.inf) -> tuple
 
 
 @pytest.mark.parametrize("interval", ["none", "hour"])
-@pytest.mark.parametrize("group", [None, lambda one: (one.campaign,)], ids=["no groups", "a group a call"])
+@pytest.mark.parametrize("group", [None, reader(["campaign"])], ids=["no groups", "a group a call"])
 def test_no_step_of_counting_is_long(group: Any, interval: str):
     spec, calendar = spec_of(group, interval)
     aggregator = Aggregator(spec)
@@ -108,7 +109,7 @@ def test_no_step_of_noting_what_is_late_is_long():
 
 def test_no_step_of_making_many_rows_is_long():
     extent = make_extent(MONTH, NOW, CALLS[:20_000])
-    spec, calendar = spec_of(lambda one: (one.campaign,))
+    spec, calendar = spec_of(reader(["campaign"]))
     aggregator = Aggregator(spec)
     finish(aggregator.add([extent]))
     query = SummaryQuery((), MONTH, NO_FILTERS, "none", UTC, ("campaign",), None, None, 20, 0, None, None)
