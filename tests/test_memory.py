@@ -79,7 +79,7 @@ def aggregates(memory: Memory) -> Fill:
 
     def fill(number: int) -> None:
         slots = Calendar(window, "hour", ZoneInfo("UTC")).slots
-        group = None if number % 2 else (lambda one: (one.id[-2:],))
+        group = None if number % 2 else (lambda calls: [(one.id[-2:],) for one in calls])
         aggregator = Aggregator(AggregateSpec(number, slots, group, list, math.inf))
         extents = level1.lookup("a", window, NOW + 1, status=False)
         finish(aggregator.add(extents))

@@ -72,7 +72,7 @@ def fitting(query: dict[str, Any], path: str) -> dict[str, Any]:
     for name, form in (("limit", "json"), ("dialect", "csv"), ("meta", "ndjson")):
         if query.get("format", "json") != form:
             query.pop(name, None)
-    if "groupBy" not in query:
+    if query.get("groupBy", "") in ("", [], [""]):
         query.pop("top", None)
     if "*" in query.get("client", ()):
         query["client"] = ["*"]
