@@ -48,8 +48,8 @@ FORM_OF = {
 class ListQuery(Struct, frozen=True, array_like=True):
     """A list of calls, or of missed callers, after the position `after`.
 
-    `digest` is of the parameters that it was made from. Of missed callers, `reached` adds those who were reached, and
-    `after_reached` says that the caller at `after` is one of them.
+    `digest` is a hash of the request's parameters. In lists of missed callers, `reached` includes callers that were
+    reached since, and `after_reached` is true if the caller at `after` was.
     """
 
     codes: tuple[str, ...]

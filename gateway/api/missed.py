@@ -29,7 +29,7 @@ from gateway.api.responses import AnswerMeta, Services
 from gateway.cache.freshness import Provenance
 from gateway.cache.missed import MAX_CALLERS, Missed, MissedCallers, Reached, TooManyCallers
 from gateway.cache.reader import Query
-from gateway.cache.scans import counted, position, unreadable_of
+from gateway.cache.scans import position
 from gateway.errors import InvalidParameters, ParameterFault
 from gateway.formats import Format, columns_of
 from gateway.model import Call, Instant, Window, about
@@ -136,23 +136,17 @@ async def _find(
     services: Services, context: RequestContext, query: ListQuery, cache_query: Query, limit: int | None
 ) -> tuple[Iterator[Missed], AnswerMeta, Provenance]:
     """Read the window, and order its missed callers; with `limit`, the rest of the list may be missing."""
-    now, unreadable = services.clock(), 0
-    total: Provenance | None = None
     name = query.filters, responses.consumer_of(context).clients
-    keep, sees = responses.row_filter(context, cache_query, query.filters), responses.client_sight(context)
+    keep = responses.row_filter(context, cache_query, query.filters)
     callers = MissedCallers(query.window, keep, name, status=query.status)
-    async for part in counted(services.cache, cache_query, now):
-        try:
-            await in_slices(callers.add(part.extents))
-        except TooManyCallers:
-            detail = f"gives more than {MAX_CALLERS} missed callers; choose a shorter window"
-            raise InvalidParameters([ParameterFault("start", detail)]) from None
-        unreadable += len(unreadable_of(part.extents, sees))
-        total = total.combine(part.reading) if total else part.reading
+    try:
+        source, unreadable = await responses.count_window(services, context, cache_query, callers.add)
+    except TooManyCallers:
+        detail = f"gives more than {MAX_CALLERS} missed callers; choose a shorter window"
+        raise InvalidParameters([ParameterFault("start", detail)]) from None
     after = None if query.after is None else (query.after_reached, query.after)
     found = await in_slices(callers.ordered(after, limit, reached=query.reached))
     context.read_finished = time.perf_counter()
-    source = total or responses.empty_result(now)
     return found, responses.meta_of(query.window, source, unreadable), source
 
 

@@ -47,7 +47,7 @@ async def index(request: Request[Any, Any, State]) -> Response[bytes]:
 @get("/docs", include_in_schema=False)
 async def docs() -> Response[str]:
     """The interactive API reference."""
-    return _page((ASSETS / "docs.html").read_text("utf-8"), "text/html")
+    return page((ASSETS / "docs.html").read_text("utf-8"), "text/html")
 
 
 @get("/docs/{name:str}", include_in_schema=False)
@@ -55,7 +55,7 @@ async def docs_asset(name: FromPath[str]) -> Response[str]:
     """A style sheet, script or icon of the pages."""
     if name not in MEDIA_TYPES:
         raise NotFoundException
-    return _page((ASSETS / name).read_text("utf-8"), MEDIA_TYPES[name])
+    return page((ASSETS / name).read_text("utf-8"), MEDIA_TYPES[name])
 
 
 @get("/problems/{name:str}", include_in_schema=False)
@@ -65,11 +65,12 @@ async def problem_page(name: FromPath[str]) -> Response[str]:
     if kind is None:
         raise NotFoundException
     shown = {field: _prose(str(value)) for field, value in kind._asdict().items()}
-    return _page(Template((ASSETS / "problem.html").read_text("utf-8")).substitute(shown), "text/html")
+    return page(Template((ASSETS / "problem.html").read_text("utf-8")).substitute(shown), "text/html")
 
 
-def _page(text: str, media_type: str) -> Response[str]:
-    return Response(text, media_type=media_type, headers=page_headers())
+def page(text: str, media_type: str, *origins: str) -> Response[str]:
+    """A page or a part of one, which may send requests to `origins` besides this gateway."""
+    return Response(text, media_type=media_type, headers=page_headers(*origins))
 
 
 def _prose(text: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -21,10 +21,10 @@ from gateway.api.filters import NO_FILTERS, Filters
 from gateway.api.middleware.request_context import Lifetime, RequestContext, context_of
 from gateway.api.negotiation import negotiate_media_type, parse_directives
 from gateway.api.signing import SigningKeys
-from gateway.cache.extents import Keep
+from gateway.cache.extents import Extent, Keep
 from gateway.cache.freshness import Provenance
 from gateway.cache.reader import Cache, Query
-from gateway.cache.scans import Sees
+from gateway.cache.scans import Sees, counted, unreadable_of
 from gateway.cache.watch import Feeds
 from gateway.callbutton.recordings import Recordings
 from gateway.errors import NotAcceptable
@@ -192,6 +192,23 @@ def shared_headers(context: RequestContext) -> dict[str, str]:
 def empty_result(now: float) -> Provenance:
     """The result of reading an empty window."""
     return Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now + 1)
+
+
+async def count_window(
+    services: Services, context: RequestContext, cache_query: Query, add: Callable[[Sequence[Extent]], Steps[None]]
+) -> tuple[Provenance, int]:
+    """Call `add` with the extents of each span of a window. Returns their provenance and the unreadable records.
+
+    Raises UpstreamError, and the errors of `add`.
+    """
+    now, unreadable = services.clock(), 0
+    total: Provenance | None = None
+    sees = client_sight(context)
+    async for part in counted(services.cache, cache_query, now):
+        await in_slices(add(part.extents))
+        unreadable += len(unreadable_of(part.extents, sees))
+        total = total.combine(part.reading) if total else part.reading
+    return total or empty_result(now), unreadable
 
 
 def meta_of(window: Window, source: Provenance, unreadable: int) -> AnswerMeta:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 from litestar import Request, Response, get
@@ -36,8 +36,6 @@ from gateway.api.summary_table import (
 from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
 from gateway.cache.extents import Extent
 from gateway.cache.freshness import Provenance
-from gateway.cache.reader import Query
-from gateway.cache.scans import counted, unreadable_of
 from gateway.errors import UpstreamFailed
 from gateway.model import EVERY_CLIENT, Window, about
 from gateway.slices import Steps, in_slices
@@ -103,7 +101,7 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
                 yield
 
     async with responses.counting_turn(request):
-        source, unreadable = await _count(services, context, cache_query, count)
+        source, unreadable = await responses.count_window(services, context, cache_query, count)
     context.read_finished = time.perf_counter()
     meta = responses.meta_of(window, source, unreadable)
     rows = [ClientFigures(client_code=code, calls=calls[code]) for code in sorted(calls) if calls[code]]
@@ -189,24 +187,7 @@ async def _aggregate(
         max_parts=MAX_PARTS if query.top else MAX_ROWS,
     )
     aggregator = Aggregator(spec, known)
-    return aggregator, *await _count(services, context, cache_query, aggregator.add)
-
-
-async def _count(
-    services: Services, context: RequestContext, cache_query: Query, count: Callable[[Sequence[Extent]], Steps[None]]
-) -> tuple[Provenance, int]:
-    """Call `count` with the extents of each span of a window. Returns their provenance and the unreadable records.
-
-    Raises UpstreamError.
-    """
-    now, unreadable = services.clock(), 0
-    total: Provenance | None = None
-    sees = responses.client_sight(context)
-    async for part in counted(services.cache, cache_query, now):
-        await in_slices(count(part.extents))
-        unreadable += len(unreadable_of(part.extents, sees))
-        total = total.combine(part.reading) if total else part.reading
-    return total or responses.empty_result(now), unreadable
+    return aggregator, *await responses.count_window(services, context, cache_query, aggregator.add)
 
 
 HANDLERS = [summarize_client_calls, summarize_calls, list_clients]

@@ -163,9 +163,9 @@ class MissedCallers:
     ) -> Steps[Iterator[Missed]]:
         """The callers in the order of the list: not reached first, and then, with `reached`, the others.
 
-        Each group is in the order of the last missed calls, newest first. The list begins after the caller who was
-        reached or not and has the last missed call at the position `after`. With `limit`, further callers may
-        be missing.
+        Each group is in the order of the last missed calls, newest first. `after` is the place of a caller: whether it
+        was reached, and the position of its last missed call. The list begins with the next caller. With `limit`,
+        further callers may be missing.
         """
         groups = []
         for group in (False, True) if reached else (False,):

@@ -41,7 +41,7 @@ FIRST_CALLS = 100  # of a stream, sent before the second span is read
 MIN_SPAN = 60  # seconds
 MAX_HELD = 300_000  # calls that wait to be counted: three spans
 STEP_CALLS = 500  # calls that are filtered in one step, or whose ids are hashed; less than a millisecond
-Sees = Callable[[str], bool]  # may a consumer know of this client code?
+Sees = Callable[[str], bool]  # true for client codes that the consumer may see
 
 
 class Position(NamedTuple):

@@ -19,7 +19,7 @@ from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 from msgspec import Struct
 
-from gateway.api.reference import page_headers
+from gateway.api import reference
 
 STATIC = files("gateway.api.console") / "static"
 MEDIA_TYPES = {"console.css": "text/css", "console.js": "text/javascript", "licences.txt": "text/plain"}
@@ -42,7 +42,7 @@ async def page(request: Request[Any, Any, State]) -> Response[str]:
         origins.append(f"{address.scheme}://{address.netloc}")
         data = f'data-oidc-issuer="{escape(settings.issuer)}" data-oidc-client-id="{escape(settings.client_id)}"'
         text = text.replace("<html ", f"<html {data} ", 1)
-    return Response(text, media_type="text/html", headers=page_headers(*origins))
+    return reference.page(text, "text/html", *origins)
 
 
 @get("/console/{name:str}", include_in_schema=False)
@@ -50,7 +50,7 @@ async def asset(name: FromPath[str]) -> Response[str]:
     """A script, a style sheet or the licences of the console."""
     if name not in MEDIA_TYPES:
         raise NotFoundException
-    return Response((STATIC / name).read_text("utf-8"), media_type=MEDIA_TYPES[name], headers=page_headers())
+    return reference.page((STATIC / name).read_text("utf-8"), MEDIA_TYPES[name])
 
 
 HANDLERS = [page, asset]
