@@ -213,7 +213,7 @@ def test_a_date_too_far_off_is_told_apart_from_what_is_none(start: str):
     assert [fault.detail for fault in faults] == ["is not between the years 1900 and 9000"]
 
 
-# How, the window, and what it is compared with, at 10:30 on 18 November, on the clock of Chicago.
+# The value of `compare`, the window, and the compared window, at 10:30 on 18 November in Chicago.
 COMPARED = {
     "a whole day": ("previous", "2026-11-02", "2026-11-03", "2026-11-01", "2026-11-02"),
     "a day of 25 hours": ("previous", "2026-11-01", "2026-11-02", "2026-10-31", "2026-11-01"),

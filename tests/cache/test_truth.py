@@ -71,7 +71,7 @@ INTERVALS = ("none", "hour", "day", "week", "month")
 GROUPS = ("result", "campaign,hourOfDay", "did", "phoneType,result", "client,dayOfWeek", "hourOfWeek", "target")
 MISSED = ("busy", "no_answer", "abandoned")
 ZONES = ("UTC", "America/Chicago", "Asia/Kolkata")
-PAGE_STATUS = {502, 503, 504}  # what an upstream that fails may give
+PAGE_STATUS = {502, 503, 504}  # while the upstream fails
 
 Row = dict[str, Any]
 
@@ -187,7 +187,7 @@ class Truth(RuleBasedStateMachine):
 
     @rule(code=st.sampled_from(CODES), back=st.sampled_from([True, True, True, False]))
     def lose(self, code: str, back: bool) -> None:
-        """Delete the calls of a client, or bring back those that were deleted last."""
+        """Delete the calls of a client, or restore the calls of the last deletion."""
         if back:
             self.world.restore(code)
         else:

@@ -79,7 +79,7 @@ class Upstream:
 
 
 def told(answer: Answer) -> tuple[set[str], set[str]]:
-    """The ids that an answer brings, and those that it removes."""
+    """The ids of an answer: of added or changed calls, and of removed calls."""
     brought = {one.call.id for one in answer.telling.upserts}
     brought |= {one.id for part in answer.telling.replaces for one in part.calls}
     return brought, {one.call.id for one in answer.telling.removes}

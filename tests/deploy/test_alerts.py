@@ -26,7 +26,7 @@ PLAYED = DATA / "alerts.yaml"
 
 
 class WithoutAliases(yaml.SafeDumper):
-    """Writes what is shared as often as it is used."""
+    """A dumper that repeats shared values instead of writing aliases."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - prescribed by the base
         return True

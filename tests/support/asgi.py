@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 
-class BrokenOff(Exception):  # noqa: N818 - what a client sees
+class BrokenOff(Exception):  # noqa: N818 - an outcome that tests expect
     """The response ended before its last piece."""
 
 
