@@ -1,11 +1,9 @@
 // Opens the console several times and prints, as JSON, after how many milliseconds it was painted:
 // console.mjs CHROMIUM URL KEY TIMES [PICTURES]
-import { createRequire } from "node:module";
+import { launch } from "../tests/node/launch.mjs";
 
-const { chromium } = createRequire(new URL("../tests/node/", import.meta.url))("playwright-core");
 const [executablePath, base, key, times, pictures] = process.argv.slice(2);
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
-const browser = await chromium.launch({ executablePath, args });
+const browser = await launch(executablePath);
 
 async function open(viewport, colorScheme = "light") {
   const context = await browser.newContext({ viewport, colorScheme });

@@ -1,9 +1,8 @@
 // Looks at the pages for people in a real browser and prints what it saw, as JSON: browser.mjs CHROMIUM URL KEY [PICTURES]
-import { chromium } from "playwright-core";
+import { launch } from "./launch.mjs";
 
 const [executablePath, base, key, pictures] = process.argv.slice(2);
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
-const browser = await chromium.launch({ executablePath, args });
+const browser = await launch(executablePath);
 const seen = { requests: [], complaints: [], backgrounds: {} };
 
 async function open(path, colorScheme, viewport = { width: 1280, height: 900 }) {

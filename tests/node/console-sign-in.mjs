@@ -1,10 +1,9 @@
 // Signs in to the console with an OIDC issuer, in a real browser, and prints its findings as JSON:
 // console-sign-in.mjs CHROMIUM URL
-import { chromium } from "playwright-core";
+import { launch } from "./launch.mjs";
 
 const [executablePath, base] = process.argv.slice(2);
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
-const browser = await chromium.launch({ executablePath, args });
+const browser = await launch(executablePath);
 const page = await browser.newPage();
 page.setDefaultTimeout(90_000); // milliseconds; of a slow machine
 const complaints = [];

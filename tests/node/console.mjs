@@ -2,12 +2,11 @@
 // console.mjs CHROMIUM URL KEY RECORDED_KEY PICTURES. Lines that begin with ">" ask the test to change the upstream.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { chromium } from "playwright-core";
+import { launch } from "./launch.mjs";
 
 const [executablePath, base, key, lockedKey, pictures] = process.argv.slice(2);
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf-8");
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
-const browser = await chromium.launch({ executablePath, args });
+const browser = await launch(executablePath);
 const TIMEOUT = 90_000; // milliseconds; of a slow machine
 const seen = { origins: [], complaints: [], violations: {}, overflow: {} };
 

@@ -1,10 +1,9 @@
 // Follows the change feed in a real browser with EventSource, by a link: eventsource.mjs CHROMIUM PAGE GATEWAY PATH KEY
 // Prints a line when the copy is up to date for the first time, and one when it is again after the stream has ended.
-import { chromium } from "playwright-core";
+import { launch } from "./launch.mjs";
 
 const [executablePath, address, gateway, path, key] = process.argv.slice(2);
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
-const browser = await chromium.launch({ executablePath, args });
+const browser = await launch(executablePath);
 const page = await browser.newPage();
 await page.exposeFunction("say", (text) => console.log(text));
 await page.goto(address);

@@ -1,11 +1,10 @@
 // Follows a stream of the change feed in a real browser, and prints its events: stream.mjs CHROMIUM URL KEY PATH
 // Prints `later` when it has what there is to tell, and goes on after a line on standard input.
 import { createInterface } from "node:readline";
-import { chromium } from "playwright-core";
+import { launch } from "./launch.mjs";
 
 const [executablePath, base, key, path] = process.argv.slice(2);
-const args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"];
-const browser = await chromium.launch({ executablePath, args });
+const browser = await launch(executablePath);
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 let last = "";
 

@@ -74,11 +74,13 @@ function Console({ failure, onSession }: { failure: string; onSession: () => voi
   const buckets = useQuery(key + interval, (signal) =>
     unwrap(api.GET("/calls/summary", { params: { query: { ...selected, interval, groupBy: ["result"] } }, signal })),
   );
-  const refresh = useRef(() => {});
-  refresh.current = () => {
+  const refresh = useRef((_: Changes) => {});
+  refresh.current = (changed) => {
+    setChanges(changed);
     figures.reload();
     buckets.reload();
   };
+  const refreshAll = () => refresh.current({ upserts: [], removes: [] });
 
   const live = isLive(view, Date.now());
   const codes = view.clients.join();
@@ -89,14 +91,8 @@ function Console({ failure, onSession }: { failure: string; onSession: () => voi
     if (!live || refused) return;
     const controller = new AbortController();
     const start = new Date(Date.now() - FEED_DAYS * 86_400_000).toISOString().slice(0, 10);
-    follow(view.clients, start, controller.signal, setFeed, (changed) => {
-      setChanges(changed);
-      refresh.current();
-    });
-    const timer = setInterval(() => {
-      setChanges({ upserts: [], removes: [] });
-      refresh.current();
-    }, REFRESH);
+    follow(view.clients, start, controller.signal, setFeed, (changed) => refresh.current(changed));
+    const timer = setInterval(refreshAll, REFRESH);
     return () => {
       controller.abort();
       clearInterval(timer);
@@ -137,16 +133,7 @@ function Console({ failure, onSession }: { failure: string; onSession: () => voi
         )}
       </header>
       <main id="content" tabIndex={-1}>
-        {figures.problem && (
-          <ProblemPanel
-            error={figures.problem}
-            onRetry={() => {
-              setChanges({ upserts: [], removes: [] });
-              refresh.current();
-            }}
-            stale={figures.data !== null}
-          />
-        )}
+        {figures.problem && <ProblemPanel error={figures.problem} onRetry={refreshAll} stale={figures.data !== null} />}
         <Filters view={view} change={change} />
         <Figures query={figures} />
         <Chart query={buckets} view={view} interval={interval} change={change} />

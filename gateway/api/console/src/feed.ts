@@ -7,6 +7,8 @@ export interface Changes {
   removes: { clientCode: string; id: string }[];
 }
 
+const none = (): Changes => ({ upserts: [], removes: [] });
+
 export type FeedState = "connecting" | "live" | "waiting" | "refused";
 
 interface Event {
@@ -48,7 +50,7 @@ export async function follow(
   onChanges: (changes: Changes) => void,
 ): Promise<void> {
   let token = "";
-  let changes: Changes = { upserts: [], removes: [] };
+  let changes = none();
   let changed = false;
   while (!signal.aborted) {
     try {
@@ -64,7 +66,7 @@ export async function follow(
         if (event.name === "up-to-date") {
           onState("live");
           if (token && changed) onChanges(changes);
-          changes = { upserts: [], removes: [] };
+          changes = none();
           changed = false;
         }
         if (event.id) token = event.id;
