@@ -67,6 +67,21 @@ def every_client(number: int) -> tuple[str, Extent]:
     return "*", make_extent_of_all(window, NOW + number, {f"{number}-{code}": [] for code in range(30)})
 
 
+def test_the_version_of_a_client_changes_with_what_its_answers_rest_on():
+    memory = Memory(BOUND)
+    level1 = level1_of(memory)
+    window, versions = Window(NOW - HOUR, NOW), set[int]()
+    for code, expected in (("b", 1), ("a", 2), ("b", 2), ("*", 3)):
+        extent = make_extent_of_all(window, NOW, {"a": []}) if code == "*" else make_extent(window, NOW, [])
+        level1.store(code, extent, status=False)
+        versions.add(level1.version(["a"]))
+        assert len(versions) == expected, code
+    held = {code: level1.version([code]) for code in ("a", "b", "*")}
+    memory.bound = 1
+    memory.fit()
+    assert not {level1.version([code]) for code in ("a", "b")} & set(held.values())
+
+
 def aggregates(memory: Memory) -> Fill:
     """Distinct filters, zones and groups of the same calls."""
     level1 = level1_of(memory)
@@ -119,7 +134,7 @@ def feeds(memory: Memory) -> Fill:
             provenance = Provenance(planned=NOW, as_of=NOW, oldest_fetch=NOW, fresh_until=NOW)
             extent = make_extent(Window(start, NOW), NOW + edition, calls)
             numbers = 6 * number + 2 * edition, 6 * number + 2 * edition + 1
-            reading = FeedResult([extent], [], NOW, provenance, (0, 0), 0, numbers)
+            reading = FeedResult([extent], [], NOW, provenance, (0, 0), numbers)
             seen = await made.show(reading, clients, start, view)
             answer = await made.answer(clients, start, view, 1000, seen=seen)
             answer.rendered[number] = bytes(1000 * answer.telling.size)

@@ -170,7 +170,7 @@ async def json_response(
     if not source.stale:
         # A window that ends in the future gets new calls every second.
         until = math.ceil(now) if until_now or meta.end.timestamp() > now else math.inf
-        context.lifetime = Lifetime(source.as_of, source.fresh_until, until)
+        context.lifetime = Lifetime(source.as_of, source.fresh_until, until, source.changed)
     headers = {
         "ETag": etag,
         "Age": str(max(0, int(now - source.as_of))),

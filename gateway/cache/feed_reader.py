@@ -46,8 +46,8 @@ class FeedResult(Struct, frozen=True):
     """All calls from a start to `end`, merged, and their provenance.
 
     `lost` are the calls of which there is a later version elsewhere: their start, and when its POST was sent.
-    `evictions` is the eviction counter of the cache before and after the reading, and `version` that of its changes
-    before. `numbers` are unique in the process, and count up when a reading begins and when it ends.
+    `evictions` is the eviction counter of the cache before and after the reading. `numbers` are unique in the process,
+    and count up when a reading begins and when it ends.
     """
 
     extents: Sequence[Extent]
@@ -55,7 +55,6 @@ class FeedResult(Struct, frozen=True):
     end: int
     provenance: Provenance
     evictions: tuple[int, int]
-    version: int
     numbers: tuple[int, int]
 
 
@@ -79,7 +78,7 @@ class FeedReader:
 
     async def _read(self, clients: Clients, window: Window, terms: Terms, *, no_cache: bool = False) -> FeedResult:
         codes = clients.codes
-        now, evictions, version = self._clock(), self._cache.evictions(codes), self._cache.version(codes)
+        now, evictions = self._clock(), self._cache.evictions(codes)
         begun = next(self._numbers)
         query = Query(
             codes=codes,
@@ -110,7 +109,7 @@ class FeedReader:
         lost = await in_slices(superseded(extents, merged))
         total = total or Provenance(planned=now, as_of=now, oldest_fetch=now, fresh_until=now)
         numbers = begun, next(self._numbers)
-        return FeedResult(merged, lost, window.end, total, (evictions, evicted), version, numbers)
+        return FeedResult(merged, lost, window.end, total, (evictions, evicted), numbers)
 
 
 def superseded(extents: Sequence[Extent], kept: Sequence[Extent]) -> Steps[list[tuple[float, float]]]:

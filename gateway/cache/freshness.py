@@ -42,7 +42,8 @@ class Provenance(Struct, kw_only=True):
     """What an answer rests on. Instants are seconds since 1970.
 
     The read was `planned` at an instant; the first point becomes stale at `fresh_until`. `lookup` is hit, partial or
-    miss; `collapsed`: it rests on flights of other readers alone.
+    miss; `collapsed`: it rests on flights of other readers alone. `changed` tells whether a read now may find other
+    calls or records.
     """
 
     planned: float
@@ -52,6 +53,7 @@ class Provenance(Struct, kw_only=True):
     stale: bool = False
     lookup: str = "hit"
     collapsed: bool = False
+    changed: Callable[[], bool] = lambda: True
 
     def combine(self, following: Provenance, *, newest_first: bool = False) -> Provenance:
         """Combine with that of the span that was read next."""
@@ -63,6 +65,7 @@ class Provenance(Struct, kw_only=True):
             fresh_until=min(one.fresh_until for one in both),
             stale=any(one.stale for one in both),
             lookup=self.lookup if self.lookup == following.lookup else "partial",
+            changed=lambda: any(one.changed() for one in both),
             collapsed=any(one.collapsed for one in both) and all(one.collapsed or one.lookup == "hit" for one in both),
         )
 

@@ -28,7 +28,7 @@ PROTECTED = 0.8  # of the bound, at most, for days that were read again; what se
 MAX_EXTENTS = 128  # of a day: a read of the day looks at all, and each POST that lands too; a day is one POST again
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
-COUNTERS = 1024  # of changes and of evictions, by client
+COUNTERS = 1024  # of evictions, by client
 SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
 DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
 EXTENT_BYTES = 900  # of an extent without calls
@@ -106,7 +106,8 @@ class Level1:
         self._protected: OrderedDict[Key, None] = OrderedDict()
         self._bytes_protected = 0
         self._evicted = [0] * COUNTERS
-        self._changed = [0] * COUNTERS
+        self._changes = 0
+        self._changed: dict[str, int] = {}  # the number of the last change of each client of which something is held
         self._held: dict[tuple[str, bool], set[int]] = {}  # the days of each client
 
     def lookup(self, code: str, window: Window, now: float, *, status: bool, used: bool = False) -> list[Extent]:
@@ -144,8 +145,10 @@ class Level1:
         return _count(self._evicted, codes)
 
     def version(self, codes: Iterable[str]) -> int:
-        """How often days of some clients were changed, or of clients that share their counters."""
-        return _count(self._changed, codes)
+        """A number that differs once anything held that an answer for some clients rests on has changed."""
+        if EVERY_CLIENT in codes:
+            return self._changes
+        return hash(tuple([self._changed.get(code, 0) for code in (*codes, EVERY_CLIENT)]))
 
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
         """The days of a window of which something is held, in order, at the cost of the smaller of the two."""
@@ -200,7 +203,8 @@ class Level1:
 
     def _put(self, key: Key, extents: Iterable[Extent]) -> None:
         owner, kind, day = key
-        self._changed[_counter(owner)] += 1
+        self._changes += 1
+        self._changed[owner] = self._changes
         replaced, before = self._days.pop(key, ([], 0))
         kept = list(extents)
         for extent in kept:
@@ -247,3 +251,5 @@ class Level1:
             days.discard(day)
             if not days:
                 del self._held[owner, kind]
+        if not any((owner, k) in self._held or (owner, k, None) in self._days for k in (True, False)):
+            self._changed.pop(owner, None)

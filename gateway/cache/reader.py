@@ -157,12 +157,12 @@ class Cache:
             return ReadResult(planned=now, as_of=now, oldest_fetch=now, fresh_until=until)
         rules = {code: self._rule(code, status=query.status) for code in query.codes}
         with tracing.span("plan") as plan:
-            held, missing = await in_slices(self._plan(query, window, now, rules, span, {}))
+            held, missing, changed = await in_slices(self._plan(query, window, now, rules, span, {}))
             if plan is not None:
                 plan.set_attributes({"clients": len(held), "gaps": len(missing)})
         if missing and self._level2 is not None and not query.no_cache:
             found = await self._level2.better(missing, held, status=query.status, until=query.deadline)
-            held, missing = await in_slices(self._plan(query, window, now, rules, span, found))
+            held, missing, changed = await in_slices(self._plan(query, window, now, rules, span, found))
         incomplete = {gap.code for gap in missing}
         for code, extents in held.items():
             self._metrics.lookups.labels("hit" if code not in incomplete else "partial" if extents else "miss").inc()
@@ -172,6 +172,7 @@ class Cache:
         if before is not None and not missing:
             await in_slices(self._revalidate(held, now, rules, status=query.status))
             self._metrics.rows.labels("ledger").inc(before.size)
+            before.changed = changed
             return before
         may_be_stale = not (query.no_cache or query.no_stale)
         if before and may_be_stale and before.seconds_stale < self._settings.stale_while_revalidate:
@@ -187,10 +188,11 @@ class Cache:
             if before is None or refused or before.seconds_stale >= self._settings.stale_if_error:
                 raise
             return self._stale(before)
+        held, _, changed = await in_slices(self._plan(query, window, now, rules, span, held))  # with what else landed
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
         reading = await in_slices(self._result(held, window, now, rules, status=query.status))
-        reading.stale = reading.seconds_stale > 0  # a reply that is doubted
+        reading.stale, reading.changed = reading.seconds_stale > 0, changed  # stale: a reply that is doubted
         reading.lookup, reading.posts, reading.collapsed = lookup, posts, joined and not posts
         kept = sum(len(e.calls) for found in held.values() for e in found if e.sent < now)
         self._metrics.rows.labels("ledger").inc(min(kept, known, reading.size))
@@ -209,10 +211,6 @@ class Cache:
     def evictions(self, codes: Sequence[str]) -> int:
         """A number that differs after calls of some clients were evicted. It may differ for other reasons."""
         return self._level1.evictions(codes)
-
-    def version(self, codes: Sequence[str]) -> int:
-        """A number that differs once the extents held of some clients have changed. It may differ for other reasons."""
-        return self._level1.version(codes)
 
     async def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
         """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
@@ -311,11 +309,13 @@ class Cache:
 
     def _plan(
         self, query: Query, window: Window, now: float, rules: Mapping[str, Rule], span: int, found: ExtentsByCode
-    ) -> Steps[tuple[ExtentsByCode, list[Gap]]]:
-        """Look up the extents of a window by client code, beside those `found` in level 2, and the gaps of them.
+    ) -> Steps[tuple[ExtentsByCode, list[Gap], Callable[[], bool]]]:
+        """Look up the extents of a window by client code, beside those `found` elsewhere, and the gaps of them.
 
-        A flight that lands during a long plan is not seen: its window may be fetched once more.
+        A flight that lands during a long plan is not seen: its window may be fetched once more. The last result tells
+        whether anything has changed since.
         """
+        codes, version = query.codes, self._level1.version(query.codes)
         held: ExtentsByCode = {}
         missing: list[Gap] = []
         for code in query.codes:
@@ -325,7 +325,7 @@ class Cache:
             rest = gaps(held[code], window, now, rules[code], align_to_fold)
             missing += [Gap(code, gap, span) for gap in ([align_to_fold(window)] if query.no_cache else rest)]
             yield
-        return held, missing
+        return held, missing, lambda: self._level1.version(codes) != version
 
     async def _fetch(
         self, query: Query, missing: list[Gap], rules: Mapping[str, Rule], held: ExtentsByCode

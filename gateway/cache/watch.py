@@ -162,8 +162,7 @@ class Feeds:
         if last is not None and last.snapshot.end >= until:
             provenance = last.reading.provenance
             fresh_until = min(provenance.fresh_until, provenance.as_of + self.fresh)
-            unchanged = last.reading.version == self._cache.version(clients.codes)
-            if unchanged and provenance.planned <= now < fresh_until:
+            if provenance.planned <= now < fresh_until and not provenance.changed():
                 return last
         return await self.show(await self.reader.read(clients, start, terms), clients, start, view)
 

@@ -59,6 +59,20 @@ def test_a_repeat_ends_with_its_freshness(stand: Make):
     assert gateway.get(CALLS, **hour).headers["cache-status"].startswith("callbutton-gateway; fwd=partial")
 
 
+def test_a_repeat_ends_with_a_post_of_its_client(stand: Make):
+    gateway = stand()
+    earlier = {"start": "2026-10-01T05:00:00Z", "end": "2026-10-01T09:00:00Z"}
+    first = gateway.get(CALLS, **PAST)
+    gateway.get("/clients/8005550101/calls", **PAST)
+    assert gateway.get(CALLS, **PAST).content == first.content
+    assert gateway.metric("repeats_total") == 1
+    gateway.get(CALLS, **earlier)  # it may have a call that had moved there
+    assert gateway.get(CALLS, **PAST).content == first.content
+    assert gateway.metric("repeats_total") == 1
+    gateway.get(CALLS, **PAST)
+    assert gateway.metric("repeats_total") == 2
+
+
 def test_a_page_of_a_relative_range_is_another_one_after_midnight_even_with_the_same_calls(stand: Make):
     gateway = stand(Options(calls_per_day=0))
     gateway.clock.now = NOW // 86400 * 86400 + 86380  # 20 seconds before midnight

@@ -206,7 +206,7 @@ def older_reading(calls: Sequence[Call], evictions: tuple[int, int], numbers: tu
     """A reading that rests on a POST of a minute ago."""
     extent = make_extent(Window(WEEK_AGO, NOW), NOW - 60, calls)
     provenance = Provenance(planned=NOW, as_of=NOW - 60, oldest_fetch=NOW - 60, fresh_until=NOW + 1)
-    return FeedResult([extent], [], NOW, provenance, evictions, 0, numbers)
+    return FeedResult([extent], [], NOW, provenance, evictions, numbers)
 
 
 @pytest.mark.parametrize(

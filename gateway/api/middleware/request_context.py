@@ -48,11 +48,15 @@ HTTPApp = Callable[[HTTPScope, Receive, Send], Awaitable[None]]  # an inner laye
 
 
 class Lifetime(Struct, frozen=True):
-    """For how long a response may be reused. Its newest data is of `as_of`; all in seconds since 1970."""
+    """For how long a response may be reused: until `until`, or until `changed` says that its calls have changed.
+
+    Its newest data is of `as_of`; all in seconds since 1970.
+    """
 
     as_of: float
     fresh_until: float
     until: float
+    changed: Callable[[], bool] = lambda: False
 
 
 class RequestContext(Struct):

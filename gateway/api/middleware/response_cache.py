@@ -9,6 +9,8 @@ Rules:
 - `Age` and `Cache-Status` are computed for each request. Requests with `Cache-Control` or `Pragma`, and methods other
   than GET and HEAD, bypass the cache.
 - 304 is decided here alone, for cached and new responses alike: only whole responses are stored.
+- An entry ends once anything that it rests on has changed in the cache of calls, so that it agrees with every other
+  endpoint (T9).
 - An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
 - Its entries count in the memory of the cache, keys and expired entries included, and have a part of it (T8).
 """
@@ -29,7 +31,7 @@ from gateway.metrics import RequestMetrics
 MAX_TTL = 60.0  # seconds; the cache of calls needs no finer knowledge of which extents are in use
 MAX_BODY = 1024**2  # bytes; a page of 1,000 calls has 700 kB uncompressed
 PART = 1 / 8  # of the memory
-ENTRY_OVERHEAD = 1200  # bytes; the objects of an entry and its slot in the dictionary
+ENTRY_OVERHEAD = 1400  # bytes; the objects of an entry and its slot in the dictionary
 FIELD_OVERHEAD = 150  # bytes; a tuple, two strings and two list slots for a header field
 COMPUTED_HEADERS = {
     b"age",
@@ -82,9 +84,8 @@ class ResponseCache:
         entry = self._entries.get(key)
         if entry is None or b"cache-control" in headers or b"pragma" in headers:
             return self._serve_and_store(scope, receive, send, key)
-        if not entry.stored <= now < entry.lifetime.until or (
-            entry.consumer is not consumer and entry.consumer != consumer
-        ):
+        same_consumer = entry.consumer is consumer or entry.consumer == consumer
+        if not entry.stored <= now < entry.lifetime.until or entry.lifetime.changed() or not same_consumer:
             self._entries.pop(key)
             return self._serve_and_store(scope, receive, send, key)
         return self._serve_entry(scope, send, entry, now)
@@ -122,7 +123,7 @@ class ResponseCache:
         kept = [(name.lower(), value) for name, value in headers if name.lower() not in COMPUTED_HEADERS]
         now = self._clock()
         until = min(lifetime.until, lifetime.fresh_until, now + MAX_TTL)
-        if b"etag" not in dict(kept) or until <= now:
+        if b"etag" not in dict(kept) or until <= now or lifetime.changed():
             return
         fields = sum(len(name) + len(value) + FIELD_OVERHEAD for name, value in kept)
         if abs(now - self._swept) >= MAX_TTL:
@@ -134,7 +135,7 @@ class ResponseCache:
             route=str(scope.get("path_template")),
             headers=kept,
             body=body,
-            lifetime=Lifetime(lifetime.as_of, lifetime.fresh_until, until),
+            lifetime=Lifetime(lifetime.as_of, lifetime.fresh_until, until, lifetime.changed),
             stored=now,
         )
         parts = sum(len(part) for part in key if isinstance(part, bytes))
