@@ -16,6 +16,7 @@ TAIL = b"</Client></GetCallDetailsResponse></CallbuttonService></Callbutton>"
 BEFORE = b'<CallDetails><Call ID="1"><StartTime>01/02/2026 03:04:05</StartTime>'
 AFTER = b'</Call><Call ID="2"><StartTime>01/02/2026 03:04:05</StartTime></Call></CallDetails>'
 PIECE = 11  # bytes; cuts most markup
+PIECES = 60  # at most; a long input is cut into longer pieces
 
 
 class Mode(NamedTuple):
@@ -41,7 +42,7 @@ def judge(data: bytes, mode: Mode = MODES[0]) -> bool:
     anything but an UpstreamError.
     """
     body = mode.before + data + mode.after
-    whole, in_pieces = (read(body, mode.charset, size) for size in (len(body) + 1, PIECE))
+    whole, in_pieces = (read(body, mode.charset, size) for size in (len(body) + 1, max(PIECE, len(body) // PIECES)))
     assert whole == in_pieces, body
     assert whole is None or is_well_formed(body, mode.charset), body
     return whole is not None
