@@ -41,8 +41,11 @@ MINIMA = (15, 60, 300)  # GATEWAY_FRESH_MIN, in seconds
 POST_SECONDS = 0.5
 
 
-def cost_of_client(reads: float, rule: Rule) -> tuple[float, float]:
-    """POSTs per second for a client read `reads` times per second, and the seconds of calls fetched per second."""
+def cost_of_client(reads: float, rule: Rule, every: float = EVERY) -> tuple[float, float]:
+    """POSTs per second for a client read `reads` times per second, and the seconds of calls fetched per second.
+
+    Each of its dashboards reloads `every` so many seconds.
+    """
     chance = random.Random(1)
     extents: list[Extent] = []
     posts = asked = 0.0
@@ -57,7 +60,7 @@ def cost_of_client(reads: float, rule: Rule) -> tuple[float, float]:
             if now >= warm:
                 posts, asked = posts + 1, asked + gap.end - gap.start
         extents = held
-        now += chance.uniform(0.8, 1.2) / reads if reads <= 1 / EVERY else chance.expovariate(reads)
+        now += chance.uniform(0.8, 1.2) / reads if reads <= 1 / every else chance.expovariate(reads)
     return posts / (end - warm), asked / (end - warm)
 
 

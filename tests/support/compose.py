@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
+from benchmarks import compose
+from benchmarks.compose import COMPOSE, CONFIGS
 from tests.support.paths import ROOT
 from tests.support.processes import answers, running, wait_for
 from tests.support.tools import tool
 
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
-CONFIGS: dict[str, dict[str, str]] = COMPOSE["configs"]
+__all__ = ["COMPOSE", "CONFIGS", "PROMETHEUS", "environment", "nginx", "prometheus", "running_nginx"]
 PROMETHEUS: dict[str, Any] = yaml.safe_load(CONFIGS["prometheus"]["content"])
 
 
@@ -27,29 +28,17 @@ def environment(service: str) -> dict[str, str]:
 
 @contextmanager
 def nginx(folder: Path, front: int, ports: list[int]) -> Iterator[None]:
-    """Run nginx on the port `front`, before replicas on these ports: addresses in place of host names."""
-    servers = "\n".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in ports)
-    text = CONFIGS["nginx"]["content"].replace("$$", "$")
-    text, found = re.subn(r"server gateway:8080 resolve (.*);", servers, text)
-    assert found == 1
-    text, found = re.subn(r"listen 8080;", f"listen 127.0.0.1:{front};", text)
-    assert found == 1
-    with running_nginx(folder, front, re.sub(r"resolver .*;", "", text)):
+    """Run nginx on the port `front`, before replicas on these ports."""
+    tool("nginx", "nginx-light")
+    with compose.nginx(folder, front, ports):
         yield
 
 
 @contextmanager
 def running_nginx(folder: Path, front: int, text: str) -> Iterator[None]:
-    """Run nginx with a configuration that listens on the port `front`, and its files in a writable folder."""
-    paths = "\n".join(
-        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    configuration = folder / "nginx.conf"
-    configuration.write_text(f"pid {folder}/nginx.pid;\n" + text.replace("http {", f"http {{\n{paths}", 1), "utf-8")
-    program = tool("nginx", "nginx-light")
-    words: list[str | Path] = [program, "-p", folder, "-c", configuration, "-e", "stderr", "-g", "daemon off;"]
-    with running(words, folder / "nginx.log"):
-        wait_for(lambda: answers(f"http://127.0.0.1:{front}/readyz"), "nginx answers", 120)
+    """Run nginx with a configuration that listens on the port `front`."""
+    tool("nginx", "nginx-light")
+    with compose.running_nginx(folder, front, text):
         yield
 
 

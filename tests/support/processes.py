@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import httpx
-
+from benchmarks.compose import answers
 from benchmarks.support import DEADLINE, POLL_INTERVAL, free_port, reachable, running, wait_for
 
 __all__ = ["answers", "free_port", "gateway", "reachable", "running", "wait_for", "wait_in_loop_for"]
@@ -22,14 +21,6 @@ async def wait_in_loop_for(condition: Callable[[], T], what: str, seconds: float
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         await asyncio.sleep(POLL_INTERVAL)
     return value
-
-
-def answers(url: str) -> bool:
-    """Return whether a URL answers with success."""
-    try:
-        return httpx.get(url, timeout=2).is_success
-    except httpx.TransportError:
-        return False
 
 
 def gateway(*arguments: str) -> list[str | Path]:
