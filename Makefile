@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak fuzz openapi docs console clients-tools schemathesis image sbom chart alerts lock
+.PHONY: help demo test lint bench soak fuzz openapi docs console clients-tools schemathesis image sbom chart alerts connectors lock
 
 help:  ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -79,12 +79,16 @@ chart: $(READY) .venv-chart/.ready  ## Test the chart with two versions of Helm,
 alerts: $(READY)  ## Test the alerts with promtool, the dashboard and scraping; needs Debian's package prometheus
 	@$(BIN)/python -m pytest -v tests/deploy/test_alerts.py
 
+connectors: $(READY) .venv-connectors/.ready  ## Test the connectors with dlt, a Singer target and Datasette; needs Debian's package postgresql
+	@$(BIN)/python -m pytest -v tests/connectors
+
 LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 lock: $(READY)  ## Update the lock files from pyproject.toml and tests/chart; compatible versions are kept
 	@$(BIN)/$(LOCK) pyproject.toml --extra otel --extra mirror -o requirements.lock
 	@$(BIN)/$(LOCK) pyproject.toml --extra dev --extra otel --extra mirror --extra parquet -o requirements-dev.lock
 	@$(BIN)/$(LOCK) tests/chart/requirements.in -o tests/chart/requirements.lock
+	@$(BIN)/$(LOCK) tests/connectors/requirements.in -o tests/connectors/requirements.lock
 	@echo hatchling | $(BIN)/$(LOCK) - -o requirements-build.lock
 
 $(READY): requirements-dev.lock pyproject.toml
@@ -99,3 +103,9 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -m venv .venv-chart
 	@.venv-chart/bin/python -m pip install --quiet --require-hashes -r tests/chart/requirements.lock
 	@touch .venv-chart/.ready
+
+.venv-connectors/.ready: tests/connectors/requirements.lock
+	@echo "== creating .venv-connectors (once, about a minute)"
+	@$(PYTHON) -m venv .venv-connectors
+	@.venv-connectors/bin/python -m pip install --quiet --require-hashes -r tests/connectors/requirements.lock
+	@touch .venv-connectors/.ready

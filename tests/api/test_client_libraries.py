@@ -26,7 +26,8 @@ from tests.support.tools import need, tool
 
 CLIENTS = ROOT / "openapi" / "clients"
 README = (ROOT / "openapi" / "README.md").read_text("utf-8")
-PROGRAMS = dict(re.findall(r"```(py|typescript)\n(.*?)```", README, re.DOTALL))
+SECTION = README.split("\n## Two small clients")[1].split("\n## ")[0]
+PROGRAMS = dict(re.findall(r"```(py|typescript)\n(.*?)```", SECTION, re.DOTALL))
 DASHBOARD = Member("dashboard")
 # Follows a changing server, whose calls the test changes after each line that is read.
 FOLLOWER = """

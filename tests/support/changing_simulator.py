@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import httpx
@@ -30,12 +31,12 @@ OPTIONS = Options(clients=2, calls_per_day=300, history=3)
 PERIOD = 4  # seconds between changes of a call
 
 
-def changed(call: SimulatedCall, now: float) -> SimulatedCall | None:
-    """A call as the server has it at an instant; None while it is deleted."""
+def changed(call: SimulatedCall, now: float, rarity: int) -> SimulatedCall | None:
+    """A call as the server has it at an instant; None while it is deleted. A higher `rarity` changes fewer calls."""
     number, turn = crc32(call.identity.encode()), int(now) // PERIOD
-    if number % 13 == 0 and (turn + number) % 3 == 0:
+    if number % (13 * rarity) == 0 and (turn + number) % 3 == 0:
         return None
-    if number % 5:
+    if number % (5 * rarity):
         return call
     return replace(call, elements=(*call.elements, ("Edited", str(turn))))
 
@@ -43,9 +44,11 @@ def changed(call: SimulatedCall, now: float) -> SimulatedCall | None:
 class ChangingSimulator(Simulator):
     """The server."""
 
+    rarity = 1
+
     def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
         now = self.clock()
-        return (found for call in super()._calls(code, request) if (found := changed(call, now)) is not None)
+        return (found for call in super()._calls(code, request) if (found := changed(call, now, self.rarity)))
 
     def expected(self, start: float) -> dict[tuple[str, str], str | None]:
         """Every call now that began at `start` or later, with the text that edits change."""
@@ -58,18 +61,46 @@ class ChangingSimulator(Simulator):
         }
 
 
+class ChangingStand(Stand):
+    """The server, and a gateway in front of it, which can be restarted."""
+
+    def __init__(self, simulator: Simulator, clock: Clock, serve: Callable[[], httpx.Client]) -> None:
+        super().__init__(simulator, serve(), clock)
+        self._serve = serve
+
+    @property
+    def address(self) -> str:
+        return str(self.client.base_url).rstrip("/")
+
+    def restart(self) -> None:
+        """Continue with another gateway, which has seen no change and so reports windows to replace."""
+        self.client = self._serve()
+
+
 @contextmanager
-def changing() -> Iterator[tuple[Stand, Callable[[], dict[tuple[str, str], str | None]]]]:
+def changing(
+    rarity: int = 1, **settings: Any
+) -> Iterator[tuple[ChangingStand, Callable[[], dict[tuple[str, str], str | None]]]]:
     """A gateway in front of the server, and the calls that it has now from START on. Calls are fresh for a second."""
     clock = Clock()
     with ExitStack() as stack:
         simulator = ChangingSimulator(OPTIONS, clock)
+        simulator.rarity = rarity
         upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
-        settings = Settings(upstream_url=upstream, auth="none", signing_key="k" * 32, fresh_min=1, fresh_max=1)
-        port = stack.enter_context(serving(app.create(settings, clock=clock)))
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
+        values: dict[str, Any] = {
+            "upstream_url": upstream,
+            "auth": "none",
+            "signing_key": "k" * 32,
+            "fresh_min": 1,
+            "fresh_max": 1,
+        }
+
+        def serve() -> httpx.Client:
+            port = stack.enter_context(serving(app.create(Settings(**values | settings), clock=clock)))
+            return stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
+
         start = datetime.fromisoformat(f"{START}T00:00:00Z").timestamp()
-        yield Stand(simulator, client, clock), lambda: simulator.expected(start)
+        yield ChangingStand(simulator, clock, serve), lambda: simulator.expected(start)
 
 
 def frozen_clock(file: Path) -> float:
