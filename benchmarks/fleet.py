@@ -68,14 +68,14 @@ SETTINGS = {
 
 
 class Row(msgspec.Struct):
-    """What is checked of a call in an answer."""
+    """The fields of a call that are checked."""
 
     id: str
     start_time: datetime = msgspec.field(name="startTime")
 
 
 class Meta(msgspec.Struct):
-    """What is checked of `meta`."""
+    """The field of `meta` that is checked."""
 
     stale: bool = False
 
@@ -127,7 +127,7 @@ def must_have(call: Published, now: float) -> bool:
 
 
 def fault_of(code: str, found: dict[str, float], start: float, end: float, asked: float, *, stale: bool = False) -> str:
-    """What is wrong with the calls of an answer for a window; empty if nothing is."""
+    """The first fault of an answer for a window; empty if it has none."""
     known = {call.identity: call for call in calls_between(code, start, end)}
     now = time.time()
     for identity, at in found.items():
@@ -194,7 +194,7 @@ def cache_server(folder: Path) -> Program:
 
 
 class Load:
-    """The requests, and what came of them."""
+    """The requests and their outcomes."""
 
     def __init__(self, address: str, dashboards: int) -> None:
         self.address = address
