@@ -3,7 +3,7 @@
 import type { components } from "./schema.js";
 
 export const CONTRACT = "0.1.0";
-const LONG_POLL = 60; // seconds for which the gateway waits for changes
+export const LONG_POLL = 60; // seconds for which the gateway waits for changes
 const MAX_PAUSE = 30; // seconds between repetitions
 const TRANSIENT = [429, 500, 502, 503, 504]; // HTTP statuses after which the same request may succeed
 
@@ -14,6 +14,10 @@ export type Page = Schemas["ChangesPage"];
 export type Parameters = Record<string, string | number | boolean | readonly string[] | null | undefined>;
 /** Calls by `keyOf`. */
 export type Copy = Map<string, FeedCall>;
+/** How to continue a copy, and how many items of the feed were applied to it. */
+export type Step = Page & { changes: number };
+/** Where a copy continues (`since`, the token) or begins (`start`), and parameters of the API such as `include`. */
+export type Place = Parameters & { since?: string | undefined; start?: string; wait?: number | undefined };
 
 /** An answer that is not a success (RFC 9457). `type` tells what happened, such as `/problems/rate-limited`. */
 export class ProblemError extends Error {
@@ -64,46 +68,56 @@ export class Client {
   }
 
   /**
+   * Applies the next page of the change feed to a copy, after `wait` seconds at most, and returns how to continue.
+   *
+   * `since` is the token that belongs to the copy. Without it, and if it is of another key, the copy begins again, and
+   * also if it does not have as many calls as the gateway says. Throws ProblemError, and TypeError without a connection.
+   */
+  async step(copy: Copy, clients: readonly string[], place: Place = {}, signal?: AbortSignal): Promise<Step> {
+    const { since, wait, start, ...rest } = place;
+    const query = { client: clients, ...rest, ...(since ? { since, wait } : { start }) };
+    let body: Schemas["Changes"];
+    try {
+      body = await this.get("/changes", query, signal);
+    } catch (error) {
+      if (!(since && error instanceof ProblemError && error.refuses("since"))) throw error;
+      return this.step(copy, clients, { ...place, since: undefined }, signal);
+    }
+    apply(body.data, copy);
+    const held = () => [...copy.values()].filter((call) => call.startTime >= body.meta.start).length;
+    if (body.page.upToDate && body.page.calls !== held()) return this.step(copy, clients, { ...place, since: undefined }, signal);
+    return { ...body.page, changes: body.data.length };
+  }
+
+  /**
    * Keeps a copy equal to the gateway's calls. Yields `page` after each change; `next` is the token to keep.
    *
-   * It ends with `signal`, and tries again after transient failures. With `upToDate` the copy is exact. `since` is the
-   * token that belongs to the copy; without it the copy begins again.
+   * It ends with `signal`, and tries again after transient failures. With `upToDate` the copy is exact.
    */
   async *follow(
     copy: Copy,
     clients: readonly string[],
-    { since, start, signal, ...parameters }: Parameters & { since?: string; start?: string; signal?: AbortSignal } = {},
-  ): AsyncGenerator<Page, void> {
-    let waits = false;
+    place: Place = {},
+    signal?: AbortSignal,
+  ): AsyncGenerator<Step, void> {
+    let { since, wait } = place;
     let failures = 0;
     while (!signal?.aborted) {
-      const place = since ? { since, wait: waits ? LONG_POLL : undefined } : { start };
-      let body: Schemas["Changes"];
+      let page: Step;
       try {
-        body = await this.get("/changes", { client: clients, ...parameters, ...place }, signal);
+        page = await this.step(copy, clients, { ...place, since, wait }, signal);
       } catch (error) {
         if (signal?.aborted) return;
-        if (since && error instanceof ProblemError && error.refuses("since")) {
-          since = undefined; // the token is of another key: the next pages replace the copy
-          continue;
-        }
         if (error instanceof ProblemError && !error.transient) throw error;
         const least = error instanceof ProblemError ? error.retryAfter : 0;
         const pause = Math.max(least, Math.min(MAX_PAUSE, 2 ** failures++));
         await new Promise((resume) => setTimeout(resume, pause * 1000));
         continue;
       }
-      apply(body.data, copy);
       failures = 0;
-      since = body.page.next;
-      waits = body.page.upToDate;
-      const held = () => [...copy.values()].filter((call) => call.startTime >= body.meta.start).length;
-      if (waits && body.page.calls !== held()) {
-        since = undefined;
-        waits = false;
-        continue;
-      }
-      yield body.page;
+      since = page.next;
+      wait = page.upToDate ? LONG_POLL : undefined;
+      yield page;
     }
   }
 }
