@@ -28,6 +28,8 @@ GATEWAY = "http://127.0.0.1:8080"
 # Commands that are not run here, by their first words, and where they are tested.
 NOT_RUN = {
     "make": "the targets are checked to exist",
+    "pip": "tests/connectors/requirements.in",
+    "datasette": "tests/connectors/test_recipes.py",
     "docker": "tests/deploy/test_image.py builds and runs the image, test_compose.py the services",
     "podman": "the same",
     "sudo": "tests/deploy/test_systemd.py checks the unit, and runs it with nginx",

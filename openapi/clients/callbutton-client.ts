@@ -1,5 +1,5 @@
-// A client of the Callbutton gateway in one file: lists, the change feed, problems. It needs `fetch`: a browser, Node 18,
-// Deno or Bun, and `schema.d.ts`, which openapi-typescript makes from openapi.yaml. It belongs to the contract CONTRACT.
+// A client of the Callbutton gateway in one file: lists, the change feed, problems. It needs `fetch` (a browser, Node 18,
+// Deno or Bun), and `schema.d.ts`, which openapi-typescript makes from openapi.yaml. It belongs to contract CONTRACT.
 import type { components } from "./schema.js";
 
 export const CONTRACT = "0.1.0";
@@ -71,7 +71,7 @@ export class Client {
    * Applies the next page of the change feed to a copy, after `wait` seconds at most, and returns how to continue.
    *
    * `since` is the token that belongs to the copy. Without it, and if it is of another key, the copy begins again, and
-   * also if it does not have as many calls as the gateway says. Throws ProblemError, and TypeError without a connection.
+   * also if it has another number of calls than the gateway says. Throws ProblemError, TypeError without a connection.
    */
   async step(copy: Copy, clients: readonly string[], place: Place = {}, signal?: AbortSignal): Promise<Step> {
     const { since, wait, start, ...rest } = place;
@@ -85,7 +85,9 @@ export class Client {
     }
     apply(body.data, copy);
     const held = () => [...copy.values()].filter((call) => call.startTime >= body.meta.start).length;
-    if (body.page.upToDate && body.page.calls !== held()) return this.step(copy, clients, { ...place, since: undefined }, signal);
+    if (body.page.upToDate && body.page.calls !== held()) {
+      return this.step(copy, clients, { ...place, since: undefined }, signal);
+    }
     return { ...body.page, changes: body.data.length };
   }
 

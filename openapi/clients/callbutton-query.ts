@@ -1,5 +1,5 @@
-// TanStack Query for the Callbutton gateway, beside callbutton-client.ts: lists page by page, and a copy of calls that the
-// change feed keeps exact. It needs @tanstack/react-query 5. It belongs to the contract CONTRACT of the client.
+// TanStack Query for the Callbutton gateway, beside callbutton-client.ts: lists page by page, and a copy that the change
+// feed keeps exact. It needs @tanstack/react-query 5. It belongs to the contract of the client.
 import { infiniteQueryOptions, queryOptions, useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { type Call, type Client, type Copy, LONG_POLL, type Parameters, ProblemError } from "./callbutton-client.js";
 import type { components } from "./schema.js";
@@ -40,8 +40,8 @@ export function callsOptions(gateway: Client, clients: readonly string[], parame
 }
 
 /**
- * A copy of calls in the query cache, which is exact and stays so while it is observed. `data` is a Map by `keyOf`, a new
- * one after each change. A query waits at the gateway for changes, and continues where the last one ended.
+ * A copy of calls in the query cache, which is exact and stays so while it is observed. `data` is a Map by `keyOf`,
+ * a new one after each change. A query waits at the gateway for changes, and continues where the last one ended.
  */
 export function copyOptions(gateway: Client, clients: readonly string[], place: CopyPlace = {}) {
   const queryKey = ["callbutton", "copy", clients, place] as const;
