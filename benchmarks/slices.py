@@ -61,7 +61,7 @@ class Upstream(Simulator):
         super().__init__(Options(), lambda: NOW)
         self.calls = {f"80055501{place:02}": list(_records(place)) for place in range(OTHERS + 1)}
 
-    def _reply(self, request: Request, address: str, faults: set[str]) -> Iterator[str]:  # noqa: ARG002
+    def _reply(self, request: Request, address: str, faults: Mapping[str, str]) -> Iterator[str]:  # noqa: ARG002
         yield HEAD
         for code in self.calls if request.codes == ("*",) else request.codes:
             calls = self.calls[code]

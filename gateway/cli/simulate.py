@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from gateway.simulator.server import FAULTS, PATH, Options, create
+from gateway.simulator.faults import FAULTS, VALUES
+from gateway.simulator.server import FAULTS_PATH, PATH, Options, create
 
 HELP = "Run a simulated Callbutton server."
-EXAMPLE = "callbutton-gateway simulate --fault drip:0.1 --fault error@8005550101"
+EXAMPLE = (
+    "callbutton-gateway simulate --fault drip:0.1 --fault error@8005550101 --fault max-codes=10\n\n"
+    "while it runs, GET shows the faults, PUT replaces them, PATCH changes some of them, and null ends one:\n"
+    f"""  curl -X PATCH http://127.0.0.1:8081{FAULTS_PATH} -d '{{"drip": 0.5, "error@8005550101": null}}'"""
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep to the protocol document: no unknown elements, no padded values, no ZIP codes without leading zero",
     )
-    faults = "; ".join(f"{name}: {text}" for name, text in FAULTS.items())
+    names = {name: f"{name}={VALUES[name][0]}" if name in VALUES else name for name in FAULTS}
+    faults = "; ".join(f"{names[name]}: {text}" for name, text in FAULTS.items())
     parser.add_argument(
         "--fault",
         action="append",
         default=[],
-        metavar="NAME[@CLIENT][:RATE]",
+        metavar="NAME[=VALUE][@CLIENT][:RATE]",
         help=f"misbehave, for one client or at a rate from 0 to 1 (repeatable): {faults}",
     )
 

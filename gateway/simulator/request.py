@@ -11,6 +11,8 @@ import xmltodict
 
 ENVELOPE = ["Callbutton", "CallbuttonService", "GetCallDetailsRequest"]
 DATE_FORMAT = "%m/%d/%Y %H:%M:%S"
+FLAG_ELEMENT = "StatusFlag"  # the document describes the flag and does not name its element
+Elements = list[tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class BadRequest(Exception):  # noqa: N818 - named like the HTTP status
     """The request does not follow the protocol document; the text is the error message of the reply."""
 
 
-def parse_request(body: bytes, flag_element: str) -> Request:
-    """Parse a request whose status flags are in elements of this name. Raises BadRequest."""
-    elements: list[tuple[str, str | None]] = []
+def parse_elements(body: bytes) -> Elements:
+    """Parse the names and texts in the request element. Raises BadRequest."""
+    elements: Elements = []
 
     def take(path: list[tuple[str, Any]], item: Any) -> bool:  # noqa: ANN401 - xmltodict's types
         if [name for name, _ in path[:-1]] != ENVELOPE:
@@ -41,6 +43,19 @@ def parse_request(body: bytes, flag_element: str) -> Request:
         xmltodict.parse(body, item_depth=4, item_callback=take)
     except ExpatError as error:
         raise BadRequest("Request is not valid XML") from error
+    return elements
+
+
+def codes_of(elements: Elements) -> list[str]:
+    """The client codes of a request."""
+    return [text for name, text in elements if name == "ClientCode" and text]
+
+
+def parse_request(elements: Elements, flag_element: str = FLAG_ELEMENT, *, lenient: bool = False) -> Request:
+    """Parse a request whose status flags are in elements of this name. Raises BadRequest.
+
+    Unknown elements are refused, or with `lenient` ignored.
+    """
     codes: list[str] = []
     flags: list[bool] = []
     dates: dict[str, datetime | None] = {}
@@ -53,7 +68,7 @@ def parse_request(body: bytes, flag_element: str) -> Request:
             flags[-1] = text == "true"
         elif name in ("StartDate", "EndDate") and codes and name not in dates and previous != "EndDate":
             dates[name] = _date(text)
-        else:
+        elif not lenient or name in ("ClientCode", "StartDate", "EndDate", flag_element):
             raise BadRequest(f"Element {name} not valid here")
         previous = name
     if not codes:

@@ -1,17 +1,21 @@
 """The server: an ASGI application that answers `xml.jsp`, and misbehaves on request.
 
-StartDate and EndDate are inclusive and compared by wall time; a null EndDate means now.
+Rules:
+- StartDate and EndDate are inclusive and compared by wall time; a null EndDate means now.
+- `/_simulator/faults` is the management endpoint. GET shows the faults as JSON, PUT replaces them, and PATCH merges
+  into them. Only addresses of the allow-list may use it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -30,55 +34,30 @@ from gateway.simulator.calls import (
     part_of,
     wav,
 )
-from gateway.simulator.request import BadRequest, Request, parse_request
+from gateway.simulator.faults import active, changed_faults, parse_fault, rates_of
+from gateway.simulator.request import FLAG_ELEMENT, BadRequest, Request, codes_of, parse_elements, parse_request
 
 PATH = "/cb/main/jsp/xml/xml.jsp"
+FAULTS_PATH = "/_simulator/faults"
 CHUNK_SIZE = 64 * 1024  # bytes; a large reply takes several sends, as from a real server
 DRIP_INTERVAL = 0.05  # seconds between bytes; below any read timeout, so only a deadline ends the reply
+MAX_CODES = 1_000_000  # in a POST, if no fault says less
 MAX_REQUESTS = 1000  # requests kept for tests; bounds the memory of long runs
 DAY = 86_400  # seconds
 STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
 CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
 BOUNDS = {"clients": (1, 10_000), "calls_per_day": (0, 1_000_000), "history": (0, 36_500), "latency": (0, 86_400)}
-RATE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 TAG_NAME = re.compile(r"</?\w+")
 SECONDS = re.compile(r"(?<=\d)(:\d\d):\d\d *</StartTime>")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-FAULTS = {
-    "ampersand": "a bare & and references of HTML in values",
-    "charset": "windows-1252 bytes, not announced in a header or declaration",
-    "date-error": "ERROR about the date range",
-    "descending": "newest calls first",
-    "disorder": "calls in random order",
-    "doctype": "a DOCTYPE before the root",
-    "drip": "one byte at a time",
-    "duplicates": "every Client element twice",
-    "echo": "client codes echoed with an X in front",
-    "empty": "200 without a body",
-    "error": "ERROR: Connection time out",
-    "hang": "no reply",
-    "html": "200 with an HTML page",
-    "http-500": "HTTP status 500",
-    "http-503": "HTTP status 503",
-    "lower-case": "element names in lower case",
-    "no-status": "the status flag is ignored",
-    "other-form": "StartTimes with AM or PM and without seconds",
-    "omit-empty": "clients without calls are left out",
-    "other-spelling": "failures in GetCallDetailsResponse instead of GetCallDetailResponse",
-    "reset": "the connection is closed in the middle of the body",
-    "truncate": "the body ends in the middle",
-    "unauthorized": "UNAUTHORIZED",
-    "unknown": "more unknown elements, one of them nested",
-    "unreadable": "two more records a day, one without id and one without StartTime",
-}
 
 
 @dataclass(frozen=True)
 class Options:
     """The behaviour of a simulator.
 
-    `history` is in days, `latency` in seconds. A fault is `name[@client][:rate]`. By default replies have the
+    `history` is in days, `latency` in seconds; `faults` has the form of faults. By default replies have the
     unknown elements, padded values and short ZIP codes of real servers; `plain` keeps to the protocol document.
     """
 
@@ -90,18 +69,13 @@ class Options:
     plain: bool = False
     allowed: tuple[str, ...] = ("127.0.0.1", "::1")
     faults: tuple[str, ...] = ()
-    flag_element: str = "StatusFlag"
 
     def __post_init__(self) -> None:
         for name, (least, most) in BOUNDS.items():
             if not least <= (value := getattr(self, name)) <= most:
                 raise ValueError(f"{value} is not a valid number for {name}: choose one from {least} to {most}")
         for fault in self.faults:
-            name, colon, rate = fault.partition(":")
-            if name.partition("@")[0] not in FAULTS:
-                raise ValueError(f"{fault!r} is not a fault; choose from {', '.join(FAULTS)}")
-            if colon and not (RATE.fullmatch(rate) and float(rate) <= 1):
-                raise ValueError(f"the rate of {fault!r} is not a number from 0 to 1")
+            parse_fault(fault)
         for allowed in self.allowed:
             ip_network(allowed)
 
@@ -126,6 +100,11 @@ class Simulator:
     def __post_init__(self) -> None:
         self._chance = random.Random(self.options.seed)
 
+    @property
+    def codes(self) -> list[str]:
+        """The codes of the clients that exist."""
+        return [client_code(index) for index in range(self.options.clients)]
+
     def misbehave(self, *faults: str) -> None:
         """Replace the faults."""
         self.options = replace(self.options, faults=faults)
@@ -141,34 +120,72 @@ class Simulator:
         if scope["path"] == RECORDINGS and scope["method"] == "GET":
             await self._play(scope, send)
             return
+        address = (scope.get("client") or ("unknown", 0))[0]
+        if scope["path"] == FAULTS_PATH:
+            await self._manage(send, scope["method"], body, address)
+            return
         if scope["path"] != PATH or scope["method"] != "POST":
             await self._send(send, 404, b"text/html", [b"<html><body>Not Found</body></html>"])
             return
         self.posts += 1
         await asyncio.sleep(self.options.latency)
-        address = (scope.get("client") or ("unknown", 0))[0]
+        faults: dict[str, str] = {}
         try:
-            request = parse_request(body, self.options.flag_element)
+            elements = parse_elements(body)
+            faults = active(self.options.faults, codes_of(elements), self._chance)
+            await asyncio.sleep(float(faults.get("latency", 0)))
+            request = parse_request(elements, faults.get("flag-element", FLAG_ELEMENT), lenient="lenient" in faults)
+            self._check(request, faults)
         except BadRequest as error:
-            await self._send(send, 200, b"text/xml", [self._failure("ERROR", str(error), address, set())])
+            await self._send(send, 200, b"text/xml", [self._failure("ERROR", str(error), address, faults)])
             return
         self.requests.append(request)
-        faults = self._faults(request.codes)
+        unknown = faults.get("unknown-client") if {*request.codes} - {"*", *self.codes} else None
         if "hang" in faults:
             await receive()
-        elif not self.options.allows(address) or "unauthorized" in faults:
+        elif not self.options.allows(address) or "unauthorized" in faults or unknown == "unauthorized":
             await self._send(send, 200, b"text/xml", [self._failure("UNAUTHORIZED", "Unknown host", address, faults)])
         elif "error" in faults:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Connection time out", address, faults)])
         elif "date-error" in faults:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Date range not valid", address, faults)])
-        elif faults & {"html", "http-500", "http-503"}:
+        elif unknown == "error":
+            await self._send(send, 200, b"text/xml", [self._failure("ERROR", "Unknown client", address, faults)])
+        elif faults.keys() & {"html", "http-500", "http-503"}:
             status = 500 if "http-500" in faults else 503 if "http-503" in faults else 200
             await self._send(send, status, b"text/html", [b"<!DOCTYPE html><html><body>Error</body></html>"])
         elif "empty" in faults:
             await self._send(send, 200, b"text/xml", [b""])
         else:
             await self._answer(receive, send, request, address, faults)
+
+    async def _manage(self, send: Send, method: str, body: bytes, address: str) -> None:
+        """Answer a request to the management endpoint."""
+        status, headers = 200, [(b"content-type", b"application/json"), (b"allow", b"GET, PUT, PATCH")]
+        try:
+            if not self.options.allows(address):
+                status = 403
+                raise ValueError(f"the address {address} is not allowed")
+            if method in ("PUT", "PATCH"):
+                self.misbehave(*changed_faults(self.options.faults if method == "PATCH" else (), body))
+            elif method != "GET":
+                status = 405
+                raise ValueError(f"{method} is not a method of this resource: use GET, PUT or PATCH")
+            answer: dict[str, Any] = rates_of(self.options.faults)
+        except ValueError as error:
+            status, answer = max(status, 400), {"error": str(error)}
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode() + b"\n", "more_body": False})
+
+    def _check(self, request: Request, faults: Mapping[str, str]) -> None:
+        """Refuse a request that a fault forbids. Raises BadRequest."""
+        if faults.get("null-dates") == "refused" and None in (request.start, request.end):
+            raise BadRequest("Date range not valid")
+        if len(request.codes) > int(faults.get("max-codes", MAX_CODES)):
+            raise BadRequest("Too many client codes")
+        start, end = request.start or datetime.min, request.end or self._wall(self.clock())  # noqa: DTZ901 - wall time
+        if "max-hours" in faults and end - start > timedelta(hours=int(faults["max-hours"])):
+            raise BadRequest("Date range not valid")
 
     async def _play(self, scope: dict[str, Any], send: Send) -> None:
         """Send the recording of the call whose id is in the query, or the range of it that the request asks for."""
@@ -186,16 +203,9 @@ class Simulator:
         await send({"type": "http.response.start", "status": 206 if part else 200, "headers": headers})
         await send({"type": "http.response.body", "body": body[first:after], "more_body": False})
 
-    def _faults(self, codes: Sequence[str]) -> set[str]:
-        active = set()
-        for fault in self.options.faults:
-            named, _, rate = fault.partition(":")
-            name, _, client = named.partition("@")
-            if (not client or client in codes) and (not rate or self._chance.random() < float(rate)):
-                active.add(name)
-        return active
-
-    async def _answer(self, receive: Receive, send: Send, request: Request, address: str, faults: set[str]) -> None:
+    async def _answer(
+        self, receive: Receive, send: Send, request: Request, address: str, faults: Mapping[str, str]
+    ) -> None:
         charset = "cp1252" if "charset" in faults else "utf-8"
         text = "".join(self._reply(request, address, faults))
         if "ampersand" in faults:
@@ -232,7 +242,7 @@ class Simulator:
         status: int,
         content_type: bytes,
         pieces: Sequence[bytes],
-        faults: frozenset[str] | set[str] = frozenset(),
+        faults: Collection[str] = (),
     ) -> None:
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
         for piece in pieces:
@@ -242,7 +252,7 @@ class Simulator:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _failure(self, status: str, message: str, address: str, faults: set[str]) -> bytes:
+    def _failure(self, status: str, message: str, address: str, faults: Mapping[str, str]) -> bytes:
         element = "GetCallDetailsResponse" if "other-spelling" in faults else "GetCallDetailResponse"
         return (
             f"{self._head(address)}<{element} status={status!r}>{escape(message)}</{element}>"
@@ -255,13 +265,14 @@ class Simulator:
             f"<Authentication>{escape(address)}</Authentication><CallbuttonService>"
         )
 
-    def _reply(self, request: Request, address: str, faults: set[str]) -> Iterator[str]:
+    def _reply(self, request: Request, address: str, faults: Mapping[str, str]) -> Iterator[str]:
         yield self._head(address) + '<GetCallDetailsResponse status="OK">'
         flags = dict(zip(request.codes, request.flags, strict=True))
-        everyone = [client_code(index) for index in range(self.options.clients)]
-        for code in everyone if request.codes[0] == "*" else list(flags):
-            calls = list(self._calls(code, request)) if code in everyone else []
-            if "omit-empty" in faults and not calls:
+        codes = self.codes if request.codes[0] == "*" else list(flags)[: int(faults.get("cut-codes", MAX_CODES))]
+        for code in codes:
+            exists = code in self.codes
+            calls = list(self._calls(code, request, faults)) if exists else []
+            if not calls and ("omit-empty" in faults or (not exists and faults.get("unknown-client") == "omitted")):
                 continue
             status = flags.get(code, flags.get("*", False)) and "no-status" not in faults
             records: list[tuple[float, str]] = [
@@ -269,19 +280,22 @@ class Simulator:
             ]
             if "unreadable" in faults:
                 records = sorted([*records, *self._unreadable(request)])
+            if "wall-order" in faults:
+                records.sort(key=lambda record: self._wall(record[0]))
             if "descending" in faults:
                 records.reverse()
             if "disorder" in faults:
                 random.Random(code).shuffle(records)
-            listed = "".join(record for _, record in records)
             shown = ("X" if "echo" in faults else "") + escape(code)
-            client = f"<Client><ClientCode>{shown}</ClientCode><CallDetails>{listed}</CallDetails></Client>"
-            yield client * (2 if "duplicates" in faults else 1)
+            listed = [record for _, record in records]
+            for part in listed if "client-per-call" in faults and listed else ["".join(listed)]:
+                client = f"<Client><ClientCode>{shown}</ClientCode><CallDetails>{part}</CallDetails></Client>"
+                yield client * (2 if "duplicates" in faults else 1)
         yield "</GetCallDetailsResponse></CallbuttonService></Callbutton>\n"
 
     def _unreadable(self, request: Request) -> Iterator[tuple[float, str]]:
         """Two records of each day at 00:30:00: one without id, and one without StartTime."""
-        now = datetime.fromtimestamp(self.clock(), UTC).astimezone(CENTRAL).replace(tzinfo=None)
+        now = self._wall(self.clock())
         last = now if request.end is None else min(request.end, now)
         day = now - timedelta(days=self.options.history) if request.start is None else request.start
         wall = day.replace(hour=0, minute=30, second=0, microsecond=0)
@@ -292,21 +306,33 @@ class Simulator:
                 yield start, f'<Call ID="x{wall:%Y%m%d}"><DID>1</DID></Call>'
             wall += timedelta(days=1)
 
-    def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
+    def _calls(self, code: str, request: Request, faults: Mapping[str, str]) -> Iterator[SimulatedCall]:
         now, options = self.clock(), self.options
+        if "null-dates" in faults and None in (request.start, request.end):
+            return
         first = now - options.history * DAY
         if request.start is not None:  # an hour earlier, as wall times repeat in autumn
             first = max(first, request.start.replace(tzinfo=CENTRAL).timestamp() - HOUR)
         last = now
         if request.end is not None:
             last = min(last, request.end.replace(tzinfo=CENTRAL, fold=1).timestamp() + HOUR)
+        published_by = now - (HOUR if "late" in faults else 0)
         for hour in range(int(first // HOUR), int(last // HOUR) + 1):
             for call in calls_of_hour(options.seed, code, hour, options.calls_per_day, plain=options.plain):
-                wall = datetime.fromtimestamp(call.start, UTC).astimezone(CENTRAL).replace(tzinfo=None)
-                after_start = request.start is None or wall >= request.start
-                before_end = request.end is None or wall <= request.end
-                if after_start and before_end and call.published <= now:
+                wall = self._wall(call.start)
+                after_start = request.start is None or wall > request.start
+                before_end = request.end is None or wall < request.end
+                if (
+                    (after_start or (wall == request.start and "exclusive-start" not in faults))
+                    and (before_end or (wall == request.end and "exclusive-end" not in faults))
+                    and call.published <= published_by
+                ):
                     yield call
+
+    @staticmethod
+    def _wall(instant: float) -> datetime:
+        """The wall time of an instant."""
+        return datetime.fromtimestamp(instant, UTC).astimezone(CENTRAL).replace(tzinfo=None)
 
 
 def _call_xml(call: SimulatedCall, *, status: bool, unknown: bool) -> str:

@@ -29,7 +29,7 @@ import httpx
 
 from gateway.settings import PREFIX
 from gateway.simulator.calls import CENTRAL
-from gateway.simulator.request import parse_request
+from gateway.simulator.request import parse_elements, parse_request
 from gateway.simulator.server import PATH, Options, Simulator
 from tests.support.compose import nginx
 from tests.support.processes import answers, free_port, running, wait_for, wait_in_loop_for
@@ -113,7 +113,7 @@ class Upstream:
         return application
 
     def _note(self, replica: int, body: bytes) -> list[Need]:
-        request = parse_request(body, "StatusFlag")
+        request = parse_request(parse_elements(body))
         assert request.start is not None
         start = request.start + timedelta(seconds=1)  # a POST asks for a second more on each side
         noon = start.replace(tzinfo=CENTRAL).astimezone(UTC)

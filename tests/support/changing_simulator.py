@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -46,9 +46,10 @@ class ChangingSimulator(Simulator):
 
     rarity = 1
 
-    def _calls(self, code: str, request: Request) -> Iterator[SimulatedCall]:
+    def _calls(self, code: str, request: Request, faults: Mapping[str, str]) -> Iterator[SimulatedCall]:
         now = self.clock()
-        return (found for call in super()._calls(code, request) if (found := changed(call, now, self.rarity)))
+        calls = super()._calls(code, request, faults)
+        return (found for call in calls if (found := changed(call, now, self.rarity)))
 
     def expected(self, start: float) -> dict[tuple[str, str], str | None]:
         """Every call now that began at `start` or later, with the text that edits change."""
@@ -56,7 +57,7 @@ class ChangingSimulator(Simulator):
         return {
             (code, call.identity): dict(call.elements).get("Edited")
             for code in (client_code(index) for index in range(self.options.clients))
-            for call in self._calls(code, everything)
+            for call in self._calls(code, everything, {})
             if call.start >= start
         }
 
