@@ -128,7 +128,7 @@ async def miss(upstream: str) -> None:
         return pieces
 
     async def post(window: Window) -> None:
-        async with service._transport.post(body(window), loop.time() + 60) as answer:
+        async with service.transport.post(body(window), loop.time() + 60) as answer:
             async for _ in answer.chunks:
                 pass
 

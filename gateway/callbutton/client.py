@@ -19,7 +19,7 @@ from gateway import tracing
 from gateway.callbutton import central_time
 from gateway.callbutton.admission import Admission, RetryBudget, backoff, is_retryable
 from gateway.callbutton.reply import Reply, ReplyParser
-from gateway.callbutton.transport import Transport, UpstreamLimits
+from gateway.callbutton.transport import Answer, Transport, UpstreamLimits
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
 from gateway.errors import (
     NotSent,
@@ -76,13 +76,13 @@ class UpstreamClient:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._transport = Transport(settings.url, settings.limits, settings.proxy)
+        self.transport = Transport(settings.url, settings.limits, settings.proxy)
         self._admission = Admission(settings.limits.concurrency, metrics)
         self._retries = RetryBudget()
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._transport.close()
+        await self.transport.close()
 
     async def fetch(
         self, codes: Sequence[str], window: Window, *, status: bool, now: float, waiters: Waiters | None = None
@@ -156,15 +156,8 @@ class UpstreamClient:
 
     async def _receive(self, body: bytes, until: float, *, status: bool, single: bool) -> Reply:
         """POST, and parse the response as it arrives. Raises UpstreamError."""
-        async with self._transport.post(body, until) as answer:
-            if answer.status in (401, 403):
-                raise UpstreamUnauthorized(None, None)
-            if answer.status not in (200, 203):
-                raise UpstreamFailed(
-                    f"the Callbutton server answered with HTTP status {answer.status}",
-                    status=answer.status,
-                    retry_after=answer.retry_after,
-                )
+        async with self.transport.post(body, until) as answer:
+            check_status(answer)
             with tracing.span("parse") as parsing:
                 parser = ReplyParser(status=status, charset=answer.charset, single=single)
                 async for piece in answer.chunks:
@@ -203,6 +196,18 @@ class UpstreamClient:
         if unreadable or reply.repairs or reply.status_ignored:
             fields = {"unreadable": unreadable, "repairs": dict(reply.repairs), "statusIgnored": reply.status_ignored}
             LOGGER.warning("reply needed care", extra={"fields": fields})
+
+
+def check_status(answer: Answer) -> None:
+    """Check the HTTP status of an answer. Raises UpstreamError."""
+    if answer.status in (401, 403):
+        raise UpstreamUnauthorized(None, None)
+    if answer.status not in (200, 203):
+        raise UpstreamFailed(
+            f"the Callbutton server answered with HTTP status {answer.status}",
+            status=answer.status,
+            retry_after=answer.retry_after,
+        )
 
 
 def render_request(

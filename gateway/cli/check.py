@@ -1,4 +1,7 @@
-"""`check`: requests the calls of the last hour from the upstream, and explains failures."""
+"""`check`: requests the calls of the last hour from the upstream, and explains failures.
+
+With `--report` it finds out more with up to 40 POSTs; `conformance_report` has the rules.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import asyncio
 import os
 import time
+from pathlib import Path
 
 from gateway import errors, logs
 from gateway.errors import Obstacle
@@ -14,7 +18,11 @@ from gateway.settings import Settings, parse_upstream_settings
 HOUR = 3600  # seconds
 MARGIN = 60  # seconds before now; the upstream's clock may be behind
 HELP = "Request the calls of the last hour from the upstream, and explain failures."
-EXAMPLE = "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp callbutton-gateway check"
+EXAMPLE = (
+    "GATEWAY_UPSTREAM_URL=http://callbutton.example/cb/main/jsp/xml/xml.jsp callbutton-gateway check\n"
+    "  callbutton-gateway check --report --watch 1h --json report.json\n"
+    "  callbutton-gateway check --report --client 8005550100 --json - | jq '.findings[] | {name, value, setting}'"
+)
 ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or use a proxy with an allowed address "
     "(GATEWAY_UPSTREAM_PROXY)",
@@ -47,12 +55,39 @@ def advice_on(error: errors.UpstreamError) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no options: all settings are environment variables."""
+    """Add the options to the parser."""
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="find out how the server reads what the protocol document leaves open, with at most 40 POSTs, none for "
+        "more than a day of calls: findings with their evidence, and the settings that follow",
+    )
+    parser.add_argument(
+        "--client",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="client code that the report asks for (repeatable; default: all clients)",
+    )
+    parser.add_argument(
+        "--watch",
+        metavar="DURATION",
+        help="how long the report waits for calls that appear late, such as 1h, at most 22h (default: not at all)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON; - is standard output")
 
 
-def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001
-    """Check the upstream, and return the exit code. Raises SettingsError."""
-    return asyncio.run(check(parse_upstream_settings(os.environ)))
+def run(arguments: argparse.Namespace) -> int:
+    """Check the upstream, and return the exit code. Raises SettingsError, ValueError, OSError."""
+    if not arguments.report and (arguments.client or arguments.watch or arguments.json):
+        raise ValueError("--client, --watch and --json are options of the report: add --report")
+    settings = parse_upstream_settings(os.environ)
+    logs.configure(settings.log_format, "error")
+    if arguments.report:
+        from gateway.cli import conformance_report
+
+        return conformance_report.run(settings, arguments.client, arguments.watch or "0s", arguments.json)
+    return asyncio.run(check(settings))
 
 
 async def check(settings: Settings) -> int:
@@ -63,7 +98,6 @@ async def check(settings: Settings) -> int:
     from gateway.metrics import Metrics
     from gateway.model import Window
 
-    logs.configure(settings.log_format, "error")
     upstream = build_upstream(settings, Metrics(CollectorRegistry()))
     now = time.time()
     window = Window(int(now) - HOUR, int(now) - MARGIN)
@@ -94,7 +128,12 @@ async def check(settings: Settings) -> int:
 
 def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
     """Print the failed request, and advice."""
-    print(f"does not work: calls {'with' if status else 'without'} status: {error}")
-    if isinstance(error, errors.UpstreamUnauthorized):
-        print(f"the server reports: username {error.username}, address {error.address}")
+    print(f"does not work: calls {'with' if status else 'without'} status: {failure_of(error)}")
     print(f"what to do: {advice_on(error)}")
+
+
+def failure_of(error: errors.UpstreamError) -> str:
+    """An error in words, with what the server reports."""
+    if isinstance(error, errors.UpstreamUnauthorized):
+        return f"{error}\nthe server reports: username {error.username}, address {error.address}"
+    return str(error)

@@ -40,6 +40,11 @@ class Progress:
         bar = max(0, min(BAR_WIDTH, width - 1 - len(text)))
         self._draw(f"{'█' * int(done * bar):░<{bar}} {text}".lstrip()[: max(1, width)])
 
+    def note(self, text: str) -> None:
+        """Show a text instead of the bar."""
+        if sys.stderr.isatty():
+            self._draw(text[: os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH])
+
     def finish(self, calls: int) -> None:
         """Replace the line by the result."""
         self._draw(f"{calls:,} calls in {time.monotonic() - self._began:.1f} s\n")

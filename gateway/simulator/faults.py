@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 FAULTS = {
+    "always-status": "the status of calls is sent without its flag",
     "ampersand": "a bare & and references of HTML in values",
     "charset": "windows-1252 bytes, not announced in a header or declaration",
     "client-per-call": "a Client element for each call",
@@ -37,7 +38,7 @@ FAULTS = {
     "http-503": "HTTP status 503",
     "late": "calls appear an hour later than otherwise",
     "latency": "a further delay of SECONDS before the reply",
-    "lenient": "unknown elements of a request are ignored, not refused",
+    "lenient": "unknown elements of a request, and a StartDate after EndDate, are not refused",
     "lower-case": "element names in lower case",
     "max-codes": "ERROR for more than NUMBER client codes",
     "max-hours": "ERROR for more than NUMBER hours",
@@ -50,7 +51,7 @@ FAULTS = {
     "truncate": "the body ends in the middle",
     "unauthorized": "UNAUTHORIZED",
     "unknown": "more unknown elements, one of them nested",
-    "unknown-client": "the reply to a client code that does not exist, instead of no calls",
+    "unknown-client": "a failure, no Client, or all calls for a client code that does not exist",
     "unreadable": "two more records a day, one without id and one without StartTime",
     "wall-order": "calls by wall time, so that the two hours of an autumn clock change are mixed",
 }
@@ -63,7 +64,7 @@ VALUES = {
     "max-codes": NUMBER,
     "max-hours": NUMBER,
     "null-dates": ("refused|empty", re.compile("refused|empty")),
-    "unknown-client": ("error|unauthorized|omitted", re.compile("error|unauthorized|omitted")),
+    "unknown-client": ("error|unauthorized|omitted|all", re.compile("error|unauthorized|omitted|all")),
 }
 FAULT = re.compile(r"([^=@:]*)(?:=([^@:]*))?(?:@([^:]*))?(?::(.*))?", re.DOTALL)
 RATE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)

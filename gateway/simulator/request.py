@@ -54,7 +54,7 @@ def codes_of(elements: Elements) -> list[str]:
 def parse_request(elements: Elements, flag_element: str = FLAG_ELEMENT, *, lenient: bool = False) -> Request:
     """Parse a request whose status flags are in elements of this name. Raises BadRequest.
 
-    Unknown elements are refused, or with `lenient` ignored.
+    With `lenient`, unknown elements are ignored, and StartDate may be after EndDate.
     """
     codes: list[str] = []
     flags: list[bool] = []
@@ -74,7 +74,7 @@ def parse_request(elements: Elements, flag_element: str = FLAG_ELEMENT, *, lenie
     if not codes:
         raise BadRequest("Client code missing")
     start, end = dates.get("StartDate"), dates.get("EndDate")
-    if start is not None and end is not None and start >= end:
+    if start is not None and end is not None and start >= end and not lenient:
         raise BadRequest("Date range not valid")
     return Request(tuple(codes), tuple(flags), start, end)
 

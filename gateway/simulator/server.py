@@ -140,7 +140,7 @@ class Simulator:
             await self._send(send, 200, b"text/xml", [self._failure("ERROR", str(error), address, faults)])
             return
         self.requests.append(request)
-        unknown = faults.get("unknown-client") if {*request.codes} - {"*", *self.codes} else None
+        unknown = faults.get("unknown-client") if self._unknown(request) else None
         if "hang" in faults:
             await receive()
         elif not self.options.allows(address) or "unauthorized" in faults or unknown == "unauthorized":
@@ -176,6 +176,10 @@ class Simulator:
             status, answer = max(status, 400), {"error": str(error)}
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(answer).encode() + b"\n", "more_body": False})
+
+    def _unknown(self, request: Request) -> set[str]:
+        """The client codes of a request that do not exist."""
+        return {*request.codes} - {"*", *self.codes}
 
     def _check(self, request: Request, faults: Mapping[str, str]) -> None:
         """Refuse a request that a fault forbids. Raises BadRequest."""
@@ -268,13 +272,15 @@ class Simulator:
     def _reply(self, request: Request, address: str, faults: Mapping[str, str]) -> Iterator[str]:
         yield self._head(address) + '<GetCallDetailsResponse status="OK">'
         flags = dict(zip(request.codes, request.flags, strict=True))
-        codes = self.codes if request.codes[0] == "*" else list(flags)[: int(faults.get("cut-codes", MAX_CODES))]
+        everyone = request.codes[0] == "*" or (faults.get("unknown-client") == "all" and self._unknown(request))
+        codes = self.codes if everyone else list(flags)[: int(faults.get("cut-codes", MAX_CODES))]
         for code in codes:
             exists = code in self.codes
             calls = list(self._calls(code, request, faults)) if exists else []
             if not calls and ("omit-empty" in faults or (not exists and faults.get("unknown-client") == "omitted")):
                 continue
-            status = flags.get(code, flags.get("*", False)) and "no-status" not in faults
+            asked = flags.get(code, flags.get("*", False)) or "always-status" in faults
+            status = asked and "no-status" not in faults
             records: list[tuple[float, str]] = [
                 (call.start, _call_xml(call, status=status, unknown="unknown" in faults)) for call in calls
             ]

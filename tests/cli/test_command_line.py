@@ -355,3 +355,84 @@ def test_make_help_lists_every_target_and_is_the_default():
     listed = re.findall(r"^  (\S+)  +\S", done.stdout, re.MULTILINE)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert listed == targets
+
+
+def test_check_makes_a_report_for_people_and_for_programs(tmp_path: Path):
+    file = tmp_path / "report.json"
+    with simulated("flag-element=Status") as address:
+        text = run("check", "--report", "--json", str(file), GATEWAY_UPSTREAM_URL=address)
+        alone = run("check", "--report", "--client", "8005550101", "--json", "-", GATEWAY_UPSTREAM_URL=address)
+    assert (text.returncode, text.stderr, alone.returncode, alone.stderr) == (0, "", 0, "")
+    written, printed = json.loads(file.read_text("utf-8")), json.loads(alone.stdout)
+    for report in (written, printed):
+        settings = [one["setting"] for one in report["findings"] if one["name"] == "status-flag"]
+        assert settings == ["GATEWAY_STATUS_FLAG_ELEMENT=Status"]
+        assert report["failure"] is None
+    assert {code for post in written["posts"] for code in post["clientCodes"]} >= {"*", "8005550101"}
+    assert printed["posts"][0]["clientCodes"] == ["8005550101"]
+    assert text.stdout.startswith(f"{address}: {len(written['posts'])} POSTs, ")
+    for one in written["findings"]:
+        assert f"{one['name']}: {one['value'] or 'unknown'}\n  {one['text']}\n" in text.stdout
+    assert "Settings that follow:\nGATEWAY_STATUS_FLAG_ELEMENT=Status\n" in text.stdout
+
+
+def test_a_report_on_a_server_that_does_not_answer_ends_with_1_and_advice(refused_port: int):
+    address = f"http://127.0.0.1:{refused_port}/xml.jsp"
+    text = run("check", "--report", GATEWAY_UPSTREAM_URL=address)
+    alone = run("check", "--report", "--json", "-", GATEWAY_UPSTREAM_URL=address)
+    assert (text.returncode, text.stderr, alone.returncode, alone.stderr) == (1, "", 1, "")
+    assert f"what to do: {OBSTACLES[Obstacle.REFUSED]}" in text.stdout
+    assert json.loads(alone.stdout)["failure"]["advice"] == OBSTACLES[Obstacle.REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--json", "-"], "add --report"),
+        (["--client", "8005550100"], "add --report"),
+        (["--watch", "1h"], "add --report"),
+        (["--report", "--watch", "soon"], "--watch 'soon' is not a duration such as 10m or 1h, at most 22h"),
+        (["--report", "--watch", "23h"], "--watch '23h' is not a duration"),
+        (["--report", "--client", "a b"], "a client code has invalid characters"),
+        (["--report", "--client", ""], "a client code has invalid characters"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_an_option_that_the_report_cannot_use_ends_with_2_and_one_line(words: list[str], named: str):
+    done = run("check", *words, GATEWAY_UPSTREAM_URL="http://127.0.0.1:9/xml.jsp")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert named in done.stderr
+
+
+def test_a_report_that_cannot_be_written_ends_with_1(tmp_path: Path):
+    with simulated() as address:
+        done = run("check", "--report", "--json", str(tmp_path / "none" / "a.json"), GATEWAY_UPSTREAM_URL=address)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "No such file or directory" in done.stderr
+
+
+def test_a_report_that_is_interrupted_ends_with_130():
+    with simulated("hang") as address, started("check", "--report", GATEWAY_UPSTREAM_URL=address) as report:
+        wait_for(lambda: sum(one.posts for one in SIMULATORS[-1:]), "the first POST is sent")
+        report.send_signal(signal.SIGINT)
+        out, err = report.communicate(timeout=60)
+    assert (report.returncode, out, err) == (130, "", "callbutton-gateway: interrupted: there is no report\n")
+
+
+def test_the_report_shows_its_progress_on_a_terminal():
+    with simulated() as address:
+        shown = on_terminal("check", "--report", GATEWAY_UPSTREAM_URL=address)
+    assert "POST 1 of at most 40: reachable" in shown
+    assert re.search(r"POST \d+ of at most 40: fold-order", shown)
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_faults_of_a_simulator_change_by_the_command_in_its_help(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["simulate", "--help"])
+    tool("curl")
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("curl"))
+    with simulated("error@8005550101") as address:
+        local = command.replace("http://127.0.0.1:8081", address.removesuffix(PATH))
+        done = subprocess.run(["bash", "-c", local], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == {"drip": 0.5}

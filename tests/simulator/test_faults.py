@@ -28,7 +28,7 @@ EXAMPLES = {name: f"{name}={form.pattern.split('|')[0]}" for name, (_, form) in 
 EXAMPLES |= {name: f"{name}=2" for name, text in EXAMPLES.items() if not text}
 
 
-def body(codes: list[str], start: str = HOUR[0], end: str = HOUR[1], flag: str = "") -> str:
+def body(codes: list[str], start: str, end: str, flag: str) -> str:
     asked = "".join(f"<ClientCode>{code}</ClientCode>{f'<{flag}>true</{flag}>' if flag else ''}" for code in codes)
     return (
         '<?xml version="1.0"?><Callbutton version="B"><CallbuttonService><GetCallDetailsRequest>'
@@ -44,9 +44,9 @@ class Served:
         self.simulator = simulator
         self.client = client
 
-    def post(self, codes: list[str], *arguments: str, flag: str = "") -> ET.Element:
+    def post(self, codes: list[str], start: str = HOUR[0], end: str = HOUR[1], *, flag: str = "") -> ET.Element:
         """The response element of a POST."""
-        answer = self.client.post(PATH, content=body(codes, *arguments, flag=flag))
+        answer = self.client.post(PATH, content=body(codes, start, end, flag))
         service = ET.fromstring(answer.text).find("CallbuttonService")
         assert service is not None
         return service[0]
