@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,7 @@ STDOUT = Path("-")
 
 def run(settings: Settings, codes: Sequence[str], watch: str, output: Path | None) -> int:
     """Make the report, write it, and return the exit code. Raises ValueError, OSError."""
-    seconds = parse_quantity(watch, SECONDS)
-    if seconds > MAX_WATCH:
-        raise ValueError(f"--watch {watch} is too long: at most 22h")
+    seconds = parse_watch(watch)
     progress = Progress()
     try:
         report = asyncio.run(make_report(settings, codes, seconds, show=progress.note))
@@ -49,6 +48,14 @@ def run(settings: Settings, codes: Sequence[str], watch: str, output: Path | Non
         text = json.dumps(report, indent=2, ensure_ascii=False)
         print(text) if output == STDOUT else output.write_text(f"{text}\n", "utf-8")
     return 1 if report["failure"] else 0
+
+
+def parse_watch(text: str) -> float:
+    """Parse how long to look for late calls, in seconds. Raises ValueError."""
+    with suppress(ValueError):
+        if (seconds := parse_quantity(text, SECONDS)) <= MAX_WATCH:
+            return seconds
+    raise ValueError(f"--watch {text!r} is not a duration such as 10m or 1h, at most 22h")
 
 
 async def make_report(

@@ -27,9 +27,11 @@ from gateway.cli.demo import demo_paths
 from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
-from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.commands import COMMAND, ENVIRONMENT, on_terminal, run
 from tests.support.paths import ROOT
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_for
+from tests.support.stand import serving
+from tests.support.tools import tool
 
 
 @contextmanager
@@ -373,7 +375,7 @@ def test_check_makes_a_report_for_people_and_for_programs(tmp_path: Path):
     assert text.stdout.startswith(f"{address}: {len(written['posts'])} POSTs, ")
     for one in written["findings"]:
         assert f"{one['name']}: {one['value'] or 'unknown'}\n  {one['text']}\n" in text.stdout
-    assert "Settings that follow:\nGATEWAY_STATUS_FLAG_ELEMENT=Status\n" in text.stdout
+    assert "\nGATEWAY_STATUS_FLAG_ELEMENT=Status\n" in text.stdout.partition("Settings that follow:")[2]
 
 
 def test_a_report_on_a_server_that_does_not_answer_ends_with_1_and_advice(refused_port: int):
@@ -412,16 +414,20 @@ def test_a_report_that_cannot_be_written_ends_with_1(tmp_path: Path):
 
 
 def test_a_report_that_is_interrupted_ends_with_130():
-    with simulated("hang") as address, started("check", "--report", GATEWAY_UPSTREAM_URL=address) as report:
-        wait_for(lambda: sum(one.posts for one in SIMULATORS[-1:]), "the first POST is sent")
-        report.send_signal(signal.SIGINT)
-        out, err = report.communicate(timeout=60)
+    simulator = create(Options(faults=("hang",)))
+    with serving(simulator) as port:
+        address = f"http://127.0.0.1:{port}{PATH}"
+        with started("check", "--report", GATEWAY_UPSTREAM_URL=address) as report:
+            wait_for(lambda: simulator.posts, "the first POST is sent")
+            report.send_signal(signal.SIGINT)
+            out, err = report.communicate(timeout=60)
     assert (report.returncode, out, err) == (130, "", "callbutton-gateway: interrupted: there is no report\n")
 
 
 def test_the_report_shows_its_progress_on_a_terminal():
     with simulated() as address:
-        shown = on_terminal("check", "--report", GATEWAY_UPSTREAM_URL=address)
+        code, shown = on_terminal("check", "--report", GATEWAY_UPSTREAM_URL=address)
+    assert code == 0
     assert "POST 1 of at most 40: reachable" in shown
     assert re.search(r"POST \d+ of at most 40: fold-order", shown)
     assert shown.endswith("\r\x1b[K")

@@ -33,7 +33,7 @@ from gateway.formats import COLUMNS
 from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
-from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.commands import COMMAND, ENVIRONMENT, on_terminal, run
 from tests.support.feed import LIST
 from tests.support.processes import wait_for
 from tests.support.stand import NOW, Clock, Make, Stand, serving
@@ -368,24 +368,10 @@ def test_a_reader_who_has_enough_ends_it_quietly(upstream: Upstream):
 
 
 def test_a_terminal_sees_how_far_it_has_come(upstream: Upstream, tmp_path: Path):
-    leader, follower = pty.openpty()
-    words = [*COMMAND, "fetch", CODE, *WINDOW, "-o", str(tmp_path / "calls.csv")]
-    with subprocess.Popen(words, env=ENVIRONMENT | upstream.variables, stderr=follower) as process:
-        os.close(follower)
-        shown = b""
-        while piece := _read(leader):
-            shown += piece
-    os.close(leader)
-    assert process.returncode == 0
-    assert "█ 100%  up to 2026-11-05 06:00Z" in shown.decode()
-    assert f"{len(upstream.ids()):,} calls in " in shown.decode()
-
-
-def _read(leader: int) -> bytes:
-    try:
-        return os.read(leader, 65536)
-    except OSError:  # Linux raises EIO when the other end is closed
-        return b""
+    code, shown = on_terminal("fetch", CODE, *WINDOW, "-o", str(tmp_path / "calls.csv"), **upstream.variables)
+    assert code == 0
+    assert "█ 100%  up to 2026-11-05 06:00Z" in shown
+    assert f"{len(upstream.ids()):,} calls in " in shown
 
 
 def test_two_processes_do_not_write_the_same_file(tmp_path: Path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -24,7 +22,7 @@ from gateway.cli.mirror_tables import ADDRESS, FIELDS, STATUS
 from gateway.model import CallerAddress, CallStatus
 from gateway.simulator.server import PATH, Options, create
 from tests.support.changing_simulator import PERIOD, changing
-from tests.support.commands import COMMAND, ENVIRONMENT, run
+from tests.support.commands import COMMAND, ENVIRONMENT, on_terminal, run
 from tests.support.consumers import Member, keys_file
 from tests.support.databases import Database, Key
 from tests.support.feed import START, listed
@@ -405,22 +403,9 @@ def test_tables_are_migrated_and_newer_ones_refused(
 
 def test_a_terminal_sees_the_progress(stand: Make, tmp_path: Path):
     gateway = stand()
-    leader, follower = pty.openpty()
-    words = [*COMMAND, "mirror", f"sqlite:///{tmp_path}/calls.db", "--start", START]
-    with subprocess.Popen([*words, "--gateway", str(gateway.client.base_url)], env=ENVIRONMENT, stderr=follower) as one:
-        os.close(follower)
-        shown = b""
-        while piece := _read(leader):
-            shown += piece
-    os.close(leader)
+    words = [f"sqlite:///{tmp_path}/calls.db", "--start", START, "--gateway", str(gateway.client.base_url)]
+    code, shown = on_terminal("mirror", *words)
     calls = len(listed(gateway, "/calls", client="*"))
-    assert one.returncode == 0, shown.decode()
-    assert "█ 100%  up to " in shown.decode()
-    assert f"{calls:,} calls in " in shown.decode()
-
-
-def _read(leader: int) -> bytes:
-    try:
-        return os.read(leader, 65536)
-    except OSError:  # Linux raises EIO when the other end is closed
-        return b""
+    assert code == 0, shown
+    assert "█ 100%  up to " in shown
+    assert f"{calls:,} calls in " in shown

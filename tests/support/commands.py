@@ -1,6 +1,7 @@
 """The command line as a process."""
 
 import os
+import pty
 import subprocess
 import sys
 
@@ -11,3 +12,23 @@ COMMAND = [sys.executable, "-m", "gateway"]
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = ENVIRONMENT | variables
     return subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def on_terminal(*words: str, **variables: str) -> tuple[int, str]:
+    """Run a command whose standard error is a terminal. Return the exit code, and what the terminal was sent."""
+    leader, follower = pty.openpty()
+    environment = ENVIRONMENT | variables
+    with subprocess.Popen([*COMMAND, *words], env=environment, stdout=subprocess.DEVNULL, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        while piece := _read(leader):
+            shown += piece
+    os.close(leader)
+    return process.returncode, shown.decode()
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # Linux raises EIO when the other end is closed
+        return b""
