@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -25,7 +25,7 @@ from gateway.cli.conformance_report import make_report, render_text
 from gateway.settings import Settings, parse_settings
 from gateway.simulator.calls import FIRST, LAST, STREETS
 from gateway.simulator.faults import FAULTS
-from gateway.simulator.request import Request
+from gateway.simulator.request import BadRequest, Request
 from gateway.simulator.server import PATH, Options, Simulator
 from tests.support.stand import Clock, serving
 
@@ -56,12 +56,13 @@ class Server(Simulator):
         yield self.edit("".join(super()._reply(request, *arguments)))
 
 
-def made(
+def make(
     *faults: str,
     codes: tuple[str, ...] = (),
     watch: float = 0,
     settings: dict[str, Any] | None = None,
     edit: Callable[[str], str] = str,
+    server: type[Server] | None = None,
     **options: Any,
 ) -> tuple[Report, Server, Clock]:
     """A report on a server, whose clock passes over what the report sleeps."""
@@ -70,15 +71,15 @@ def made(
     async def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    server = Server(Options(faults=faults, **{"clients": 3, "calls_per_day": 150, **options}), clock, edit)
-    with serving(server) as port:
+    made = (server or Server)(Options(faults=faults, **{"clients": 3, "calls_per_day": 150, **options}), clock, edit)
+    with serving(made) as port:
         upstream = Settings(upstream_url=f"http://user:secret@127.0.0.1:{port}{PATH}", **(settings or {}))
-        return asyncio.run(make_report(upstream, codes, watch, clock, sleep)), server, clock
+        return asyncio.run(make_report(upstream, codes, watch, clock, sleep)), made, clock
 
 
 def report(*faults: str, **options: Any) -> Report:
     """A report that keeps to its bounds and has no personal data."""
-    found, server, clock = made(*faults, **options)
+    found, server, clock = make(*faults, **options)
     check_bounds(server, clock)
     assert len(server.bodies) == len(found["posts"])
     text = json.dumps(found, ensure_ascii=False)
@@ -226,6 +227,13 @@ ROWS = [
         unauthorized="some"),
     row("unknown-client=error", "other-spelling@NO-SUCH-CLIENT-0", unknown_client="error",
         unknown_client_in_batch="spoils", null_dates=None, failure_element="both"),
+    row("unknown-client=error", "error@8005550101", unknown_client="error", unknown_client_in_batch=None,
+        null_dates=None, codes_per_post=None, clients_together="some-refused"),
+    row("unknown-client=error", "max-codes=2", unknown_client="error", unknown_client_in_batch="spoils",
+        null_dates=None, codes_per_post=None, clients_together=None),  # of three codes, there is one group of three
+    row("unknown-client=error", "max-codes=2", options={"clients": 5}, unknown_client="error",
+        unknown_client_in_batch="spoils", null_dates=None, codes_per_post="fewer",
+        settings=("GATEWAY_UPSTREAM_BATCH=2",)),
     row("unreadable", unreadable_calls="present"),
     row("wall-order", fold_order="not-by-time"),
     Row((), dict.fromkeys(NO_CALLS), options={"calls_per_day": 0}),
@@ -292,6 +300,24 @@ def test_random_failures_are_reported_and_nothing_is_concluded_from_them(fault: 
     assert values(found)["failures"] == "some"
     different = changes(found)
     assert {value for name, value in different.items() if name not in ("failures", "unauthorized")} <= {None}
+
+
+def test_hours_that_are_never_answered_are_no_limit_of_hours():
+    class Poisoned(Server):
+        def _check(self, request: Request, faults: Mapping[str, str]) -> None:
+            super()._check(request, faults)
+            if request.start and request.start.hour <= 9 <= (request.end or request.start).hour:
+                raise BadRequest("Date range not valid")
+
+    found = finding(report(server=Poisoned), "span-per-post")
+    assert (found["value"], found["setting"]) == (None, None)
+    assert "it depends on the hours of a day" in found["text"]
+
+
+def test_a_report_ends_after_forty_posts():
+    found = report("flag-element=Unheard", "http-500:0.5", "max-codes=3", "unknown-client=error", watch=3600.0, seed=5)
+    assert len(found["posts"]) == MAX_POSTS
+    assert "the 40 POSTs of a report were used up" in json.dumps(found)
 
 
 def test_unknown_elements_are_named_and_the_setting_makes_fields_of_them():

@@ -49,7 +49,8 @@ TEXTS = {
         "which therefore lose calls: ask Callbutton to return them.",
     },
     "null-dates": {
-        "accepted": "Two null dates are accepted. Which calls they return was not asked, as it may be all of them.",
+        "accepted": "Two null dates are accepted for a client code that does not exist. Which calls they return was "
+        "not asked, as it may be all of them.",
         "refused": "Two null dates are refused, so that `fetch --all` fails: use `fetch --start`.",
     },
     "unknown-client": {
@@ -84,9 +85,10 @@ TEXTS = {
     },
     "late-calls": {
         "late": "{calls} calls appeared in {seconds} s, {late} of them late: one between {least} and {most} s after "
-        "its end. The gateway shows a late call once its time is read again: GATEWAY_FRESH_MIN, GATEWAY_FRESH_RATIO.",
+        "its end, by the clock of this machine. The gateway shows a late call once it reads its time again "
+        "(GATEWAY_FRESH_MIN, GATEWAY_FRESH_RATIO).",
         "prompt": "{calls} calls appeared in {seconds} s. None is known to be late: each was there {most} s after "
-        "its end.",
+        "its end, by the clock of this machine.",
     },
     "response-element": {
         "GetCallDetailsResponse": "Calls come in GetCallDetailsResponse, as in the document.",

@@ -156,8 +156,12 @@ def _promoted(elements: Iterable[str]) -> dict[str, str]:
 
 
 def _unauthorized(posts: Sequence[Post]) -> Finding:
-    refused = [post for post in posts if isinstance(post.error, UpstreamUnauthorized)]
-    return finding("unauthorized", "some" if refused else "none", *(post.said() for post in refused[:SHOWN_NAMES]))
+    shown = [
+        post.said(f"{post.outcome}; username {post.error.username}, address {post.error.address}")
+        for post in posts
+        if isinstance(post.error, UpstreamUnauthorized)
+    ]
+    return finding("unauthorized", "some" if shown else "none", *shown[:SHOWN_NAMES])
 
 
 def _failures(posts: Sequence[Post]) -> Finding:

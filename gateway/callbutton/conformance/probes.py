@@ -4,8 +4,7 @@ Rules:
 - No POST asks for more than a day of calls. Two null dates, which may mean all calls, are asked for a client code that
   does not exist.
 - A probe compares replies that differ in one thing. Most look for one call, the target.
-- A limit is found by bisection. It holds only if as much from another place is answered too: else the size is not the
-  reason of the failure.
+- A limit is found by bisection. It holds only if another place has the same limit: else it is not the size that fails.
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ WALL_FORMAT = "%m/%d/%Y %H:%M:%S"
 FLAG_ELEMENTS = ("StatusFlag", "Status", "status_flag", "IncludeStatus", "Flag")
 NO_ELEMENT = "NoSuchElement"
 NO_CLIENT = "NO-SUCH-CLIENT-"
-REFUSALS = frozenset(
-    "refused spoils shorter fewer some-refused not-found error unauthorized".split()
-)  # rest on failures
+REFUSALS = frozenset("refused spoils shorter fewer some-refused not-found error unauthorized".split())  # of a failure
 NO_TARGET = f"no calls were found in the last hour and the last {MAX_DAYS} days"
 NO_SINGLE = "no client code, asked alone, returned the call that was looked for"
+Found = dict[str, Finding]  # by name, as far as found
 
 
 async def find_out(inquiry: Inquiry) -> list[Finding]:
@@ -42,7 +40,7 @@ async def find_out(inquiry: Inquiry) -> list[Finding]:
     first = await inquiry.post(inquiry.last_hour())
     if first.error is not None:
         raise first.error
-    found: dict[str, Finding] = {}
+    found: Found = {}
     for name, probe in PROBES.items():
         inquiry.topic = name
         try:
@@ -56,9 +54,6 @@ async def find_out(inquiry: Inquiry) -> list[Finding]:
             if one.value in REFUSALS
         }
     return [*found.values(), *observe(inquiry.posts, inquiry.questions.timeout)]
-
-
-Found = dict[str, Finding]
 
 
 async def _every_client(name: str, inquiry: Inquiry, _: Found) -> Finding:
@@ -104,7 +99,7 @@ async def _shorter(name: str, inquiry: Inquiry, day: datetime, whole: Post) -> F
 
 
 async def _largest(fails: int, works: Callable[[int, int], Awaitable[bool]]) -> tuple[int, bool]:
-    """The largest size below one that fails, where one works; and whether it works one place further on as well."""
+    """The largest size that works, below one that fails; and whether it is a limit: the same one place further on."""
     size = 1
     while fails - size > 1:
         middle = (size + fails) // 2
@@ -112,7 +107,8 @@ async def _largest(fails: int, works: Callable[[int, int], Awaitable[bool]]) -> 
             size = middle
         else:
             fails = middle
-    return size, await works(size, 1)
+    tried = size > 1 or await works(size, 0)
+    return size, tried and await works(size, 1) and not await works(size + 1, 1)
 
 
 async def _codes_echoed(name: str, inquiry: Inquiry, _: Found) -> Finding:
@@ -238,7 +234,7 @@ async def _codes_per_post(name: str, inquiry: Inquiry, found: Found) -> Finding:
         return unknown(name, NO_SINGLE)
     others = _others(inquiry)
     if found["unknown-client-in-batch"].value == "harmless":
-        others = [f"{NO_CLIENT}{number}" for number in range(batch)]
+        others = [f"{NO_CLIENT}{number}" for number in range(batch + 1)]
     most, shown = min(batch, len(others) + 1), list[str]()
     if most < 2:
         return unknown(name, "there are no two client codes to ask for in one POST")
@@ -358,14 +354,8 @@ def _listed(post: Post) -> list[str]:
 
 def _code(inquiry: Inquiry) -> str | None:
     """A code that returned the target when it was asked alone."""
-    return next(
-        (
-            post.codes[0]
-            for post in inquiry.posts
-            if len(post.codes) == 1 and post.codes != ("*",) and inquiry.holds(post)
-        ),
-        None,
-    )
+    alone = [post.codes[0] for post in inquiry.posts if len(post.codes) == 1 and inquiry.holds(post)]
+    return next((code for code in alone if code != EVERY_CLIENT and not code.startswith(NO_CLIENT)), None)
 
 
 def _others(inquiry: Inquiry) -> list[str]:
