@@ -12,7 +12,8 @@ The package from top to bottom. Imports go downwards only; a test, `test_layout`
     rate_sync        rate limits across replicas
     callbutton/      the upstream: the only place that knows XML or Central Time
     auth/            authentication: from a credential to a consumer, by access keys or OIDC tokens
-    redis_client     the Redis or Valkey server that replicas share; the gateway also works without it
+    redis_client     the Redis or Valkey that replicas share; the gateway also works without it
+    redis_nodes      its nodes: one server, the primary of Sentinels, or a cluster
     server           the HTTP server: stock uvicorn, its listening socket and its shutdown
     guard            limits of connections: sizes and timeouts that uvicorn does not have
     metrics          every metric, with its help text and labels

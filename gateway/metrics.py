@@ -206,7 +206,9 @@ class Metrics:
             "feed_seconds_behind",
             "Age of the newest refresh of those clients that are furthest behind; 0 if no consumer waits for changes.",
         )
-        self.shared_up = gauge("cache_shared_up", "1 while Redis is used, 0 while its circuit breaker is open.")
+        self.shared_up = gauge(
+            "cache_shared_up", "The fraction of the nodes of Redis that are used: their circuit breakers are closed."
+        )
         self.shared_lookups = counter("cache_shared_lookups", "Windows looked up in Redis.", result=SHARED_LOOKUPS)
         self.shared_seconds = histogram("cache_shared_seconds", "Time of a command to Redis.", ("operation",))
         self.shared_errors = counter(

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from gateway.access import Key
 from gateway.rates import RateLimiter
-from gateway.redis_client import RedisClient, Unavailable, load_script
+from gateway.redis_client import RedisClient, load_script
 
 LOGGER = logging.getLogger(__name__)
 SYNC_INTERVAL = 1.0  # seconds; bounds the requests that a consumer can send to other replicas above its rate
 SUM_TTL = 600  # seconds that Redis keeps the sum of a consumer that no replica updates
 BATCH_SIZE = 500  # consumers of one command; Redis runs nothing else meanwhile
-PREFIX = "callbutton:spent:"
+PREFIX = "callbutton:{spent}:"  # one slot of a cluster: the sums of a batch are one command
 SCRIPT = load_script("spend")
 
 
@@ -56,16 +55,10 @@ class RateSync:
         spent = self._rates.take_spent()
         for start in range(0, len(spent), BATCH_SIZE):
             batch = spent[start : start + BATCH_SIZE]
-            try:
-                totals = await self._add(batch)
-            except Unavailable:
-                self._rates.forget_totals(key for key, _ in spent[start:])
-                return
+            keys = [f"{PREFIX}{kind}/{name}" for (kind, name), _ in batch]
+            totals = await self._shared.run("spent", SCRIPT, keys, [SUM_TTL], [[str(own)] for _, own in batch])
             for (key, own), total in zip(batch, totals, strict=True):
-                self._rates.debit(key, own, total, self._clock())
-
-    async def _add(self, batch: Sequence[tuple[Key, int]]) -> list[int]:
-        """Add the spent tokens to the sums in Redis; returns the new sums. Raises Unavailable."""
-        keys = [f"{PREFIX}{kind}/{name}" for (kind, name), _ in batch]
-        totals = await self._shared.run("spent", SCRIPT, keys, [*(str(own) for _, own in batch), SUM_TTL])
-        return [int(total) for total in totals]
+                if total is None:
+                    self._rates.forget_totals([key])
+                else:
+                    self._rates.debit(key, own, int(total), self._clock())

@@ -1,12 +1,12 @@
-"""A client of the Redis or Valkey server that replicas share, with timeouts and a circuit breaker.
+"""A client of the Redis or Valkey that replicas share, with timeouts and circuit breakers.
 
 Rules:
-- Every failure is `Unavailable`. Callers continue without Redis.
-- A command fails after 100 ms. One failure opens the circuit breaker, so that requests do not wait for a server that is
-  down.
-- A script runs only if the clocks of gateway and server differ by at most a second: extents are compared by time.
-- Scripts are atomic. They use several keys, so a Redis Cluster is not supported.
-- The driver is imported only if GATEWAY_CACHE_URL is set.
+- No failure is an error of the caller: what cannot be had is None, or `Unavailable`. Callers continue without Redis.
+- A command fails after 100 ms. One failure opens the circuit breaker of its node, so that requests do not wait for a
+  node that is down. The other nodes of a cluster are used meanwhile.
+- A script treats each of its keys alone, so that the keys of one call may be on several nodes of a cluster: it is run
+  once for each slot, on all its keys, which on a single server is once. It is atomic for the keys of a slot.
+- A script runs only if the clocks of gateway and node differ by at most a second: extents are compared by time.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 from gateway.circuit_breaker import CircuitBreaker, State
 from gateway.metrics import Metrics
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
+from gateway.redis_nodes import Node, Nodes, connect, parse_redis_url
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT = 0.1  # seconds; the POST that a lookup may save takes ten times as long
 BLOCK = 1.0  # seconds that the server may hold the reply of `wait`
 MAX_SKEW = 1.0  # seconds between the clocks; the time of an extent has this precision
-MAX_COMMANDS = 16  # in flight, each on a connection; bounds the connections to the server
+MAX_COMMANDS = 16  # in flight, each on a connection; bounds the connections to a node
 MAX_WAITS = 64  # in flight, each on a connection
+MAX_REDIRECTIONS = 2  # of a command: a slot that has moved, and moves on
+Argument = str | bytes | float
 SCRIPT_END = "\nend\nreturn {1, run()}"
 
 
@@ -70,9 +72,10 @@ class RedisClient:
         self._clock = clock
         self._skew = skew
         self._monotonic = monotonic
-        self._breaker = CircuitBreaker(1, random.random)
-        self._commands = _client(url, timeout, timeout)
-        self._waits = _client(url, BLOCK + timeout, timeout)
+        self._breakers: dict[str, CircuitBreaker] = {}  # by the name of the node
+        address = parse_redis_url(url)
+        self._commands = connect(address, timeout, timeout)
+        self._waits = connect(address, BLOCK + timeout, timeout)
         self._slots = asyncio.Semaphore(MAX_COMMANDS)
         self._waiting = 0
         metrics.shared_up.set(1)
@@ -83,32 +86,57 @@ class RedisClient:
         await self._waits.aclose()
 
     async def run(
-        self, operation: str, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | float]
-    ) -> Any:  # noqa: ANN401 - the script decides
-        """Run a script made by `make_script`. `operation` is a label of metrics. Raises Unavailable."""
+        self,
+        operation: str,
+        script: str,
+        keys: Sequence[str],
+        common: Sequence[Argument] = (),
+        own: Sequence[Sequence[Argument]] = (),
+    ) -> list[Any]:
+        """Run a script made by `make_script`, and return its result for each key; None if the key's node failed.
+
+        Its arguments are the `common` ones, then the `own` ones of each key. `operation` is a label of metrics.
+        """
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, key in enumerate(keys):
+            places[self._commands.slot(key)].append(place)
+        results: list[Any] = [None] * len(keys)
+
+        async def run_for(group: list[int]) -> None:
+            arguments = *common, *chain.from_iterable(own[place] for place in group if own)
+            try:
+                found = await self._run(operation, script, [keys[place] for place in group], arguments)
+            except Unavailable:
+                return
+            for place, result in zip(group, found, strict=True):
+                results[place] = result
+
+        if len(places) == 1:
+            await run_for(list(range(len(keys))))
+        else:
+            await asyncio.gather(*map(run_for, places.values()))
+        return results
+
+    async def _run(
+        self, operation: str, script: str, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> Sequence[Any]:
+        """Run a script on keys of one slot. Raises Unavailable."""
         try:
             async with asyncio.timeout(self.timeout):
                 await self._slots.acquire()
         except TimeoutError:
             raise Unavailable("too many commands") from None
+        skew = repr(self._skew) if math.isfinite(self._skew) else "1e300"
         try:
-            answer = await self._try(
-                operation,
-                lambda: self._commands.eval(
-                    script,
-                    len(keys),
-                    *keys,
-                    repr(self._clock()),
-                    repr(self._skew) if math.isfinite(self._skew) else "1e300",
-                    *arguments,
-                ),
-            )
+            command = "EVAL", script, len(keys), *keys, repr(self._clock()), skew, *arguments
+            answer = await self._send(operation, self._commands, keys[0], command)
         finally:
             self._slots.release()
         if answer[0] == 0:
             self._metrics.shared_errors.labels(operation, "skew").inc()
             raise Unavailable("the clocks differ")
-        return answer[1] if len(answer) > 1 else None
+        found: Sequence[Any] = answer[1] if len(answer) > 1 else [True] * len(keys)
+        return found
 
     async def wait(self, stream: str) -> bool:
         """Wait at most BLOCK seconds for an entry in a stream. Returns whether there is one. Raises Unavailable.
@@ -118,60 +146,82 @@ class RedisClient:
         if self._waiting >= MAX_WAITS:
             raise Unavailable("too many waits")
         self._waiting += 1
+        command = "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS", stream, "0"
         try:
-            read = self._waits.xread
-            return bool(await self._try("wait", lambda: read({stream: "0"}, count=1, block=int(BLOCK * 1000))))
+            return bool(await self._send("wait", self._waits, stream, command))
         finally:
             self._waiting -= 1
 
-    async def _try(self, operation: str, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
-        """Run a command through the circuit breaker, and translate its errors. Raises Unavailable."""
+    async def _send(self, operation: str, nodes: Nodes, key: str, command: Sequence[Argument]) -> Any:  # noqa: ANN401
+        """Send a command to the node of a key, and to those to which it is redirected. Raises Unavailable."""
+        from redis.exceptions import AskError  # MOVED is one too
+
+        node = await nodes.find(key)
+        for _ in range(1 + MAX_REDIRECTIONS):
+            if node is None:
+                break
+            answer = await self._try(operation, nodes, node, command)
+            if not isinstance(answer, AskError):
+                return answer
+            node = await nodes.redirected(answer)
+        self._metrics.shared_errors.labels(operation, "connection").inc()
+        raise Unavailable("no node has the slot")
+
+    async def _try(self, operation: str, nodes: Nodes, node: Node, command: Sequence[Argument]) -> Any:  # noqa: ANN401
+        """Send a command through the circuit breaker of a node, and translate its errors. Raises Unavailable.
+
+        A redirection is returned.
+        """
         from redis import exceptions
 
+        breaker = self._breaker(node.name)
         began = self._monotonic()
-        permit = self._breaker.admit(began)
+        permit = breaker.admit(began)
         if permit is None:
+            nodes.refresh()  # another node may have taken its place
             raise Unavailable("the circuit is open")
         try:
-            answer = await command()
-            self._breaker.succeed(permit)
-        # uvloop raises RuntimeError for a write to a closed connection.
-        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, RuntimeError) as error:
-            self._breaker.fail(permit, self._monotonic())
+            answer = await node.send(*command)
+            breaker.succeed(permit)
+        except exceptions.AskError as redirection:
+            breaker.succeed(permit)
+            answer = redirection
+        # uvloop raises RuntimeError for a write to a closed connection. A node may answer that the cluster is down.
+        except (
+            exceptions.ConnectionError,
+            exceptions.TimeoutError,
+            exceptions.ClusterDownError,
+            OSError,
+            RuntimeError,
+        ) as error:
+            breaker.fail(permit, self._monotonic())
+            nodes.refresh()
             kind = "timeout" if isinstance(error, exceptions.TimeoutError) else "connection"
             self._metrics.shared_errors.labels(operation, kind).inc()
             raise Unavailable("no reply") from error
         except exceptions.RedisError as error:
-            self._breaker.succeed(permit)
+            breaker.succeed(permit)
             self._metrics.shared_errors.labels(operation, "refused").inc()
             raise Unavailable("refused") from error
         except Exception as error:
-            self._breaker.fail(permit, self._monotonic())
+            breaker.fail(permit, self._monotonic())
             self._metrics.shared_errors.labels(operation, "bug").inc()
             LOGGER.error("the Redis driver failed", extra={"fields": {"error": type(error).__name__}})
             raise Unavailable("the driver failed") from error
         except BaseException:
-            self._breaker.withdraw(permit, self._monotonic())
+            breaker.withdraw(permit, self._monotonic())
             raise
         finally:
-            self._metrics.shared_up.set(self._breaker.state is State.CLOSED)
+            known = [one for name, one in self._breakers.items() if name in nodes.names()]
+            self._metrics.shared_up.set(sum(one.state is State.CLOSED for one in known) / max(1, len(known)))
             if operation != "wait":
                 self._metrics.shared_seconds.labels(operation).observe(self._monotonic() - began)
         return answer
 
-
-def _client(url: str, timeout: float, connect_timeout: float) -> Redis:
-    """A client without retries: the circuit breaker decides when to try again."""
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    scheme, _, rest = url.partition("://")
-    return Redis.from_url(
-        f"{'redis' if scheme == 'valkey' else scheme}://{rest}",
-        socket_timeout=timeout,
-        socket_connect_timeout=connect_timeout,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-        driver_info=None,
-    )
+    def _breaker(self, name: str) -> CircuitBreaker:
+        """The circuit breaker of a node. Those of nodes that have left the cluster are forgotten."""
+        if name not in self._breakers:
+            names = self._commands.names() | self._waits.names()
+            self._breakers = {one: found for one, found in self._breakers.items() if one in names}
+            self._breakers[name] = CircuitBreaker(1, random.random)
+        return self._breakers[name]

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from gateway.access import Rate, parse_rate
 from gateway.extra_fields import ELEMENT, ExtraField, parse_extra_fields
+from gateway.redis_nodes import parse_redis_url
 
 PREFIX = "GATEWAY_"
 PAGE = "docs/settings.md"
@@ -249,12 +250,17 @@ class Settings:
         "The size of all that is kept in memory: calls, figures, responses, and notes about clients.",
     )
     cache_url: str = optional(
-        matching(
-            "a redis://, rediss:// or valkey:// URL such as redis://127.0.0.1:6379/0",
-            r"(rediss?|valkey)://([^/?#\s]*@)?(\[[0-9a-fA-F:]+\]|[^/?#@:\s]+)(:\d{1,5})?(/\d*)?",
+        refined(
+            "a URL such as redis://127.0.0.1:6379/0, redis+sentinel://host1,host2:26379/NAME or "
+            "redis+cluster://host1:6379,host2:6379, with redis, rediss, valkey or valkeys",
+            str,
+            parse_redis_url,
         ),
         "",
-        "The Redis or Valkey server that replicas share: the second level of the cache, and rate limits.",
+        "The Redis or Valkey server that replicas share, its Sentinels, or nodes of its cluster: the second level of "
+        "the cache, and rate limits. With TLS: `rediss` or `valkeys`. The user and the password come before the "
+        "hosts (`user:password@`), those of Sentinels as the parameters `sentinel_username` and `sentinel_password`, "
+        "the database comes last (`/0`).",
         secret=True,
     )
     auth: str = option(

@@ -23,6 +23,7 @@ LAYERS = {
     "callbutton": 3,
     "auth": 3,
     "redis_client": 3,
+    "redis_nodes": 1,
     "rates": 3,
     "metrics": 2,
     "logs": 2,
@@ -53,7 +54,7 @@ OWNERS = {
     "jwt": {"auth"},
     "cryptography": {"api", "auth"},
     "httpcore": {"callbutton"},
-    "redis": {"redis_client"},
+    "redis": {"redis_client", "redis_nodes"},
     "xmltodict": {"callbutton", "simulator"},
     "xml": {"callbutton", "simulator"},
 }

@@ -8,7 +8,8 @@ Rules:
 - The holder stores its extents, then releases the lease. Waiters learn it by a blocking read of a stream, which also
   finds entries written before the read: no signal is lost, and nothing is polled. A fulfilled lease stays for 5 s, for
   replicas that had looked in level 2 just before. A failed one is deleted at once, and its waiters send their own POST.
-- Without Redis each replica sends its own POSTs.
+- Without Redis each replica sends its own POSTs. In a cluster each code's lease is taken alone: of a batch that two
+  replicas send at the same time, each may send a part. A lease of which the node failed is left to expire.
 """
 
 from __future__ import annotations
@@ -85,18 +86,16 @@ class Leases:
         reach = int(max(window.end, planned + self._fresh)) if flight.open else window.end
         earliest = planned - (1.0 if flight.no_cache else self._fresh / 2)
         keys = list(map(self._key, codes))
-        arguments: list[str | bytes | float] = [token, int(flight.status), window.start, end, reach]
-        arguments += [repr(planned), repr(earliest), LEASE_TTL]
-        try:
-            answer = await self._shared.run("claim", ACQUIRE, keys, arguments)
-        except Unavailable:
-            return {}
+        common = token, int(flight.status), window.start, end, reach, repr(planned), repr(earliest), LEASE_TTL
         remote: dict[str, RemoteLease] = {}
-        for code, found in zip(codes, answer, strict=True):
+        held: list[str] = []
+        for code, key, found in zip(codes, keys, await self._shared.run("claim", ACQUIRE, keys, common), strict=True):
             if found:
                 other, other_reach, other_planned = found.decode("ascii").split(" ")
                 remote[code] = RemoteLease(other, int(other_reach), float(other_planned))
-        if held := [self._key(code) for code in codes if code not in remote]:
+            elif found is not None:
+                held.append(key)
+        if held:
             self._held[token] = held
             if self._renewal is None or self._renewal.done():
                 self._renewal = asyncio.create_task(self._renew())
@@ -123,11 +122,9 @@ class Leases:
         if not held:
             return
         fulfilled = {self._key(code) for code in codes if code in results and results[code].error is None}
-        flags = ["1" if key in fulfilled else "0" for key in held]
-        try:
-            await self._shared.run("release", RELEASE, [*held, self._stream(token)], [token, FULFILLED_TTL, *flags])
-        except Unavailable:
-            LOGGER.debug("a lease is left to expire")
+        states = [["fulfilled" if key in fulfilled else "failed"] for key in held]
+        keys = [*held, self._stream(token)]
+        await self._shared.run("release", RELEASE, keys, [token, FULFILLED_TTL], [*states, ["stream"]])
 
     async def _follow(self, flight: Flight, codes: list[str], lease: RemoteLease, until: float) -> Results:
         """Wait for another replica's flight and take its extents from level 2; else send the POST."""
@@ -156,10 +153,7 @@ class Leases:
             pairs = [(key, token) for token, keys in self._held.items() for key in keys]
             if pairs:
                 keys, tokens = zip(*pairs, strict=True)
-                try:
-                    await self._shared.run("renew", RENEW, keys, [LEASE_TTL, *tokens])
-                except Unavailable:
-                    continue
+                await self._shared.run("renew", RENEW, keys, [LEASE_TTL], [[token] for token in tokens])
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -167,7 +161,7 @@ class Leases:
         task.add_done_callback(self._background.discard)
 
     def _key(self, code: str) -> str:
-        return f"{self._space}:leases:{code}"
+        return f"{self._space}:leases:{{{code}}}"
 
     def _stream(self, token: str) -> str:
         return f"{self._space}:landed:{token}"

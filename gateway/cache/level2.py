@@ -9,7 +9,9 @@ Rules:
   changed without the key. One whose digest is wrong is unreadable. Replicas with another key have other keys here.
 - A read looks up its gaps once, and only extents that were sent after the extents of level 1.
 - A lookup takes at most 100 ms. Equal lookups at the same time are one.
-- Extents of every client serve reads of every client alone: for one client they would be too large.
+- An extent of every client (`*`) is stored in PARTS parts, by client code, each as if it were that of a client: a read
+  of one client looks up its part too, and a read of every client takes an extent if all parts are there.
+- The client, or part, is the hash tag of a key: in a cluster all that a node has of a client is one command's.
 - `LAYOUT` is part of every key: it changes with the fields of a call.
 """
 
@@ -24,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import GenericAlias
 from typing import Any, NamedTuple, get_type_hints
+from zlib import crc32
 
 import msgspec
 
@@ -35,12 +38,13 @@ from gateway.cache.extents import (
     covers,
     extent_in_steps,
     extent_of_all_in_steps,
+    instant,
 )
 from gateway.cache.level1 import LONG
 from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, UnreadableCall, Window
-from gateway.redis_client import RedisClient, Unavailable, load_script
+from gateway.redis_client import RedisClient, load_script
 from gateway.slices import Steps, in_slices, parts_of
 
 LOGGER = logging.getLogger(__name__)
@@ -50,11 +54,22 @@ MAX_BYTES = 2**24  # of the answer to a lookup: 100 ms of a network of 1 Gbit/s
 CHUNK_SIZE = 2**20  # bytes of one command that stores
 MAX_STORES = 100  # at the same time; more are dropped
 STEP_CALLS = 200  # calls packed or unpacked in one step; half a millisecond
+PARTS = 32  # of an extent of every client: of 1000 clients with 24 calls a day, a read of one takes 45 kB a day
 DIGEST_SIZE = 16  # bytes; 128 bits, which cannot be guessed
-VERSION = 2  # of the layout
+VERSION = 3  # of the layout
 
 LOOKUP = load_script("extent_fields", "extents_lookup")
 STORE = load_script("extent_fields", "extents_store")
+
+
+class Value(NamedTuple):
+    """A value, unpacked: an extent of a client, or a part of one of every client. Calls are by client code."""
+
+    status: bool
+    window: Window
+    sent: float
+    calls: dict[str, list[Call]]
+    unreadable: list[UnreadableCall]
 
 
 class Found(NamedTuple):
@@ -129,56 +144,69 @@ class Level2:
         return task.result()
 
     async def _lookup(self, wants: tuple[Wanted, ...], status: bool) -> list[Found]:
-        asked = [(want, key) for want in wants for key in self._keys(want)][:MAX_KEYS]
-        arguments: list[float] = []
-        for want, _ in asked:
-            arguments += (int(status), want.window.start, want.window.end, want.after)
-        try:
-            arguments.append(MAX_BYTES)
-            answer = await self._shared.run("lookup", LOOKUP, [key for _, key in asked], list(map(repr, arguments)))
-        except Unavailable:
-            self._metrics.shared_lookups.labels("unavailable").inc(len(wants))
-            return []
+        asked = [(want, name, key) for want in wants for name, key in self._keys(want)][:MAX_KEYS]
+        own = [
+            list(map(repr, (int(status), want.window.start, want.window.end, want.after, MAX_BYTES // len(asked))))
+            for want, _, _ in asked
+        ]
+        answer = await self._shared.run("lookup", LOOKUP, [key for _, _, key in asked], (), own)
+        results = dict.fromkeys(wants, "miss")
+        parts: dict[tuple[Wanted, bool, Window, float], list[Value]] = defaultdict(list)
         found: list[Found] = []
-        for place, value in zip(answer[::2], answer[1::2], strict=True):
-            code = asked[place - 1][0].code
-            if (unpacked := await in_slices(unpack(code, value, self._key))) is None:
-                self._metrics.shared_lookups.labels("unreadable").inc()
-            elif self._keep(one := Found(code, *unpacked)):
-                found.append(one)
-            await asyncio.sleep(0)  # a long answer must not hold the loop
-        codes = {one.code for one in found}
-        for want in wants:
-            self._metrics.shared_lookups.labels("found" if want.code in codes else "miss").inc()
+        for (want, name, _), values in zip(asked, answer, strict=True):
+            if values is None:
+                results[want] = "unavailable"
+            for packed in values or ():
+                value = await in_slices(unpack(name, packed, self._key, want.code))
+                if value is None:
+                    self._metrics.shared_lookups.labels("unreadable").inc()
+                    continue
+                together = [value]
+                if want.code == EVERY_CLIENT:
+                    together = parts[want, value.status, value.window, value.sent]
+                    together.append(value)
+                if want.code != EVERY_CLIENT or len(together) == PARTS:
+                    extent = await in_slices(assembled(want.code, together))
+                    if extent is not None and self._keep(one := Found(want.code, value.status, extent)):
+                        found.append(one)
+                        results[want] = "found"
+                await asyncio.sleep(0)  # a long answer must not hold the loop
+        for result in results.values():
+            self._metrics.shared_lookups.labels(result).inc()
         return found
 
-    def _keys(self, want: Wanted) -> list[str]:
+    def _keys(self, want: Wanted) -> list[tuple[str, str]]:
+        """The keys of extents, each with the name of the client or part. The newest are first."""
         first, last = want.window.start // BLOCK, (want.window.end - 1) // BLOCK
-        blocks = [f"{self._space}:{want.code}:{block}" for block in range(last, max(first, last - MAX_KEYS) - 1, -1)]
-        return [f"{self._space}:{want.code}:long", *blocks]
+        blocks = ["long", *range(last, max(first, last - MAX_KEYS) - 1, -1)]
+        names = PART_NAMES if want.code == EVERY_CLIENT else [want.code, part_of(want.code)]
+        return [(name, self._key_of(name, block)) for block in blocks for name in names]
+
+    def _key_of(self, name: str, block: int | str) -> str:
+        return f"{self._space}:{{{name}}}:{block}"
 
     async def store(self, extents: Iterable[Found]) -> None:
         """Store extents, if Redis can be reached."""
         if self._stores >= MAX_STORES:
             return
         self._stores += 1
+        keys: list[str] = []
+        own: list[tuple[str, bytes]] = []
+        size = 0
         try:
-            keys: list[str] = []
-            arguments: list[str | bytes] = []
-            size = 0
             for code, status, extent in extents:
-                for day, part in by_day(extent, LONG):
-                    value = await in_slices(pack(code, part, self._key, status=status))
-                    keys.append(f"{self._space}:{code}:{'long' if day is None else day * DAY // BLOCK}")
-                    arguments += (f"{int(status)}:{part.window.start}:{part.window.end}:{part.sent!r}", value)
-                    size += len(value) + 100
-                    if size > CHUNK_SIZE:
-                        await self._shared.run("store", STORE, keys, [str(self._life), *arguments])
-                        keys, arguments, size = [], [], 0
+                for day, piece in by_day(extent, LONG):
+                    for name, part in parts_by_name(code, piece).items():
+                        value = await in_slices(pack(name, part, self._key, status=status))
+                        keys.append(self._key_of(name, "long" if day is None else day * DAY // BLOCK))
+                        own.append((f"{int(status)}:{part.window.start}:{part.window.end}:{part.sent!r}", value))
+                        size += len(value) + 100
+                        if size > CHUNK_SIZE:
+                            if not any(await self._shared.run("store", STORE, keys, [self._life], own)):
+                                return
+                            keys, own, size = [], [], 0
             if keys:
-                await self._shared.run("store", STORE, keys, [str(self._life), *arguments])
-        except Unavailable:
-            return
+                await self._shared.run("store", STORE, keys, [self._life], own)
         finally:
             self._stores -= 1
 
@@ -196,9 +224,8 @@ _FIELDS = [(name, str(hint)) for kind in _KINDS for name, hint in get_type_hints
 LAYOUT = f"{VERSION}.{hashlib.sha256(repr(_FIELDS).encode()).hexdigest()[:8]}"
 
 _encoder = msgspec.msgpack.Encoder()
-_CALLS = GenericAlias(dict, (str, GenericAlias(tuple, (_CALL, ...))))
-_EXTENT: Any = tuple[bool, int, int, float, list[UnreadableCall], _CALLS]  # type: ignore[valid-type]
-_decoder = msgspec.msgpack.Decoder(_EXTENT)
+_decoder = msgspec.msgpack.Decoder(tuple[bool, int, int, float, list[UnreadableCall], dict[str, msgspec.Raw]])
+_rows_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(GenericAlias(tuple, (_CALL, ...)))
 
 
 def space_of(source: str, signing_key: bytes) -> tuple[str, bytes]:
@@ -207,14 +234,37 @@ def space_of(source: str, signing_key: bytes) -> tuple[str, bytes]:
     return f"callbutton:{LAYOUT}:{source}:{name[:4].hex()}", key
 
 
-def sealed(code: str, body: bytes, key: bytes) -> bytes:
-    """A value of a client: the digest, then the body."""
-    return hashlib.blake2b(code.encode() + b"\0" + body, digest_size=DIGEST_SIZE, key=key).digest() + body
+PART_NAMES = [f"{EVERY_CLIENT}{number}" for number in range(PARTS)]  # no client code begins so
 
 
-def pack(code: str, extent: Extent, key: bytes = b"", *, status: bool) -> Steps[bytes]:
-    """Render an extent of a client, or of every client, in steps: a digest, then msgpack without names of fields."""
-    by_code = {code: extent.calls} if extent.listed is None else extent.listed
+def part_of(code: str) -> str:
+    """The name of the part that has a client's calls, of extents of every client."""
+    return PART_NAMES[crc32(code.encode()) % PARTS]
+
+
+def parts_by_name(code: str, extent: Extent) -> dict[str, Extent]:
+    """The extent of a client, or the parts of one of every client. Those have no calls beside those that they list."""
+    if extent.listed is None:
+        return {code: extent}
+    listed: dict[str, dict[str, tuple[Call, ...]]] = {name: {} for name in PART_NAMES}
+    unreadable: dict[str, list[UnreadableCall]] = defaultdict(list)
+    for client, calls in extent.listed.items():
+        listed[part_of(client)][client] = calls
+    for record in extent.unreadable:
+        unreadable[part_of(record.client_code)].append(record)
+    return {
+        name: Extent(extent.window, extent.sent, (), tuple(unreadable[name]), calls) for name, calls in listed.items()
+    }
+
+
+def sealed(name: str, body: bytes, key: bytes) -> bytes:
+    """A value of a client or part: the digest, then the body."""
+    return hashlib.blake2b(name.encode() + b"\0" + body, digest_size=DIGEST_SIZE, key=key).digest() + body
+
+
+def pack(name: str, extent: Extent, key: bytes = b"", *, status: bool) -> Steps[bytes]:
+    """Render an extent of a client, or a part, in steps: a digest, then msgpack without names of fields."""
+    by_code = {name: extent.calls} if extent.listed is None else extent.listed
     calls: dict[str, list[list[Any]]] = {owner: [] for owner in by_code}
     for owner, found in by_code.items():
         for step in parts_of(found, STEP_CALLS):
@@ -223,33 +273,42 @@ def pack(code: str, extent: Extent, key: bytes = b"", *, status: bool) -> Steps[
     window = extent.window
     body = _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, calls))
     yield
-    return sealed(code, body, key)
+    return sealed(name, body, key)
 
 
-def unpack(code: str, value: bytes, key: bytes = b"") -> Steps[tuple[bool, Extent] | None]:
-    """Parse an extent of a client, and whether it is with status, in steps.
+def unpack(name: str, value: bytes, key: bytes, code: str) -> Steps[Value | None]:
+    """Parse the value of a client or part in steps, with the calls of one client, or of every client.
 
     None if its digest is wrong or it cannot be read.
     """
     body = value[DIGEST_SIZE:]
-    if not hmac.compare_digest(value, sealed(code, body, key)):
+    if not hmac.compare_digest(value, sealed(name, body, key)):
         return None
     yield
     try:
         status, start, end, sent, unreadable, rows = _decoder.decode(body)
-        if not (0 <= start < end and 0 <= sent < math.inf) or (code != EVERY_CLIENT and rows.keys() != {code}):
+        if not (0 <= start < end and 0 <= sent < math.inf) or (name[0] != EVERY_CLIENT and rows.keys() != {code}):
             return None
-        window = Window(start, end)
-        calls: dict[str, list[Call]] = {owner: [] for owner in rows}
-        for owner, found in rows.items():
-            for step in parts_of(found, STEP_CALLS):
-                calls[owner] += map(_call, step)
+        instant(end)  # is possible
+        calls: dict[str, list[Call]] = {owner: [] for owner in rows if code in (owner, EVERY_CLIENT)}
+        for owner, found in calls.items():
+            for step in parts_of(_rows_decoder.decode(rows[owner]), STEP_CALLS):
+                found += map(_call, step)
                 yield
-        if code == EVERY_CLIENT:
-            return status, (yield from extent_of_all_in_steps(window, sent, calls, unreadable))
-        return status, (yield from extent_in_steps(window, sent, calls[code], unreadable))
+        return Value(status, Window(start, end), sent, calls, unreadable)
     except (msgspec.DecodeError, ValueError, OverflowError, OSError):  # the last three for impossible instants
         return None
+
+
+def assembled(code: str, values: Sequence[Value]) -> Steps[Extent | None]:
+    """The extent of a client, or of every client, of one value or of all parts; None if they do not list the client."""
+    first = values[0]
+    calls = {owner: found for value in values for owner, found in value.calls.items()}
+    unreadable = [record for value in values for record in value.unreadable]
+    if code == EVERY_CLIENT:
+        return (yield from extent_of_all_in_steps(first.window, first.sent, calls, unreadable))
+    own = [record for record in unreadable if record.client_code == code]
+    return (yield from extent_in_steps(first.window, first.sent, calls[code], own)) if code in calls else None
 
 
 def _row(call: Call) -> list[Any]:
