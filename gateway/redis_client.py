@@ -24,13 +24,13 @@ from typing import Any
 
 from gateway.circuit_breaker import CircuitBreaker, State
 from gateway.metrics import Metrics
-from gateway.redis_nodes import Node, Nodes, connect, parse_redis_url
+from gateway.redis_nodes import SPREAD, Node, Nodes, connect, parse_redis_url
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT = 0.1  # seconds; the POST that a lookup may save takes ten times as long
 BLOCK = 1.0  # seconds that the server may hold the reply of `wait`
 MAX_SKEW = 1.0  # seconds between the clocks; the time of an extent has this precision
-MAX_COMMANDS = 16  # in flight, each on a connection; bounds the connections to a node
+MAX_COMMANDS = SPREAD  # in flight, each on a connection; bounds the connections to a node
 MAX_WAITS = 64  # in flight, each on a connection
 MAX_REDIRECTIONS = 2  # of a command: a slot that has moved, and moves on
 Argument = str | bytes | float

@@ -2,7 +2,9 @@
 
 Rules:
 - A key belongs to a slot and a slot to a node. A single server, or the primary of Sentinels, is one node with one slot.
-  In a cluster the text in braces decides the slot of a key: keys with the same one are on one node.
+  In a cluster the text in braces, the hash tag, decides the slot of a key: keys with the same one are on one node.
+- There are SPREAD hash tags for client codes, evenly spaced over the slots. All that is known of a client is in one
+  slot, and a command for any number of clients is at most SPREAD commands of a cluster.
 - A command has keys of one slot. It is sent once, and again only where a node redirects it: slots may move at any time.
 - The slots of a cluster are read in the background, at most once a second, when a node fails. No command waits for
   that, except for the first time.
@@ -15,8 +17,10 @@ import asyncio
 import logging
 import re
 import time
+from binascii import crc32, crc_hqx
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -27,12 +31,28 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 REFRESH_INTERVAL = 1.0  # seconds; a failover takes some seconds
+SLOTS = 2**14
+SPREAD = 16  # hash tags; a cluster of more nodes would use 16 of them
 MAX_CONNECTIONS = 100  # to a node; more than the commands and waits that are sent at a time
 PORT, SENTINEL_PORT = 6379, 26379
 HOST = r"(?:\[[0-9a-fA-F:.]+\]|[^/?#@:,\[\]\s]+)(?::\d{1,5})?"
 URL = re.compile(
     rf"(?:redis|valkey)(s?)(?:\+(sentinel|cluster))?://(?:([^/?#\s]*)@)?({HOST}(?:,{HOST})*)(/[^?#\s]*)?(?:\?(\S+))?"
 )
+
+
+def _tag(place: int) -> str:
+    """A number in braces whose slot is in a part of all slots."""
+    width = SLOTS // SPREAD
+    return next(f"{{{n}}}" for n in count() if crc_hqx(str(n).encode(), 0) % SLOTS // width == place)
+
+
+TAGS = [_tag(place) for place in range(SPREAD)]
+
+
+def hash_tag(code: str) -> str:
+    """The hash tag for keys of a client code."""
+    return TAGS[crc32(code.encode()) % SPREAD]
 
 
 class Address(NamedTuple):

@@ -8,8 +8,8 @@ Rules:
 - The holder stores its extents, then releases the lease. Waiters learn it by a blocking read of a stream, which also
   finds entries written before the read: no signal is lost, and nothing is polled. A fulfilled lease stays for 5 s, for
   replicas that had looked in level 2 just before. A failed one is deleted at once, and its waiters send their own POST.
-- Without Redis each replica sends its own POSTs. In a cluster each code's lease is taken alone: of a batch that two
-  replicas send at the same time, each may send a part. A lease of which the node failed is left to expire.
+- Without Redis each replica sends its own POSTs. In a cluster the leases of each slot are taken alone: of a batch that
+  two replicas send at the same time, each may send a part.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gateway.cache.fetcher import Fetcher
 from gateway.cache.level2 import Found, Level2, Wanted
 from gateway.cache.single_flight import Flight, FlightResult
 from gateway.redis_client import RedisClient, Unavailable, load_script
+from gateway.redis_nodes import hash_tag
 
 LOGGER = logging.getLogger(__name__)
 LEASE_TTL = 3.0  # seconds without renewal; a stalled process is taken over in the time of a slow POST
@@ -65,7 +66,7 @@ class Leases:
         return await self._fetch(flight, list(codes), asyncio.get_running_loop().time() + TIMEOUT)
 
     async def _fetch(self, flight: Flight, codes: list[str], until: float) -> Results:
-        token = secrets.token_hex(8)
+        token = f"{hash_tag(codes[0])}{secrets.token_hex(8)}"
         remote = await self._acquire(token, flight, codes) if asyncio.get_running_loop().time() < until else {}
         groups: dict[RemoteLease, list[str]] = defaultdict(list)
         for code, lease in remote.items():
@@ -161,10 +162,10 @@ class Leases:
         task.add_done_callback(self._background.discard)
 
     def _key(self, code: str) -> str:
-        return f"{self._space}:leases:{{{code}}}"
+        return f"{self._space}:{hash_tag(code)}:leases:{code}"
 
     def _stream(self, token: str) -> str:
-        return f"{self._space}:landed:{token}"
+        return f"{self._space}:landed:{token}"  # it begins with a hash tag
 
     async def close(self) -> None:
         """Wait until extents are stored."""

@@ -9,9 +9,9 @@ Rules:
   changed without the key. One whose digest is wrong is unreadable. Replicas with another key have other keys here.
 - A read looks up its gaps once, and only extents that were sent after the extents of level 1.
 - A lookup takes at most 100 ms. Equal lookups at the same time are one.
-- An extent of every client (`*`) is stored in PARTS parts, by client code, each as if it were that of a client: a read
-  of one client looks up its part too, and a read of every client takes an extent if all parts are there.
-- The client, or part, is the hash tag of a key: in a cluster all that a node has of a client is one command's.
+- An extent of every client (`*`) is stored in parts, one for each hash tag, in the slot of the clients that it lists. A
+  read of one client takes its part where there is no later extent of the client alone. A read of every client takes
+  an extent of which all parts are there.
 - `LAYOUT` is part of every key: it changes with the fields of a call.
 """
 
@@ -26,7 +26,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import GenericAlias
 from typing import Any, NamedTuple, get_type_hints
-from zlib import crc32
 
 import msgspec
 
@@ -45,6 +44,7 @@ from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, UnreadableCall, Window
 from gateway.redis_client import RedisClient, load_script
+from gateway.redis_nodes import SPREAD, TAGS, hash_tag
 from gateway.slices import Steps, in_slices, parts_of
 
 LOGGER = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ MAX_BYTES = 2**24  # of the answer to a lookup: 100 ms of a network of 1 Gbit/s
 CHUNK_SIZE = 2**20  # bytes of one command that stores
 MAX_STORES = 100  # at the same time; more are dropped
 STEP_CALLS = 200  # calls packed or unpacked in one step; half a millisecond
-PARTS = 32  # of an extent of every client: of 1000 clients with 24 calls a day, a read of one takes 45 kB a day
 DIGEST_SIZE = 16  # bytes; 128 bits, which cannot be guessed
 VERSION = 3  # of the layout
 
@@ -144,16 +143,17 @@ class Level2:
         return task.result()
 
     async def _lookup(self, wants: tuple[Wanted, ...], status: bool) -> list[Found]:
-        asked = [(want, name, key) for want in wants for name, key in self._keys(want)][:MAX_KEYS]
-        own = [
-            list(map(repr, (int(status), want.window.start, want.window.end, want.after, MAX_BYTES // len(asked))))
-            for want, _, _ in asked
-        ]
-        answer = await self._shared.run("lookup", LOOKUP, [key for _, _, key in asked], (), own)
+        asked = [(number, want, *rest) for number, want in enumerate(wants) for rest in self._keys(want)][:MAX_KEYS]
+        own: list[list[float]] = []
+        for number, want, name, _ in asked:
+            part = name != want.code != EVERY_CLIENT
+            own.append([int(status), want.window.start, want.window.end, want.after])
+            own[-1] += MAX_BYTES // len(asked), number, int(part)
+        answer = await self._shared.run("lookup", LOOKUP, [key for *_, key in asked], (), own)
         results = dict.fromkeys(wants, "miss")
         parts: dict[tuple[Wanted, bool, Window, float], list[Value]] = defaultdict(list)
         found: list[Found] = []
-        for (want, name, _), values in zip(asked, answer, strict=True):
+        for (_, want, name, _), values in zip(asked, answer, strict=True):
             if values is None:
                 results[want] = "unavailable"
             for packed in values or ():
@@ -165,7 +165,7 @@ class Level2:
                 if want.code == EVERY_CLIENT:
                     together = parts[want, value.status, value.window, value.sent]
                     together.append(value)
-                if want.code != EVERY_CLIENT or len(together) == PARTS:
+                if want.code != EVERY_CLIENT or len(together) == SPREAD:
                     extent = await in_slices(assembled(want.code, together))
                     if extent is not None and self._keep(one := Found(want.code, value.status, extent)):
                         found.append(one)
@@ -183,7 +183,9 @@ class Level2:
         return [(name, self._key_of(name, block)) for block in blocks for name in names]
 
     def _key_of(self, name: str, block: int | str) -> str:
-        return f"{self._space}:{{{name}}}:{block}"
+        """The key of a client or a part."""
+        tag = name[1:] if name[0] == EVERY_CLIENT else hash_tag(name)
+        return f"{self._space}:{tag}:{name}:{block}"
 
     async def store(self, extents: Iterable[Found]) -> None:
         """Store extents, if Redis can be reached."""
@@ -234,12 +236,12 @@ def space_of(source: str, signing_key: bytes) -> tuple[str, bytes]:
     return f"callbutton:{LAYOUT}:{source}:{name[:4].hex()}", key
 
 
-PART_NAMES = [f"{EVERY_CLIENT}{number}" for number in range(PARTS)]  # no client code begins so
-
-
 def part_of(code: str) -> str:
-    """The name of the part that has a client's calls, of extents of every client."""
-    return PART_NAMES[crc32(code.encode()) % PARTS]
+    """The name of the part of extents of every client that has a client's calls. No client code begins so."""
+    return f"{EVERY_CLIENT}{hash_tag(code)}"
+
+
+PART_NAMES = [f"{EVERY_CLIENT}{tag}" for tag in TAGS]
 
 
 def parts_by_name(code: str, extent: Extent) -> dict[str, Extent]:

@@ -151,7 +151,7 @@ def test_the_later_post_wins_for_each_point_whatever_the_order_of_storing(server
             latest = max(number for number in order if NOW - 600 in windows[number])
             assert [one.campaign for one in reading.calls] == [str(latest)]
             if 3 in order:  # the last covers all others
-                assert [len(server.client.hkeys(key)) for key in server.client.keys("*:{a}:*")] == [1]
+                assert [len(server.client.hkeys(key)) for key in server.client.keys("*:a:[0-9]*")] == [1]
             await replica.close()
         assert upstream.posts == []
 
@@ -168,7 +168,7 @@ def test_plain_reads_may_rest_on_extents_with_status_and_not_the_other_way_round
         await two.read(["a"], LAST_HOUR, status=True)
         assert len(upstream.posts) == 2
         await settled(two)
-        assert server.client.hlen(*server.client.keys("*:{a}:*")) == 1  # it replaced the plain one
+        assert server.client.hlen(*server.client.keys("*:a:[0-9]*")) == 1  # it replaced the plain one
         await three.read(["a"], LAST_HOUR)
         assert len(upstream.posts) == 2
         for replica in (one, two, three):
@@ -272,7 +272,7 @@ def test_garbage_and_another_version_are_a_miss(server: Server):
         await one.read(["a"], LAST_HOUR)
         await one.close()
         client: Any = server.client
-        (key,) = client.keys("*:{a}:*")
+        (key,) = client.keys("*:a:[0-9]*")
         assert LAYOUT.encode() in key
         for spoil in SPOILERS:
             (field,) = client.hkeys(key)
@@ -298,7 +298,7 @@ def test_a_flipped_bit_in_the_server_is_a_miss_and_counted(server: Server):
         await one.read(["a"], LAST_HOUR)
         await one.close()
         client: Any = server.client
-        (key,) = client.keys("*:{a}:*")
+        (key,) = client.keys("*:a:[0-9]*")
         (field,) = client.hkeys(key)
         value = client.hget(key, field)
         draw = random.Random(3)
@@ -336,7 +336,7 @@ def test_keys_expire(server: Server):
         await one.read(["a"], LAST_HOUR)
         await one.close()
         assert all(server.client.ttl(key) > 0 for key in server.client.keys("*"))
-        (key,) = server.client.keys("*:{a}:*")
+        (key,) = server.client.keys("*:a:[0-9]*")
         assert 7 * DAY < server.client.ttl(key) <= 8 * DAY
 
     run(work)
@@ -386,7 +386,7 @@ def test_two_gateways_share_what_they_fetch(gateways: tuple[Server, list[httpx.C
     server, (one, two) = gateways
     path = f"/clients/8005550100/calls?{day_before(60)}"
     first = one.get(path).raise_for_status()
-    wait_for(lambda: server.client.keys("*:{8005550100}:*"), "the extent is stored, after the answer")
+    wait_for(lambda: server.client.keys("*:8005550100:[0-9]*"), "the extent is stored, after the answer")
     second = two.get(path).raise_for_status()
     assert first.json()["data"] == second.json()["data"] != []
     metrics = two.get("/metrics").text
