@@ -32,7 +32,7 @@ BLOCK = 1.0  # seconds that the server may hold the reply of `wait`
 MAX_SKEW = 1.0  # seconds between the clocks; the time of an extent has this precision
 MAX_COMMANDS = SPREAD  # in flight, each on a connection; bounds the connections to a node
 MAX_WAITS = 64  # in flight, each on a connection
-MAX_REDIRECTIONS = 2  # of a command: a slot that has moved, and moves on
+MAX_MOVES = 2  # of the slot of a command: it has moved, and moves on
 Argument = str | bytes | float
 SCRIPT_END = "\nend\nreturn {1, run()}"
 
@@ -153,24 +153,25 @@ class RedisClient:
             self._waiting -= 1
 
     async def _send(self, operation: str, nodes: Nodes, key: str, command: Sequence[Argument]) -> Any:  # noqa: ANN401
-        """Send a command to the node of a key, and to those to which it is redirected. Raises Unavailable."""
-        from redis.exceptions import AskError  # MOVED is one too
+        """Send a command to the node of a key, also if its slot has moved. Raises Unavailable."""
+        from redis.exceptions import MovedError
 
         node = await nodes.find(key)
-        for _ in range(1 + MAX_REDIRECTIONS):
+        for _ in range(1 + MAX_MOVES):
             if node is None:
                 break
             answer = await self._try(operation, nodes, node, command)
-            if not isinstance(answer, AskError):
+            if not isinstance(answer, MovedError):
                 return answer
-            node = await nodes.redirected(answer)
+            node = await nodes.moved(answer)
+        self._record_up()
         self._metrics.shared_errors.labels(operation, "connection").inc()
         raise Unavailable("no node has the slot")
 
     async def _try(self, operation: str, nodes: Nodes, node: Node, command: Sequence[Argument]) -> Any:  # noqa: ANN401
         """Send a command through the circuit breaker of a node, and translate its errors. Raises Unavailable.
 
-        A redirection is returned.
+        That the slot has moved is an answer.
         """
         from redis import exceptions
 
@@ -183,9 +184,9 @@ class RedisClient:
         try:
             answer = await node.send(*command)
             breaker.succeed(permit)
-        except exceptions.AskError as redirection:
+        except exceptions.MovedError as moved:
             breaker.succeed(permit)
-            answer = redirection
+            answer = moved
         # uvloop raises RuntimeError for a write to a closed connection. A node may answer that the cluster is down.
         except (
             exceptions.ConnectionError,
@@ -212,11 +213,14 @@ class RedisClient:
             breaker.withdraw(permit, self._monotonic())
             raise
         finally:
-            known = [one for name, one in self._breakers.items() if name in nodes.names()]
-            self._metrics.shared_up.set(sum(one.state is State.CLOSED for one in known) / max(1, len(known)))
+            self._record_up()
             if operation != "wait":
                 self._metrics.shared_seconds.labels(operation).observe(self._monotonic() - began)
         return answer
+
+    def _record_up(self) -> None:
+        known = [breaker for name, breaker in self._breakers.items() if name in self._commands.names()]
+        self._metrics.shared_up.set(sum(one.state is State.CLOSED for one in known) / max(1, len(known)))
 
     def _breaker(self, name: str) -> CircuitBreaker:
         """The circuit breaker of a node. Those of nodes that have left the cluster are forgotten."""

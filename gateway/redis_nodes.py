@@ -5,7 +5,8 @@ Rules:
   In a cluster the text in braces, the hash tag, decides the slot of a key: keys with the same one are on one node.
 - There are SPREAD hash tags for client codes, evenly spaced over the slots. All that is known of a client is in one
   slot, and a command for any number of clients is at most SPREAD commands of a cluster.
-- A command has keys of one slot. It is sent once, and again only where a node redirects it: slots may move at any time.
+- A command has keys of one slot. It is sent once, and again to the node to which the slot has moved. While the slot is
+  moving it is refused: a miss.
 - The slots of a cluster are read in the background, at most once a second, when a node fails. No command waits for
   that, except for the first time.
 - The driver is imported only when it is needed.
@@ -19,15 +20,14 @@ import re
 import time
 from binascii import crc32, crc_hqx
 from collections.abc import Awaitable, Callable
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, Sentinel
-    from redis.asyncio.cluster import ClusterNode, RedisCluster
-    from redis.exceptions import AskError
+    from redis.asyncio.cluster import RedisCluster
+    from redis.exceptions import MovedError
 
 LOGGER = logging.getLogger(__name__)
 REFRESH_INTERVAL = 1.0  # seconds; a failover takes some seconds
@@ -141,8 +141,8 @@ class SingleNode:
         """The node of a key; None if no node is known to have it."""
         return self._node
 
-    async def redirected(self, error: AskError) -> Node | None:  # noqa: ARG002
-        """The node to which a node redirects a command."""
+    async def moved(self, error: MovedError) -> Node | None:  # noqa: ARG002
+        """The node to which a slot has moved."""
         return None
 
     def refresh(self) -> None:
@@ -179,24 +179,21 @@ class ClusterNodes:
             self.refresh()
             if self._task is not None:
                 await asyncio.wait({self._task}, timeout=self._timeout)
-        owners = self._manager.slots_cache.get(self.slot(key))
+        return self._owner(self.slot(key))
+
+    def _owner(self, slot: int) -> Node | None:
+        owners = self._manager.slots_cache.get(slot)
         if not owners:
             self.refresh()
             return None
         return Node(owners[0].name, owners[0].execute_command)
 
-    async def redirected(self, error: AskError) -> Node | None:
-        """The node to which a node redirects a command; None if it is not known."""
-        from redis.exceptions import MovedError
-
+    async def moved(self, error: MovedError) -> Node | None:
+        """The node to which a slot has moved, as another node says; None if it is not known."""
         if not error.host or error.slot_id not in self._manager.slots_cache:
             return None
-        if isinstance(error, MovedError):
-            await self._manager.move_slot(error)
-            owner = self._manager.slots_cache[error.slot_id][0]
-            return Node(owner.name, owner.execute_command)
-        node = self._manager.get_node(error.host, error.port)
-        return None if node is None else Node(node.name, partial(_ask, node))
+        await self._manager.move_slot(error)
+        return self._owner(error.slot_id)
 
     def refresh(self) -> None:
         """Read the slots again in the background."""
@@ -225,17 +222,6 @@ class ClusterNodes:
 
 
 Nodes = SingleNode | ClusterNodes
-
-
-async def _ask(node: ClusterNode, *command: str | bytes | float) -> Any:  # noqa: ANN401
-    """Send a command for a slot that is moving to a node, which accepts it after ASKING on the same connection."""
-    from redis.asyncio.cluster import PipelineCommand
-
-    asking, asked = PipelineCommand(0, "ASKING"), PipelineCommand(1, *command)
-    await node.execute_pipeline([asking, asked])
-    if isinstance(asked.result, Exception):
-        raise asked.result
-    return asked.result
 
 
 def connect(address: Address, timeout: float, connect_timeout: float) -> Nodes:

@@ -24,7 +24,7 @@ from gateway.settings import Settings
 from tests.support.consumers import Member, keys_file
 from tests.support.loops import settle
 from tests.support.processes import wait_for
-from tests.support.servers import Server, valkey
+from tests.support.servers import Cluster, Server, valkey
 from tests.support.stand import NOW, Clock, serving
 
 TEN = Rate(10, 10)
@@ -189,8 +189,11 @@ def test_a_consumer_has_a_part_of_the_turns_and_a_wait_may_be_refused_or_cancell
     asyncio.run(run())
 
 
-def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_gone():
-    server = Server(valkey())
+@pytest.mark.parametrize("make", [Server, Cluster])
+def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_gone(
+    make: Callable[[str], Server | Cluster],
+):
+    server = make(valkey())
     clock = Clock()
 
     async def run() -> None:
@@ -207,7 +210,7 @@ def test_replicas_keep_their_buckets_in_step_and_do_without_when_the_server_is_g
         server.close()
 
 
-async def in_step(server: Server, clock: Clock, shareds: list[RedisClient]) -> None:
+async def in_step(server: Server | Cluster, clock: Clock, shareds: list[RedisClient]) -> None:
     rates = [RateLimiter(), RateLimiter()]
     tallies = [RateSync(one, shared, clock) for one, shared in zip(rates, shareds, strict=True)]
     who = key()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import pytest
 
@@ -13,7 +14,7 @@ from gateway.cache.leases import Leases
 from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.model import Window
 from tests.support.replicas import Replica, run, slow, until
-from tests.support.servers import Server, redis, running, valkey
+from tests.support.servers import Cluster, Server, redis, valkey
 from tests.support.upstream import HOUR, LAST_HOUR, NOW, Faulty, Upstream, call
 
 Read = asyncio.Task[list[str]]
@@ -58,9 +59,13 @@ def asked_of(replicas: Sequence[Replica]) -> float:
     )
 
 
-@pytest.mark.parametrize("program", [valkey, redis], ids=["Valkey", "Redis"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Server(valkey()), lambda: Server(redis()), lambda: Cluster(valkey())],
+    ids=["Valkey", "Redis", "cluster"],
+)
 def test_the_same_herds_on_two_replicas_cost_at_most_one_post_more(
-    program: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Server | Cluster], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(single_flight, "COLLECT_TIME", 0.5)  # 50 ms are too short on a busy machine
     draw = random.Random(3)
@@ -86,14 +91,14 @@ def test_the_same_herds_on_two_replicas_cost_at_most_one_post_more(
             await one.close()
         return len(upstream.posts)
 
-    async def work(server: Server) -> None:
+    async def work(server: Server | Cluster) -> None:
         for name, asked in herds.items():
             server.client.flushall()
             alone = await herd(server.url, asked, 1)
             server.client.flushall()
             assert await herd(server.url, asked, 2) <= alone + 1, name
 
-    with running(program()) as server:
+    with closing(make()) as server:
         run(lambda: work(server))
 
 

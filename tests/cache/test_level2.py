@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -15,18 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import app
 from gateway.cache import level2
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all
-from gateway.cache.level2 import DIGEST_SIZE, LAYOUT, Found, sealed
+from gateway.cache.level2 import DIGEST_SIZE, LAYOUT, Found, Wanted, sealed
 from gateway.model import EVERY_CLIENT, CallerAddress, CallStatus, SalesStatus, Window
-from gateway.settings import Settings
-from gateway.simulator.server import PATH, Options, create
+from gateway.redis_nodes import hash_tag
 from gateway.slices import finish
 from tests.support.processes import wait_for
-from tests.support.replicas import Replica, run, settled
+from tests.support.replicas import Replica, day_before, run, settled, two_gateways
 from tests.support.servers import Server, redis, running, valkey
-from tests.support.stand import serving
 from tests.support.upstream import DAY, NOW, Upstream, ask, call, ids, unreadable
 
 HOUR = 3600
@@ -194,6 +188,74 @@ def test_extents_of_every_client_are_shared_too(server: Server):
     run(work)
 
 
+def test_extents_of_every_client_serve_reads_of_a_client_that_they_list(server: Server):
+    upstream = Upstream()
+    codes = [f"c{number}" for number in range(40)]
+    upstream.published = [(0, call(f"{code}-{n}", NOW - n * HOUR - 9, code)) for code in codes for n in range(30)]
+    upstream.unreadable = [unreadable("x", NOW - 90, code) for code in ("c0", "c1")]
+    window = Window(NOW - 2 * DAY, NOW)
+
+    async def work() -> None:
+        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
+        await one.read(["*"], window)
+        await settled(one)
+        for code in codes:
+            reading = await two.cache.read(ask([code], window))
+            assert ids(reading.calls) == sorted(f"{code}-{n}" for n in range(30))
+            assert sum(len(extent.unreadable) for extent in reading.extents) == (code in ("c0", "c1"))
+        assert len(upstream.posts) == 1
+        assert await two.read(["quiet"], LAST_HOUR) == []  # not listed: unknown
+        assert len(upstream.posts) == 2
+        await one.close()
+        await two.close()
+
+    run(work)
+
+
+def test_a_lost_part_of_an_extent_of_every_client_is_a_miss_for_every_client_alone(server: Server):
+    upstream = Upstream()
+    codes = [f"c{number}" for number in range(40)]
+    upstream.published = [(0, call(code, NOW - 9, code)) for code in codes]
+
+    async def work() -> None:
+        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
+        await one.read(["*"], LAST_HOUR)
+        await settled(one)
+        (key,) = server.client.keys(f"*:[*]{hash_tag('c0')}:*")
+        server.client.delete(key)
+        kept = [code for code in codes if hash_tag(code) != hash_tag("c0")]
+        assert await two.read(kept, LAST_HOUR) == sorted(kept)
+        assert len(upstream.posts) == 1
+        assert await two.read(["*"], LAST_HOUR) == sorted(codes)
+        assert len(upstream.posts) == 2
+        await one.close()
+        await two.close()
+
+    run(work)
+
+
+def test_an_extent_of_every_client_is_left_out_where_a_later_one_of_the_client_covers_it(server: Server):
+    upstream = Upstream()
+    upstream.published = [(0, call("1", NOW - 60))]
+
+    async def work() -> None:
+        one = Replica(upstream, server.url)
+        await one.read(["*"], LAST_HOUR)
+        for later, lookups in ((0.0, 1), (1.0, 2)):  # then that of every client is later
+            await settled(one)
+            upstream.now = NOW + later
+            await one.read(["*" if later else "a"], LAST_HOUR, no_cache=True)
+            await settled(one)
+            two = Replica(upstream, server.url)
+            level2 = two.cache._level2
+            assert level2 is not None
+            assert len(await level2.lookup((Wanted("a", LAST_HOUR, 0.0),), status=False)) == lookups
+            await two.close()
+        await one.close()
+
+    run(work)
+
+
 def test_what_is_evicted_costs_a_post_and_no_call(server: Server):
     upstream = Upstream()
     upstream.published = [(0, call(f"{code}{n}", NOW - n * HOUR - 9, code)) for n in range(48) for code in "abcdef"]
@@ -345,23 +407,8 @@ def test_keys_expire(server: Server):
 @pytest.fixture
 def gateways(server: Server) -> Iterator[tuple[Server, list[httpx.Client]]]:
     """Two gateways that share a Valkey server and a simulator, with the real clock."""
-    with ExitStack() as stack:
-        simulator = create(Options(latency=0.01), time.time)
-        upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
-        settings = Settings(
-            upstream_url=upstream, auth="none", signing_key="k" * 32, cache_url=server.url.replace("redis", "valkey")
-        )
-        clients = []
-        for _ in range(2):
-            port = stack.enter_context(serving(app.create(settings)))
-            clients.append(stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)))
+    with two_gateways(server.url.replace("redis", "valkey")) as clients:
         yield server, clients
-
-
-def day_before(days: int) -> str:
-    """The query of a day, some days before now. Its calls have no links, which change with the hour."""
-    start = datetime.now(UTC).date() - timedelta(days=days)
-    return f"start={start}&end={start + timedelta(days=1)}&limit=1000&fields=ani,durationSeconds,extra"
 
 
 def test_a_server_killed_and_restarted_under_load_fails_no_answer(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 from prometheus_client import CollectorRegistry
 
+from gateway import app
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.metrics import Metrics
 from gateway.model import Window
 from gateway.redis_client import RedisClient
+from gateway.settings import Settings
+from gateway.simulator.server import PATH, Options, create
 from tests.support.processes import wait_in_loop_for
+from tests.support.stand import serving
 from tests.support.upstream import DAY, Upstream, ask, ids
 
 ANY = float("inf")  # the clock of an in-process upstream differs from the server's
@@ -24,11 +32,16 @@ class Replica:
 
     def __init__(self, upstream: Upstream, url: str, timeout: float = 10, **changes: Any) -> None:
         self.registry = CollectorRegistry()
-        metrics = Metrics(self.registry)
+        self._upstream = upstream
+        self._metrics = Metrics(self.registry)
         values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
-        rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
-        self.shared = RedisClient(url, metrics, lambda: upstream.now, ANY, timeout=timeout)
-        self.cache = Cache(upstream, rules, metrics, lambda: upstream.now, self.shared)
+        self._rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), stale_if_error=DAY, **values)
+        self.shared = RedisClient(url, self._metrics, lambda: upstream.now, ANY, timeout=timeout)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with an empty level 1. The connections stay."""
+        self.cache = Cache(self._upstream, self._rules, self._metrics, lambda: self._upstream.now, self.shared)
 
     async def read(self, codes: Sequence[str], window: Window, **changes: Any) -> list[str]:
         return ids((await self.cache.read(ask(codes, window, **changes))).calls)
@@ -39,6 +52,26 @@ class Replica:
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"callbutton_gateway_{name}", labels) or 0.0
+
+
+@contextmanager
+def two_gateways(cache_url: str) -> Iterator[list[httpx.Client]]:
+    """Two gateways that share a cache and a simulator, with the real clock."""
+    with ExitStack() as stack:
+        simulator = create(Options(latency=0.01), time.time)
+        upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
+        settings = Settings(upstream_url=upstream, auth="none", signing_key="k" * 32, cache_url=cache_url)
+        clients = []
+        for _ in range(2):
+            port = stack.enter_context(serving(app.create(settings)))
+            clients.append(stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)))
+        yield clients
+
+
+def day_before(days: int) -> str:
+    """The query of a day, some days before now. Its calls have no links, which change with the hour."""
+    start = datetime.now(UTC).date() - timedelta(days=days)
+    return f"start={start}&end={start + timedelta(days=1)}&limit=1000&fields=ani,durationSeconds,extra"
 
 
 async def settled(*replicas: Replica) -> None:

@@ -3,36 +3,40 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from redis import Redis
+from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
-from benchmarks.support import free_port, valkey
+from benchmarks.support import cluster_options, free_port, knows_all, make_cluster, valkey
+from gateway.redis_nodes import hash_tag
 from tests.support.processes import wait_for
 from tests.support.tools import need, tool
 
-__all__ = ["Postgres", "Server", "postgres", "redis", "running", "valkey"]
+__all__ = ["Cluster", "Postgres", "Sentinel", "Server", "postgres", "redis", "running", "valkey"]
 
 
 class Server:
     """A server without persistence."""
 
-    def __init__(self, program: str, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, program: str, *options: str, password: str | None = None) -> None:
+        self.port = free_port()
         self._folder = tempfile.mkdtemp()
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder]
-        self._command += ["--loglevel", "warning", *options]
+        self._command = [program, *options, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
+        self._command += ["--loglevel", "warning"]
+        if "--sentinel" not in options:
+            self._command += ["--save", ""]
+        if password:
+            self._command += ["--requirepass", password, "--masterauth", password]
         self.url = f"redis://127.0.0.1:{self.port}"
-        self.client = Redis(port=self.port)
+        self.client = Redis(port=self.port, password=password)
         self.start()
 
     def start(self) -> None:
@@ -51,16 +55,92 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def stop(self) -> None:
+        """Stop the process, so that it keeps its connections and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         self.client.close()
         self.kill()
         shutil.rmtree(self._folder)
 
 
+class Cluster:
+    """A cluster of three primaries. `replica` is of the first, if there is one."""
+
+    def __init__(self, program: str, *options: str, replica: bool = False) -> None:
+        self.servers = [Server(program, *cluster_options(), *options) for _ in range(3)]
+        make_cluster(self.ports)
+        if replica:
+            self._replicate(Server(program, *cluster_options(), *options))
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        self.client: Any = RedisCluster(host="127.0.0.1", port=self.servers[0].port)
+
+    def _replicate(self, server: Server) -> None:
+        first = self.servers[0]
+        bus = server.client.config_get("cluster-port")["cluster-port"]
+        first.client.cluster("MEET", "127.0.0.1", server.port, bus)
+        self.servers.append(server)
+        wait_for(self.is_whole, "the replica is known")
+        server.client.cluster("REPLICATE", first.client.cluster("MYID").decode())
+        wait_for(lambda: server.client.info("replication").get("master_link_status") == "up", "the replica is linked")
+
+    @property
+    def ports(self) -> list[int]:
+        return [server.port for server in self.servers]
+
+    def is_whole(self) -> bool:
+        """Return whether all nodes know all others, and owners of all slots."""
+        return all(knows_all(server.client, len(self.servers)) for server in self.servers)
+
+    def owner(self, code: str) -> Server:
+        """The primary that has the keys of a client."""
+        return self.servers[self.ports.index(int(self.client.get_node_from_key(hash_tag(code)).port))]
+
+    def move(self, code: str, target: Server, *, finish: bool = True) -> None:
+        """Move the slot of a client to another primary, or only its keys, so that the owner answers with ASK."""
+        source, slot = self.owner(code), self.client.keyslot(hash_tag(code))
+        names = [server.client.cluster("MYID").decode() for server in (source, target)]
+        target.client.cluster("SETSLOT", slot, "IMPORTING", names[0])
+        source.client.cluster("SETSLOT", slot, "MIGRATING", names[1])
+        while keys := source.client.cluster("GETKEYSINSLOT", slot, 10):
+            source.client.migrate("127.0.0.1", target.port, keys, 0, 5000)
+        if finish:
+            self.finish_move(code, target)
+
+    def finish_move(self, code: str, target: Server) -> None:
+        slot, name = self.client.keyslot(hash_tag(code)), target.client.cluster("MYID").decode()
+        for server in (target, *(server for server in self.servers if server is not target)):
+            server.client.cluster("SETSLOT", slot, "NODE", name)
+        self.client.nodes_manager.initialize()
+
+    def kill(self) -> None:
+        for server in self.servers:
+            server.kill()
+
+    def close(self) -> None:
+        self.client.close()
+        for server in self.servers:
+            server.close()
+
+
+class Sentinel(Server):
+    """A Sentinel that watches a primary by the name `calls`, and makes its replica the primary when it is down."""
+
+    def __init__(self, program: str, primary: Server, password: str) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".conf", delete=False) as config:
+            config.write(f"sentinel monitor calls 127.0.0.1 {primary.port} 1\nsentinel auth-pass calls {password}\n")
+            config.write("sentinel down-after-milliseconds calls 500\nsentinel failover-timeout calls 2000\n")
+        super().__init__(program, config.name, "--sentinel", password=password)
+
+
 @contextmanager
-def running(program: str, *options: str) -> Iterator[Server]:
+def running(program: str, *options: str, password: str | None = None) -> Iterator[Server]:
     """Run a server."""
-    server = Server(program, *options)
+    server = Server(program, *options, password=password)
     try:
         yield server
     finally:
