@@ -20,11 +20,21 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from benchmarks.support import free_port, parse_reply, reachable, running, valkey, wait_for
+from benchmarks.support import (
+    cluster_options,
+    free_port,
+    make_cluster,
+    parse_reply,
+    reachable,
+    running,
+    valkey,
+    wait_for,
+)
 from gateway.cache.freshness import Rule
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.scans import read_page
@@ -112,15 +122,46 @@ async def dashboard(*, status: bool, hours: int = 24) -> str:
 
 
 @contextmanager
-def level2() -> Iterator[str]:
-    """Run a Valkey server and yield its URL."""
-    port = free_port()
-    with running([valkey(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""], Path(os.devnull)):
-        wait_for(lambda: reachable(port), "the server answers")
-        yield f"redis://127.0.0.1:{port}"
+def level2(nodes: int = 1) -> Iterator[str]:
+    """Run a Valkey server, or a cluster of several, and yield its URL."""
+    ports = [free_port() for _ in range(nodes)]
+    with ExitStack() as stack:
+        for port in ports:
+            folder = stack.enter_context(TemporaryDirectory())
+            command = [valkey(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+            command += cluster_options() if nodes > 1 else []
+            stack.enter_context(running(command, Path(os.devnull)))
+        wait_for(lambda: all(map(reachable, ports)), "the servers answer")
+        if nodes > 1:
+            make_cluster(ports)
+        yield f"redis{'+cluster' if nodes > 1 else ''}://127.0.0.1:{ports[0]}"
 
 
-async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
+async def found(codes: Sequence[str], rounds: int = 60) -> str:
+    """Time reads from level 2 with an empty level 1: of a cluster of three and of one server, in turns."""
+    upstream, metrics = Upstream(Options(clients=50, calls_per_day=24)), Metrics(CollectorRegistry())
+    question = Query(codes=tuple(codes), window=Window(NOW - DAY, NOW))
+    with level2(3) as cluster, level2() as server:
+        connections = [  # patient: the machine may be busy
+            RedisClient(url, metrics, lambda: upstream.now, math.inf, timeout=10) for url in (cluster, server)
+        ]
+        times: list[list[float]] = [[] for _ in connections]
+        for turn in range(1 + rounds):
+            for one, shared in zip(times, connections, strict=True):
+                cache, posts, began = make(upstream, shared=shared), upstream.posts, time.perf_counter()
+                await cache.read(question)
+                if upstream.posts == posts:
+                    one.append(time.perf_counter() - began)
+                elif turn:
+                    raise RuntimeError("level 2 has lost an extent")
+                await cache.close()
+        for shared in connections:
+            await shared.close()
+    ours, other = (statistics.median(one) * 1e3 for one in times)
+    return f"{ours:.1f} ms, {ours / other:.2f} times those of one server"
+
+
+async def herd(questions: Sequence[Query], replicas: int = 1, nodes: int = 1) -> str:
     """Send the same concurrent reads to each replica. Count POSTs and time the answers after the last reply."""
     upstream = Upstream(Options(clients=50, calls_per_day=24), latency=0.2)
     waits: list[float] = []
@@ -130,7 +171,7 @@ async def herd(questions: Sequence[Query], replicas: int = 1) -> str:
         waits.append(time.perf_counter() - upstream.landed)
 
     with ExitStack() as stack:
-        url = stack.enter_context(level2()) if replicas > 1 else ""
+        url = stack.enter_context(level2(nodes)) if replicas > 1 else ""
 
         def connect() -> RedisClient | None:
             return RedisClient(url, Metrics(CollectorRegistry()), lambda: upstream.now, skew=math.inf) if url else None
@@ -206,6 +247,10 @@ def cases() -> list[Case]:
         Case("1,000 identical concurrent cold reads on each of two replicas", "2 POSTs", lambda: herd(same, 2)),
         Case("100 reads of overlapping windows on each of two replicas", "4 POSTs", lambda: herd(overlapping, 2)),
         Case("reads of the same window of 50 clients on each of two replicas", "4 POSTs", lambda: herd(clients, 2)),
+        Case("the same, with a cluster of three servers", "4 POSTs", lambda: herd(clients, 2, 3)),
+        Case("a day of one client from level 2 on a cluster of three servers", "1.5 times", lambda: found([code])),
+        Case("the same of 50 clients", "1.5 times", lambda: found([one.codes[0] for one in clients])),
+        Case("the same of every client", "1.5 times", lambda: found(["*"])),
         Case("a fresh page of 100 calls, 2 days cached", "1 ms", lambda: hit(2)),
         Case("the same, 700 days cached", "1 ms", lambda: hit(700)),
         Case("memory with a limit of 256 MiB, after reading ten times as much", "1.5 times", memory),

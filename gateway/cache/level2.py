@@ -143,13 +143,13 @@ class Level2:
         return task.result()
 
     async def _lookup(self, wants: tuple[Wanted, ...], status: bool) -> list[Found]:
-        asked = [(number, want, *rest) for number, want in enumerate(wants) for rest in self._keys(want)][:MAX_KEYS]
-        own: list[list[float]] = []
+        asked = [(number, want, *rest) for number, want in enumerate(wants, 1) for rest in self._keys(want)][:MAX_KEYS]
+        own = []
         for number, want, name, _ in asked:
             part = name != want.code != EVERY_CLIENT
-            own.append([int(status), want.window.start, want.window.end, want.after])
-            own[-1] += MAX_BYTES // len(asked), number, int(part)
-        answer = await self._shared.run("lookup", LOOKUP, [key for *_, key in asked], (), own)
+            own.append((want.window.start, want.window.end, want.after, -number if part else number))
+        common = int(status), MAX_BYTES // len(asked)
+        answer = await self._shared.run("lookup", LOOKUP, [key for *_, key in asked], common, own)
         results = dict.fromkeys(wants, "miss")
         parts: dict[tuple[Wanted, bool, Window, float], list[Value]] = defaultdict(list)
         found: list[Found] = []

@@ -77,7 +77,7 @@ def test_a_primary_killed_and_restarted_under_load_fails_no_answer(full: str):
     cluster = Cluster(valkey(), "--cluster-require-full-coverage", full)
     draw, killed, shown = random.Random(1), itertools.cycle(cluster.servers), dict[str, str]()
     with closing(cluster), two_gateways(cluster.url) as clients:
-        for turn in range(240):
+        for turn in range(180):
             if turn % 60 == 20:
                 server = next(killed)
                 server.kill()
@@ -191,7 +191,7 @@ def test_a_node_that_hangs_costs_only_what_it_has():
         await settled(replica)
         first.stop()
         assert await replica.read(lost, LAST_HOUR) == calls_of(lost)
-        for _ in range(50):
+        for _ in range(20):
             assert not await is_hit(replica, upstream, lost)
             await until_hit(replica, upstream, kept)
         errors = sum(
