@@ -5,7 +5,7 @@
 By default it takes 20 minutes after the caches are warm. 5,000 dashboards over 1,000 clients reload every 30 seconds,
 which are 167 requests a second, beside streams of the change feed, exports and summaries. The first part is quiet.
 Then every two minutes a replica is killed and started again, and the upstream is slow for 12 s; in the middle, the
-shared cache loses a primary.
+shared cache, a cluster of three primaries, fails over to the replica of one.
 
 Every answer is compared with the simulator's calls, which are a pure function of client and time. An answer is wrong if
 it has a call that does not exist or is not published, or lacks one that was published before the freshness rule allows
@@ -39,7 +39,16 @@ import uvicorn
 
 from benchmarks.compose import answers, nginx
 from benchmarks.scaling import cost_of_client, dashboards_of
-from benchmarks.support import free_port, reachable, running, valkey, wait_for
+from benchmarks.support import (
+    add_replica,
+    cluster_options,
+    free_port,
+    make_cluster,
+    reachable,
+    running,
+    valkey,
+    wait_for,
+)
 from gateway.cache.freshness import Rule
 from gateway.simulator.calls import HOUR, calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator
@@ -186,11 +195,13 @@ def gateway(folder: Path, behind: int, cache: str) -> Program:
     return Program((sys.executable, "-m", "gateway", "serve"), port, folder / f"gateway-{port}.log", settings)
 
 
-def cache_server(folder: Path) -> Program:
-    """A server of the shared cache, without persistence."""
+def cache_node(folder: Path) -> Program:
+    """A node of the shared cache, without persistence."""
     port = free_port()
-    options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder))
-    return Program((valkey(), *options, "--loglevel", "warning"), port, folder / f"valkey-{port}.log")
+    own = folder / f"valkey-{port}"
+    own.mkdir()
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(own), *cluster_options())
+    return Program((valkey(), *options, "--loglevel", "warning"), port, own / "log")
 
 
 class Load:
@@ -404,7 +415,7 @@ class Fleet:
 
     load: Load
     replicas: Sequence[Program]
-    cache: Program
+    cache: Program  # the primary that has a replica
     upstream: str
     minutes: float
     samples: list[Sample] = field(default_factory=list)
@@ -443,7 +454,7 @@ class Fleet:
         await asyncio.to_thread(replica.start)
         if turn == 2:
             self.cache.kill()
-            print("cache killed", flush=True)
+            print("primary of the cache killed", flush=True)
         await asyncio.sleep(FAULTS_EVERY / 4)
         if turn == 2:
             await asyncio.to_thread(self.cache.start)
@@ -503,17 +514,21 @@ def main() -> None:
         behind, front = free_port(), free_port()
         command = (sys.executable, "-m", "benchmarks.fleet", "upstream", str(behind))
         stack.enter_context(running(command, folder / "upstream.log"))
-        cache = cache_server(folder)
-        replicas = [gateway(folder, behind, f"valkey://127.0.0.1:{cache.port}") for _ in range(REPLICAS)]
-        for program in (cache, *replicas):
+        nodes = [cache_node(folder) for _ in range(4)]
+        ports = [node.port for node in nodes]
+        address = "valkey+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+        replicas = [gateway(folder, behind, address) for _ in range(REPLICAS)]
+        for program in (*nodes, *replicas):
             stack.callback(program.stack.close)
             program.start()
-        wait_for(lambda: reachable(cache.port), "the cache answers")
+        wait_for(lambda: all(map(reachable, ports)), "the nodes of the cache answer")
+        make_cluster(ports[:3])
+        add_replica(ports[:3], ports[3])
         ready = [f"http://127.0.0.1:{replica.port}/readyz" for replica in replicas]
         wait_for(lambda: all(map(answers, ready)), "the replicas are ready")
         stack.enter_context(nginx(folder, front, [replica.port for replica in replicas]))
         load = Load(f"http://127.0.0.1:{front}", dashboards)
-        fleet = Fleet(load, replicas, cache, f"http://127.0.0.1:{behind}", minutes)
+        fleet = Fleet(load, replicas, nodes[0], f"http://127.0.0.1:{behind}", minutes)
         asyncio.run(fleet.run())
         print(fleet.report())
 

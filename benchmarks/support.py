@@ -122,6 +122,17 @@ def make_cluster(ports: Sequence[int]) -> None:
         node.close()
 
 
+def add_replica(ports: Sequence[int], port: int) -> None:
+    """Join a node to the cluster of these nodes as the replica of the first, and wait until it is linked."""
+    first, *_ = nodes = [Redis(port=one) for one in (*ports, port)]
+    first.cluster("MEET", "127.0.0.1", port, nodes[-1].config_get("cluster-port")["cluster-port"])
+    wait_for(lambda: all(knows_all(node, len(nodes)) for node in nodes), "the replica is known")
+    nodes[-1].cluster("REPLICATE", first.cluster("MYID").decode())
+    wait_for(lambda: nodes[-1].info("replication").get("master_link_status") == "up", "the replica is linked")
+    for node in nodes:
+        node.close()
+
+
 def knows_all(node: Redis, count: int) -> bool:
     """Tell whether a node knows the owners of all slots, among so many nodes."""
     state = node.cluster("INFO")

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
-from benchmarks.support import cluster_options, free_port, knows_all, make_cluster, valkey
+from benchmarks.support import add_replica, cluster_options, free_port, knows_all, make_cluster, valkey
 from gateway.redis_nodes import hash_tag
 from tests.support.processes import wait_for
 from tests.support.tools import need, tool
@@ -75,18 +75,11 @@ class Cluster:
         self.servers = [Server(program, *cluster_options(), *options) for _ in range(3)]
         make_cluster(self.ports)
         if replica:
-            self._replicate(Server(program, *cluster_options(), *options))
+            server = Server(program, *cluster_options(), *options)
+            add_replica(self.ports, server.port)
+            self.servers.append(server)
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
         self.client: Any = RedisCluster(host="127.0.0.1", port=self.servers[0].port)
-
-    def _replicate(self, server: Server) -> None:
-        first = self.servers[0]
-        bus = server.client.config_get("cluster-port")["cluster-port"]
-        first.client.cluster("MEET", "127.0.0.1", server.port, bus)
-        self.servers.append(server)
-        wait_for(self.is_whole, "the replica is known")
-        server.client.cluster("REPLICATE", first.client.cluster("MYID").decode())
-        wait_for(lambda: server.client.info("replication").get("master_link_status") == "up", "the replica is linked")
 
     @property
     def ports(self) -> list[int]:
