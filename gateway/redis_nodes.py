@@ -9,6 +9,8 @@ Rules:
   moving it is refused: a miss.
 - The slots of a cluster are read in the background, at most once a second, when a node fails. No command waits for
   that, except for the first time.
+- The driver's cluster client keeps the connections and the slots. Commands go to its nodes directly: its own dispatch
+  reads the slots before the next command of any node, and closes all connections when the cluster is down.
 - The driver is imported only when it is needed.
 """
 
@@ -83,36 +85,27 @@ def parse_redis_url(text: str) -> Address:
     if match is None:
         raise ValueError(text)
     tls, kind, login, hosts, path, query = match.groups("")
+    port = SENTINEL_PORT if kind == "sentinel" else PORT
+    user, _, password = login.partition(":")
     parameters = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     words = path.removeprefix("/").split("/")
     primary = unquote(words.pop(0)) if kind == "sentinel" else ""
     database = parameters.pop("db", "/".join(words)) or "0"
-    user, _, password = login.partition(":")
-    sentinel_login = {name: parameters.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    names = ("username", "password") if kind == "sentinel" else ()
     found = Address(
         kind,
         bool(tls),
-        [_host(host, SENTINEL_PORT if kind == "sentinel" else PORT) for host in re.findall(HOST, hosts)],
+        [(host.strip("[]"), int(number or port)) for host, number in re.findall(r"(\[.+?\]|[^,:]+):?(\d*)", hosts)],
         {"username": unquote(user) or None, "password": unquote(password) or None},
         int(database) if re.fullmatch("[0-9]{1,9}", database) else -1,
         primary,
-        sentinel_login,
+        {name: parameters.pop(f"sentinel_{name}", None) for name in names},
     )
-    unknown = parameters or (kind != "sentinel" and any(sentinel_login.values()))
-    several = len(found.hosts) > 1 and not kind
-    if unknown or several or bool(primary) != (kind == "sentinel") or found.database < 0:
+    databases = range(1 if kind == "cluster" else 10**9)
+    possible = found.database in databases and all(0 < number < 2**16 for _, number in found.hosts)
+    if not possible or parameters or bool(primary) != (kind == "sentinel") or (len(found.hosts) > 1 and not kind):
         raise ValueError(text)
-    if kind == "cluster" and found.database:
-        raise ValueError(text)  # a cluster has one database
     return found
-
-
-def _host(text: str, default: int) -> tuple[str, int]:
-    host, _, port = text.rpartition(":") if re.search(r":\d+$", text) and not text.endswith("]") else (text, "", "")
-    number = int(port or default)
-    if not 0 < number < 2**16:
-        raise ValueError(text)
-    return host.strip("[]"), number
 
 
 class Node(NamedTuple):
@@ -159,7 +152,7 @@ class ClusterNodes:
 
     def __init__(self, cluster: RedisCluster, timeout: float) -> None:
         self._cluster = cluster
-        self._manager = cluster.nodes_manager
+        self._topology = cluster.nodes_manager
         self._timeout = timeout
         self._tried = False
         self._begun = 0.0
@@ -182,7 +175,7 @@ class ClusterNodes:
         return self._owner(self.slot(key))
 
     def _owner(self, slot: int) -> Node | None:
-        owners = self._manager.slots_cache.get(slot)
+        owners = self._topology.slots_cache.get(slot)
         if not owners:
             self.refresh()
             return None
@@ -190,9 +183,9 @@ class ClusterNodes:
 
     async def moved(self, error: MovedError) -> Node | None:
         """The node to which a slot has moved, as another node says; None if it is not known."""
-        if not error.host or error.slot_id not in self._manager.slots_cache:
+        if not error.host or error.slot_id not in self._topology.slots_cache:
             return None
-        await self._manager.move_slot(error)
+        await self._topology.move_slot(error)
         return self._owner(error.slot_id)
 
     def refresh(self) -> None:
@@ -204,11 +197,11 @@ class ClusterNodes:
 
     async def _read_slots(self) -> None:
         try:
-            await self._manager.initialize()
+            await self._topology.initialize()
         except Exception as error:  # noqa: BLE001 - many kinds, some of the driver's own
             LOGGER.debug("the cluster cannot be read", extra={"fields": {"error": type(error).__name__}})
             for node in self._cluster.startup_nodes:  # a name may have other addresses by now
-                self._manager.startup_nodes.setdefault(node.name, node)
+                self._topology.startup_nodes.setdefault(node.name, node)
         finally:
             self._tried = True
 
@@ -218,7 +211,7 @@ class ClusterNodes:
             self._task.cancel()
             await asyncio.wait({self._task})
         for nodes in ("nodes_cache", "startup_nodes"):
-            await self._manager.aclose(nodes)
+            await self._topology.aclose(nodes)
 
 
 Nodes = SingleNode | ClusterNodes
@@ -246,7 +239,7 @@ def connect(address: Address, timeout: float, connect_timeout: float) -> Nodes:
         return ClusterNodes(cluster, connect_timeout)
     if address.kind == "sentinel":
         sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            address.hosts, sentinel_kwargs=options | address.sentinel_login
+            address.hosts, sentinel_kwargs=options | address.sentinel_login | {"socket_timeout": connect_timeout}
         )
         return SingleNode(sentinel.master_for(address.primary, db=address.database, **own), sentinel)
     host, port = address.hosts[0]

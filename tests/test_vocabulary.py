@@ -65,7 +65,7 @@ CLASSES = {
 }
 PREFIXES = {"MOST": "MAX", "LEAST": "MIN", "LONGEST": "MAX", "PATIENCE": "TIMEOUT"}  # of constants
 # Names defined by libraries, and our names that follow them.
-FOREIGN = {"AbstractContextManager", "AnyIOBackend", "AsyncNetworkBackend", "TimedBackend", "_backend"}
+FOREIGN = {"AbstractContextManager", "AnyIOBackend", "AsyncNetworkBackend", "TimedBackend", "_backend", "nodes_manager"}
 READS_A_FILE = {"_read_lua"}  # a function with this name that does not parse
 
 

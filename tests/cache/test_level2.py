@@ -241,7 +241,7 @@ def test_an_extent_of_every_client_is_left_out_where_a_later_one_of_the_client_c
     async def work() -> None:
         one = Replica(upstream, server.url)
         await one.read(["*"], LAST_HOUR)
-        for later, lookups in ((0.0, 1), (1.0, 2)):  # then that of every client is later
+        for later, lookups in ((0.0, 1), (2.0, 2)):  # then that of every client is later
             await settled(one)
             upstream.now = NOW + later
             await one.read(["*" if later else "a"], LAST_HOUR, no_cache=True)
