@@ -10,13 +10,16 @@ from pathlib import Path
 import yaml
 from prometheus_client import CollectorRegistry
 
+from gateway.callbutton.conformance.findings import TEXTS
 from gateway.metrics import PREFIX, Metrics
 from gateway.settings import OPTIONS, variable
+from gateway.simulator.faults import FAULTS, VALUES
 
 DOCS = Path(__file__).parent
 HELM = DOCS.parent / "helm"
 VALUES_HEAD = "| value | default | meaning |\n|---|---|---|\n"
-VALUES_MARKERS = "<!-- values -->\n", "<!-- /values -->\n"
+FINDINGS_HEAD = "| finding | value | meaning |\n|---|---|---|\n"
+FAULTS_HEAD = "| fault | does |\n|---|---|\n"
 SETTINGS_HEAD = """\
 <!-- Made from gateway/settings.py by `make docs`. -->
 # Settings
@@ -77,12 +80,35 @@ def helm_readme() -> str:
             default = json.dumps(reduce(lambda part, name: part[name], path, values))
             rows += f"| `{'.'.join(path)}` | `{default}` | {meaning} |\n" if meaning else ""
             meaning = ""
-    readme = (HELM / "README.md").read_text("utf-8")
-    begin, end = VALUES_MARKERS
-    return readme.split(begin)[0] + begin + VALUES_HEAD + rows + end + readme.split(end)[1]
+    return filled((HELM / "README.md").read_text("utf-8"), "values", VALUES_HEAD + rows)
 
 
-PAGES = {"settings.md": settings, "metrics.md": metrics, "../helm/README.md": helm_readme}
+def conformance() -> str:
+    """The page of the conformance report, with the tables of findings and of the simulator's faults."""
+    findings = [
+        f"| {f'`{name}`' if not place else ''} | `{value}` | {re.sub('{.*?}', '…', text)} |\n"
+        for name, texts in TEXTS.items()
+        for place, (value, text) in enumerate(texts.items())
+    ]
+    names = {name: f"{name}={VALUES[name][0]}".replace("|", r"\|") if name in VALUES else name for name in FAULTS}
+    faults = [f"| `{names[name]}` | {text} |\n" for name, text in FAULTS.items()]
+    page = (DOCS / "conformance.md").read_text("utf-8")
+    page = filled(page, "findings", FINDINGS_HEAD + "".join(findings))
+    return filled(page, "faults", FAULTS_HEAD + "".join(faults))
+
+
+def filled(page: str, marker: str, table: str) -> str:
+    """A page with a table between two markers."""
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->\n"
+    return page.split(begin)[0] + begin + table + end + page.split(end)[1]
+
+
+PAGES = {
+    "settings.md": settings,
+    "metrics.md": metrics,
+    "conformance.md": conformance,
+    "../helm/README.md": helm_readme,
+}
 
 if __name__ == "__main__":
     for file, page in PAGES.items():

@@ -11,6 +11,7 @@ Begin reading with `client`, which is the upstream as a function: client codes a
     text          bytes of a reply to text that an XML parser accepts
     central_time  wall time to UTC and back
     recordings    recordings of calls, streamed
+    conformance   the report of `check`: how a server reads the open points of the protocol
 
-All modules but client, admission, recordings and transport are pure.
+All modules but client, admission, recordings, transport and two of `conformance` are pure.
 """

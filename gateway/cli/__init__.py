@@ -6,8 +6,9 @@ Rules:
 - `run` raises SettingsError or ValueError for an invalid setting or option (exit code 2), OSError for a failure (1).
 - Results go to standard output; logs and errors go to standard error.
 
-Begin with `serve`. `exporter`, `parquet` and `partial_file` belong to `fetch`, `mirror_…` to `mirror`, and
-`gateway_client` and `progress` to both. Commands contain no logic of the API or the cache.
+Begin with `serve`. `exporter`, `parquet` and `partial_file` belong to `fetch`, `mirror_…` to `mirror`,
+`conformance_report` to `check`, and `gateway_client` and `progress` to several. Commands contain no logic of the API or
+the cache.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report",
         action="store_true",
-        help="find out how the server reads what the protocol document leaves open, with at most 40 POSTs, none for "
+        help="find out how the server reads the open points of the protocol document, with at most 40 POSTs, none for "
         "more than a day of calls: findings with their evidence, and the settings that follow",
     )
     parser.add_argument(
@@ -133,7 +133,7 @@ def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
 
 
 def failure_of(error: errors.UpstreamError) -> str:
-    """An error in words, with what the server reports."""
+    """An error in words, with the address that the server reports."""
     if isinstance(error, errors.UpstreamUnauthorized):
         return f"{error}\nthe server reports: username {error.username}, address {error.address}"
     return str(error)

@@ -1,4 +1,4 @@
-"""The conformance report of `check --report`: how the server reads what the protocol document leaves open.
+"""The conformance report of `check --report`: how the server reads the open points of the protocol document.
 
 Rules:
 - The report is text on standard output. `--json` writes it as JSON too, or instead of text if FILE is `-`.

@@ -32,7 +32,7 @@ class Progress:
             f"{(calls - self._first[1]) / seconds:,.0f}/s",
             f"{timedelta(seconds=round(left))} left",
         ]
-        width = (os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH) - 1
+        width = _width()
         for least in (1, 2, 1, 0):  # the instant, the speed, the number of calls, the share; the time left remains
             if len("  ".join(fields)) > width:
                 del fields[least]
@@ -41,9 +41,9 @@ class Progress:
         self._draw(f"{'█' * int(done * bar):░<{bar}} {text}".lstrip()[: max(1, width)])
 
     def note(self, text: str) -> None:
-        """Show a text instead of the bar."""
+        """Show a text in place of the bar."""
         if sys.stderr.isatty():
-            self._draw(text[: os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH])
+            self._draw(text[: _width()])
 
     def finish(self, calls: int) -> None:
         """Replace the line by the result."""
@@ -56,6 +56,11 @@ class Progress:
     def _draw(self, text: str) -> None:
         if sys.stderr.isatty():
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _width() -> int:
+    """The columns of the terminal, without the last one."""
+    return (os.get_terminal_size(sys.stderr.fileno()).columns or LINE_WIDTH) - 1
 
 
 def print_error(text: str) -> None:

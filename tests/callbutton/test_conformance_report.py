@@ -65,7 +65,7 @@ def make(
     server: type[Server] | None = None,
     **options: Any,
 ) -> tuple[Report, Server, Clock]:
-    """A report on a server, whose clock passes over what the report sleeps."""
+    """Make a report on a server. The clock moves on when the report sleeps."""
     clock = Clock()
 
     async def sleep(seconds: float) -> None:
@@ -90,7 +90,7 @@ def report(*faults: str, **options: Any) -> Report:
 
 
 def check_bounds(server: Server, clock: Clock) -> None:
-    """Check the number of POSTs, and that no window is over a day, but for a client code that does not exist."""
+    """Check that there are few POSTs, and that only those for a client code that does not exist have null dates."""
     assert 0 < len(server.bodies) <= MAX_POSTS == 40
     now = datetime.fromtimestamp(clock.now, UTC).astimezone(ZoneInfo("America/Chicago")).replace(tzinfo=None)
     for body in server.bodies:

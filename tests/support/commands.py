@@ -15,7 +15,7 @@ def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def on_terminal(*words: str, **variables: str) -> tuple[int, str]:
-    """Run a command whose standard error is a terminal. Return the exit code, and what the terminal was sent."""
+    """Run a command whose standard error is a terminal. Return the exit code, and the text on the terminal."""
     leader, follower = pty.openpty()
     environment = ENVIRONMENT | variables
     with subprocess.Popen([*COMMAND, *words], env=environment, stdout=subprocess.DEVNULL, stderr=follower) as process:

@@ -45,7 +45,7 @@ class Record(NamedTuple):
 
 
 class Evidence(Struct):
-    """What a reply shows. `clients` has each Client element in order, `calls` is the number of Call elements.
+    """The contents of a reply. `clients` has each Client element in order, `calls` is the number of Call elements.
 
     The topics of `counts`: `unknown`, `padded`, `status` and `misspelled` by the name of an element, `unreadable` (ID,
     StartTime), `zip` (`with zero`, `without zero`), `charset` of characters outside ASCII, `repair`.
@@ -188,7 +188,7 @@ class _Reader:
         return Record(code, identity, texts.get("DID", ""), start, certainty, end)
 
     def _note(self, element: Element, known: Collection[str], prefix: str, texts: dict[str, str]) -> None:
-        """Count what the elements in a record show, and put the texts of its fields in `texts`."""
+        """Count the elements in a record by topic, and put the texts of its fields in `texts`."""
         for key in element:
             if key.startswith("@") and (prefix or key.lower() != "@id"):
                 self._counts["unknown"][prefix + key] += 1

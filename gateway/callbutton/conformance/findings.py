@@ -1,20 +1,20 @@
-"""The findings of the conformance report: each with its values, and what a value means. Pure.
+"""The findings of the conformance report: each with its values, and the meaning of each value. Pure.
 
-Rule: a finding states what was seen. What the calls at hand do not show is unknown, with the reason.
+Rule: a finding states an observation. Without one it is unknown, with the reason.
 """
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-# What each value of a finding means. Words in braces come from the replies.
+# The meaning of each value of a finding. Words in braces come from the replies.
 TEXTS = {
     "every-client": {"answered": "The client code `*` is answered."},
     "span-per-post": {
         "a-day": "A day is answered in one POST. Longer windows were not tried.",
         "large-days": "A day is answered in one POST. At its size, a window of GATEWAY_UPSTREAM_MAX_SPAN would exceed "
         "GATEWAY_UPSTREAM_MAX_BYTES.",
-        "shorter": "{hours} h are answered in one POST, an hour more is not.",
+        "shorter": "{hours} hours are answered in one POST, {more} are not.",
     },
     "codes-echoed": {
         "as-asked": "A client code is echoed as it was asked.",
@@ -67,7 +67,7 @@ TEXTS = {
     },
     "codes-per-post": {
         "all": "A POST with {size} client codes is answered. More were not tried.",
-        "fewer": "A POST with {size} client codes is answered, one with another code is not.",
+        "fewer": "A POST with {size} client codes is answered, one with {more} is not.",
     },
     "clients-together": {
         "answered": "The {size} client codes that were asked in one POST are answered.",
@@ -91,16 +91,16 @@ TEXTS = {
         "its end, by the clock of this machine.",
     },
     "response-element": {
-        "GetCallDetailsResponse": "Calls come in GetCallDetailsResponse, as in the document.",
-        "GetCallDetailResponse": "Calls come in GetCallDetailResponse, which the document has for failures. The "
+        "GetCallDetailsResponse": "Calls are sent in GetCallDetailsResponse, as in the document.",
+        "GetCallDetailResponse": "Calls are sent in GetCallDetailResponse, which the document has for failures. The "
         "gateway reads both.",
-        "both": "Calls come in GetCallDetailsResponse and in GetCallDetailResponse. The gateway reads both.",
+        "both": "Calls are sent in GetCallDetailsResponse and in GetCallDetailResponse. The gateway reads both.",
     },
     "failure-element": {
-        "GetCallDetailResponse": "Failures come in GetCallDetailResponse, as in the document.",
-        "GetCallDetailsResponse": "Failures come in GetCallDetailsResponse, which the document has for calls. The "
+        "GetCallDetailResponse": "Failures are sent in GetCallDetailResponse, as in the document.",
+        "GetCallDetailsResponse": "Failures are sent in GetCallDetailsResponse, which the document has for calls. The "
         "gateway reads both.",
-        "both": "Failures come in GetCallDetailResponse and in GetCallDetailsResponse. The gateway reads both.",
+        "both": "Failures are sent in GetCallDetailResponse and in GetCallDetailsResponse. The gateway reads both.",
     },
     "element-names": {
         "as-documented": "Elements are spelled as in the document.",
@@ -108,7 +108,7 @@ TEXTS = {
     },
     "client-elements": {
         "one-per-code": "All calls of a client are in one Client element.",
-        "one-per-call": "Each call has a Client element of its own. The gateway joins them.",
+        "one-per-call": "Each call has its own Client element. The gateway joins them.",
         "several": "A client has several Client elements. The gateway joins them.",
     },
     "empty-clients": {
@@ -116,8 +116,8 @@ TEXTS = {
         "left-out": "A client without calls is left out. The gateway asks for each code that a reply leaves out.",
     },
     "duplicates": {
-        "none": "No call comes twice in a reply.",
-        "present": "Calls come twice in a reply. The gateway keeps the last.",
+        "none": "No call is sent twice in a reply.",
+        "present": "Some calls are sent twice in a reply. The gateway keeps the last.",
     },
     "order": {
         "ascending": "The calls of a client are listed oldest first.",

@@ -20,7 +20,7 @@ from gateway.callbutton.transport import Transport
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamRejected
 
 MAX_POSTS = 40
-MARGIN = 60  # seconds; the clocks of the server and of this machine may differ by so much
+MARGIN = 60  # seconds; a difference between the clocks of the server and of this machine
 
 
 class Questions(Struct, frozen=True):
@@ -142,6 +142,7 @@ class Inquiry:
         except UpstreamError as error:
             post.error = error
         post.seconds = time() - began
+        post.waited = post.waited or post.seconds
         return post
 
     def _read(self, post: Post, reply: bytes) -> None:

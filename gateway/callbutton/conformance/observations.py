@@ -54,7 +54,7 @@ def _presence(topic: str, absent: str, present: str) -> Callable[[str, Answered]
 
 
 def _counted(topic: str, replies: Answered) -> tuple[Counter[str], str]:
-    """What all replies have on a topic, and the evidence: the reply that has most of it."""
+    """The counts of all replies on a topic, and the evidence: the reply with the largest count."""
     counts = [(+evidence.counts[topic], post) for post, evidence in replies]
     total = sum((count for count, _ in counts), Counter[str]())
     if not total:

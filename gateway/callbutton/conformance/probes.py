@@ -95,7 +95,8 @@ async def _shorter(name: str, inquiry: Inquiry, day: datetime, whole: Post) -> F
     hours, is_limit = await _largest(24, works)
     if not is_limit:
         return unknown(name, "it depends on the hours of a day whether a POST is answered", *shown)
-    return finding(name, "shorter", *shown, hours=hours, setting=f"GATEWAY_UPSTREAM_MAX_SPAN={hours}h")
+    setting = f"GATEWAY_UPSTREAM_MAX_SPAN={hours}h"
+    return finding(name, "shorter", *shown, hours=hours, more=hours + 1, setting=setting)
 
 
 async def _largest(fails: int, works: Callable[[int, int], Awaitable[bool]]) -> tuple[int, bool]:
@@ -249,7 +250,7 @@ async def _codes_per_post(name: str, inquiry: Inquiry, found: Found) -> Finding:
     size, is_limit = await _largest(most, works)
     if not is_limit:
         return unknown(name, "it depends on the client codes whether a POST with several is answered", *shown)
-    return finding(name, "fewer", *shown, size=size, setting=f"GATEWAY_UPSTREAM_BATCH={size}")
+    return finding(name, "fewer", *shown, size=size, more=size + 1, setting=f"GATEWAY_UPSTREAM_BATCH={size}")
 
 
 async def _clients_together(name: str, inquiry: Inquiry, found: Found) -> Finding:
