@@ -2,7 +2,8 @@
 
 Rules:
 - The report is text on standard output. `--json` writes it as JSON too, or instead of text if FILE is `-`.
-- Exit codes: 0 success, 1 the first POST failed, 2 the command or a setting is not valid, 130 interrupted.
+- Exit codes: 0 success, 1 the first POST failed, 2 the command or a setting is not valid, 130 interrupted. During the
+  watch for late calls, an interrupt ends only the watch.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ async def make_report(
     from prometheus_client import CollectorRegistry
 
     from gateway.app import build_upstream
-    from gateway.callbutton.conformance.inquiry import MAX_POSTS, Inquiry, Questions
+    from gateway.callbutton.conformance.inquiry import Inquiry, Questions
     from gateway.callbutton.conformance.probes import find_out
     from gateway.metrics import Metrics
 
@@ -86,18 +87,14 @@ async def make_report(
         deadline=settings.upstream_deadline,
         watch=watch,
     )
-    inquiry = Inquiry(
-        upstream.transport,
-        questions,
-        clock,
-        sleep,
-        lambda number, topic: show(f"POST {number} of at most {MAX_POSTS}: {topic}"),
-    )
+    inquiry = Inquiry(upstream.transport, questions, clock, sleep, show)
     findings, failure = list["Finding"](), None
     try:
         findings = await find_out(inquiry)
     except errors.UpstreamError as error:
         failure = {"error": failure_of(error), "advice": advice_on(error)}
+        if not codes and inquiry.posts[-1].evidence is not None:  # it is the server that reports a failure
+            failure["advice"] += "; if the server refuses the client code *, name client codes with --client"
     finally:
         await upstream.close()
     return {

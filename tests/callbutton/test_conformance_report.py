@@ -261,6 +261,7 @@ FATAL = {
     "truncate": "is not well-formed",
     "unauthorized": "username partner, address 127.0.0.1",
 }
+REPORTED = {"date-error", "error", "unauthorized"}
 ELSEWHERE = {"latency", "unknown"}  # in tests of their own
 RANDOM = ["error:0.3", "unauthorized:0.3", "http-500:0.4", "truncate:0.3", "reset:0.3"]
 
@@ -288,7 +289,7 @@ def test_every_switch_of_the_simulator_is_found_out():
 def test_a_server_that_does_not_answer_is_reported_after_two_posts(fault: str):
     found = report(fault, settings=SHORT if fault in ("hang", "drip") else {})
     assert FATAL[fault] in found["failure"]["error"]
-    assert found["failure"]["advice"]
+    assert ("name client codes with --client" in found["failure"]["advice"]) == (fault in REPORTED)
     assert found["findings"] == []
     assert len(found["posts"]) <= 2
     assert f"what to do: {found['failure']['advice']}" in render_text(found)

@@ -424,6 +424,16 @@ def test_a_report_that_is_interrupted_ends_with_130():
     assert (report.returncode, out, err) == (130, "", "callbutton-gateway: interrupted: there is no report\n")
 
 
+def test_an_interrupt_ends_the_watch_and_there_is_a_report(tmp_path: Path):
+    file = tmp_path / "report.json"
+    with simulated() as address:
+        words = ["check", "--report", "--watch", "20h", "--json", str(file)]
+        code, _ = on_terminal(*words, interrupt_at="watching for late calls", GATEWAY_UPSTREAM_URL=address)
+    assert code == 0
+    found = {one["name"]: one["value"] for one in json.loads(file.read_text("utf-8"))["findings"]}
+    assert (found["end-date"], found["late-calls"], found["order"]) == ("inclusive", None, "ascending")
+
+
 def test_the_report_shows_its_progress_on_a_terminal():
     with simulated() as address:
         code, shown = on_terminal("check", "--report", GATEWAY_UPSTREAM_URL=address)

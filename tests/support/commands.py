@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 
@@ -14,8 +15,11 @@ def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def on_terminal(*words: str, **variables: str) -> tuple[int, str]:
-    """Run a command whose standard error is a terminal. Return the exit code, and the text on the terminal."""
+def on_terminal(*words: str, interrupt_at: str = "", **variables: str) -> tuple[int, str]:
+    """Run a command whose standard error is a terminal. Return the exit code, and the text on the terminal.
+
+    The command is interrupted once the terminal shows a text.
+    """
     leader, follower = pty.openpty()
     environment = ENVIRONMENT | variables
     with subprocess.Popen([*COMMAND, *words], env=environment, stdout=subprocess.DEVNULL, stderr=follower) as process:
@@ -23,6 +27,9 @@ def on_terminal(*words: str, **variables: str) -> tuple[int, str]:
         shown = b""
         while piece := _read(leader):
             shown += piece
+            if interrupt_at and interrupt_at.encode() in shown:
+                process.send_signal(signal.SIGINT)
+                interrupt_at = ""
     os.close(leader)
     return process.returncode, shown.decode()
 

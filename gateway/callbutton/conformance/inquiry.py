@@ -100,16 +100,16 @@ class Inquiry:
         questions: Questions,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        show: Callable[[int, str], None] = lambda number, topic: None,  # noqa: ARG005
+        show: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     ) -> None:
         self.questions = questions
         self.clock = clock
         self.sleep = sleep
+        self.show = show
         self.posts: list[Post] = []
         self.target: Record | None = None
         self.topic = ""  # of the next POSTs, for `show`
         self._transport = transport
-        self._show = show
 
     async def post(
         self, walls: WallRange | None, codes: Sequence[str] | None = None, flag_element: str | None = None
@@ -128,7 +128,7 @@ class Inquiry:
         start, end = walls or (None, None)
         post = Post(len(self.posts) + 1, tuple(codes), start, end, flag_element, self.clock())
         self.posts.append(post)
-        self._show(post.number, self.topic)
+        self.show(f"POST {post.number} of at most {MAX_POSTS}: {self.topic}")
         body = render_request(codes, walls, status=flag_element is not None, flag_element=flag_element or "")
         time = asyncio.get_running_loop().time
         began = time()

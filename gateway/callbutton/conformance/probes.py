@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
@@ -299,7 +300,10 @@ async def _reversed_dates(name: str, inquiry: Inquiry, _: Found) -> Finding:
 
 
 async def _late_calls(name: str, inquiry: Inquiry, _: Found) -> Finding:
-    """Read the last hour again and again. A call that an earlier POST asked for and did not list appeared since."""
+    """Read the last hour again and again. A call that an earlier POST asked for and did not list appeared since.
+
+    The last probe: a cancellation ends the watch, and leaves the findings.
+    """
     first, watch = next(post for post in inquiry.posts if post.ok), inquiry.questions.watch
     start, asked_to, before = first.sent - HOUR, first.sent - MARGIN, first
     listed = {(record.code, record.id) for record in first.records}
@@ -307,8 +311,13 @@ async def _late_calls(name: str, inquiry: Inquiry, _: Found) -> Finding:
     shown = [first.said()]
     count = min(WATCH_POSTS, MAX_POSTS - len(inquiry.posts)) if watch else 1
     for _round in range(count):
-        await inquiry.sleep(watch / count)
-        post = await inquiry.post(walls(start, inquiry.clock() - MARGIN))
+        if watch:
+            inquiry.show("watching for late calls; Ctrl-C ends the watch")
+        try:
+            await inquiry.sleep(watch / count)
+            post = await inquiry.post(walls(start, inquiry.clock() - MARGIN))
+        except asyncio.CancelledError:
+            break
         if not post.ok:
             continue
         new = [record for record in post.records if (record.code, record.id) not in listed]
