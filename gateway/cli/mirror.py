@@ -28,7 +28,7 @@ from gateway import logs
 from gateway.cli import gateway_client
 from gateway.cli.gateway_client import RequestError
 from gateway.cli.mirror_database import Applied, DatabaseError, Feed, Key, MirrorDatabase
-from gateway.cli.mirror_feed import Page, parse_item, parse_page
+from gateway.cli.mirror_feed import Page, parse_page
 from gateway.cli.progress import Progress, print_error
 from gateway.settings import Settings, parse_settings, parse_upstream_settings
 
@@ -247,9 +247,7 @@ class Mirror:
         token, up_to_date = None, False
         while not up_to_date:
             page = await self._page(client, feed, token)
-            for item in map(parse_item, page.items):
-                if item.op == "replace":
-                    different |= await _to_the_end(self._database.different, feed, item)
+            different |= await _to_the_end(self._database.different, feed, page)
             token, up_to_date = page.next, page.up_to_date
         return different
 

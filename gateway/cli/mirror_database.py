@@ -17,8 +17,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway.cli.mirror_feed import Item, Page, Row, encode, parse_item, row_of
-from gateway.cli.mirror_tables import COLUMNS, DELETE, DIALECTS, IN_WINDOW, MARK_REMOVED, STEPS, UPSERT
+import msgspec
+
+from gateway.cli.mirror_feed import Item, Page, Row, encode, item_decoder, promoted_fields, row_of
+from gateway.cli.mirror_tables import (
+    ADD_COLUMN,
+    COLUMNS,
+    DELETE,
+    DIALECTS,
+    IN_WINDOW,
+    MARK_REMOVED,
+    PROMOTED,
+    STEPS,
+    column_of,
+    upsert,
+)
 
 LOCK = 0x43414C4C  # the advisory lock of PostgreSQL: "CALL"; its second key is the schema
 BUSY_TIMEOUT = 60  # seconds for which a writer of another program may hold a SQLite database
@@ -82,6 +95,7 @@ class MirrorDatabase:
                 self._open_postgresql(f"postgresql://{self._rest}")
             with self._translated():
                 self._migrate()
+                self._use([])
         except BaseException:
             self.close()
             raise
@@ -159,14 +173,14 @@ class MirrorDatabase:
         told = removed = 0
         seconds = 0.0
         with self._translated(), self._transaction():
-            for item in map(parse_item, page.items):
+            for item in map(self._parsed, page.items):
                 calls = item.calls if item.call is None else [item.call]
                 gone: list[Key] = [(item.client_code, item.id)] if item.op == "remove" else []
                 if item.op == "replace":
                     gone = self._unlisted(feed, item)
                     seconds += _seconds(item.window)
                 self._remove(feed, gone, now)
-                self._run_many(UPSERT, ((feed.id, *row_of(call), now, now) for call in calls))
+                self._run_many(self._upsert, ((feed.id, *row_of(call), now, now) for call in calls))
                 told, removed = told + len(calls), removed + len(gone)
             exact = not page.up_to_date or page.calls == self._count(feed, page.start)
             token = page.next if exact else None
@@ -194,15 +208,39 @@ class MirrorDatabase:
         else:
             self._run_many(DELETE, [(feed.id, *key) for key in keys])
 
-    def different(self, feed: Feed, item: Item) -> set[Key]:
-        """The calls of a replaced window that the copy does not have as the feed tells them. Raises DatabaseError."""
+    def different(self, feed: Feed, page: Page) -> set[Key]:
+        """The calls of replaced windows that the copy does not have as the feed tells them. Raises DatabaseError."""
+        found: set[Key] = set()
         with self._translated():
-            columns = ", ".join(COLUMNS)
-            statement = IN_WINDOW.replace("client_code, id", columns, 1)
-            rows = self._run(statement, feed.id, item.window["start"], item.window["end"])
-        held = {(row[0], row[1]): tuple(map(_comparable, row)) for row in rows}
-        listed = {(row[0], row[1]): tuple(map(_comparable, row)) for row in map(row_of, item.calls)}
-        return {key for key in held.keys() | listed.keys() if held.get(key) != listed.get(key)}
+            for item in map(self._parsed, page.items):
+                if item.op == "replace":
+                    statement = IN_WINDOW.replace("client_code, id", ", ".join([*COLUMNS, *self._columns]), 1)
+                    rows = self._run(statement, feed.id, item.window["start"], item.window["end"])
+                    held = {(row[0], row[1]): tuple(map(_comparable, row)) for row in rows}
+                    told = {(row[0], row[1]): tuple(map(_comparable, row)) for row in map(row_of, item.calls)}
+                    found |= {key for key in held.keys() | told.keys() if held.get(key) != told.get(key)}
+        return found
+
+    def _parsed(self, line: bytes) -> Item:
+        """An item of the feed. The table gets the columns that its calls need. Raises ValueError."""
+        try:
+            return self._decoder.decode(line)
+        except msgspec.ValidationError:
+            if not (new := set(promoted_fields(line)) - set(self._promoted)):
+                raise
+            self._use([*self._promoted, *sorted(new)])
+            return self._decoder.decode(line)
+
+    def _use(self, promoted: Sequence[str]) -> None:
+        """Read and write these promoted fields, in columns that are added if they do not exist."""
+        self._promoted, self._columns = promoted, [column_of(field) for field in promoted]
+        self._decoder = item_decoder(promoted)
+        names = [column[0] for column in self._connection.execute("SELECT * FROM calls WHERE 1 = 0").description]
+        there = {name for name in names if name.startswith(PROMOTED)}
+        for column in self._columns:
+            if column not in there:
+                self._run(ADD_COLUMN.format(column=column))
+        self._upsert = upsert(self._columns, there - set(self._columns))
 
     def _migrate(self) -> None:
         """Bring the tables to the present version. Raises ValueError if they are of a newer one."""

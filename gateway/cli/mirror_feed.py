@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -9,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from gateway.cli.mirror_tables import ADDRESS, FIELDS, STATUS
+from gateway.extra_fields import CAMEL_CASE
 
 Row = tuple[Any, ...]
 encode = msgspec.json.Encoder(order="sorted").encode
@@ -21,29 +23,47 @@ def _part(name: str, fields: dict[str, str]) -> Any:  # noqa: ANN401 - a type th
 
 CopiedAddress, CopiedStatus = _part("CopiedAddress", ADDRESS), _part("CopiedStatus", STATUS)
 NO_ADDRESS, NO_STATUS = CopiedAddress(), CopiedStatus()
-CopiedCall: Any = msgspec.defstruct(
-    "CopiedCall",
-    [
-        *[(field, Any) for field in FIELDS],
-        ("address", CopiedAddress | None),
-        ("status", CopiedStatus | None),
-        ("extra", dict[str, str]),
-    ],
-    rename=FIELDS,
-    gc=False,
-)
+KNOWN = {*FIELDS.values(), "address", "status", "extra"}
 
 
 class Item(Struct, rename="camel"):
-    """An item of the feed."""
+    """An item of the feed. Its calls have the fields of the API in the order of the columns, promoted ones last."""
 
     op: str
     client_code: str = ""
     id: str = ""
     window: dict[str, str] = {}
     clients: Any = None
-    calls: list[CopiedCall] = []
-    call: CopiedCall | None = None
+    calls: list[Any] = []
+    call: Any = None
+
+
+def item_decoder(promoted: Sequence[str] = ()) -> msgspec.json.Decoder[Item]:
+    """A decoder of items whose calls have no fields but those of the API and these. It raises msgspec.MsgspecError."""
+    call: Any = msgspec.defstruct(
+        "CopiedCall",
+        [
+            *[(field, Any) for field in FIELDS],
+            ("address", CopiedAddress | None),
+            ("status", CopiedStatus | None),
+            ("extra", dict[str, str]),
+            *[(field, str | None, None) for field in promoted],
+        ],
+        rename=FIELDS,
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    fields: list[Any] = [("calls", list[call], []), ("call", call | None, None)]
+    return msgspec.json.Decoder(msgspec.defstruct("Item", fields, bases=(Item,)))
+
+
+def promoted_fields(line: bytes) -> list[str]:
+    """The fields of an item's first call that the API does not define, which are promoted. Raises ValueError."""
+    item = msgspec.json.decode(line, type=Item)
+    found = [name for call in [item.call, *item.calls][:2] if call for name in call if name not in KNOWN]
+    if wrong := [name for name in found if not CAMEL_CASE.fullmatch(name)]:
+        raise ValueError(f"the gateway has fields that this program cannot store: {', '.join(wrong)}")
+    return found
 
 
 class Page(NamedTuple):
@@ -70,15 +90,9 @@ def parse_page(body: bytes) -> Page:
         raise ValueError("the page has no last line") from error
 
 
-def parse_item(line: bytes) -> Item:
-    """Parse an item of the feed. Raises msgspec.MsgspecError."""
-    return _decoder.decode(line)
-
-
 def row_of(call: Any) -> Row:  # noqa: ANN401 - a CopiedCall
     """The columns of a call."""
-    *fields, address, status, extra = astuple(call)
-    return *fields, *astuple(address or NO_ADDRESS), *astuple(status or NO_STATUS), encode(extra).decode()
-
-
-_decoder = msgspec.json.Decoder(Item)
+    values = astuple(call)
+    address, status, extra, *promoted = values[len(FIELDS) :]
+    nested = *astuple(address or NO_ADDRESS), *astuple(status or NO_STATUS), encode(extra).decode()
+    return *values[: len(FIELDS)], *nested, *promoted

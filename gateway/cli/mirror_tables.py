@@ -4,9 +4,14 @@ Rules:
 - SQL is written once. `DIALECTS` has the words in which the two differ. Times are texts such as 2026-11-01T08:49:51Z in
   SQLite, whose date functions read them, and TIMESTAMPTZ in PostgreSQL.
 - `STEPS` are never edited: a change of the tables is another step.
+- A promoted field is a column `extra_…`. It is added when the first call with the field arrives, and never dropped: it
+  is NULL in calls that arrive without the field, whose text is then in `extra` alone.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
 
 # Fields of a call in the feed, by the names of their columns, in the order of the table.
 FIELDS = {
@@ -40,6 +45,8 @@ ADDRESS = {
 }
 STATUS = {"status_reviewed": "reviewed", "status_sales": "sales", "status_journal": "journal"}
 COLUMNS = (*FIELDS, *ADDRESS, *STATUS, "extra")
+PROMOTED = "extra_"  # the beginning of the columns of promoted fields
+MAX_NAME = 63  # bytes of a name in PostgreSQL
 STEPS = (
     """
     CREATE TABLE feed (
@@ -95,15 +102,7 @@ DIALECTS = {
         "differs": "IS DISTINCT FROM",
     },
 }
-UPSERT = f"""
-    INSERT INTO calls (feed_id, {", ".join(COLUMNS)}, first_seen_at, changed_at)
-    VALUES ({", ".join("?" * (len(COLUMNS) + 3))})
-    ON CONFLICT (feed_id, client_code, id) DO UPDATE SET removed_at = NULL, changed_at = excluded.changed_at,
-        {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[2:])}
-    WHERE calls.removed_at IS NOT NULL
-        OR ({", ".join(f"calls.{column}" for column in COLUMNS[2:])}) {{differs}}
-            ({", ".join(f"excluded.{column}" for column in COLUMNS[2:])})
-"""  # noqa: S608 - of constants
+ADD_COLUMN = "ALTER TABLE calls ADD COLUMN {column} TEXT"
 DELETE = "DELETE FROM calls WHERE feed_id = ? AND client_code = ? AND id = ?"
 MARK_REMOVED = (
     "UPDATE calls SET removed_at = ?, changed_at = ? "
@@ -112,3 +111,24 @@ MARK_REMOVED = (
 IN_WINDOW = (
     "SELECT client_code, id FROM calls WHERE feed_id = ? AND start_time >= ? AND start_time < ? AND removed_at IS NULL"
 )
+
+
+def column_of(field: str) -> str:
+    """The column of a promoted field, such as `extra_caller_name` of `callerName`."""
+    return (PROMOTED + re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", field))[:MAX_NAME]
+
+
+def upsert(promoted: Sequence[str] = (), others: Iterable[str] = ()) -> str:
+    """Insert a call, or update it if it differs: its columns, those of promoted fields, and NULL in `others`."""
+    told, nulls = [*COLUMNS, *promoted], sorted(others)
+    columns = [*told, "first_seen_at", "changed_at", *nulls]
+    values = ["?"] * (len(told) + 2) + ["NULL"] * len(nulls)
+    compared = [*told[2:], *nulls]
+    return f"""
+        INSERT INTO calls (feed_id, {", ".join(columns)}) VALUES (?, {", ".join(values)})
+        ON CONFLICT (feed_id, client_code, id) DO UPDATE SET removed_at = NULL, changed_at = excluded.changed_at,
+            {", ".join(f"{column} = excluded.{column}" for column in compared)}
+        WHERE calls.removed_at IS NOT NULL
+            OR ({", ".join(f"calls.{column}" for column in compared)}) {{differs}}
+                ({", ".join(f"excluded.{column}" for column in compared)})
+    """  # noqa: S608 - of constants, and of fields whose names are checked

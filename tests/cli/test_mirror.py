@@ -19,6 +19,7 @@ from gateway.cli import mirror, mirror_database, mirror_tables
 from gateway.cli.mirror_database import MirrorDatabase
 from gateway.cli.mirror_feed import parse_page
 from gateway.cli.mirror_tables import ADDRESS, FIELDS, STATUS
+from gateway.extra_fields import parse_extra_fields
 from gateway.model import CallerAddress, CallStatus
 from gateway.simulator.server import PATH, Options, create
 from tests.support.changing_simulator import PERIOD, changing
@@ -302,12 +303,14 @@ def test_without_a_gateway_it_reads_the_upstream_itself_and_goes_on_where_it_was
     simulator = create(Options(calls_per_day=50))
     with serving(simulator) as port:
         variables = {"GATEWAY_UPSTREAM_URL": f"http://127.0.0.1:{port}{PATH}"}
+        variables["GATEWAY_EXTRA_FIELDS"] = "CustomA:property"
         words = ["mirror", database.url, "--client", "8005550100"]
         first = run(*words, **variables)
         calls = database.calls()
         second = run(*words, **variables)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert 1000 < len(calls) < 1600
+    assert all(row["extra_property"] == row["extra"]["CustomA"] for row in calls.values())
     assert f'"told":{len(calls)},' in first.stderr
     told = re.findall(r'"told":(\d+)', second.stderr)
     assert sum(map(int, told)) <= 100  # what arrived meanwhile; not everything again
@@ -399,6 +402,63 @@ def test_tables_are_migrated_and_newer_ones_refused(
     assert copy(gateway) == 2
     assert "the tables are of version 2, and this program knows 1" in capsys.readouterr().err
     assert database.calls() == before
+
+
+def test_promoted_fields_are_columns_and_a_change_of_the_set_loses_nothing(
+    stand: Make, database: Database, copy: Copy, capsys: pytest.CaptureFixture[str]
+):
+    def promoted(fields: str, *words: str) -> dict[Key, Json]:
+        gateway = stand(extra_fields=parse_extra_fields(fields) if fields else ())
+        if told:  # the same gateway with another setting, which in this test has another port
+            database.query(f"UPDATE feed SET gateway = '{gateway.client.base_url}'")
+        assert copy(gateway, *words) == 0
+        told.update(listed(gateway, "/calls", client="*"))
+        return database.calls()
+
+    told: dict[Key, Json] = {}
+    plain = promoted("")
+    assert not [name for name in next(iter(plain.values())) if name.startswith("extra_")]
+    one = promoted("CustomA:property")
+    assert {key: row["extra_property"] for key, row in one.items()} == {
+        key: call["property"] for key, call in told.items()
+    }
+    two = promoted("CustomA:property,CallerName:callerName!personal", "--verify")
+    assert "verified" in capsys.readouterr().out
+    assert {key: (row["extra_property"], row["extra_caller_name"]) for key, row in two.items()} == {
+        key: (call["property"], call["callerName"]) for key, call in told.items()
+    }
+    assert any(row["extra_property"] for row in two.values())
+    other = promoted("CallerName:callerName")
+    assert {key: row["extra_caller_name"] for key, row in other.items()} == {
+        key: row["extra_caller_name"] for key, row in two.items()
+    }
+    assert {row["extra_property"] for row in other.values()} == {None}
+    assert {key: row["extra"] for key, row in other.items()} == {key: row["extra"] for key, row in plain.items()}
+
+
+def test_copies_of_gateways_with_other_promoted_fields_share_the_table(stand: Make, database: Database, copy: Copy):
+    one, other = (stand(extra_fields=parse_extra_fields(f"CustomA:{name}")) for name in ("property", "site"))
+    client = ["--client", "8005550100"]
+    for _ in range(2):
+        assert copy(one, *client) == 0
+        assert copy(other, *client, "--name", "other") == 0
+    first, second = database.calls(1), database.calls(2)
+    assert {row["extra_site"] for row in first.values()} == {row["extra_property"] for row in second.values()} == {None}
+    assert {key: row["extra_property"] for key, row in first.items()} == {
+        key: row["extra_site"] for key, row in second.items()
+    }
+    assert {row["extra_site"] for row in second.values()} != {None}
+
+
+def test_a_field_whose_name_is_no_column_is_refused(stand: Make, database: Database, copy: Copy):
+    assert copy(stand()) == 0
+    opened = MirrorDatabase(database.url)
+    opened.open()
+    feed = opened.feed("calls", "", "*", status=False)
+    end = b'{"page":{"next":"x","upToDate":false,"calls":null},"meta":{"start":"","asOf":"","completeThrough":null}}'
+    with pytest.raises(ValueError, match="cannot store: x TEXT"):
+        opened.apply(feed, parse_page(b'{"op":"upsert","call":{"x TEXT; DROP TABLE calls":"1"}}\n' + end))
+    opened.close()
 
 
 def test_a_terminal_sees_the_progress(stand: Make, tmp_path: Path):
