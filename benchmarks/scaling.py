@@ -10,7 +10,9 @@ Assumptions:
 - Every gap costs a separate POST. In fact, clients that need the same window share POSTs, so this is an upper bound.
 - Replicas share a level 2 and their flights. Without a level 2, each replica sends its own POSTs.
 - The Callbutton server answers a POST within half a second.
-- Every client has 200 calls per day. Memory per call is measured on the simulator's calls.
+- Every client has 200 calls per day. An unpacked call takes what `level1` counts for the simulator's calls, a packed
+  one the most that `benchmarks.memory` measures. Extents and days take what `level1` counts for them.
+- Besides the calls, the cache keeps a summary by day of each client.
 
 A client's POSTs depend only on its read rate, so each of a few rates is simulated once. The totals sum over the
 clients, each rounded up to a simulated rate.
@@ -23,9 +25,11 @@ import random
 from bisect import bisect_left
 
 from benchmarks.cache import NOW, Upstream
-from gateway.cache.extents import Extent, overlay
+from gateway.cache.aggregates import CALLER_BYTES, PART_BYTES
+from gateway.cache.extents import Extent, by_day, overlay
 from gateway.cache.freshness import Rule, gaps
-from gateway.cache.level1 import bytes_of
+from gateway.cache.level1 import DAY_BYTES, EXTENT_BYTES, bytes_of
+from gateway.cache.packed_calls import BLOCK_BYTES, SEQUENCE_BYTES
 from gateway.callbutton.wait_queue import Waiters
 from gateway.model import Window
 from gateway.simulator.server import Options
@@ -39,12 +43,14 @@ HOURS = 3.0
 SIZES = [(100, 300), (1_000, 5_000), (10_000, 100_000)]
 MINIMA = (15, 60, 300)  # GATEWAY_FRESH_MIN, in seconds
 POST_SECONDS = 0.5
+PACKED_BYTES = 101  # of a packed call, as benchmarks.memory measures
+AGGREGATE_BYTES = 2 * PART_BYTES + CALLS_PER_DAY * (CALLER_BYTES + 42) + 2000  # of a day: its callers, and their waits
 
 
-def cost_of_client(reads: float, rule: Rule, every: float = EVERY) -> tuple[float, float]:
-    """POSTs per second for a client read `reads` times per second, and the seconds of calls fetched per second.
+def cost_of_client(reads: float, rule: Rule, every: float = EVERY) -> tuple[float, float, int]:
+    """The load of a client that is read `reads` times per second.
 
-    Each of its dashboards reloads `every` so many seconds.
+    Each of its dashboards reloads `every` so many seconds. Returns its POSTs per second, the seconds of calls fetched per second, and the extents held in the end.
     """
     chance = random.Random(1)
     extents: list[Extent] = []
@@ -61,7 +67,7 @@ def cost_of_client(reads: float, rule: Rule, every: float = EVERY) -> tuple[floa
                 posts, asked = posts + 1, asked + gap.end - gap.start
         extents = held
         now += chance.uniform(0.8, 1.2) / reads if reads <= 1 / every else chance.expovariate(reads)
-    return posts / (end - warm), asked / (end - warm)
+    return posts / (end - warm), asked / (end - warm), sum(1 for extent in extents for _ in by_day(extent))
 
 
 def dashboards_of(clients: int, dashboards: int) -> list[int]:
@@ -87,19 +93,20 @@ def rows() -> list[str]:
     call = asyncio.run(bytes_of_a_call())
     lines = [
         "| clients | dashboards | read | `freshMin` | responses/s | POSTs/s | POSTs per response | in flight "
-        "| calls fetched/s | memory |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| calls fetched/s | unpacked | packed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     spread = {size: dashboards_of(*size) for size in SIZES}
     for minimum in MINIMA:
         costs = [cost_of_client(rate, Rule(minimum)) for rate in RATES]
         for (clients, dashboards), counts in spread.items():
-            posts = asked = 0.0
-            for count in counts:
-                nearest = min(bisect_left(RATES, count / EVERY), len(RATES) - 1)
-                posts, asked = posts + costs[nearest][0], asked + costs[nearest][1]
+            nearest = [min(bisect_left(RATES, count / EVERY), len(RATES) - 1) for count in counts]
+            posts, asked, extents = (sum(column) for column in zip(*[costs[one] for one in nearest], strict=True))
             answers = dashboards / EVERY
-            memory = len(counts) * CALLS_PER_DAY * WINDOW / DAY * call / 1024**2
+            days = len(counts) * WINDOW // DAY
+            besides = extents * EXTENT_BYTES + days * (DAY_BYTES + AGGREGATE_BYTES)
+            unpacked = days * CALLS_PER_DAY * call + besides
+            packed = days * CALLS_PER_DAY * PACKED_BYTES + extents * (SEQUENCE_BYTES + BLOCK_BYTES) + besides
             figures = [
                 f"{clients:,}",
                 f"{dashboards:,}",
@@ -110,7 +117,8 @@ def rows() -> list[str]:
                 f"{posts / answers:.2f}",
                 f"{posts * POST_SECONDS:,.0f}",
                 f"{asked * CALLS_PER_DAY / DAY:,.0f}",
-                f"{memory:,.0f} MiB",
+                f"{unpacked / 1024**2:,.0f} MiB",
+                f"{packed / 1024**2:,.0f} MiB",
             ]
             lines.append(f"| {' | '.join(figures)} |")
     return lines

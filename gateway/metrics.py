@@ -184,6 +184,9 @@ class Metrics:
         self.repairs = counter("text_repairs", "Repairs to the text of replies.", repair=REPAIRS)
         self.lookups = counter("cache_lookups", "Windows looked up in the cache, one for each client.", result=LOOKUPS)
         self.cache_bytes = gauge("cache_bytes", "Estimated size of all that GATEWAY_CACHE_BYTES bounds.")
+        self.packings = counter(
+            "cache_packings", "Days of a client that were packed to stay within GATEWAY_CACHE_BYTES."
+        )
         self.evictions = counter("cache_evictions", "Extents evicted to stay within GATEWAY_CACHE_BYTES.")
         self.joined = counter("flights_joined", "Reads that joined a flight in progress.")
         self.batch_codes = histogram("batch_codes", "Client codes in a flight.", buckets=COUNTS)

@@ -38,7 +38,7 @@ from gateway.cache.extents import Extent
 from gateway.cache.freshness import Provenance
 from gateway.errors import UpstreamFailed
 from gateway.model import EVERY_CLIENT, Window, about
-from gateway.slices import Steps, in_slices
+from gateway.slices import Steps, in_slices, parts_of
 
 MAX_PARTS = 100_000  # buckets of groups that are counted to find the top groups; about 100 MB
 
@@ -97,8 +97,9 @@ async def list_clients(request: Request[Any, Any, State]) -> Response[Any]:
     def count(extents: Sequence[Extent]) -> Steps[None]:
         for extent in extents:
             for code, listed in extent.by_client.items():
-                calls[code] += len(keep(listed))
-                yield
+                for step in parts_of(listed):
+                    calls[code] += len(keep(step))
+                    yield
 
     async with responses.counting_turn(request):
         source, unreadable = await responses.count_window(services, context, cache_query, count)

@@ -15,6 +15,8 @@ Begin reading with `reader`, which reads the calls of a window; `extents` and `f
     client_profiles  how the upstream echoes each client, and its limits
     level1           extents in process, within a bound of bytes
     level2           extents that replicas share in Redis or Valkey
+    packed_calls     calls in compressed blocks, of which a read unpacks what it needs; pure
     freshness        which points are stale, and which windows to POST; pure
+    deduplication    the later version of a record that several extents have; pure
     extents          windows of one client with the time of their POST; pure
 """

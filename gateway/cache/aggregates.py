@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec import Struct
 
 from gateway.cache.extents import Extent, Keep, instant
+from gateway.cache.packed_calls import in_whole_seconds
 from gateway.model import Call, CallResult, Window
 from gateway.slices import Steps
 
@@ -41,6 +42,7 @@ STEP_GROUPS = 100  # groups counted in one step
 STEP_PARTS = 500  # parts whose keys are looked up in one step
 STEP_ITEMS = 4000  # callers and waits merged in one step
 ITEMS_OF_PART = 10  # callers whose merging takes as long as a part without any
+CALLER_BYTES = 60  # of the text of a caller
 PART_BYTES = 700  # of a part and its key, without its callers and waits
 
 
@@ -130,7 +132,8 @@ def aggregate(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
 def _bytes_of(known: Aggregate) -> int:
     sets = {id(one): one for part in known.parts.values() for one in (part.callers, part.waits)}
     sets |= {id(one): one for one in known.firsts.values()}
-    return PART_BYTES * (len(known.parts) + 1) + sum(map(sys.getsizeof, sets.values()))
+    callers = sum([len(part.callers) for part in known.parts.values()])  # their calls may be packed or evicted
+    return PART_BYTES * (len(known.parts) + 1) + sum(map(sys.getsizeof, sets.values())) + CALLER_BYTES * callers
 
 
 def _count(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
@@ -139,14 +142,8 @@ def _count(extent: Extent, spec: AggregateSpec) -> Steps[Aggregate]:
     seen = set[str]()
     slots = spec.slots(extent.window) if extent.calls else ()
     edges = [instant(start) for start, _ in slots[1:]]
-    reached = 0
-    while reached < len(extent.calls):
-        # A step ends with a second: calls of one second are put in order together.
-        last = extent.calls[min(reached + STEP_CALLS, len(extent.calls)) - 1].start_time
-        after = bisect_right(extent.calls, last, reached, key=_start_time)
-        calls = spec.keep(extent.calls[reached:after])
-        reached = after
-        if calls:
+    for step in in_whole_seconds(extent.calls, STEP_CALLS):  # calls of one second are put in order together
+        if calls := spec.keep(step):
             starts = [call.start_time for call in calls]
             calls = calls if spec.groups is None else _in_order(calls, starts)
             first = bisect_right(edges, starts[0])

@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from gateway.cache.packed_calls import PackedCalls, ids_of, pack_calls, place_of, start_of
 from gateway.memory import Memo
 from gateway.model import Call, UnreadableCall, Window, text_reader
 from gateway.slices import Steps, finish, parts_of, sorted_in_steps
 
 DAY = 86400
+LONG = 32 * DAY
 QUARTER = 900  # seconds
+ID_BYTES = 64  # of an id in a set
 SUMS = "hour sums"  # begins the names of fingerprints in a memo
 _start_time = attrgetter("start_time")
 
@@ -44,27 +46,37 @@ class Extent(Struct, frozen=True, dict=True):
 
     window: Window
     sent: float
-    calls: tuple[Call, ...] = ()
+    calls: Sequence[Call] = ()
     unreadable: tuple[UnreadableCall, ...] = ()
-    listed: dict[str, tuple[Call, ...]] | None = None
+    listed: Mapping[str, Sequence[Call]] | None = None
 
     @property
-    def by_client(self) -> Mapping[str, tuple[Call, ...]]:
+    def by_client(self) -> Mapping[str, Sequence[Call]]:
         """The calls by client code. An extent that lists no codes is of one client."""
         if self.listed is not None:
             return self.listed
+        if isinstance(self.calls, PackedCalls):
+            return {self.calls.client_code: self.calls}
         return {self.calls[0].client_code: self.calls} if self.calls else {}
 
     def _ids(self) -> dict[str, list[str]]:
-        found = {code: [call.id for call in calls] for code, calls in self.by_client.items() if calls}
+        found = {code: ids_of(calls) for code, calls in self.by_client.items() if calls}
         for record in self.unreadable:
             found.setdefault(record.client_code, []).append(record.id)
         return found
 
-    @cached_property
+    @property
     def ids(self) -> dict[str, frozenset[str]]:
         """The ids of the records by client code, made when first needed: 5 % of the memory of the calls."""
-        return {code: frozenset(ids) for code, ids in self._ids().items()}
+        memo = self.memo if isinstance(self.calls, PackedCalls) else None
+        found: dict[str, frozenset[str]] | None = self.__dict__.get("ids") if memo is None else memo.get("ids")
+        if found is None:
+            found = {code: frozenset(ids) for code, ids in self._ids().items()}
+            if memo is None:
+                self.__dict__["ids"] = found
+            else:
+                memo.put("ids", found, sum([sys.getsizeof(ids) + ID_BYTES * len(ids) for ids in found.values()]))
+        return found
 
     def ids_of(self, code: str) -> frozenset[str]:
         """The ids of one client's records."""
@@ -74,6 +86,11 @@ class Extent(Struct, frozen=True, dict=True):
     def id_ranges(self) -> dict[str, tuple[str, str]]:
         """Bounds of the ids by client code; ids are given out in order, so the ranges of days seldom overlap."""
         return {code: (min(ids), max(ids)) for code, ids in self._ids().items()}
+
+    def may_have_id(self, code: str, identity: str) -> bool:
+        """Whether an id is within the bounds of those of a client. False is certain."""
+        bounds = self.id_ranges.get(code)
+        return bounds is not None and bounds[0] <= identity <= bounds[1]
 
     @property
     def stored(self) -> Extent:
@@ -107,18 +124,22 @@ class Extent(Struct, frozen=True, dict=True):
         kept = self.memo.values if self.memo is not None else {}
         return own | {name[1]: found for name, found in kept.items() if isinstance(name, tuple) and name[0] == SUMS}
 
-    def may_have(self, field: str, text: str) -> bool:
+    def may_have(self, field: str, text: str) -> Steps[bool]:
         """Whether a call may have a text in a field (`model.text_reader`); False is certain.
 
-        The texts are collected when first needed.
+        The texts are collected when first needed, in steps.
         """
         memo = self.stored.memo
         if memo is None:
             return True
         texts: frozenset[str | None] | None = memo.get(("texts", field))
         if texts is None:
-            texts = frozenset(map(text_reader(field), self.stored.calls))
-            memo.put(("texts", field), texts, sys.getsizeof(texts))
+            found = set[str | None]()
+            for step in parts_of(self.stored.calls):
+                found.update(map(text_reader(field), step))
+                yield
+            texts = frozenset(found)
+            memo.put(("texts", field), texts, sys.getsizeof(texts) + sum(map(sys.getsizeof, texts)))
         return text in texts
 
     def within(self, window: Window) -> Extent:
@@ -133,6 +154,20 @@ class Extent(Struct, frozen=True, dict=True):
         if sums := self.hour_sums:
             part.__dict__["hour_sums"] = {view: found.cut(self.window, inside) for view, found in sums.items()}
         return part
+
+    @property
+    def can_be_packed(self) -> bool:
+        """Whether it is of one client, and has calls that are not packed."""
+        return self.listed is None and len(self.calls) > 0 and not isinstance(self.calls, PackedCalls)
+
+    def packed(self) -> Steps[Extent]:
+        """The same extent, and its memo, with its calls packed if they can be, in steps."""
+        if not self.can_be_packed:
+            return self
+        ((code, calls),) = self.by_client.items()
+        packed = msgspec.structs.replace(self, calls=(yield from pack_calls(code, calls)))
+        packed.__dict__.update(id_ranges=self.id_ranges, memo=self.memo)
+        return packed
 
     def view(self, window: Window) -> Extent:
         """The part inside a window, for a read. It keeps the id bounds of the whole extent."""
@@ -155,9 +190,9 @@ class Extent(Struct, frozen=True, dict=True):
         return None if calls is None else Extent(self.window, self.sent, calls, unreadable)
 
 
-def _cut(calls: tuple[Record, ...], window: Window) -> tuple[Record, ...]:
-    first, last = (bisect_left(calls, instant(edge), key=_start_time) for edge in (window.start, window.end))
-    return calls[first:last]
+def _cut(calls: Sequence[Record], window: Window) -> Sequence[Record]:
+    first, after = place_of(calls, window.start), place_of(calls, window.end)
+    return calls.part(first, after) if isinstance(calls, PackedCalls) else calls[first:after]
 
 
 ExtentsByCode = dict[str, list[Extent]]  # extents by client code
@@ -221,7 +256,7 @@ def extent_of_all_in_steps(
     window: Window, sent: float, calls: Mapping[str, Sequence[Call]], unreadable: Sequence[UnreadableCall] = ()
 ) -> Steps[Extent]:
     """Make an extent as `make_extent_of_all` does, in steps."""
-    listed: dict[str, tuple[Call, ...]] = {}
+    listed: dict[str, Sequence[Call]] = {}
     for code, found in calls.items():
         listed[code] = (yield from extent_in_steps(window, sent, found)).calls
         yield
@@ -264,8 +299,8 @@ def overlay_clients(every: Extent, own: Mapping[str, Iterable[Extent]]) -> list[
                 part = extent.within(every.window)
                 parts.append(part)
                 inside = _cut(listed[code], part.window)
-                first = bisect_left(listed[code], instant(part.window.start), key=_start_time)
-                listed[code] = listed[code][:first] + listed[code][first + len(inside) :]
+                first = place_of(listed[code], part.window.start)
+                listed[code] = [*listed[code][:first], *listed[code][first + len(inside) :]]
                 replaced = {record for record in _cut(unreadable, part.window) if record.client_code == code}
                 unreadable = tuple([record for record in unreadable if record not in replaced])
     if not parts:
@@ -274,15 +309,15 @@ def overlay_clients(every: Extent, own: Mapping[str, Iterable[Extent]]) -> list[
     return [msgspec.structs.replace(every, calls=calls, unreadable=unreadable, listed=listed), *parts]
 
 
-def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
+def by_day(extent: Extent) -> Iterable[tuple[int | None, Extent]]:
     """The extent cut at UTC midnights, each part with its day's number since 1970.
 
-    A stretch of at least `long` seconds without calls is not cut, and has None: years without calls are one extent.
+    A stretch of at least `LONG` seconds without calls is not cut, and has None: years without calls are one extent.
     """
     reached = extent.window.start
     for busy_day in [*_busy_days(extent.calls), None]:
         until = extent.window.end if busy_day is None else busy_day * DAY
-        if until - reached >= long:
+        if until - reached >= LONG:
             yield None, extent.within(Window(reached, until))
             reached = until
         end = until if busy_day is None else min(extent.window.end, until + DAY)
@@ -291,13 +326,13 @@ def by_day(extent: Extent, long: int) -> Iterable[tuple[int | None, Extent]]:
         reached = max(reached, end)
 
 
-def _busy_days(calls: tuple[Call, ...]) -> Iterator[int]:
+def _busy_days(calls: Sequence[Call]) -> Iterator[int]:
     """The days, since 1970, on which calls start, at the cost of a binary search for each."""
     place = 0
     while place < len(calls):
-        day = int(calls[place].start_time.timestamp()) // DAY
+        day = start_of(calls, place) // DAY
         yield day
-        place = bisect_left(calls, instant((day + 1) * DAY), place, key=_start_time)
+        place = place_of(calls, (day + 1) * DAY)
 
 
 def covers(extents: Sequence[Extent], window: Window) -> bool:
@@ -315,77 +350,7 @@ def key_of(call: Call | UnreadableCall) -> Key:
     return call.client_code, call.id
 
 
-def repeated_ids(extents: Iterable[Extent]) -> Steps[dict[str, set[str]]]:
-    """The ids that more than one extent of a client has, by client code, in steps.
-
-    Only extents whose ranges of ids overlap are compared, each once with all before it.
-    """
-    by_client: dict[str, list[tuple[tuple[str, str], Extent]]] = defaultdict(list)
-    for extent in extents:
-        for code, bounds in extent.id_ranges.items():
-            by_client[code].append((bounds, extent))
-        yield
-    found: dict[str, set[str]] = {}
-    for code, ranges in by_client.items():
-        ranges.sort(key=itemgetter(0))
-        repeated = set[str]()
-        seen: set[str] | None = None  # the ids of the extents since the last gap between ranges
-        reached = ""
-        for place, ((least, greatest), extent) in enumerate(ranges):
-            if place == 0 or least > reached:
-                seen, reached = None, greatest
-                continue
-            if seen is None:
-                seen = set(ranges[place - 1][1].ids_of(code))
-            repeated |= seen & extent.ids_of(code)
-            seen |= extent.ids_of(code)
-            reached = max(reached, greatest)
-            yield
-        if repeated:
-            found[code] = repeated
-    return found
-
-
-def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
-    """The extents without the records of which another has a later version: of two with one id the later POST's counts.
-
-    Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
-    instant that of the later window counts, so that every reading chooses the same version (T2).
-    """
-    return finish(deduplicated_in_steps(extents))
-
-
-def deduplicated_in_steps(extents: Sequence[Extent]) -> Steps[Sequence[Extent]]:
-    """Deduplicate extents as `deduplicated` does, in steps."""
-    lost: dict[int, dict[str, Collection[str]]] = defaultdict(dict)  # ids by place in `extents` and client code
-    versions = [(extent.sent, extent.window.start) for extent in extents]
-    latest_first = sorted(range(len(extents)), key=versions.__getitem__, reverse=True)
-    for code, repeated in (yield from repeated_ids(extents)).items():
-        seen = set[str]()
-        for place in latest_first:
-            own = extents[place].ids_of(code) & repeated
-            if older := own & seen:
-                lost[place][code] = older
-            seen |= own
-            yield
-    kept = list(extents)
-    for place, ids in lost.items():
-        kept[place] = without_calls(extents[place], ids)
-        yield
-    return kept if lost else extents
-
-
-def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Extent:
-    """An extent without the records of some ids, by client code. Its window stays."""
-    unreadable = tuple([record for record in extent.unreadable if record.id not in lost.get(record.client_code, ())])
-    kept = {
-        code: tuple([call for call in calls if call.id not in lost[code]]) if code in lost else calls
-        for code, calls in extent.by_client.items()
-    }
-    return msgspec.structs.replace(finish(with_calls(extent, kept)), unreadable=unreadable)
-
-
-def with_calls(extent: Extent, by_client: dict[str, tuple[Call, ...]]) -> Steps[Extent]:
+def with_calls(extent: Extent, by_client: Mapping[str, Sequence[Call]]) -> Steps[Extent]:
     """An extent with other versions of its calls, which are in order, in steps."""
     if extent.listed is None:
         return msgspec.structs.replace(extent, calls=next(iter(by_client.values()), ()))

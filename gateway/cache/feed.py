@@ -26,6 +26,7 @@ from gateway.cache.extents import Extent, Key, instant, key_of
 from gateway.cache.feed_state import Cut, FeedState, Told, buckets
 from gateway.cache.fingerprints import MODULUS, NOTHING, STEP_CALLS, Fingerprint, View, hash_of, hour_sums
 from gateway.cache.level1 import bytes_of
+from gateway.cache.packed_calls import place_of
 from gateway.model import Call, Window
 from gateway.slices import Steps
 
@@ -81,7 +82,7 @@ class Snapshot(Struct, frozen=True):
         for extent in self._overlapping(window):
             if len(found) > count and found[-1].start_time < instant(extent.window.start):
                 break
-            place, end = [bisect_left(extent.calls, instant(edge), key=_start_time) for edge in astuple(window)]
+            place, end = [place_of(extent.calls, edge) for edge in astuple(window)]
             before = len(found)
             while place < end and len(found) - before <= count:
                 found += self.view.keep(extent.calls[place : min(end, place + STEP_CALLS)])
@@ -259,7 +260,9 @@ class _Answer:
         self._left -= changes.size
         self._upserts += changes.upserts
         for call in changes.removes:
-            if any(call.id in extent.ids_of(call.client_code) for extent in self._snapshot.extents):
+            code, identity = key_of(call)
+            near = [extent for extent in self._snapshot.extents if extent.may_have_id(code, identity)]
+            if any(identity in extent.ids_of(code) for extent in near):
                 self._moved.append((place, call))
             else:
                 self._removes.append(call)

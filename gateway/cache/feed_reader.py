@@ -15,7 +15,8 @@ from itertools import count
 
 from msgspec import Struct
 
-from gateway.cache.extents import Extent, Key, deduplicated_in_steps, key_of
+from gateway.cache.deduplication import deduplicated_in_steps
+from gateway.cache.extents import Extent, Key, key_of
 from gateway.cache.freshness import Provenance
 from gateway.cache.level1 import bytes_of
 from gateway.cache.reader import Cache, Query

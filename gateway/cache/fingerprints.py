@@ -8,16 +8,15 @@ Rules:
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
-from operator import attrgetter
 
 import msgspec
 from msgspec import Struct
 
-from gateway.cache.extents import SUMS, Extent, Keep, instant
+from gateway.cache.extents import SUMS, Extent, Keep
+from gateway.cache.packed_calls import place_of, start_of
 from gateway.model import Call, Window
 from gateway.slices import Steps
 
@@ -26,7 +25,6 @@ SIZE = 5  # bytes of a hash: two sets of calls have the same sum by chance once 
 MODULUS = 1 << 8 * SIZE
 STEP_CALLS = 200  # hashed in one step, about a millisecond
 HOUR_BYTES, SUMS_BYTES = 200, 500  # of a fingerprint, and of those of an extent without hours
-_start_time = attrgetter("start_time")
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
@@ -110,10 +108,11 @@ def hour_sums(extent: Extent, view: View) -> Steps[HourSums]:
         known = (yield from hour_sums(extent.stored, view)).cut(extent.stored.window, extent.window)
     if known is None or known.unknown:
         done = dict(known.known) if known is not None else {}
-        for hour, calls in _by_hour(extent, None if known is None else known.unknown):
+        for hour, places in _by_hour(extent.calls, None if known is None else known.unknown):
             done[hour] = NOTHING
-            for place in range(0, len(calls), STEP_CALLS):
-                done[hour] += fingerprint(view.keep(calls[place : place + STEP_CALLS]), view)
+            for place in places[::STEP_CALLS]:
+                calls = extent.calls[place : min(places.stop, place + STEP_CALLS)]
+                done[hour] += fingerprint(view.keep(calls), view)
                 yield
         known = HourSums(done)
     if memo is not None:
@@ -123,16 +122,15 @@ def hour_sums(extent: Extent, view: View) -> Steps[HourSums]:
     return known
 
 
-def _by_hour(extent: Extent, only: frozenset[int] | None) -> Iterator[tuple[int, Sequence[Call]]]:
-    """The calls of each hour, or of some hours."""
+def _by_hour(calls: Sequence[Call], only: frozenset[int] | None) -> Iterable[tuple[int, range]]:
+    """The places of the calls of each hour, or of some hours."""
     if only is not None:
         for hour in only:
-            first = bisect_left(extent.calls, instant(hour), key=_start_time)
-            yield hour, extent.calls[first : bisect_left(extent.calls, instant(hour + HOUR), first, key=_start_time)]
+            yield hour, range(place_of(calls, hour), place_of(calls, hour + HOUR))
         return
     place = 0
-    while place < len(extent.calls):
-        hour = _hour(int(extent.calls[place].start_time.timestamp()))
-        end = bisect_left(extent.calls, instant(hour + HOUR), place, key=_start_time)
-        yield hour, extent.calls[place:end]
-        place = end
+    while place < len(calls):
+        hour = _hour(start_of(calls, place))
+        places = range(place, place_of(calls, hour + HOUR))
+        yield hour, places
+        place = places.stop

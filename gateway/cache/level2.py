@@ -24,8 +24,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import GenericAlias
-from typing import Any, NamedTuple, get_type_hints
+from typing import NamedTuple, get_type_hints
 
 import msgspec
 
@@ -39,7 +38,7 @@ from gateway.cache.extents import (
     extent_of_all_in_steps,
     instant,
 )
-from gateway.cache.level1 import LONG
+from gateway.cache.packed_calls import BLOCK_SIZE, compress, decompress
 from gateway.cache.single_flight import Gap
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, CallerAddress, CallStatus, UnreadableCall, Window
@@ -53,9 +52,9 @@ MAX_KEYS = 2000  # of a lookup, 170 years; the oldest are left out
 MAX_BYTES = 2**24  # of the answer to a lookup: 100 ms of a network of 1 Gbit/s
 CHUNK_SIZE = 2**20  # bytes of one command that stores
 MAX_STORES = 100  # at the same time; more are dropped
-STEP_CALLS = 200  # calls packed or unpacked in one step; half a millisecond
+MAX_BLOCK_BYTES = 2**24  # of a block of calls, without compression
 DIGEST_SIZE = 16  # bytes; 128 bits, which cannot be guessed
-VERSION = 3  # of the layout
+VERSION = 4  # of the layout
 
 LOOKUP = load_script("extent_fields", "extents_lookup")
 STORE = load_script("extent_fields", "extents_store")
@@ -79,7 +78,7 @@ class Found(NamedTuple):
     extent: Extent
 
 
-Keep = Callable[[Found], bool]
+Keep = Callable[[Found], Steps[bool]]
 
 
 class Wanted(NamedTuple):
@@ -167,7 +166,9 @@ class Level2:
                     together.append(value)
                 if want.code != EVERY_CLIENT or len(together) == SPREAD:
                     extent = await in_slices(assembled(want.code, together))
-                    if extent is not None and self._keep(one := Found(want.code, value.status, extent)):
+                    if extent is not None and await in_slices(
+                        self._keep(one := Found(want.code, value.status, extent))
+                    ):
                         found.append(one)
                         results[want] = "found"
                 await asyncio.sleep(0)  # a long answer must not hold the loop
@@ -197,7 +198,7 @@ class Level2:
         size = 0
         try:
             for code, status, extent in extents:
-                for day, piece in by_day(extent, LONG):
+                for day, piece in by_day(extent):
                     for name, part in parts_by_name(code, piece).items():
                         value = await in_slices(pack(name, part, self._key, status=status))
                         keys.append(self._key_of(name, "long" if day is None else day * DAY // BLOCK))
@@ -213,21 +214,13 @@ class Level2:
             self._stores -= 1
 
 
-def _values(kind: type, **others: object) -> GenericAlias:
-    """The values of a Struct, in order, as the type of a tuple."""
-    return GenericAlias(tuple, tuple((get_type_hints(kind) | others).values()))
-
-
-_ADDRESS = _values(CallerAddress)
-_STATUS = _values(CallStatus)
-_CALL = _values(Call, address=_ADDRESS | None, status=_STATUS | None)
 _KINDS = (Call, CallerAddress, CallStatus, UnreadableCall)
 _FIELDS = [(name, str(hint)) for kind in _KINDS for name, hint in get_type_hints(kind).items()]
 LAYOUT = f"{VERSION}.{hashlib.sha256(repr(_FIELDS).encode()).hexdigest()[:8]}"
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(tuple[bool, int, int, float, list[UnreadableCall], dict[str, msgspec.Raw]])
-_rows_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(GenericAlias(tuple, (_CALL, ...)))
+# With status or not, the window, when its POST was sent, unreadable records, packed calls by client code.
+_decoder = msgspec.msgpack.Decoder(tuple[bool, int, int, float, list[UnreadableCall], dict[str, list[bytes]]])
 
 
 def space_of(source: str, signing_key: bytes) -> tuple[str, bytes]:
@@ -248,7 +241,7 @@ def parts_by_name(code: str, extent: Extent) -> dict[str, Extent]:
     """The extent of a client, or the parts of one of every client. Those have no calls beside those that they list."""
     if extent.listed is None:
         return {code: extent}
-    listed: dict[str, dict[str, tuple[Call, ...]]] = {name: {} for name in PART_NAMES}
+    listed: dict[str, dict[str, Sequence[Call]]] = {name: {} for name in PART_NAMES}
     unreadable: dict[str, list[UnreadableCall]] = defaultdict(list)
     for client, calls in extent.listed.items():
         listed[part_of(client)][client] = calls
@@ -265,15 +258,15 @@ def sealed(name: str, body: bytes, key: bytes) -> bytes:
 
 
 def pack(name: str, extent: Extent, key: bytes = b"", *, status: bool) -> Steps[bytes]:
-    """Render an extent of a client, or a part, in steps: a digest, then msgpack without names of fields."""
+    """Render an extent of a client, or a part, in steps: a digest, then msgpack with packed calls."""
     by_code = {name: extent.calls} if extent.listed is None else extent.listed
-    calls: dict[str, list[list[Any]]] = {owner: [] for owner in by_code}
-    for owner, found in by_code.items():
-        for step in parts_of(found, STEP_CALLS):
-            calls[owner] += map(_row, step)
+    blocks: dict[str, list[bytes]] = {owner: [] for owner in by_code}
+    for owner, calls in by_code.items():
+        for step in parts_of(calls, BLOCK_SIZE):
+            blocks[owner].append(compress(step))
             yield
     window = extent.window
-    body = _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, calls))
+    body = _encoder.encode((status, window.start, window.end, extent.sent, extent.unreadable, blocks))
     yield
     return sealed(name, body, key)
 
@@ -288,14 +281,14 @@ def unpack(name: str, value: bytes, key: bytes, code: str) -> Steps[Value | None
         return None
     yield
     try:
-        status, start, end, sent, unreadable, rows = _decoder.decode(body)
-        if not (0 <= start < end and 0 <= sent < math.inf) or (name[0] != EVERY_CLIENT and rows.keys() != {code}):
+        status, start, end, sent, unreadable, blocks = _decoder.decode(body)
+        if not (0 <= start < end and 0 <= sent < math.inf) or (name[0] != EVERY_CLIENT and blocks.keys() != {code}):
             return None
         instant(end)  # is possible
-        calls: dict[str, list[Call]] = {owner: [] for owner in rows if code in (owner, EVERY_CLIENT)}
+        calls: dict[str, list[Call]] = {owner: [] for owner in blocks if code in (owner, EVERY_CLIENT)}
         for owner, found in calls.items():
-            for step in parts_of(_rows_decoder.decode(rows[owner]), STEP_CALLS):
-                found += map(_call, step)
+            for block in blocks[owner]:
+                found += decompress(block, MAX_BLOCK_BYTES)
                 yield
         return Value(status, Window(start, end), sent, calls, unreadable)
     except (msgspec.DecodeError, ValueError, OverflowError, OSError):  # the last three for impossible instants
@@ -311,24 +304,3 @@ def assembled(code: str, values: Sequence[Value]) -> Steps[Extent | None]:
         return (yield from extent_of_all_in_steps(first.window, first.sent, calls, unreadable))
     own = [record for record in unreadable if record.client_code == code]
     return (yield from extent_in_steps(first.window, first.sent, calls[code], own)) if code in calls else None
-
-
-def _row(call: Call) -> list[Any]:
-    row = list(msgspec.structs.astuple(call))
-    for place in (_ADDRESS_AT, _STATUS_AT):
-        if row[place] is not None:
-            row[place] = msgspec.structs.astuple(row[place])
-    return row
-
-
-def _call(row: Sequence[Any]) -> Call:
-    values = dict(zip(Call.__struct_fields__, row, strict=True))
-    if values["address"] is not None:
-        values["address"] = CallerAddress(**dict(zip(CallerAddress.__struct_fields__, values["address"], strict=True)))
-    if values["status"] is not None:
-        values["status"] = CallStatus(**dict(zip(CallStatus.__struct_fields__, values["status"], strict=True)))
-    return Call(**values)
-
-
-_ADDRESS_AT = Call.__struct_fields__.index("address")
-_STATUS_AT = Call.__struct_fields__.index("status")

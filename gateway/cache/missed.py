@@ -24,6 +24,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from gateway.cache.extents import Extent, Keep
+from gateway.cache.level1 import bytes_of
 from gateway.cache.scans import Position, order
 from gateway.model import Call, CallResult, SalesStatus, Window
 from gateway.slices import STEP, Steps
@@ -125,7 +126,8 @@ class MissedCallers:
             found = yield from self._find(extent, counts=counts)
             if memo is not None:
                 size = CALLER_BYTES * (len(found.missed) + len(found.connected)) + sys.getsizeof(found.unanswered)
-                memo.put(name, found, EXTENT_BYTES + size)
+                calls = [one.last for one in found.missed.values()]  # the extent's, until it is packed
+                memo.put(name, found, EXTENT_BYTES + size + bytes_of(calls))
         return found
 
     def _find(self, extent: Extent, *, counts: bool) -> Steps[ExtentCallers]:

@@ -15,7 +15,6 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from functools import cached_property
 
 import msgspec
@@ -23,12 +22,14 @@ from msgspec import Struct
 
 from gateway import tracing
 from gateway.cache.client_profiles import ClientProfiles
-from gateway.cache.extents import Extent, ExtentsByCode, by_day, covers, deduplicated, overlay_all, overlay_clients
+from gateway.cache.deduplication import deduplicated
+from gateway.cache.extents import Extent, ExtentsByCode, by_day, covers, overlay_all, overlay_clients
 from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Provenance, Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
-from gateway.cache.level1 import LONG, SKEW, Level1
+from gateway.cache.level1 import SKEW, Level1
 from gateway.cache.level2 import Found, Level2, space_of
+from gateway.cache.packed_calls import ids_of, start_of
 from gateway.cache.replies import Replies, lateness
 from gateway.cache.single_flight import Gap, SingleFlight, Subscription
 from gateway.callbutton.central_time import align_to_fold
@@ -38,7 +39,7 @@ from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.model import EVERY_CLIENT, Call, Window
 from gateway.redis_client import RedisClient
-from gateway.slices import Steps, finish, in_slices, parts_of
+from gateway.slices import Steps, in_slices, parts_of
 
 MAX_ATTEMPTS = 4  # of a read: together, first windows alone, the rest together, the rest alone
 STEP_OBSERVED = 100  # measurements of one step; each takes 10 microseconds
@@ -214,15 +215,14 @@ class Cache:
 
     async def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
         """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
-        now, found = self._clock(), list[tuple[float, int, datetime]]()
+        now, found = self._clock(), list[tuple[float, int, int]]()
         for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status):
-            if (bounds := extent.id_ranges.get(code)) and bounds[0] <= identity <= bounds[1]:
-                starts = [call.start_time for call in extent.calls if call.id == identity]
-                found += [(extent.sent, extent.window.start, start) for start in starts]
+            if extent.may_have_id(code, identity) and identity in (ids := ids_of(extent.calls)):
+                found.append((extent.sent, extent.window.start, start_of(extent.calls, ids.index(identity))))
                 await asyncio.sleep(0)  # a day's calls at a time
         if not found:
             return None
-        second = int(max(found)[2].timestamp())
+        second = max(found)[2]
         return Window(second, second + 1)
 
     def _result(
@@ -283,22 +283,22 @@ class Cache:
             parts = [part for rest in parts for part in rest.without(one.window)]
         stored: list[Extent] = []
         for part in parts:
-            for _, piece in by_day(part, LONG):
-                self._level1.store(code, piece, status=status)
+            for _, piece in by_day(part):
+                yield from self._level1.store(code, piece, status=status)
                 stored.append(piece)
-                yield
         return stored if believed else inside + stored
 
-    def _keep(self, found: Found) -> bool:
+    def _keep(self, found: Found) -> Steps[bool]:
         """Store an extent of level 2 in level 1, unless a clock was wrong or it is doubted."""
         code, status, extent = found
         if extent.sent > self._clock() + SKEW:
             self._metrics.skew.inc()
             return False
         held = self._level1.lookup(code, extent.window, self._clock(), status=status)
-        if not finish(self._replies.believes(extent, [one.within(extent.window) for one in held], status=status)):
+        inside = [one.within(extent.window) for one in held]
+        if not (yield from self._replies.believes(extent, inside, status=status)):
             return False
-        self._level1.store(code, extent, status=status)
+        yield from self._level1.store(code, extent, status=status)
         return True
 
     def _rule(self, code: str, *, status: bool) -> Rule:

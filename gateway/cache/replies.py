@@ -98,8 +98,9 @@ class Replies:
             if profile.has_status and has_none:
                 had = set[str]()
                 for extent in held:
-                    had.update([call.id for call in extent.by_client.get(code, ()) if call.status not in NO_STATUSES])
-                    yield
+                    for step in parts_of(extent.by_client.get(code, ())):
+                        had.update([call.id for call in step if call.status not in NO_STATUSES])
+                        yield
                 profile.has_status = had.isdisjoint([call.id for call in calls] if had else ())
             if profile.has_status and has_none:
                 known.add(code)
@@ -121,14 +122,15 @@ def keep_inferred(new: Extent, held: Iterable[Extent]) -> Steps[Extent]:
         return new
     known: dict[tuple[str, str], Call] = {}
     for extent in held:
-        known |= {
-            key: call
-            for call in extent.calls
-            if call.start_time_certainty is StartTimeCertainty.INFERRED
-            and (one := assumed.get(key := key_of(call))) is not None
-            and is_same_wall_time(one.start_time, call.start_time)
-        }
-        yield
+        for step in parts_of(extent.calls):
+            known |= {
+                key: call
+                for call in step
+                if call.start_time_certainty is StartTimeCertainty.INFERRED
+                and (one := assumed.get(key := key_of(call))) is not None
+                and is_same_wall_time(one.start_time, call.start_time)
+            }
+            yield
 
     def settle(call: Call) -> Call:
         if (found := known.get(key_of(call))) is None:
@@ -141,7 +143,7 @@ def keep_inferred(new: Extent, held: Iterable[Extent]) -> Steps[Extent]:
 
 def _changed(extent: Extent, change: Callable[[Call], Call]) -> Steps[Extent]:
     """An extent whose calls are changed one by one, in steps."""
-    by_client: dict[str, tuple[Call, ...]] = {}
+    by_client: dict[str, Sequence[Call]] = {}
     for code, calls in extent.by_client.items():
         changed: list[Call] = []
         for step in parts_of(calls):

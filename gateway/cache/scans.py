@@ -27,8 +27,10 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from gateway.cache.extents import DAY, Extent, Keep, Key, deduplicated_in_steps, instant, without_calls
+from gateway.cache.deduplication import deduplicated_in_steps, without_calls
+from gateway.cache.extents import DAY, Extent, Keep, Key, instant
 from gateway.cache.freshness import Provenance
+from gateway.cache.packed_calls import in_whole_seconds, starts_of
 from gateway.cache.reader import Cache, Query, ReadResult
 from gateway.callbutton.central_time import align_to_fold
 from gateway.model import Call, UnreadableCall, Window
@@ -101,15 +103,23 @@ async def read_page(
         second = math.floor(after.start_time.timestamp())
         rest = Window(rest.start, min(rest.end, second + 1)) if newest_first else Window(second, rest.end)
     first = rest
+    step_size = min(max(limit + 1, FIRST_CALLS), STEP_CALLS)
     held = await cache.held(msgspec.structs.replace(query, window=window))
 
     def from_page(extent: Extent) -> Steps[Sequence[Call]]:
-        if not all(extent.may_have(field, text) for field, text in (texts or {}).items()):
-            return ()
-        kept = yield from _kept(extent.calls, keep)
-        if after is None:
-            return kept
-        return [call for call in kept if (order(call) < after if newest_first else order(call) > after)]
+        for field, text in (texts or {}).items():
+            if not (yield from extent.may_have(field, text)):
+                return ()
+        kept: list[Call] = []  # as many as the page can show, with all of the last one's second
+        for step in in_whole_seconds(extent.calls, step_size, backwards=newest_first):
+            found = keep(step)
+            if after is not None:
+                found = [call for call in found if (order(call) < after if newest_first else order(call) > after)]
+            kept += found
+            yield
+            if len(kept) > limit:
+                break
+        return kept
 
     def examine(read: Window) -> Steps[tuple[Sequence[Extent], list[Sequence[Call]]]]:
         others: list[Extent] = []
@@ -221,11 +231,10 @@ class SentIds:
                 code, id_ = keys[number]
                 lost[code].add(id_)
             yield
-        kept: list[Extent] = []
-        for extent in extents if lost else ():
-            kept.append(without_calls(extent, lost))
-            yield
-        return kept if lost else extents
+        kept = list(extents)
+        for place, extent in enumerate(extents if lost else ()):
+            kept[place] = yield from without_calls(extent, lost)
+        return kept
 
 
 class Spans:
@@ -342,10 +351,10 @@ async def _settle(parts: deque[Counted], others: Iterable[Extent]) -> None:
 
 def _split(part: Counted, count: int, *, newest_first: bool) -> tuple[Counted, Counted]:
     """The part of about the first `count` calls, and the rest."""
-    starts = sorted([call.start_time for extent in part.extents for call in extent.calls], reverse=newest_first)
+    starts = sorted(chain.from_iterable(starts_of(extent.calls) for extent in part.extents), reverse=newest_first)
     if len(starts) <= count:
         return part, Counted((), part.reading)
-    edge = int(starts[count - 1].timestamp()) + (not newest_first)
+    edge = starts[count - 1] + (not newest_first)
     halves = Window(part.extents[0].window.start, edge), Window(edge, part.extents[-1].window.end)
     first, rest = halves if newest_first else reversed(halves)  # `rest` is cut off
     return (

@@ -22,7 +22,8 @@ from gateway.api.query import UTC
 from gateway.api.summary_query import SummaryQuery
 from gateway.api.summary_table import Period, make_rows
 from gateway.cache.aggregates import AggregateSpec, Aggregator, aggregate
-from gateway.cache.extents import DAY, Extent, by_day, deduplicated, make_extent, repeated_ids
+from gateway.cache.deduplication import deduplicated, repeated_ids
+from gateway.cache.extents import DAY, Extent, by_day, make_extent
 from gateway.cache.reader import Cache
 from gateway.cache.scans import Position, counted, read_page
 from gateway.memory import Memo, Memory, memo_table
@@ -117,7 +118,7 @@ def test_every_figure_is_that_of_counting_each_call(data: st.DataObject, turn: i
         cut = first + draw(st.integers(1, 4 * DAY - 1))
         own = [one for one in calls if one.client_code == code]
         for window in (Window(first, cut), Window(cut, whole.end)):
-            held += [part for _, part in by_day(make_extent(window, 0, own), 32 * DAY)]
+            held += [part for _, part in by_day(make_extent(window, 0, own))]
     for extent in held:
         extent.keep(Memo(memos))
     calls = [one for extent in held for one in extent.calls]  # of one id the last

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from gateway.cache.extents import Extent, deduplicated, make_extent, make_extent_of_all, overlay
+from gateway.cache.deduplication import deduplicated
+from gateway.cache.extents import Extent, make_extent, make_extent_of_all, overlay
 from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, tell
 from gateway.cache.feed_reader import superseded
 from gateway.cache.feed_state import Cut, FeedState, Told, advance, buckets, midnight, new_state, pack, unpack

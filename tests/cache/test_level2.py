@@ -279,9 +279,11 @@ def test_what_is_evicted_costs_a_post_and_no_call(server: Server):
 
 def test_a_server_that_evicts_under_load_costs_no_call():
     upstream = Upstream()
-    codes = [f"c{number}" for number in range(40)]
+    codes, draw = [f"c{number}" for number in range(40)], random.Random(1)
     upstream.published = [
-        (0, call(f"{code}-{n}", NOW - n * 600 - 9, code, "x" * 400)) for n in range(140) for code in codes
+        (0, call(f"{code}-{n}", NOW - n * 600 - 9, code, draw.randbytes(500).hex()))
+        for n in range(140)
+        for code in codes
     ]
     window = Window(NOW - DAY + 2000, NOW)
 

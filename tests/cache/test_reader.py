@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.cache.extents import Extent, by_day, deduplicated, make_extent, overlay
+from gateway.cache.deduplication import deduplicated
+from gateway.cache.extents import Extent, by_day, make_extent, overlay
 from gateway.cache.freshness import Rule, gaps, stale_from
 from gateway.cache.scans import Position, read_page
 from gateway.errors import UpstreamTimeout
 from gateway.memory import Memo, Memory, memo_table
 from gateway.model import Call, Window
+from gateway.slices import finish
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
 from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids, unreadable
@@ -215,11 +217,11 @@ def test_years_without_calls_take_little_room_and_little_time() -> None:
 def test_an_extent_by_day_is_the_extent(days: list[int], offset: int, length: int) -> None:
     calls = [call(str(day), day * DAY + offset) for day in days]
     extent = make_extent(Window(offset, offset + length * 50_000), 1.0, calls)
-    parts = [part for _, part in by_day(extent, 32 * DAY)]
+    parts = [part for _, part in by_day(extent)]
     assert [part.window.start for part in parts] == [offset, *(part.window.end for part in parts[:-1])]
     assert parts[-1].window.end == extent.window.end
-    assert sum((part.calls for part in parts), ()) == extent.calls
-    for day, part in by_day(extent, 32 * DAY):
+    assert tuple(call for part in parts for call in part.calls) == extent.calls
+    for day, part in by_day(extent):
         if day is None:
             assert not part.calls
             assert part.window.end - part.window.start >= 32 * DAY
@@ -320,7 +322,7 @@ def test_an_extent_does_not_hold_itself_so_that_what_is_dropped_is_freed_at_once
     extent = make_extent(Window(0, 86400), 1.0, [])
     held = sys.getrefcount(extent)
     extent.keep(Memo(memo_table(Memory())))
-    assert not extent.may_have("ani", "3125550100")
+    assert not finish(extent.may_have("ani", "3125550100"))
     assert extent.stored is extent
     assert extent.view(Window(0, 86400)) is extent
     assert extent.view(Window(0, 3600)).stored is extent

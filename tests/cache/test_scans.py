@@ -1,6 +1,7 @@
 """Streams and filtered pages: each call once, in order, in bounded memory, and no clean end after a failure."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,12 +193,14 @@ def test_a_failure_in_the_middle_ends_the_stream_with_its_error():
 
 
 def test_an_export_pushes_out_what_it_stored_itself_and_not_what_is_used():
-    upstream = Upstream()
-    upstream.published = scattered(9000)
+    upstream, draw = Upstream(), random.Random(1)
+    upstream.published = [  # of texts that take almost as much memory packed
+        (0, msgspec.structs.replace(one, other_data=draw.randbytes(500).hex())) for _, one in scattered(9000)
+    ]
     dashboard = ask(["a"], Window(NOW - 2 * DAY, NOW - DAY))
 
     async def run() -> None:
-        cache = cache_of(upstream, cache_bytes=2**20)
+        cache = cache_of(upstream, cache_bytes=2**21)
         for _ in range(2):
             await cache.read(dashboard)
         parts = stream(cache, ask(["a"], MONTH, one_shot=True), upstream.now, 60, newest_first=True)

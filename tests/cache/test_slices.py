@@ -26,14 +26,15 @@ from gateway.api.summary_query import SummaryQuery
 from gateway.api.summary_table import Period, make_rows, render_csv
 from gateway.cache.aggregates import AggregateSpec, Aggregator, TooManyGroups
 from gateway.cache.client_profiles import ClientProfiles
+from gateway.cache.deduplication import deduplicated_in_steps
 from gateway.cache.extents import (
     Extent,
     by_day,
-    deduplicated_in_steps,
     extent_in_steps,
     extent_of_all_in_steps,
     make_extent,
 )
+from gateway.cache.fingerprints import View, hour_sums
 from gateway.cache.level1 import MAX_EXTENTS, Level1
 from gateway.cache.missed import MissedCallers
 from gateway.cache.replies import Replies, lateness
@@ -122,10 +123,25 @@ def test_no_step_of_making_many_rows_is_long():
 
 @pytest.mark.parametrize("status", [False, True])
 def test_no_step_of_comparing_a_reply_with_what_is_held_is_long(status: bool):
-    held = [one for _, one in by_day(make_extent(MONTH, NOW - 9, CALLS), 32 * DAY)]
+    held = [one for _, one in by_day(make_extent(MONTH, NOW - 9, CALLS))]
     replies = Replies(ClientProfiles(31 * DAY, 50), 15)
     assert measured(replies.compare(make_extent(MONTH, NOW, CALLS[: MANY // 3]), held, status=status)) < LONGEST
     assert measured(deduplicated_in_steps([*held, make_extent(MONTH, NOW, CALLS)])) < LONGEST
+
+
+def test_no_step_with_packed_calls_is_long():
+    """A day of all calls is packed, counted, hashed, compared and cut."""
+    day = make_extent(MONTH, NOW, [replace(one, ani=one.id) for one in CALLS])
+    assert measured(day.packed()) < LONGEST
+    packed = finish(day.packed())
+    view = View("all", list, lambda one: one)
+    assert measured(Aggregator(spec_of(None, "hour")[0]).add([packed])) < LONGEST
+    assert measured(MissedCallers(MONTH, list, None, status=False).add([packed])) < LONGEST
+    assert measured(hour_sums(packed, view)) < LONGEST
+    assert measured(packed.may_have("campaign", "x")) < LONGEST
+    later = make_extent(MONTH, NOW + 1, CALLS[::2])
+    assert measured(deduplicated_in_steps([packed, later])) < LONGEST
+    assert measured(Replies(ClientProfiles(31 * DAY, 50), 15).compare(later, [packed], status=True)) < LONGEST
 
 
 SHUFFLED = random.Random(1).sample(range(MANY), MANY)
@@ -164,7 +180,11 @@ def test_a_day_in_many_pieces_is_held_in_few_extents():
     level1 = Level1(Memory(), Metrics(CollectorRegistry()))
     day = NOW // DAY * DAY
     for start in range(day, day + DAY, 60):
-        level1.store("a", make_extent(Window(start, start + 60), NOW + start, [call(str(start), start)]), status=False)
+        finish(
+            level1.store(
+                "a", make_extent(Window(start, start + 60), NOW + start, [call(str(start), start)]), status=False
+            )
+        )
         assert len(level1.lookup("a", Window(day, day + DAY), NOW * 3, status=False)) <= MAX_EXTENTS
     latest: list[Extent] = level1.lookup("a", Window(day + DAY - 60, day + DAY), NOW * 3, status=False)
     assert [len(extent.calls) for extent in latest] == [1]
