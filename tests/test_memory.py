@@ -78,7 +78,7 @@ def test_the_version_of_a_client_changes_with_what_its_answers_rest_on():
     window, versions = Window(NOW - HOUR, NOW), set[int]()
     for code, expected in (("b", 1), ("a", 2), ("b", 2), ("*", 3)):
         extent = make_extent_of_all(window, NOW, {"a": []}) if code == "*" else make_extent(window, NOW, [])
-        level1.store(code, extent, status=False)
+        finish(level1.store(code, extent, status=False))
         versions.add(level1.version(["a"]))
         assert len(versions) == expected, code
     held = {code: level1.version([code]) for code in ("a", "b", "*")}
