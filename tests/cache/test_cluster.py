@@ -8,10 +8,12 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.certificates import Certificate
 from tests.support.processes import free_port, wait_for, wait_in_loop_for
 from tests.support.replicas import Replica, day_before, run, settled, two_gateways
 from tests.support.servers import Cluster, Sentinel, Server, redis, running, valkey
@@ -222,6 +224,22 @@ def test_a_cluster_that_comes_later_is_used_then():
         await replica.close()
 
     with closing(Cluster(valkey())) as cluster:
+        run(lambda: work(cluster))
+
+
+def test_a_cluster_is_reached_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    upstream, certificate = make_upstream(), Certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.cert))
+
+    async def work(cluster: Cluster) -> None:
+        one, two = Replica(upstream, cluster.url), Replica(upstream, cluster.url)
+        assert await one.read(CODES, LAST_HOUR) == EVERYTHING
+        await settled(one)
+        assert await is_hit(two, upstream, CODES)
+        await one.close()
+        await two.close()
+
+    with closing(Cluster(redis(), tls=certificate)) as cluster:
         run(lambda: work(cluster))
 
 

@@ -10,20 +10,16 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import httpcore
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 
 from gateway import __version__
 from gateway.callbutton.transport import Timer, Transport, UpstreamLimits, current_timer, translated_errors
 from gateway.errors import Obstacle, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from tests.support.certificates import Certificate
 
 LIMITS = UpstreamLimits(first_byte=20, idle=20, deadline=60, concurrency=2, max_bytes=100_000)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=iso-8859-1\r\n"
@@ -334,11 +330,11 @@ def test_a_proxy_receives_the_credentials_of_its_address():
 
 
 def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    certificate, key = self_signed(tmp_path)
+    certificate = Certificate(tmp_path)
 
     async def run() -> int:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate, key)
+        tls.load_cert_chain(certificate.cert, certificate.key)
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -355,31 +351,8 @@ def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, mo
 
     with pytest.raises(UpstreamUnreachable, match="TLS"):
         asyncio.run(run())
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.cert))
     assert asyncio.run(run()) == 200
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """Create a self-signed certificate for 127.0.0.1. Returns the paths of the certificate and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / "certificate.pem", folder / "key.pem"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    form = serialization.PrivateFormat.PKCS8
-    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-    return files
 
 
 FOREIGN = [

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import signal
 import socket
 import ssl
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
 from gateway.cli.serve import load_tls
 from gateway.settings import Settings, SettingsError
 from tests.process.served import REAL, Serve, Served, request
+from tests.support.certificates import Certificate
 from tests.support.commands import run
 from tests.support.processes import free_port, wait_for
 
@@ -122,27 +118,6 @@ def test_a_port_can_be_had_again_at_once(serve: Serve):
     client.close()
     second = serve(port=str(urlsplit(first.address).port))
     assert second.address == first.address
-
-
-class Certificate:
-    """A self-signed certificate for 127.0.0.1 and its key, as PEM files."""
-
-    def __init__(self, folder: Path) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
-        now = datetime.now(UTC)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        made = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        plain = serialization.NoEncryption()
-        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
-        self.cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-        self.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from benchmarks.support import add_replica, cluster_options, free_port, knows_all, make_cluster, valkey
 from gateway.redis_nodes import hash_tag
+from tests.support.certificates import Certificate
 from tests.support.processes import wait_for
 from tests.support.tools import need, tool
 
@@ -69,16 +70,24 @@ class Server:
 
 
 class Cluster:
-    """A cluster of three primaries. `replica` is of the first, if there is one."""
+    """A cluster of three primaries, perhaps with TLS beside plain ports. If there is a replica, it is of the first."""
 
-    def __init__(self, program: str, *options: str, replica: bool = False) -> None:
-        self.servers = [Server(program, *cluster_options(), *options) for _ in range(3)]
+    def __init__(self, program: str, *options: str, replica: bool = False, tls: Certificate | None = None) -> None:
+        if tls is not None:
+            options = "--tls-cert-file", str(tls.cert), "--tls-key-file", str(tls.key), "--tls-auth-clients", "no"
+            options += "--tls-ca-cert-file", str(tls.cert), "--tls-cluster", "yes"
+        public = [free_port() for _ in range(3)] if tls else []
+        self.servers = [
+            Server(program, *cluster_options(), *options, *(["--tls-port", str(public[place])] if tls else []))
+            for place in range(3)
+        ]
         make_cluster(self.ports)
         if replica:
             server = Server(program, *cluster_options(), *options)
             add_replica(self.ports, server.port)
             self.servers.append(server)
-        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in public or self.ports)
+        self.url = f"redis{'s' if tls else ''}+cluster://{hosts}"
         self.client: Any = RedisCluster(host="127.0.0.1", port=self.servers[0].port)
 
     @property
