@@ -28,6 +28,7 @@ from gateway.model import StartTimeCertainty
 MIN_STEPS = 8  # from one call to the next; nine calls in random order ascend in one of 362,880 cases
 CLIENT_DEPTH = 4  # levels from the root to a Client
 MAX_MESSAGE = 200  # characters
+SECONDS = re.compile(r"\d{1,9}", re.ASCII)
 SHORT_ZIP = re.compile(r"\d{3,4}", re.ASCII)  # 00501 to 09999 without leading zeros
 ZERO_ZIP = re.compile(r"0\d{4}", re.ASCII)
 Element = dict[str, Any]
@@ -183,8 +184,8 @@ class _Reader:
         if not identity:
             self._counts["unreadable"]["ID"] += 1
             return None
-        duration = texts.get("Duration", "")
-        end = start.timestamp() + int(duration) if duration.isascii() and duration.isdigit() else None
+        duration = SECONDS.fullmatch(texts.get("Duration", ""))
+        end = start.timestamp() + int(duration[0]) if duration else None
         return Record(code, identity, texts.get("DID", ""), start, certainty, end)
 
     def _note(self, element: Element, known: Collection[str], prefix: str, texts: dict[str, str]) -> None:
