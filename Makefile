@@ -30,6 +30,7 @@ bench: $(READY)  ## Run the benchmarks
 	@$(BIN)/python -m benchmarks.scaling
 	@$(BIN)/python -m benchmarks.resilience
 	@$(BIN)/python -m benchmarks.cache --write
+	@$(BIN)/python -m benchmarks.memory
 	@$(BIN)/python -m benchmarks.access
 	@$(BIN)/python -m benchmarks.export
 	@$(BIN)/python -m benchmarks.reports
