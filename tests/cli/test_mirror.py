@@ -27,7 +27,7 @@ from tests.support.commands import COMMAND, ENVIRONMENT, on_terminal, run
 from tests.support.consumers import Member, keys_file
 from tests.support.databases import Database, Key
 from tests.support.feed import START, listed
-from tests.support.processes import wait_for
+from tests.support.processes import running, wait_for
 from tests.support.servers import Postgres, postgres
 from tests.support.stand import Make, Stand, serving
 
@@ -286,6 +286,27 @@ def test_a_signal_ends_a_mirror_that_follows_with_0(stand: Make, database: Datab
             _, said = process.communicate(timeout=60)
         assert (process.returncode, "Traceback" in said) == (0, False)
         wait_for(lambda: not gateway.metric("feed_waiting"), "the gateway has noticed", 120)
+
+
+def test_an_idle_mirror_that_follows_costs_one_post_a_refresh(stand: Make, tmp_path: Path):
+    gateway = stand(Options(clients=1, calls_per_day=2), fresh_min=1)  # no call begins or ends meanwhile
+    words = [*COMMAND, "mirror", f"sqlite:///{tmp_path}/calls.db", "--follow", "--start", START]
+
+    def refresh(seconds: int) -> None:
+        """Wait for two refreshes after the clock has moved: the first one may have begun before."""
+        done = gateway.metric('feed_refreshes_total{outcome="ok"}')
+        gateway.clock.now += seconds
+        wait_for(lambda: gateway.metric('feed_refreshes_total{outcome="ok"}') >= done + 2, "two refreshes")
+
+    with running([*words, "--gateway", str(gateway.client.base_url)], tmp_path / "log"):
+        wait_for(lambda: gateway.metric("feed_waiting"), "it waits for changes", 120)
+        posts = gateway.simulator.posts
+        refresh(0)
+        assert gateway.simulator.posts == posts  # all that it read is fresh
+        for number in range(1, 6):
+            refresh(2)  # the newest points become stale
+            assert gateway.simulator.posts == posts + number
+        assert gateway.metric("feed_waiting") == 1
 
 
 def test_a_mirror_that_is_interrupted_before_it_is_up_to_date_ends_with_130(stand: Make, tmp_path: Path):
