@@ -79,7 +79,13 @@ def build_upstream(settings: Settings, metrics: Metrics, clock: Clock = time.tim
         concurrency=settings.upstream_concurrency,
         max_bytes=settings.upstream_max_bytes,
     )
-    upstream = UpstreamSettings(settings.upstream_url, limits, settings.upstream_proxy, settings.status_flag_element)
+    upstream = UpstreamSettings(
+        url=settings.upstream_url,
+        limits=limits,
+        proxy=settings.upstream_proxy,
+        flag_element=settings.status_flag_element,
+        null_end=settings.upstream_null_end == "on",
+    )
     try:
         return UpstreamClient(upstream, metrics, clock)
     except ValueError as error:

@@ -229,6 +229,11 @@ class Settings:
         "StatusFlag",
         "The element of a request that asks for the status of calls. The protocol document does not name it.",
     )
+    upstream_null_end: str = option(
+        choice("on", "off"),
+        "on",
+        "Whether the EndDate of calls up to now is null. `off`: it is the time, for a server on which null dates fail.",
+    )
     history_start: int = option(
         DATE,
         "2000-01-01",

@@ -55,6 +55,7 @@ GOOD: list[tuple[str, str, object]] = [
         (ExtraField("CustomA", "property", False), ExtraField("Address.Country", "country", True)),
     ),
     ("console", "off", "off"),
+    ("upstream_null_end", "off", "off"),
     ("console_oidc_client_id", "console", "console"),
     ("extra_public", "Campaign.Note, @Source", frozenset({"Campaign.Note", "@Source"})),
     ("recording_url", "https://sound.example/{id}.mp3", "https://sound.example/{id}.mp3"),
@@ -136,6 +137,7 @@ BAD = [
         )
     ),
     ("console", "yes"),
+    ("upstream_null_end", "null"),
     ("extra_public", "a,,b"),
     ("recording_url", "/r?id="),
     ("recording_url", "//{id}"),

@@ -14,6 +14,7 @@ Rules (T4):
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -168,8 +169,11 @@ def align_to_fold(window: Window) -> Window:
     return Window(start, end)
 
 
-def wall_range(window: Window, now: float) -> WallRange:
-    """The wall times to send for an aligned window, at `now` in seconds since 1970."""
+def wall_range(window: Window, now: float, *, null_end: bool = True) -> WallRange:
+    """The wall times to send for an aligned window, at `now` in seconds since 1970.
+
+    The EndDate of a window up to now is null. Without `null_end` it is this second, which no call is later than.
+    """
     start, end = window.start - 1, window.end + 1
     first, last = _touched(start, window), _touched(end, window)
     closed = window.end < now
@@ -180,6 +184,8 @@ def wall_range(window: Window, now: float) -> WallRange:
     if last is not None:
         end = last.end + 2 * HOUR + 1
         closed = closed or now <= end
+    if not (closed or null_end):
+        end, closed = min(end, math.floor(now)), True
     return WallRange(render_wall(start), render_wall(end) if closed else None)
 
 

@@ -48,12 +48,13 @@ OUTCOMES = {
 
 
 class UpstreamSettings(Struct, frozen=True):
-    """URL, limits, proxy and status flag element of the upstream."""
+    """URL, limits, proxy and status flag element of the upstream, and whether it accepts a null EndDate."""
 
     url: str
     limits: UpstreamLimits
     proxy: str | None = None
     flag_element: str = "StatusFlag"
+    null_end: bool = True
 
 
 class Fetched(Struct, frozen=True):
@@ -92,13 +93,14 @@ class UpstreamClient:
         The window must be aligned by `central_time.align_to_fold`. The reply may hold calls outside it. Without
         waiters, the time in the queue is unlimited.
         """
-        wall_range = central_time.wall_range(window, now)
+        null_end = self._settings.null_end
+        wall_range = central_time.wall_range(window, now, null_end=null_end)
         waiters = waiters or Waiters(background=Priority.MISS)
         try:
             return await self._ask(codes, wall_range, waiters, status=status)
         except UpstreamRejected:
             without_end = central_time.wall_range_to_now(window, now)
-            if window.end < now or wall_range.end is None:
+            if window.end < now or wall_range.end is None or not null_end:
                 raise
             return await self._ask(codes, without_end, waiters, status=status)
 

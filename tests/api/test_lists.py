@@ -35,6 +35,16 @@ def test_the_autumn_change_of_clocks_loses_and_doubles_nothing(stand: Make, sort
     assert inside == {"inferred"}
 
 
+@pytest.mark.parametrize("fault", ["null-dates=refused", "null-dates=empty"])
+def test_a_server_without_null_dates_is_asked_with_a_time(stand: Make, fault: str):
+    usual, gateway = stand(), stand(Options(faults=(fault,)), upstream_null_end="off")
+    today = {"start": "2026-11-18T06:00:00Z", "limit": "1000"}
+    expected = usual.get(CALLS, **today).json()["data"]
+    assert expected
+    answer = gateway.get(CALLS, **today)
+    assert (answer.status_code, answer.json()["data"]) == (200, expected)
+
+
 def test_an_answer_has_the_documented_shape(stand: Make):
     answer = stand().get(CALLS, **FOLD, limit=1)
     body = answer.json()

@@ -142,6 +142,20 @@ def test_in_the_fold_an_end_ahead_is_sent_rather_than_null():
     assert central_time.wall_range_to_now(window, now).end is None
 
 
+@pytest.mark.parametrize(
+    ("now", "end"),
+    [
+        ("2026-06-01T13:00", "06/01/2026 08:00:00"),
+        ("2026-11-01T05:59:50", "11/01/2026 00:59:50"),  # just before the fold
+        ("2026-11-01T07:10", "11/01/2026 04:00:01"),  # ambiguous itself
+        ("2026-11-01T10:10", "11/01/2026 04:10:00"),
+    ],
+)
+def test_without_null_an_end_is_now_and_not_ambiguous(now: str, end: str):
+    window = central_time.align_to_fold(Window(at("2026-05-01T03:00"), at(now) + 1))
+    assert central_time.wall_range(window, at(now) + 0.9, null_end=False).end == end
+
+
 @pytest.mark.parametrize("year", [1999, 2006, 2021, 2026])
 def test_a_window_from_one_fold_to_the_next_has_the_anchors_of_both(year: int):
     before, after = (central_time.fold_near(int(datetime(y, 7, 1, tzinfo=UTC).timestamp())) for y in (year, year + 1))

@@ -43,10 +43,10 @@ TEXTS = {
     },
     "null-end-date": {
         "now": "A null EndDate returns the calls up to now.",
-        "refused": "A null EndDate is refused. The gateway sends it for windows that end now, which therefore fail: "
-        "ask Callbutton to accept it.",
+        "refused": "A null EndDate is refused. The gateway sends it for windows that end now, which therefore fail, "
+        "unless GATEWAY_UPSTREAM_NULL_END is off.",
         "other": "A null EndDate leaves out calls after StartDate. The gateway sends it for windows that end now, "
-        "which therefore lose calls: ask Callbutton to return them.",
+        "which therefore lose calls, unless GATEWAY_UPSTREAM_NULL_END is off.",
     },
     "null-dates": {
         "accepted": "Two null dates are accepted for a client code that does not exist. Which calls they return was "

@@ -23,11 +23,9 @@ from gateway.model import CLIENT_CODE, EVERY_CLIENT, StartTimeCertainty, Window
 MAX_DAYS = 7  # days in which calls are looked for; a week has days of work
 WATCH_POSTS = 8  # of MAX_POSTS, to look for late calls
 RECENT = 23 * HOUR  # before now; a window from there to now is below a day on every clock
-YEAR = 365 * 24 * HOUR
 WALL_FORMAT = "%m/%d/%Y %H:%M:%S"
 # For the status flag. The document calls its values status_flag_1 to status_flag_n, and does not name the element.
 FLAG_ELEMENTS = ("StatusFlag", "Status", "status_flag", "IncludeStatus", "Flag")
-NO_ELEMENT = "NoSuchElement"
 NO_CLIENT = "NO-SUCH-CLIENT-"
 REFUSALS = frozenset("refused spoils shorter fewer some-refused not-found error unauthorized".split())  # of a failure
 NO_TARGET = f"no calls were found in the last hour and the last {MAX_DAYS} days"
@@ -152,7 +150,7 @@ async def _status_flag(name: str, inquiry: Inquiry, _: Found) -> Finding:
 
 
 async def _unknown_request_elements(name: str, inquiry: Inquiry, _: Found) -> Finding:
-    post = await inquiry.post(inquiry.around(1, 1), None, NO_ELEMENT)
+    post = await inquiry.post(inquiry.around(1, 1), None, "NoSuchElement")
     return finding(name, "ignored" if post.error is None else "refused", post.said())
 
 
@@ -189,10 +187,12 @@ async def _null_end_date(name: str, inquiry: Inquiry, _: Found) -> Finding:
         control = await inquiry.post(WallRange(start, inquiry.last_hour().end))
         if control.error is not None:
             return unknown(name, "the same window with an EndDate is refused too", post.said(), control.said())
-        return finding(name, "refused", post.said(), control.said())
+        return finding(name, "refused", post.said(), control.said(), setting="GATEWAY_UPSTREAM_NULL_END=off")
     if not recent:
         return unknown(name, "it is accepted, and there is no call of the last day that it should return", post.said())
-    return finding(name, "now" if inquiry.holds(post) else "other", inquiry.told(post))
+    if inquiry.holds(post):
+        return finding(name, "now", inquiry.told(post))
+    return finding(name, "other", inquiry.told(post), setting="GATEWAY_UPSTREAM_NULL_END=off")
 
 
 async def _unknown_client(name: str, inquiry: Inquiry, _: Found) -> Finding:
@@ -278,7 +278,7 @@ async def _clients_together(name: str, inquiry: Inquiry, found: Found) -> Findin
 
 async def _fold_order(name: str, inquiry: Inquiry, _: Found) -> Finding:
     shown = []
-    for ago in (0, YEAR):
+    for ago in (0, 365 * 24 * HOUR):
         now = inquiry.clock()
         fold = fold_near(int(now) - ago)
         if fold is None or fold.end + 3 * HOUR > now:
