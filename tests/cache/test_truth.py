@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ from gateway.settings import Settings
 from tests.support import asgi
 from tests.support.consumers import Member, keys_file
 from tests.support.figures import Plain, plain_summary
-from tests.support.servers import Server
+from tests.support.servers import Cluster, Server, valkey
 
 EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "60"))
 STEPS = int(os.environ.get("SOAK_STEPS", "40"))
@@ -588,11 +589,10 @@ def missed_of(calls: list[Row], window: Row) -> list[Row]:
 class SharedTruth(Truth):
     """The same with two replicas that share a server, which loses data, evicts, fails and restarts."""
 
-    server: Server
+    server: Server | Cluster
 
     def connect(self) -> list[RedisClient | None]:
-        if self.server.process.poll() is not None:
-            self.server.start()
+        self.server.restart()
         self.server.client.flushall()
 
         def clock() -> float:
@@ -605,6 +605,7 @@ class SharedTruth(Truth):
 
     @rule(what=st.sampled_from(["flush", "evict", "evict", "evict", "kill", "start", "start"]), which=st.integers(0, 9))
     def disturb(self, what: str, which: int) -> None:
+        assert isinstance(self.server, Server)
         alive = self.server.process.poll() is None
         if what == "start" and not alive:
             self.server.start()
@@ -618,6 +619,24 @@ class SharedTruth(Truth):
     def disconnect(self) -> None:
         for connection in self.connections:
             self.loop.run_until_complete(connection.close())
+
+
+class ClusterTruth(SharedTruth):
+    """The same with a cluster, whose nodes fail and restart one by one, and whose slots move."""
+
+    @rule(what=st.sampled_from(["flush", "kill", "start", "move", "move"]), which=st.integers(0, 2))
+    def disturb(self, what: str, which: int) -> None:
+        assert isinstance(self.server, Cluster)
+        chosen = self.server.servers[which]
+        alive = all(server.process.poll() is None for server in self.server.servers)
+        if what == "start" and not alive:
+            self.server.restart()
+        elif what == "kill" and alive:
+            chosen.kill()
+        elif what == "flush" and alive:
+            chosen.client.flushall()
+        elif what == "move" and alive and self.server.owner("a") is not chosen:
+            self.server.move("a", chosen)
 
 
 def sequences(machine: type[Truth], examples: int) -> None:
@@ -653,3 +672,8 @@ def test_any_sequence_of_events_gives_true_answers():
 def test_any_sequence_of_events_gives_true_answers_on_two_replicas(server: Server):
     SharedTruth.server = server
     sequences(SharedTruth, max(1, EXAMPLES // 3))
+
+
+def test_any_sequence_of_events_gives_true_answers_on_two_replicas_that_share_a_cluster():
+    with closing(Cluster(valkey())) as ClusterTruth.server:
+        sequences(ClusterTruth, max(1, EXAMPLES // 6))

@@ -44,6 +44,11 @@ class Server:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self._answers, "the server answers")
 
+    def restart(self) -> None:
+        """Start it if it was killed."""
+        if self.process.poll() is not None:
+            self.start()
+
     def _answers(self) -> bool:
         try:
             self.client.ping()
@@ -122,6 +127,12 @@ class Cluster:
     def kill(self) -> None:
         for server in self.servers:
             server.kill()
+
+    def restart(self) -> None:
+        """Start the nodes that were killed, and wait until all know all."""
+        for server in self.servers:
+            server.restart()
+        wait_for(self.is_whole, "the cluster is whole")
 
     def close(self) -> None:
         self.client.close()
