@@ -1,7 +1,7 @@
 """A client of the Redis or Valkey that replicas share, with timeouts and circuit breakers.
 
 Rules:
-- No failure is an error of the caller: what cannot be had is None, or `Unavailable`. Callers continue without Redis.
+- A script that fails has None as its result; a wait that fails is `Unavailable`. Callers continue without Redis.
 - A command fails after 100 ms. One failure opens the circuit breaker of its node, so that requests do not wait for a
   node that is down. The other nodes of a cluster are used meanwhile.
 - A script treats each of its keys alone, so that the keys of one call may be on several nodes of a cluster: it is run

@@ -238,7 +238,7 @@ PART_NAMES = [f"{EVERY_CLIENT}{tag}" for tag in TAGS]
 
 
 def parts_by_name(code: str, extent: Extent) -> dict[str, Extent]:
-    """The extent of a client, or the parts of one of every client. Those have no calls beside those that they list."""
+    """The extent of a client, or the parts of one of every client, whose calls are in `listed` alone."""
     if extent.listed is None:
         return {code: extent}
     listed: dict[str, dict[str, Sequence[Call]]] = {name: {} for name in PART_NAMES}

@@ -1,7 +1,7 @@
 -- Finds extents that overlap a window. Returns the values for each key. Arguments: minimum kind, the bytes that each key
 -- adds to the maximum size of the reply, then for each key: start and end of the window, time after which the POST was
--- sent, and the number of the question, negative if the key is of every client and the question of one. What is of every
--- client is left out where an extent of the client that was sent no earlier covers it.
+-- sent, and the number of the question, negative if the key is of every client and the question of one. An extent of
+-- every client is left out where an extent of the client that was sent no earlier covers it.
 local found, left, own = {}, #KEYS * number(2), {}
 local function covered(place, kind, first, last, sent)
   for _, other in ipairs(own[place] or {}) do
