@@ -88,7 +88,7 @@ def least(work: Callable[[], Coroutine[Any, Any, object]], runner: asyncio.Runne
 
 def measure(layout: str, per_day: int, *, packed: bool) -> None:
     """Print a row of the table."""
-    level1.PACKED_ABOVE = 0 if packed else 1
+    level1.UNPACKED = 0 if packed else 1
     rules = CacheSettings(Rule(), Rule(ratio=0.01), max_span=31 * DAY, batch=50, cache_bytes=2**40)
     clients = [f"800555{number:04}" for number in range(-(-CALLS // (per_day * len(DAYS))))]
     cache = Cache(Upstream(layout, per_day), rules, Metrics(CollectorRegistry()), lambda: NOW)

@@ -20,7 +20,7 @@ from gateway.cache.feed_reader import Clients, FeedResult
 from gateway.cache.feed_state import midnight
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Provenance
-from gateway.cache.level1 import PACKED_ABOVE, Level1
+from gateway.cache.level1 import UNPACKED, Level1
 from gateway.cache.missed import MissedCallers
 from gateway.cache.packed_calls import unpacked
 from gateway.cache.watch import Feeds
@@ -192,12 +192,12 @@ FILLS = {
 }
 
 
-@pytest.mark.parametrize("packed_above", [0, PACKED_ABOVE])
+@pytest.mark.parametrize("unpacked_part", [0, UNPACKED])
 @pytest.mark.parametrize("made", FILLS.values(), ids=FILLS)
 def test_what_is_held_stays_within_the_bound_whatever_the_keys(
-    made: Callable[[Memory], Fill], packed_above: float, monkeypatch: pytest.MonkeyPatch
+    made: Callable[[Memory], Fill], unpacked_part: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("gateway.cache.level1.PACKED_ABOVE", packed_above)
+    monkeypatch.setattr("gateway.cache.level1.UNPACKED", unpacked_part)
     memory = Memory(BOUND)
     fill = made(memory)
     fill(0)

@@ -3,11 +3,13 @@
 Rules:
 - A segmented LRU. Days that were read once are evicted before days that were read again, so that an export cannot evict
   the working set.
-- When memory is tight, days of one client are packed, the least recently read or stored first. At the bound, memoised
-  values are evicted, then days. So a deployment whose calls fit packs none.
+- Days of one client are packed, the least recently read or stored first, when those that are not take more than a
+  quarter of the bound. So a small deployment packs none, which an idle time in place of the part would not achieve. The
+  part is a fixed one because Python does not return the memory of small objects that are packed: it is used again for
+  the next unpacked days. At the bound, memoised values are evicted, then days.
 - Packed days are read as they are and stay packed. A page unpacks a few hundred calls. Summaries and the change feed
   unpack none, because memoised values stay with the day. Packing takes 3 microseconds a call and saves nine tenths of
-  its memory (`benchmarks/memory.py`); an idle time in place of the bound would pack where memory is not needed.
+  its memory (`benchmarks/memory.py`).
 - Extents of every client are not packed: they are read both by time and by client, and blocks have one order.
 - The size of a day counts its calls, its extents, its place in the indexes, and the sets of ids that reads make of it.
   Other values that are derived from its extents are memoised, counted apart, and evicted first.
@@ -32,7 +34,7 @@ from gateway.slices import Steps
 
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 PROTECTED = 0.8  # of the bound, at most, for days that were read again; what segmented LRUs commonly use
-PACKED_ABOVE = 0.75  # of the bound: the rest is for memoised values, and for days that are not packed yet
+UNPACKED = 0.25  # of the bound, at most, for days of one client that are not packed
 MAX_EXTENTS = 128  # of a day: a read of the day looks at all, and each POST that lands too; a day is one POST again
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
@@ -115,7 +117,8 @@ class Level1:
         )  # evicted first: not read since stored, or moved back from protected
         self._protected: OrderedDict[Key, None] = OrderedDict()
         self._bytes_protected = 0
-        self._unpacked: OrderedDict[Key, None] = OrderedDict()  # packed first: not stored or read for longest
+        self._unpacked: OrderedDict[Key, int] = OrderedDict()  # bytes; packed first: not stored or read for longest
+        self._bytes_unpacked = 0
         self._evicted = [0] * COUNTERS
         self._changes = 0
         self._changed: dict[str, int] = {}  # the number of the last change of each client of which something is held
@@ -218,9 +221,10 @@ class Level1:
         return True
 
     def _pack(self) -> Steps[None]:
-        """While memory is tight, pack the days that were not read for longest, in steps."""
-        while self._memory.size > PACKED_ABOVE * self._memory.bound and self._unpacked:
-            key, _ = self._unpacked.popitem(last=False)
+        """Pack the days that were not stored or read for longest, until the others fit into their part, in steps."""
+        while self._bytes_unpacked > UNPACKED * self._memory.bound:
+            key, size = self._unpacked.popitem(last=False)
+            self._bytes_unpacked -= size
             extents, _ = self._days[key]
             packed = list(extents)
             for place, extent in enumerate(extents):
@@ -238,13 +242,14 @@ class Level1:
         self._changes += 1
         self._changed[key[0]] = self._changes
         self._hold(key, kept)
-        self._unpacked.pop(key, None)
+        self._bytes_unpacked -= self._unpacked.pop(key, 0)
         if kept:
             rank = self._protected if key in self._protected else self._probation
             rank[key] = None
             rank.move_to_end(key)
             if any(extent.can_be_packed for extent in kept):
-                self._unpacked[key] = None
+                self._unpacked[key] = self._days[key][1]
+                self._bytes_unpacked += self._unpacked[key]
 
     def _hold(self, key: Key, kept: list[Extent]) -> None:
         """Hold these extents of a day in place of others."""

@@ -24,7 +24,7 @@ from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import midnight, pack, unpack
 from gateway.cache.fingerprints import View
 from gateway.cache.freshness import Rule
-from gateway.cache.level1 import PACKED_ABOVE
+from gateway.cache.level1 import UNPACKED
 from gateway.cache.reader import Cache, CacheSettings, Query
 from gateway.cache.watch import Answer, Feeds, Seen
 from gateway.callbutton.central_time import align_to_fold
@@ -126,10 +126,10 @@ class Feed(RuleBasedStateMachine):
         bound=st.sampled_from([2**28, 20_000]),
         echo=st.sampled_from([{}, {"b": "B"}]),
         omits=st.booleans(),
-        packed_above=st.sampled_from([0, PACKED_ABOVE]),
+        unpacked_part=st.sampled_from([0, UNPACKED]),
     )
-    def begin(self, start: int, bound: int, echo: dict[str, str], omits: bool, packed_above: float) -> None:
-        level1.PACKED_ABOVE = packed_above  # of the memory; 0: every day is packed as soon as it is stored
+    def begin(self, start: int, bound: int, echo: dict[str, str], omits: bool, unpacked_part: float) -> None:
+        level1.UNPACKED = unpacked_part  # of the memory; 0: every day is packed as soon as it is stored
         self.loop = asyncio.new_event_loop()
         self.world = World(float(start))
         self.world.echo, self.world.omits = echo, omits
@@ -137,7 +137,7 @@ class Feed(RuleBasedStateMachine):
         self.caches = self.replicas(rules)
 
     def teardown(self) -> None:
-        level1.PACKED_ABOVE = PACKED_ABOVE
+        level1.UNPACKED = UNPACKED
         if hasattr(self, "loop"):
             for cache in self.caches:
                 self.loop.run_until_complete(cache.close())
@@ -366,7 +366,7 @@ class SharedFeed(Feed):
             self.server.client.delete(sorted(keys)[which % len(keys)])
 
     def teardown(self) -> None:
-        level1.PACKED_ABOVE = PACKED_ABOVE
+        level1.UNPACKED = UNPACKED
         if hasattr(self, "loop"):
             for cache in self.caches:
                 self.loop.run_until_complete(cache.close())

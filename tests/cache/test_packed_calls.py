@@ -167,25 +167,25 @@ def size_of_a_day() -> int:
     return days.memory.size
 
 
-def test_nothing_is_packed_while_memory_is_not_tight():
-    days = Days(size_of_a_day() * 10)
+def test_nothing_is_packed_while_days_fit_into_their_part():
+    days = Days(size_of_a_day() * 29)
     for day in range(7):
         days.add(TODAY - day)
     assert not any(days.is_packed(TODAY - day) for day in range(7))
 
 
 def test_days_that_were_not_read_for_longest_are_packed_first_and_nothing_is_evicted():
-    days = Days(size_of_a_day() * 10)
+    days = Days(size_of_a_day() * 29)
     for day in range(7):
         days.add(TODAY - day)
     days.on(TODAY, used=True)
     evictions = days.evictions(["a"])
     days.add(TODAY - 7)
     assert [days.is_packed(TODAY - day) for day in range(8)] == [False, True, *[False] * 6]
-    assert days.memory.size < 0.75 * days.memory.bound
     assert days.evictions(["a"]) == evictions
     for day in range(8):
         days.add(TODAY - 8 - day)
+    assert [days.is_packed(TODAY - day) for day in range(16)] == [True] * 9 + [False] * 7
     assert [tuple(one.calls) for day in range(16) for one in days.on(TODAY - day)] == [
         extent_of(TODAY - day).calls for day in range(16)
     ]
@@ -198,7 +198,7 @@ def test_days_that_were_not_read_for_longest_are_packed_first_and_nothing_is_evi
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every day is packed as soon as it is stored."""
-    monkeypatch.setattr(level1, "PACKED_ABOVE", 0)
+    monkeypatch.setattr(level1, "UNPACKED", 0)
 
 
 @pytest.mark.usefixtures("tight")

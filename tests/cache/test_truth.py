@@ -33,7 +33,7 @@ from benchmarks.world import ALIAS, CODES, OWNER, Version, World
 from gateway import app
 from gateway.cache import level1
 from gateway.cache.freshness import Rule
-from gateway.cache.level1 import PACKED_ABOVE
+from gateway.cache.level1 import UNPACKED
 from gateway.cache.reader import Cache, CacheSettings
 from gateway.errors import UpstreamError, UpstreamFailed, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from gateway.metrics import Metrics
@@ -113,12 +113,12 @@ class Truth(RuleBasedStateMachine):
         omits=st.booleans(),
         shared_ids=st.booleans(),
         spacing=st.sampled_from([60, 700, 3000]),
-        packed_above=st.sampled_from([0, PACKED_ABOVE]),
+        unpacked_part=st.sampled_from([0, UNPACKED]),
     )
     def begin(
-        self, start: int, bound: int, omits: bool, shared_ids: bool, spacing: int, packed_above: float
+        self, start: int, bound: int, omits: bool, shared_ids: bool, spacing: int, unpacked_part: float
     ) -> None:  # fmt: skip
-        level1.PACKED_ABOVE = packed_above  # of the memory; 0: every day is packed as soon as it is stored
+        level1.UNPACKED = unpacked_part  # of the memory; 0: every day is packed as soon as it is stored
         self.loop = asyncio.new_event_loop()
         self.world = World(float(start), omits=omits, shared_ids=shared_ids)
         self.cache_settings = CacheSettings(
@@ -156,7 +156,7 @@ class Truth(RuleBasedStateMachine):
             return app.create(values, CollectorRegistry(), lambda: self.world.now)
 
     def teardown(self) -> None:
-        level1.PACKED_ABOVE = PACKED_ABOVE
+        level1.UNPACKED = UNPACKED
         if hasattr(self, "loop"):
             for cache in self.caches:
                 self.loop.run_until_complete(cache.close())
