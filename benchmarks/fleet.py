@@ -1,11 +1,11 @@
 """A fleet under load in real time: three replicas behind nginx, dashboards, streams, exports, and faults.
 
-    python -m benchmarks.fleet [MINUTES [DASHBOARDS]]
+    python -m benchmarks.fleet [MINUTES [DASHBOARDS [STREAMS]]]
 
 By default it takes 20 minutes after the caches are warm. 5,000 dashboards over 1,000 clients reload every 30 seconds,
 which are 167 requests a second, beside streams of the change feed, exports and summaries. The first part is quiet.
-Then every two minutes a replica is killed and started again, and the upstream is slow for 12 s; in the middle, the
-shared cache, a cluster of three primaries, fails over to the replica of one.
+Then every two minutes a replica is killed, or stopped as a rolling update does, and started again, and the upstream is
+slow for 12 s; in the middle, the shared cache, a cluster of three primaries, fails over to the replica of one.
 
 Every answer is compared with the simulator's calls, which are a pure function of client and time. An answer is wrong if
 it has a call that does not exist or is not published, or lacks one that was published before the freshness rule allows
@@ -175,6 +175,11 @@ class Program:
         self.process.kill()
         self.process.wait()
 
+    def stop(self) -> None:
+        """Stop it as a rolling update does, and wait until it has ended."""
+        self.process.terminate()
+        self.process.wait(5 * MINUTE)
+
     def memory(self) -> float:
         """Its proportional set size in MiB; 0 while it does not run."""
         try:
@@ -207,10 +212,11 @@ def cache_node(folder: Path) -> Program:
 class Load:
     """The requests and their outcomes."""
 
-    def __init__(self, address: str, dashboards: int) -> None:
+    def __init__(self, address: str, dashboards: int, streams: int) -> None:
         self.address = address
         self.dashboards = dashboards
-        self.pool = httpcore.AsyncConnectionPool(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+        self.streams = streams
+        self.pool = httpcore.AsyncConnectionPool(max_connections=CONNECTIONS + streams)
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.hits: list[float] = []  # seconds of each answer from the cache
@@ -222,7 +228,7 @@ class Load:
         counts = sorted(dashboards_of(CLIENTS, self.dashboards), reverse=True)
         shown = [client_code(index) for index, count in enumerate(counts) for _ in range(count)]
         tasks = [asyncio.create_task(self.dashboard(code, draw.uniform(0, EVERY), ends)) for code in shown]
-        tasks += [asyncio.create_task(self.stream(client_code(index), ends)) for index in range(STREAMS)]
+        tasks += [asyncio.create_task(self.stream(client_code(index), ends)) for index in range(self.streams)]
         tasks += [asyncio.create_task(self.repeat(EXPORTS_EVERY, self.export, ends))]
         tasks += [asyncio.create_task(self.repeat(SUMMARIES_EVERY, self.summary, ends))]
         await asyncio.gather(*tasks)
@@ -337,7 +343,7 @@ class Load:
                         if name == "up-to-date":
                             told[0] = time.time()
                         elif name:
-                            apply(json.loads(data), copy)
+                            self.outcomes["change told" if apply(json.loads(data), copy) else "told again"] += 1
                         if ends():
                             break
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
@@ -366,8 +372,9 @@ async def events_of(chunks: Any) -> AsyncIterator[tuple[str, str, str]]:  # noqa
             yield fields.get("event", ""), fields.get("id", ""), fields.get("data", "")
 
 
-def apply(item: dict[str, Any], copy: dict[str, float]) -> None:
-    """Apply an item of the change feed of one client."""
+def apply(item: dict[str, Any], copy: dict[str, float]) -> bool:
+    """Apply an item of the change feed of one client. Returns whether it changed the copy."""
+    before = dict(copy)
     if item["op"] == "remove":
         copy.pop(item["id"], None)
     if item["op"] == "replace":
@@ -376,6 +383,7 @@ def apply(item: dict[str, Any], copy: dict[str, float]) -> None:
             del copy[identity]
     for call in item.get("calls", [item["call"]] if "call" in item else []):
         copy[call["id"]] = datetime.fromisoformat(call["startTime"]).timestamp()
+    return copy != before
 
 
 def model(seconds: float, dashboards: int) -> float:
@@ -447,10 +455,14 @@ class Fleet:
         await asyncio.gather(sampling, loading, return_exceptions=True)
 
     async def disturb(self, turn: int, *, last: bool) -> None:
-        """Kill and start a replica, slow the upstream down for a while, and in the third turn fail the cache over."""
-        replica = self.replicas[turn % len(self.replicas)]
-        replica.kill()
-        print(f"replica {turn % len(self.replicas)} killed", flush=True)
+        """Kill or stop a replica, slow the upstream down for a while, and in the third turn fail the cache over."""
+        number = turn % len(self.replicas)
+        replica = self.replicas[number]
+        if turn % 2:
+            await asyncio.to_thread(replica.stop)
+        else:
+            replica.kill()
+        print(f"replica {number} {'stopped' if turn % 2 else 'killed'}", flush=True)
         await asyncio.to_thread(replica.start)
         if turn == 2:
             self.cache.kill()
@@ -509,6 +521,7 @@ def main() -> None:
         return
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
     dashboards = int(sys.argv[2]) if len(sys.argv) > 2 else DASHBOARDS
+    streams = int(sys.argv[3]) if len(sys.argv) > 3 else STREAMS
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         behind, front = free_port(), free_port()
@@ -527,7 +540,7 @@ def main() -> None:
         ready = [f"http://127.0.0.1:{replica.port}/readyz" for replica in replicas]
         wait_for(lambda: all(map(answers, ready)), "the replicas are ready")
         stack.enter_context(nginx(folder, front, [replica.port for replica in replicas]))
-        load = Load(f"http://127.0.0.1:{front}", dashboards)
+        load = Load(f"http://127.0.0.1:{front}", dashboards, streams)
         fleet = Fleet(load, replicas, nodes[0], f"http://127.0.0.1:{behind}", minutes)
         asyncio.run(fleet.run())
         print(fleet.report())
