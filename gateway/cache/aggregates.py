@@ -42,7 +42,7 @@ STEP_GROUPS = 100  # groups counted in one step
 STEP_PARTS = 500  # parts whose keys are looked up in one step
 STEP_ITEMS = 4000  # callers and waits merged in one step
 ITEMS_OF_PART = 10  # callers whose merging takes as long as a part without any
-CALLER_BYTES = 60  # of the text of a caller
+CALLER_BYTES = 100  # of the text of a caller, and its entry in the table of interned texts
 PART_BYTES = 700  # of a part and its key, without its callers and waits
 
 
