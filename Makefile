@@ -14,8 +14,8 @@ help:  ## List the targets
 demo: $(READY)  ## Run the gateway in front of a simulated Callbutton server, and print commands to try
 	@$(BIN)/callbutton-gateway demo
 
-test: $(READY)  ## Run the tests (about 15 minutes on two cores), without those whose programs are not installed
-	@echo "== tests (about 15 minutes on two cores); the end lists the tests that are skipped, with the program that each needs"
+test: $(READY)  ## Run the tests (about 20 minutes on two cores), without those whose programs are not installed
+	@echo "== tests (about 20 minutes on two cores); the end lists the tests that are skipped, with the program that each needs"
 	@$(BIN)/python -m pytest -q -rs --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(READY)  ## Run ruff and mypy
