@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from gateway.cache.extents import Extent, Keep
 from gateway.cache.level1 import bytes_of
+from gateway.cache.packed_calls import in_whole_seconds
 from gateway.cache.scans import Position, order
 from gateway.model import Call, CallResult, SalesStatus, Window
 from gateway.slices import STEP, Steps
@@ -132,18 +133,18 @@ class MissedCallers:
 
     def _find(self, extent: Extent, *, counts: bool) -> Steps[ExtentCallers]:
         missed: dict[str, Missed] = {}
+        connected: dict[str, datetime] = {}
+        sold: dict[str, Reached] = {}
         answered = CallResult.CONNECTED
-        for calls in _steps(extent.calls if counts else ()):
-            others = [call for call in calls if call.result is not answered and call.ani is not None]
+        for calls in in_whole_seconds(
+            extent.calls, STEP
+        ):  # a call in the second of the last missed call is a later one
+            others = [call for call in calls if call.result is not answered and call.ani is not None] if counts else ()
             for call in self._keep([call for call in others if call.result in MISSED]):
                 caller = _caller(call)
                 before = missed.get(caller)
                 count, first, last = (before.calls, before.first, before.last) if before else (0, call.start_time, call)
                 missed[caller] = Missed(count + 1, first, max(last, call, key=order))
-            yield
-        connected: dict[str, datetime] = {}
-        sold: dict[str, Reached] = {}
-        for calls in _steps(extent.calls):
             for call in [call for call in calls if call.result is answered and call.ani is not None]:
                 caller, start = _caller(call), call.start_time
                 connected.setdefault(caller, start)

@@ -5,7 +5,7 @@ Rules:
   read for a while, level 2 packs all calls that it stores.
 - The starts and ids of the calls are held beside them: a sequence is cut, counted and searched for ids without being
   unpacked.
-- Unpacked calls are not kept, except for those of the last block: the next part that is read may begin in it.
+- Unpacked calls are not kept, except for a few blocks: the next part that is read, in either direction, may share one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from gateway.slices import Steps, parts_of
 BLOCK_SIZE = 128  # calls; packed or unpacked in one step of the event loop, in half a millisecond
 COMPRESSION = 1  # of 9: the fastest
 BLOCK_BYTES = 250  # of a block in memory, without its content
+KEPT_BLOCKS = 4  # of the process, about half a megabyte
 SEQUENCE_BYTES = 300  # of a packed sequence without blocks
 _encode = msgspec.msgpack.Encoder().encode
 _decode_calls = msgspec.msgpack.Decoder(tuple[Call, ...]).decode
@@ -53,7 +54,7 @@ def decompress(block: bytes, max_size: int = 0) -> tuple[Call, ...]:
     return _decode_calls(body)
 
 
-unpacked = lru_cache(maxsize=1)(decompress)
+unpacked = lru_cache(maxsize=KEPT_BLOCKS)(decompress)
 
 
 class Block(NamedTuple):
