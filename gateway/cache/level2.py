@@ -24,6 +24,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, get_type_hints
 
 import msgspec
@@ -90,14 +91,17 @@ class Wanted(NamedTuple):
 
 
 def wanted(gaps: Iterable[Gap], held: Mapping[str, Sequence[Extent]]) -> tuple[Wanted, ...]:
-    """The extents that could serve gaps better than those held; by whole days, so that many lookups are equal."""
+    """The extents that could serve gaps better than those held; by whole days, so that many lookups are equal.
+
+    Each is there once, also if several gaps lie in its days.
+    """
     result = []
     for gap in gaps:
         inside = [extent for extent in held[gap.code] if extent.window.overlaps(gap.window)]
         after = min(extent.sent for extent in inside) if covers(inside, gap.window) else 0.0
         days = Window(gap.window.start // DAY * DAY, -(-gap.window.end // DAY) * DAY)
         result.append(Wanted(gap.code, days, after))
-    return tuple(result)
+    return tuple(dict.fromkeys(result))
 
 
 class Level2:
@@ -142,7 +146,8 @@ class Level2:
         return task.result()
 
     async def _lookup(self, wants: tuple[Wanted, ...], status: bool) -> list[Found]:
-        asked = [(number, want, *rest) for number, want in enumerate(wants, 1) for rest in self._keys(want)][:MAX_KEYS]
+        every = ((number, want, *rest) for number, want in enumerate(wants, 1) for rest in self._keys(want))
+        asked = list(islice(every, MAX_KEYS))
         own = []
         for number, want, name, _ in asked:
             part = name != want.code != EVERY_CLIENT
@@ -150,7 +155,7 @@ class Level2:
         common = int(status), MAX_BYTES // len(asked)
         answer = await self._shared.run("lookup", LOOKUP, [key for *_, key in asked], common, own)
         results = dict.fromkeys(wants, "miss")
-        parts: dict[tuple[Wanted, bool, Window, float], list[Value]] = defaultdict(list)
+        parts: dict[tuple[Wanted, bool, Window, float], dict[str, Value]] = defaultdict(dict)  # by name
         found: list[Found] = []
         for (_, want, name, _), values in zip(asked, answer, strict=True):
             if values is None:
@@ -160,12 +165,12 @@ class Level2:
                 if value is None:
                     self._metrics.shared_lookups.labels("unreadable").inc()
                     continue
-                together = [value]
+                together = {name: value}
                 if want.code == EVERY_CLIENT:
                     together = parts[want, value.status, value.window, value.sent]
-                    together.append(value)
+                    together[name] = value
                 if want.code != EVERY_CLIENT or len(together) == SPREAD:
-                    extent = await in_slices(assembled(want.code, together))
+                    extent = await in_slices(assembled(want.code, list(together.values())))
                     if extent is not None and await in_slices(
                         self._keep(one := Found(want.code, value.status, extent))
                     ):

@@ -234,6 +234,26 @@ def test_a_lost_part_of_an_extent_of_every_client_is_a_miss_for_every_client_alo
     run(work)
 
 
+def test_a_lost_part_is_a_miss_also_for_two_gaps_of_one_day(server: Server):
+    upstream = Upstream()
+    day = NOW // DAY * DAY - DAY
+    codes = [f"c{number}" for number in range(40)]
+    upstream.published = [(0, call(code, day + HOUR, code)) for code in codes]
+
+    async def work() -> None:
+        one, two = Replica(upstream, server.url), Replica(upstream, server.url)
+        await one.read(["*"], Window(day, day + DAY))
+        await settled(one)
+        (key,) = server.client.keys(f"*:[*]{hash_tag('c0')}:*")
+        server.client.delete(key)
+        assert await two.read(["*"], Window(day + 2 * HOUR, day + 22 * HOUR)) == []
+        assert await two.read(["*"], Window(day, day + DAY)) == sorted(codes)
+        await one.close()
+        await two.close()
+
+    run(work)
+
+
 def test_an_extent_of_every_client_is_left_out_where_a_later_one_of_the_client_covers_it(server: Server):
     upstream = Upstream()
     upstream.published = [(0, call("1", NOW - 60))]
