@@ -182,8 +182,9 @@ class ClusterNodes:
         return Node(owners[0].name, owners[0].execute_command)
 
     async def moved(self, error: MovedError) -> Node | None:
-        """The node to which a slot has moved, as another node says; None if it is not known."""
+        """The node to which a slot has moved, as another node says; None if it is not known yet."""
         if not error.host or error.slot_id not in self._topology.slots_cache:
+            self.refresh()
             return None
         await self._topology.move_slot(error)
         return self._owner(error.slot_id)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.asyncio.cluster import ClusterNode, NodesManager, RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import MovedError
 
-from gateway.redis_nodes import SPREAD, TAGS, Address, connect, hash_tag, parse_redis_url
+from gateway.redis_nodes import SPREAD, TAGS, Address, ClusterNodes, connect, hash_tag, parse_redis_url
+from tests.support.processes import wait_in_loop_for
 
 NOBODY = {"username": None, "password": None}
 ADDRESSES = {
@@ -54,3 +57,22 @@ def test_hash_tags_are_evenly_spaced_over_the_slots():
     slots = [key_slot(f"callbutton:{tag}:x:{{y}}".encode()) for tag in TAGS]
     assert [slot * SPREAD // REDIS_CLUSTER_HASH_SLOTS for slot in slots] == list(range(SPREAD))
     assert {hash_tag(f"800555{number:04}") for number in range(200)} == set(TAGS)
+
+
+def test_the_slots_are_read_again_if_a_slot_has_moved_to_a_node_without_a_name(monkeypatch: pytest.MonkeyPatch):
+    read = list[str]()
+
+    async def work() -> None:
+        cluster = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", 1)])
+
+        async def initialize(_: NodesManager) -> None:
+            read.append("slots")
+
+        monkeypatch.setattr(NodesManager, "initialize", initialize)
+        cluster.nodes_manager.slots_cache[5] = [ClusterNode("127.0.0.1", 1)]
+        nodes = ClusterNodes(cluster, 1)
+        assert await nodes.moved(MovedError("5 :7000")) is None
+        await wait_in_loop_for(lambda: bool(read), "the slots are read")
+        await nodes.aclose()
+
+    asyncio.run(work())
