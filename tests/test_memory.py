@@ -87,6 +87,16 @@ def test_the_version_of_a_client_changes_with_what_its_answers_rest_on():
     assert not {level1.version([code]) for code in ("a", "b")} & set(held.values())
 
 
+def test_a_version_does_not_come_back_after_what_was_stored_is_evicted():
+    memory = Memory(1)
+    level1, versions = level1_of(memory), list[int]()
+    for later in range(3):
+        versions.append(level1.version(["a"]))
+        finish(level1.store("a", make_extent(Window(NOW - HOUR, NOW), NOW + later, []), status=False))
+        assert memory.size == 0
+    assert len(set(versions)) == len(versions)
+
+
 def aggregates(memory: Memory) -> Fill:
     """Distinct filters, zones and groups of the same calls."""
     level1 = level1_of(memory)

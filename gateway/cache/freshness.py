@@ -38,12 +38,17 @@ class Rule(Struct, frozen=True):
         return min(max(self.ratio * (sent - point), self.minimum), self.maximum)
 
 
+def unknown() -> bool:
+    """Whether an answer has changed that cannot tell: it may have."""
+    return True
+
+
 class Provenance(Struct, kw_only=True):
     """What an answer rests on. Instants are seconds since 1970.
 
     The read was `planned` at an instant; the first point becomes stale at `fresh_until`. `lookup` is hit, partial or
     miss; `collapsed`: it rests on flights of other readers alone. `changed` tells whether a read now may find other
-    calls or records.
+    calls or records. It is kept with responses, and holds no calls.
     """
 
     planned: float
@@ -53,7 +58,7 @@ class Provenance(Struct, kw_only=True):
     stale: bool = False
     lookup: str = "hit"
     collapsed: bool = False
-    changed: Callable[[], bool] = lambda: True
+    changed: Callable[[], bool] = unknown
 
     def combine(self, following: Provenance, *, newest_first: bool = False) -> Provenance:
         """Combine with that of the span that was read next."""
@@ -65,7 +70,7 @@ class Provenance(Struct, kw_only=True):
             fresh_until=min(one.fresh_until for one in both),
             stale=any(one.stale for one in both),
             lookup=self.lookup if self.lookup == following.lookup else "partial",
-            changed=lambda: any(one.changed() for one in both),
+            changed=self.changed if self.changed == following.changed else unknown,  # they differ after a change
             collapsed=any(one.collapsed for one in both) and all(one.collapsed or one.lookup == "hit" for one in both),
         )
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from zlib import crc32
 
+from msgspec import Struct
 from msgspec.structs import astuple
 
 from gateway.cache.extents import DAY, Extent, by_day, overlay, overlay_all
@@ -102,6 +103,18 @@ def _bytes_of_record(record: Call | UnreadableCall) -> int:
     return total + sum([sys.getsizeof(value) for value in values if type(value) is str])
 
 
+class Change(Struct, frozen=True):
+    """Whether anything of some clients has changed since a version. Equal ones began at the same version."""
+
+    level1: Level1
+    codes: tuple[str, ...]
+    version: int
+
+    def __call__(self) -> bool:
+        """Whether it has."""
+        return self.level1.version(self.codes) != self.version
+
+
 class Level1:
     """Days of extents."""
 
@@ -159,10 +172,14 @@ class Level1:
         return _count(self._evicted, codes)
 
     def version(self, codes: Iterable[str]) -> int:
-        """A number that differs once anything held that an answer for some clients rests on has changed."""
+        """A number that differs once anything held that an answer for some clients rests on has changed.
+
+        It never comes back: that of a client of which nothing is held counts its evictions.
+        """
         if EVERY_CLIENT in codes:
             return self._changes
-        return hash(tuple([self._changed.get(code, 0) for code in (*codes, EVERY_CLIENT)]))
+        owners = (*codes, EVERY_CLIENT)
+        return hash(tuple([self._changed.get(owner) or (self._evicted[_counter(owner)],) for owner in owners]))
 
     def _days_held(self, owners: Iterable[str], kinds: Iterable[bool], window: Window) -> list[int]:
         """The days of a window of which something is held, in order, at the cost of the smaller of the two."""

@@ -27,7 +27,7 @@ from gateway.cache.extents import Extent, ExtentsByCode, by_day, covers, overlay
 from gateway.cache.fetcher import Fetch, Fetcher
 from gateway.cache.freshness import Provenance, Rule, due_for_refresh, gaps, seconds_past
 from gateway.cache.leases import Leases
-from gateway.cache.level1 import SKEW, Level1
+from gateway.cache.level1 import SKEW, Change, Level1
 from gateway.cache.level2 import Found, Level2, space_of
 from gateway.cache.packed_calls import ids_of, start_of
 from gateway.cache.replies import Replies, lateness
@@ -217,8 +217,9 @@ class Cache:
         """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
         now, found = self._clock(), list[tuple[float, int, int]]()
         for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status):
-            if extent.may_have_id(code, identity) and identity in (ids := ids_of(extent.calls)):
-                found.append((extent.sent, extent.window.start, start_of(extent.calls, ids.index(identity))))
+            if extent.may_have_id(code, identity):
+                if identity in (ids := ids_of(extent.calls)):
+                    found.append((extent.sent, extent.window.start, start_of(extent.calls, ids.index(identity))))
                 await asyncio.sleep(0)  # a day's calls at a time
         if not found:
             return None
@@ -309,13 +310,13 @@ class Cache:
 
     def _plan(
         self, query: Query, window: Window, now: float, rules: Mapping[str, Rule], span: int, found: ExtentsByCode
-    ) -> Steps[tuple[ExtentsByCode, list[Gap], Callable[[], bool]]]:
+    ) -> Steps[tuple[ExtentsByCode, list[Gap], Change]]:
         """Look up the extents of a window by client code, beside those `found` elsewhere, and the gaps of them.
 
         A flight that lands during a long plan is not seen: its window may be fetched once more. The last result tells
         whether anything has changed since.
         """
-        codes, version = query.codes, self._level1.version(query.codes)
+        changed = Change(self._level1, query.codes, self._level1.version(query.codes))
         held: ExtentsByCode = {}
         missing: list[Gap] = []
         for code in query.codes:
@@ -325,7 +326,7 @@ class Cache:
             rest = gaps(held[code], window, now, rules[code], align_to_fold)
             missing += [Gap(code, gap, span) for gap in ([align_to_fold(window)] if query.no_cache else rest)]
             yield
-        return held, missing, lambda: self._level1.version(codes) != version
+        return held, missing, changed
 
     async def _fetch(
         self, query: Query, missing: list[Gap], rules: Mapping[str, Rule], held: ExtentsByCode

@@ -104,7 +104,6 @@ async def read_page(
         rest = Window(rest.start, min(rest.end, second + 1)) if newest_first else Window(second, rest.end)
     first = rest
     step_size = min(max(limit + 1, FIRST_CALLS), STEP_CALLS)
-    held = await cache.held(msgspec.structs.replace(query, window=window))
 
     def from_page(extent: Extent) -> Steps[Sequence[Call]]:
         for field, text in (texts or {}).items():
@@ -135,6 +134,7 @@ async def read_page(
         return unique, found
 
     extents: list[Extent] = []
+    held: list[Extent] = []
     distinct: Sequence[Extent] = ()
     calls: list[Sequence[Call]] = []  # of each extent
     total: Provenance | None = None
@@ -142,6 +142,8 @@ async def read_page(
     while rest.start < rest.end and count <= limit and posts < MAX_PAGE_POSTS and examined < MAX_PAGE_CALLS:
         part, rest = _next_span(rest, span, newest_first=newest_first)
         reading = await cache.read(msgspec.structs.replace(query, window=part), span)
+        if total is None:  # `changed` counts from before this lookup
+            held = await cache.held(msgspec.structs.replace(query, window=window))
         total = total.combine(reading, newest_first=newest_first) if total else reading
         extents += reading.extents
         read = Window(part.start, first.end) if newest_first else Window(first.start, part.end)

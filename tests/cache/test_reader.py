@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.cache.deduplication import deduplicated
 from gateway.cache.extents import Extent, by_day, make_extent, overlay
-from gateway.cache.freshness import Rule, gaps, stale_from
+from gateway.cache.freshness import Provenance, Rule, gaps, stale_from
+from gateway.cache.reader import Cache, Query
 from gateway.cache.scans import Position, read_page
 from gateway.errors import UpstreamTimeout
 from gateway.memory import Memo, Memory, memo_table
@@ -17,7 +19,7 @@ from gateway.model import Call, Window
 from gateway.slices import finish
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
-from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids, unreadable
+from tests.support.upstream import DAY, HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 
 def test_a_window_read_twice_within_freshness_is_posted_once() -> None:
@@ -327,3 +329,96 @@ def test_an_extent_does_not_hold_itself_so_that_what_is_dropped_is_freed_at_once
     assert extent.view(Window(0, 86400)) is extent
     assert extent.view(Window(0, 3600)).stored is extent
     assert sys.getrefcount(extent) == held
+
+
+class Tracked(Provenance, weakref=True):
+    """A provenance whose end can be seen."""
+
+
+def test_what_tells_of_changes_holds_no_reading_and_may_be_of_any_number_of_spans():
+    changes = list[bool]()
+
+    def changed() -> bool:
+        return bool(changes)
+
+    first = Tracked(planned=NOW, as_of=NOW, oldest_fetch=NOW, fresh_until=NOW, changed=changed)
+    end = weakref.ref(first)
+    total = first.combine(first)
+    for _ in range(sys.getrecursionlimit()):
+        total = total.combine(first, newest_first=True)
+    kept = total.changed
+    del first, total
+    assert end() is None
+    assert not kept()
+    changes.append(True)
+    assert kept()
+
+
+def test_an_answer_of_several_spans_is_unchanged_until_one_of_them_is():
+    upstream = Upstream()
+    upstream.published = [(0, call(str(day), NOW - day * DAY - 60)) for day in range(5)]
+
+    async def run() -> None:
+        cache, week = cache_of(upstream), ask(["a"], Window(NOW - 7 * DAY, NOW))
+        await cache.read(week)
+        page = await read_page(cache, week, NOW, newest_first=True, limit=5, after=None)
+        assert len(page.calls) == 5
+        assert not page.provenance.changed()
+        await cache.read(ask(["a"], Window(NOW - 3 * DAY, NOW - 2 * DAY), no_cache=True))
+        assert page.provenance.changed()
+
+    asyncio.run(run())
+
+
+class Moving(Cache):
+    """A cache in which a POST lands right after each look at what is held."""
+
+    landing: Query
+
+    async def held(self, query: Query) -> list[Extent]:
+        found = await super().held(query)
+        await self.read(self.landing)
+        return found
+
+
+def test_a_page_shows_a_change_after_it_saw_what_is_held_or_knows_of_it():
+    upstream = Upstream()
+    older, newer = Window(NOW - 5 * DAY, NOW - 4 * DAY), Window(NOW - 3 * DAY, NOW - 2 * DAY)
+    upstream.published = [(0, call(str(n), older.start + n)) for n in (1, 2)]
+
+    async def run() -> None:
+        cache = cache_of(upstream, Moving)
+        assert isinstance(cache, Moving)
+        cache.landing = ask(["a"], newer, no_cache=True)
+        both = ask(["a"], Window(older.start, newer.end))
+        await cache.read(both)
+        upstream.now += 1
+        upstream.published[0] = (0, call("1", newer.start + 60))
+        page = await read_page(cache, both, NOW, newest_first=False, limit=1, after=None)
+        assert ids(page.calls) == ["2"] or page.provenance.changed()
+
+    asyncio.run(run())
+
+
+def test_the_search_for_a_call_yields_after_each_day():
+    upstream = Upstream()
+    upstream.published = [(0, call(f"{n % 10}-{n}", NOW - n * HOUR - 60)) for n in range(30 * 24)]
+
+    async def run() -> None:
+        cache, turns, done = cache_of(upstream), 0, False
+        await cache.read(ask(["a"], Window(NOW - 30 * DAY, NOW)))
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while not done:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count_turns())
+        await asyncio.sleep(0)
+        assert await cache.whereabouts("a", "5", status=False) is None
+        done = True
+        await counting
+        assert turns >= 30
+
+    asyncio.run(run())

@@ -75,10 +75,10 @@ class Upstream:
         return Fetched(sent, found, unreadable, status_ignored=False, seconds=self.now - sent)
 
 
-def cache_of(upstream: Upstream, **changes: int) -> Cache:
+def cache_of(upstream: Upstream, kind: type[Cache] = Cache, **changes: int) -> Cache:
     values: dict[str, Any] = {"max_span": 31 * DAY, "batch": 50, "cache_bytes": 2**28} | changes
     rules = CacheSettings(plain=Rule(), with_status=Rule(ratio=0.01), **values)
-    return Cache(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
+    return kind(upstream, rules, Metrics(CollectorRegistry()), lambda: upstream.now)
 
 
 def ask(codes: Sequence[str], window: Window, **changes: Any) -> Query:
