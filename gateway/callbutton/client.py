@@ -226,7 +226,7 @@ def render_request(
     elements: list[tuple[str, str | None]] = []
     for code in codes:
         if code != EVERY_CLIENT and CLIENT_CODE.fullmatch(code) is None:
-            raise ValueError("a client code has invalid characters")
+            raise ValueError(f"{code!r} is not a client code: letters, digits, _, . and -, at most 64")
         elements.append(("ClientCode", code))
         if status:
             elements.append((flag_element, "true"))

@@ -33,6 +33,10 @@ ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
     errors.NotSent: "no request was sent: try again in a moment",
 }
+FLAG_ADVICE = (
+    "the same request without the status flag works: `callbutton-gateway check --report` finds out whether the element "
+    "has another name (GATEWAY_STATUS_FLAG_ELEMENT)"
+)
 NO_SUCH_PATH = (301, 302, 303, 307, 308, 404, 405, 410, 501)  # HTTP status codes
 OBSTACLES = {
     Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and DNS on this machine",
@@ -113,8 +117,9 @@ async def check(settings: Settings) -> int:
             if fetched.status_ignored:
                 print(
                     f"does not work: calls with status: the server ignores <{settings.status_flag_element}>\n"
-                    "what to do: ask Callbutton for the name of the element, and set GATEWAY_STATUS_FLAG_ELEMENT; "
-                    "without it the gateway serves calls without status"
+                    "what to do: find the name of the element with `callbutton-gateway check --report`, "
+                    "or ask Callbutton, and set GATEWAY_STATUS_FLAG_ELEMENT; without it the gateway serves calls "
+                    "without status"
                 )
             else:
                 unproven = (
@@ -129,7 +134,8 @@ async def check(settings: Settings) -> int:
 def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
     """Print the failed request, and advice."""
     print(f"does not work: calls {'with' if status else 'without'} status: {failure_of(error)}")
-    print(f"what to do: {advice_on(error)}")
+    refused = status and isinstance(error, errors.UpstreamFailed) and error.reported
+    print(f"what to do: {FLAG_ADVICE if refused else advice_on(error)}")
 
 
 def failure_of(error: errors.UpstreamError) -> str:

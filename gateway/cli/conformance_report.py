@@ -35,6 +35,8 @@ STDOUT = Path("-")
 def run(settings: Settings, codes: Sequence[str], watch: str, output: Path | None) -> int:
     """Make the report, write it, and return the exit code. Raises ValueError, OSError."""
     seconds = parse_watch(watch)
+    if output is not None and output != STDOUT:
+        output.open("a").close()  # an error that would lose the report comes before the POSTs
     progress = Progress()
     try:
         report = asyncio.run(make_report(settings, codes, seconds, show=progress.note))

@@ -67,7 +67,7 @@ VALUES = {
     "unknown-client": ("error|unauthorized|omitted|all", re.compile("error|unauthorized|omitted|all")),
 }
 FAULT = re.compile(r"([^=@:]*)(?:=([^@:]*))?(?:@([^:]*))?(?::(.*))?", re.DOTALL)
-RATE = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
+RATE = re.compile(r"(\d+(\.\d*)?|\.\d+)(e-\d+)?", re.ASCII)  # as JSON and Python write small numbers
 
 
 class Fault(NamedTuple):
@@ -84,13 +84,15 @@ def parse_fault(text: str) -> Fault:
     """Parse a fault. Raises ValueError."""
     name, value, client, rate = FAULT.fullmatch(text).groups()  # type: ignore[union-attr]  # it matches every text
     if name not in FAULTS:
-        raise ValueError(f"{text!r} is not a fault; choose from {', '.join(FAULTS)}")
+        raise ValueError(f"{name!r} is not a fault; choose from {', '.join(FAULTS)}")
     if name in VALUES:
         metavar, form = VALUES[name]
         if not form.fullmatch(value or ""):
-            raise ValueError(f"{text!r} needs a value: {name}={metavar}")
+            raise ValueError(f"{text!r} does not have the form {name}={metavar}")
     elif value is not None:
         raise ValueError(f"{text!r}: {name} takes no value")
+    if client == "":
+        raise ValueError(f"{text!r} has no client code after the @")
     if rate is not None and not (RATE.fullmatch(rate) and float(rate) <= 1):
         raise ValueError(f"the rate of {text!r} is not a number from 0 to 1")
     return Fault(name, value or "", client or "", None if rate is None else float(rate))
@@ -125,6 +127,7 @@ def changed_faults(faults: Iterable[str], document: bytes) -> tuple[str, ...]:
     for fault, rate in changes.items():
         if rate is not None and type(rate) not in (int, float):
             raise ValueError(f"the rate of {fault!r} is not a number from 0 to 1, or null")
+        parse_fault(fault)
     rates = rates_of(faults) | changes
     merged = tuple(f"{fault}:{rate}" for fault, rate in rates.items() if rate is not None)
     for text in merged:

@@ -316,6 +316,24 @@ def test_hours_that_are_never_answered_are_no_limit_of_hours():
     assert "it depends on the hours of a day" in found["text"]
 
 
+def test_a_client_that_the_server_refuses_makes_no_finding_unknown():
+    latest = finding(report(calls_per_day=1000, clients=2), "codes-echoed")["evidence"][-1].split()[-1]
+    found = values(report(f"unauthorized@{latest}", calls_per_day=1000, clients=2))
+    names = ("codes-echoed", "unknown-client-in-batch", "codes-per-post", "clients-together")
+    assert [found[name] for name in names] == ["as-asked", "harmless", "all", "some-refused"]
+
+
+def test_late_calls_are_unknown_if_only_the_first_post_is_answered():
+    class Tiring(Server):
+        def _check(self, request: Request, faults: Mapping[str, str]) -> None:
+            super()._check(request, faults)
+            if len(self.bodies) > 1:
+                raise BadRequest("Date range not valid")
+
+    text = finding(report(server=Tiring), "late-calls")["text"]
+    assert text == "Unknown: no later POST for the time of POST 1 was answered."
+
+
 def test_a_report_ends_after_forty_posts():
     found = report("flag-element=Unheard", "http-500:0.5", "max-codes=3", "unknown-client=error", watch=3600.0, seed=5)
     assert len(found["posts"]) == MAX_POSTS

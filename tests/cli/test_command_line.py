@@ -22,7 +22,7 @@ import yaml
 from gateway import errors
 from gateway.__main__ import main
 from gateway.cli import COMMANDS, load
-from gateway.cli.check import ADVICE, OBSTACLES, advice_on, print_failure
+from gateway.cli.check import ADVICE, FLAG_ADVICE, OBSTACLES, advice_on, print_failure
 from gateway.cli.demo import demo_paths
 from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
@@ -206,6 +206,11 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
     [
         ([], 0, "works: calls with status"),
         (["no-status"], 0, "set GATEWAY_STATUS_FLAG_ELEMENT"),
+        (
+            ["flag-element=Status"],
+            1,
+            f"calls with status: the Callbutton server answered ERROR\nwhat to do: {FLAG_ADVICE}",
+        ),
         (["unauthorized"], 1, "the server reports: username partner, address 127.0.0.1"),
         (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
         (["error"], 1, ADVICE[errors.UpstreamFailed]),
@@ -213,7 +218,7 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
         (["other-form"], 1, "ask Callbutton to send StartTime as MM/DD/YYYY HH:MM:SS, not as 00/00/0000 00:00 PM"),
         (["ampersand"], 0, "works: calls with status"),
     ],
-    ids=["none", "no-status", "unauthorized", "date-error", "error", "html", "other-form", "ampersand"],
+    ids=["none", "no-status", "flag-element", "unauthorized", "date-error", "error", "html", "other-form", "ampersand"],
 )
 def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: str):
     with simulated(*fault) as address:
@@ -395,8 +400,8 @@ def test_a_report_on_a_server_that_does_not_answer_ends_with_1_and_advice(refuse
         (["--watch", "1h"], "add --report"),
         (["--report", "--watch", "soon"], "--watch 'soon' is not a duration such as 10m or 1h, at most 22h"),
         (["--report", "--watch", "23h"], "--watch '23h' is not a duration"),
-        (["--report", "--client", "a b"], "a client code has invalid characters"),
-        (["--report", "--client", ""], "a client code has invalid characters"),
+        (["--report", "--client", "a b"], "'a b' is not a client code: letters, digits"),
+        (["--report", "--client", ""], "'' is not a client code"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
@@ -406,10 +411,12 @@ def test_an_option_that_the_report_cannot_use_ends_with_2_and_one_line(words: li
     assert named in done.stderr
 
 
-def test_a_report_that_cannot_be_written_ends_with_1(tmp_path: Path):
-    with simulated() as address:
+def test_a_report_that_cannot_be_written_ends_with_1_before_the_first_post(tmp_path: Path):
+    simulator = create(Options())
+    with serving(simulator) as port:
+        address = f"http://127.0.0.1:{port}{PATH}"
         done = run("check", "--report", "--json", str(tmp_path / "none" / "a.json"), GATEWAY_UPSTREAM_URL=address)
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert (simulator.posts, done.returncode, done.stdout, len(done.stderr.splitlines())) == (0, 1, "", 1)
     assert "No such file or directory" in done.stderr
 
 

@@ -73,10 +73,10 @@ def test_every_fault_is_parsed_and_one_with_a_value_needs_it():
 @pytest.mark.parametrize(
     "text",
     ["", "nothing", "drip=1", "max-codes", "max-codes=0", "max-codes=x", "latency=", "null-dates=maybe", "drip:0.1:1",
-     "flag-element=<a>", "drip:2", "drip:nan", "drip:-1", "drip:1e-3"],
+     "flag-element=<a>", "drip:2", "drip:nan", "drip:-1", "drip:1e3", "drip@"],
 )  # fmt: skip
 def test_a_fault_that_cannot_be_read_is_refused(text: str):
-    with pytest.raises(ValueError, match=r"fault|value|rate"):
+    with pytest.raises(ValueError, match=r"fault|value|rate|form|client code"):
         parse_fault(text)
 
 
@@ -171,8 +171,14 @@ def test_faults_are_shown_replaced_and_merged_while_the_simulator_runs():
     with served("drip:0.25", "max-codes=3", f"error@{OTHER}") as served_:
         client, shown = served_.client, {"drip": 0.25, "max-codes=3": 1, f"error@{OTHER}": 1}
         assert client.get(FAULTS_PATH).json() == shown
-        merged = client.patch(FAULTS_PATH, json={"drip": None, f"error@{OTHER}": 0.5, "late": 1, "hang": None}).json()
-        assert merged == {"max-codes=3": 1, f"error@{OTHER}": 0.5, "late": 1} == client.get(FAULTS_PATH).json()
+        merged = client.patch(
+            FAULTS_PATH, json={"drip": None, f"error@{OTHER}": 0.5, "late": 1, "hang": None, "reset": 1e-7}
+        ).json()
+        assert (
+            merged
+            == {"reset": 1e-7, "max-codes=3": 1, f"error@{OTHER}": 0.5, "late": 1}
+            == client.get(FAULTS_PATH).json()
+        )
         assert client.put(FAULTS_PATH, json={f"unauthorized@{ONE}": 1}).json() == {f"unauthorized@{ONE}": 1}
         assert [served_.post([code]).get("status") for code in (ONE, OTHER)] == ["UNAUTHORIZED", "OK"]
         assert client.put(FAULTS_PATH, json={}).json() == {}
@@ -187,13 +193,15 @@ def test_faults_are_shown_replaced_and_merged_while_the_simulator_runs():
         ("\ud800", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "is not a JSON object"),
-        ('{"nothing": 1}', "'nothing:1' is not a fault"),
+        ('{"nothing": 1}', "'nothing' is not a fault"),
+        ('{"nothing": null}', "'nothing' is not a fault"),
+        ('{"drip@": 1}', "'drip@' has no client code"),
         ('{"drip": 2}', "the rate of 'drip:2' is not a number from 0 to 1"),
         ('{"drip": NaN}', "the rate of 'drip:nan' is not a number from 0 to 1"),
         ('{"drip": true}', "the rate of 'drip' is not a number from 0 to 1, or null"),
         ('{"drip": "1"}', "the rate of 'drip' is not a number from 0 to 1, or null"),
         ('{"drip:0.5": 1}', "the rate of 'drip:0.5:1' is not"),
-        ('{"max-codes": 1}', "needs a value: max-codes=NUMBER"),
+        ('{"max-codes": 1}', "does not have the form max-codes=NUMBER"),
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway.callbutton.central_time import HOUR, WallRange, render_wall
 from gateway.callbutton.client import check_status, render_request
-from gateway.callbutton.conformance.evidence import Evidence, Record, parse_evidence
+from gateway.callbutton.conformance.evidence import Evidence, Record, is_calm, parse_evidence
 from gateway.callbutton.reply import ReplyParser
 from gateway.callbutton.transport import Transport
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamRejected
@@ -69,6 +69,11 @@ class Post(Struct):
     def records(self) -> list[Record]:
         """The calls of the reply."""
         return self.evidence.records if self.evidence is not None else []
+
+    @property
+    def listed(self) -> list[str]:
+        """The client codes of the reply."""
+        return sorted(self.evidence.by_code()) if self.evidence is not None else []
 
     @property
     def outcome(self) -> str:
@@ -170,6 +175,12 @@ class Inquiry:
             return self.last_hour()
         start = self.target.start.timestamp()
         return walls(start - before, start + after)
+
+    def targets(self) -> list[Record]:
+        """The last suitable call of each client so far, the latest first."""
+        calm = [record for post in self.posts if post.ok for record in post.records if is_calm(record)]
+        last = {record.code: record for record in sorted(calm, key=lambda record: record.start)}
+        return sorted(last.values(), key=lambda record: record.start, reverse=True)
 
     def holds(self, post: Post) -> bool:
         """Whether a reply has the target."""

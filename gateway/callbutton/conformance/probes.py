@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from gateway.callbutton.central_time import HOUR, WallRange, fold_near, infer_folds, render_wall, wall_range
-from gateway.callbutton.conformance.evidence import ids_show_fold, is_calm
+from gateway.callbutton.conformance.evidence import ids_show_fold
 from gateway.callbutton.conformance.findings import Finding, finding, unknown
 from gateway.callbutton.conformance.inquiry import MARGIN, MAX_POSTS, Inquiry, NoPostsLeft, Post, walls
 from gateway.callbutton.conformance.observations import observe
 from gateway.model import CLIENT_CODE, EVERY_CLIENT, StartTimeCertainty, Window
 
 MAX_DAYS = 7  # days in which calls are looked for; a week has days of work
+TARGETS = 2  # clients whose last call is looked for by their own code; the server may refuse one
 WATCH_POSTS = 8  # of MAX_POSTS, to look for late calls
 RECENT = 23 * HOUR  # before now; a window from there to now is below a day on every clock
 WALL_FORMAT = "%m/%d/%Y %H:%M:%S"
@@ -29,7 +30,7 @@ FLAG_ELEMENTS = ("StatusFlag", "Status", "status_flag", "IncludeStatus", "Flag")
 NO_CLIENT = "NO-SUCH-CLIENT-"
 REFUSALS = frozenset("refused spoils shorter fewer some-refused not-found error unauthorized".split())  # of a failure
 NO_TARGET = f"no calls were found in the last hour and the last {MAX_DAYS} days"
-NO_SINGLE = "no client code, asked alone, returned the call that was looked for"
+NO_SINGLE = "no client code that was tried, asked alone, returned the call that was looked for"
 Found = dict[str, Finding]  # by name, as far as found
 
 
@@ -70,8 +71,7 @@ async def _span_per_post(name: str, inquiry: Inquiry, _: Found) -> Finding:
         if whole.error is not None or whole.records:
             break
     found = _whole_day(name, inquiry, whole) if whole.error is None else await _shorter(name, inquiry, day, whole)
-    calm = [record for post in inquiry.posts if post.ok for record in post.records if is_calm(record)]
-    inquiry.target = max(calm, key=lambda record: record.start, default=None)
+    inquiry.target = next(iter(inquiry.targets()), None)
     return found
 
 
@@ -112,17 +112,20 @@ async def _largest(fails: int, works: Callable[[int, int], Awaitable[bool]]) -> 
 
 
 async def _codes_echoed(name: str, inquiry: Inquiry, _: Found) -> Finding:
-    """Ask for the target by the code that lists it, the code that was asked, and its tracking number."""
+    """Ask for a call by the code that lists it, the code that was asked, and its tracking number; then for another."""
+    targets = inquiry.targets()[:TARGETS]
     if inquiry.target is None:
         return unknown(name, NO_TARGET)
     asked = inquiry.questions.codes if len(inquiry.questions.codes) == 1 else ()
-    candidates = filter(CLIENT_CODE.fullmatch, (inquiry.target.code, *asked, inquiry.target.did))
+    codes = ((target, code) for target in targets for code in dict.fromkeys((target.code, *asked, target.did)))
+    candidates = [(target, code) for target, code in codes if CLIENT_CODE.fullmatch(code)]
     shown = []
-    for code in dict.fromkeys(candidates):
+    for target, code in candidates:
+        inquiry.target = target
         post = await inquiry.post(inquiry.around(1, 1), (code,))
         shown.append(inquiry.told(post))
         if inquiry.holds(post):
-            listed = _listed(post)
+            listed = post.listed
             shown.append(f"POST {post.number} lists {', '.join(listed)}")
             value = "as-asked" if listed == [code] else "with-others" if code in listed else "otherwise"
             return finding(name, value, *shown)
@@ -334,6 +337,8 @@ async def _late_calls(name: str, inquiry: Inquiry, _: Found) -> Finding:
         listed |= {(record.code, record.id) for record in new}
         before, asked_to = post, post.sent - MARGIN
     seconds = round(before.sent - first.sent)
+    if before is first:
+        return unknown(name, f"no later POST for the time of POST {first.number} was answered", first.said())
     if not delays:
         reason = f"no call appeared in the {seconds} s between POST {first.number} and POST {before.number}"
         return unknown(name, f"{reason}; `--watch 1h` looks for longer", first.said(), before.said())
@@ -357,11 +362,6 @@ def _hours(start: datetime, hours: int) -> WallRange:
     return WallRange(start.strftime(WALL_FORMAT), end.strftime(WALL_FORMAT))
 
 
-def _listed(post: Post) -> list[str]:
-    """The client codes of a reply."""
-    return sorted(post.evidence.by_code()) if post.evidence is not None else []
-
-
 def _code(inquiry: Inquiry) -> str | None:
     """A code that returned the target when it was asked alone."""
     alone = [post.codes[0] for post in inquiry.posts if len(post.codes) == 1 and inquiry.holds(post)]
@@ -370,7 +370,7 @@ def _code(inquiry: Inquiry) -> str | None:
 
 def _others(inquiry: Inquiry) -> list[str]:
     """The other client codes that were asked or listed, and can be asked."""
-    listed = [code for post in inquiry.posts if post.ok for code in _listed(post)]
+    listed = [code for post in inquiry.posts if post.ok for code in post.listed]
     codes = filter(CLIENT_CODE.fullmatch, dict.fromkeys((*inquiry.questions.codes, *listed)))
     return [code for code in codes if code != _code(inquiry) and not code.startswith(NO_CLIENT)]
 
