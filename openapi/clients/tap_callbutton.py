@@ -58,9 +58,16 @@ def main() -> None:
     parser.add_argument("--catalog", type=_json_of)
     parser.add_argument("-d", "--discover", action="store_true")
     given = parser.parse_args()
-    catalog = given.catalog or discover(given.config)
-    for message in [catalog] if given.discover else sync(given.config, catalog, given.state):
-        sys.stdout.write(f"{json.dumps(message)}\n")
+    if not isinstance(given.config.get("url"), str):
+        parser.error("the configuration has no url")
+    try:
+        catalog = given.catalog or discover(given.config)
+        for message in [catalog] if given.discover else sync(given.config, catalog, given.state):
+            sys.stdout.write(f"{json.dumps(message)}\n")
+    except HTTPError as error:
+        sys.exit(f"tap_callbutton: the gateway answered {error.code}: {error.read(2000).decode(errors='replace')}")
+    except OSError as error:
+        sys.exit(f"tap_callbutton: {given.config['url']}: {error}")
 
 
 def discover(config: Json) -> Json:
@@ -179,12 +186,19 @@ def _get(config: Json, path: str, **place: str | None) -> Json:
             ends = isinstance(error, HTTPError) and error.code not in TRANSIENT
             if ends or attempt == ATTEMPTS - 1:
                 raise
+            sys.stderr.write(f"tap_callbutton: {error}; it is tried again in {2**attempt} s\n")
             time.sleep(2**attempt)
     raise AssertionError
 
 
 def _json_of(path: str) -> Json:
-    content: Json = json.loads(Path(path).read_text("utf-8"))
+    """Read a file with a JSON object. Raises ArgumentTypeError."""
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(f"{path} is not a JSON object")
     return content
 
 

@@ -143,6 +143,32 @@ def test_a_state_that_is_not_accepted_makes_a_new_version(stand: Make, tmp_path:
     assert renewed["version"] > activated["version"]
 
 
+@pytest.mark.parametrize(
+    ("config", "code", "said"),
+    [
+        (None, 2, "No such file"),
+        ("{", 2, "config.json: Expecting"),
+        ("[]", 2, "config.json is not a JSON object"),
+        ("{}", 2, "the configuration has no url"),
+        ('{"url": "URL", "start_date": "soon"}', 1, "the gateway answered 400: {"),
+        ('{"url": "FILE"}', 1, "FILE"),
+    ],
+    ids=["no file", "no JSON", "no object", "no url", "a problem", "no address"],
+)
+def test_a_configuration_that_cannot_be_used_ends_the_tap_with_a_line(
+    stand: Make, tmp_path: Path, config: str | None, code: int, said: str
+):
+    gateway, missing = stand(), f"file://{tmp_path / 'none'}"
+    if config is not None:
+        text = config.replace("URL", str(gateway.client.base_url)).replace("FILE", missing)
+        (tmp_path / "config.json").write_text(text, "utf-8")
+    command = [sys.executable, TAP, "--config", "config.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.count('"RECORD"')) == (code, 0)
+    assert said.replace("FILE", missing) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_tap_belongs_to_this_version_of_the_contract():
     found = re.search(r'CONTRACT = "(.*)"', TAP.read_text("utf-8"))
     assert found is not None
