@@ -1,4 +1,4 @@
-"""What three ways to copy the calls of a month lose: a cursor on the start time, a nightly read, the change feed.
+"""The calls that three ways to copy a month lose: a cursor on the start time, a nightly read, the change feed.
 
 `--write` updates the table in docs/changes.md.
 """

@@ -134,7 +134,7 @@ def add_replica(ports: Sequence[int], port: int) -> None:
 
 
 def knows_all(node: Redis, count: int) -> bool:
-    """Tell whether a node knows the owners of all slots, among so many nodes."""
+    """Return whether a node knows the owners of all slots, and this number of nodes."""
     state = node.cluster("INFO")
     return (state["cluster_state"], state["cluster_slots_ok"], state["cluster_known_nodes"]) == (
         "ok",

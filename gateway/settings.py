@@ -232,7 +232,7 @@ class Settings:
     upstream_null_end: str = option(
         choice("on", "off"),
         "on",
-        "Whether the EndDate of calls up to now is null. `off`: it is the time, for a server on which null dates fail.",
+        "Whether the EndDate of calls up to now is null. `off` sends the time, for a server on which null dates fail.",
     )
     history_start: int = option(
         DATE,

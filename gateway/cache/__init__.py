@@ -4,9 +4,9 @@ Begin reading with `reader`, which reads the calls of a window; `extents` and `f
 
     reader           a read: look up extents, find gaps, fetch them, merge
     scans            a window read span after span: a page, a stream, extents to count
-    watch            readings for the change feed, refreshed once for all who wait
-    feed             what to tell a consumer of the change feed; pure
-    feed_state       what a consumer was given, small enough for a token; pure
+    watch            readings for the change feed, refreshed once for all waiting consumers
+    feed             the changes between a consumer's copy and a reading; pure
+    feed_state       a description of a consumer's copy, small enough for a token; pure
     fingerprints     sums of hashes of calls by hour; pure
     aggregates       counts and talk time by bucket and group; pure
     single_flight    POSTs in progress, shared by all reads that need them
@@ -15,7 +15,7 @@ Begin reading with `reader`, which reads the calls of a window; `extents` and `f
     client_profiles  how the upstream echoes each client, and its limits
     level1           extents in process, within a bound of bytes
     level2           extents that replicas share in Redis or Valkey
-    packed_calls     calls in compressed blocks, of which a read unpacks what it needs; pure
+    packed_calls     calls in compressed blocks; a read unpacks only the blocks that it needs; pure
     freshness        which points are stale, and which windows to POST; pure
     deduplication    the later version of a record that several extents have; pure
     extents          windows of one client with the time of their POST; pure

@@ -44,7 +44,7 @@ def unknown() -> bool:
 
 
 class Provenance(Struct, kw_only=True):
-    """What an answer rests on. Instants are seconds since 1970.
+    """The fetches that an answer rests on. Instants are seconds since 1970.
 
     The read was `planned` at an instant; the first point becomes stale at `fresh_until`. `lookup` is hit, partial or
     miss; `collapsed`: it rests on flights of other readers alone. `changed` tells whether a read now may find other

@@ -189,7 +189,7 @@ class Cache:
             if before is None or refused or before.seconds_stale >= self._settings.stale_if_error:
                 raise
             return self._stale(before)
-        held, _, changed = await in_slices(self._plan(query, window, now, rules, span, held))  # with what else landed
+        held, _, changed = await in_slices(self._plan(query, window, now, rules, span, held))  # with newer extents
         if not all(covers(found, window) for found in held.values()):
             raise RuntimeError("a read does not rest on all of its window")
         reading = await in_slices(self._result(held, window, now, rules, status=query.status))

@@ -162,7 +162,7 @@ def test_a_configuration_that_cannot_be_used_ends_the_tap_with_a_line(
     if config is not None:
         text = config.replace("URL", str(gateway.client.base_url)).replace("FILE", missing)
         (tmp_path / "config.json").write_text(text, "utf-8")
-    command = [sys.executable, TAP, "--config", "config.json"]
+    command: list[str | Path] = [sys.executable, TAP, "--config", "config.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.count('"RECORD"')) == (code, 0)
     assert said.replace("FILE", missing) in done.stderr

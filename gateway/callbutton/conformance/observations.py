@@ -42,7 +42,7 @@ def _response_element(name: str, replies: Answered) -> Finding:
 
 
 def _presence(topic: str, absent: str, present: str) -> Callable[[str, Answered], Finding]:
-    """An observation of whether calls have what `topic` counts."""
+    """An observation of whether calls have the elements that `topic` counts."""
 
     def observation(name: str, replies: Answered) -> Finding:
         counts, evidence = _counted(topic, replies)
