@@ -62,7 +62,7 @@ def test_the_known_label_values_are_those_in_use(known: tuple[str, ...], used: s
     ("known", "pattern"),
     [
         (metrics.REPAIRS, r"repairs\[\"(\w+)\"\]"),
-        (metrics.OPERATIONS, r"\.(?:run|_try)\(\s*\"(\w+)\", "),
+        (metrics.OPERATIONS, r"\.(?:run|_send)\(\s*\"(\w+)\", "),
         (
             metrics.ERRORS,
             r"shared_errors\.labels\(operation, \"(\w+)\"\)|kind = \"(\w+)\" if isinstance.* else \"(\w+)\"",
