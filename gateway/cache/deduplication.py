@@ -35,8 +35,9 @@ def repeated_ids(extents: Iterable[Extent]) -> Steps[dict[str, set[str]]]:
                 continue
             if seen is None:
                 seen = set(ranges[place - 1][1].ids_of(code))
-            repeated |= seen & extent.ids_of(code)
-            seen |= extent.ids_of(code)
+            ids = extent.ids_of(code)
+            repeated |= seen & ids
+            seen |= ids
             reached = max(reached, greatest)
             yield
         if repeated:

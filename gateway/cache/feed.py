@@ -224,7 +224,7 @@ def tell(
     for place in waiting:
         bucket, before = snapshot.buckets[place], state.told[place]
         changes = None if before.pending else (yield from _changes(bucket, before.total, snapshot, lookup))
-        if changes is not None and answer.add_changes(place, changes):
+        if changes is not None and (yield from answer.add_changes(place, changes)):
             continue
         begin = (yield from _begin(state.cut, bucket, snapshot)) if before.pending else bucket.window.start
         resume = yield from answer.add_window(Window(begin, bucket.window.end))
@@ -253,16 +253,20 @@ class _Answer:
         self._replaces: list[Replace] = []
         self._moved: list[tuple[int, Call]] = []
 
-    def add_changes(self, place: int, changes: Changes) -> bool:
+    def add_changes(self, place: int, changes: Changes) -> Steps[bool]:
         """Add the changes of a bucket if they fit. A call that is now in another bucket is not removed."""
         if changes.size > self._left:
             return False
         self._left -= changes.size
         self._upserts += changes.upserts
+        held = set[Key]()
+        for extent in self._snapshot.extents if changes.removes else ():
+            if near := [key for key in map(key_of, changes.removes) if extent.may_have_id(*key)]:
+                ids = extent.ids  # once: those of a packed day may not be kept
+                held.update([key for key in near if key[1] in ids.get(key[0], ())])
+                yield
         for call in changes.removes:
-            code, identity = key_of(call)
-            near = [extent for extent in self._snapshot.extents if extent.may_have_id(code, identity)]
-            if any(identity in extent.ids_of(code) for extent in near):
+            if key_of(call) in held:
                 self._moved.append((place, call))
             else:
                 self._removes.append(call)

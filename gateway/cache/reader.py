@@ -313,8 +313,7 @@ class Cache:
     ) -> Steps[tuple[ExtentsByCode, list[Gap], Change]]:
         """Look up the extents of a window by client code, beside those `found` elsewhere, and the gaps of them.
 
-        A flight that lands during a long plan is not seen: its window may be fetched once more. The last result tells
-        whether anything has changed since.
+        A flight that lands during a long plan is not seen: its window may be fetched once more.
         """
         changed = Change(self._level1, query.codes, self._level1.version(query.codes))
         held: ExtentsByCode = {}

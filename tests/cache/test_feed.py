@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gateway.cache.deduplication import deduplicated
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all, overlay
-from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, tell
+from gateway.cache.feed import Changes, Journal, Snapshot, Telling, make_snapshot, outdated, tell
 from gateway.cache.feed_reader import superseded
 from gateway.cache.feed_state import Cut, FeedState, Told, advance, buckets, midnight, new_state, pack, unpack
 from gateway.cache.fingerprints import HOUR, NOTHING, View, fingerprint, hour_sums
@@ -313,6 +313,28 @@ def test_a_call_that_was_seen_to_go_is_one_removal():
     finish(journal.record(before, after))
     then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
     assert ([one.call.id for one in then.removes], then.replaces, then.upserts) == (["0"], [], [])
+
+
+def test_the_search_for_a_removed_call_yields_after_each_day_that_may_have_it():
+    days = [Window(begin, begin + DAY) for begin in range(START, START + 30 * DAY, DAY)]
+    extents = [
+        make_extent(day, NOW, [call(f"{n}-{day.start}", day.start + n) for n in range(1, 10)]).view(part)
+        for day in days
+        for part in (Window(day.start, day.start + HOUR), Window(day.start + HOUR, day.end))  # without calls
+    ]
+    state = finish(tell(new_state(START, NOW), snapshot(extents), 1000)).state
+    gone = extents[0].calls[4]
+    later = make_extent(extents[0].window, NOW + 1, [one for one in extents[0].calls if one is not gone])
+    steps = tell(state, snapshot([later, *extents[1:]]), 100, lookup=lambda *_: Changes(removes=(gone,)))
+    turns = 0
+    try:
+        while True:
+            next(steps)
+            turns += 1
+    except StopIteration as end:
+        telling: Telling = end.value
+    assert [one.call for one in telling.removes] == [gone]
+    assert turns >= len(days)
 
 
 def test_calls_that_were_seen_to_come_into_several_empty_buckets_are_upserts():
