@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak fuzz openapi docs console clients-tools schemathesis image sbom chart alerts connectors lock
+.PHONY: help demo test lint bench soak fleet fuzz openapi docs console clients-tools schemathesis image sbom chart alerts connectors lock
 
 help:  ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -42,6 +42,9 @@ soak: $(READY)  ## Run the cache's property test for 210,000 steps, then load an
 	@SOAK_EXAMPLES=3500 SOAK_STEPS=60 $(BIN)/python -m pytest -q tests/cache/test_truth.py
 	@echo "== load and faults"
 	@$(BIN)/python -m benchmarks.soak $(or $(DURATION),60)
+
+fleet: $(READY)  ## Run three replicas under load and faults for MINUTES (20), and 7 more; needs Debian's nginx-light
+	@$(BIN)/python -m benchmarks.fleet $(or $(MINUTES),20)
 
 fuzz: $(READY)  ## Fuzz the reply parser with RUNS inputs (2,000,000), in a separate environment
 	@$(PYTHON) -m venv .venv/fuzz
