@@ -43,7 +43,7 @@ soak: $(READY)  ## Run the cache's property test for 210,000 steps, then load an
 	@echo "== load and faults"
 	@$(BIN)/python -m benchmarks.soak $(or $(DURATION),60)
 
-fleet: $(READY)  ## Run three replicas under load and faults for MINUTES (20), and 7 more; needs Debian's nginx-light
+fleet: $(READY)  ## Run three replicas under load and faults for MINUTES (20), and 6 more; needs Debian's nginx-light
 	@$(BIN)/python -m benchmarks.fleet $(or $(MINUTES),20)
 
 fuzz: $(READY)  ## Fuzz the reply parser with RUNS inputs (2,000,000), in a separate environment

@@ -60,10 +60,10 @@ RULE = Rule(60)
 STREAMS, EXPORTS_EVERY, SUMMARIES_EVERY = 50, 20.0, 1.0  # seconds
 LATENCY, SLOW, SLOW_FOR = 0.2, 5.0, 12.0  # seconds of a POST, while the upstream is slow, and how long it is
 FAULTS_EVERY = 2 * MINUTE
-WARM_UP = 5 * MINUTE
+WARM_UP = 4 * MINUTE
 PAGE = 50  # calls
 SLACK = 3.0  # seconds between the clocks of programs and the start of a read
-CONNECTIONS = 200
+CONNECTIONS = 64  # besides those of streams
 REPLICAS = 3
 RATES = [count / EVERY for count in (1, 2, 3, 5, 10, 30, 100)]  # reads per second of a client
 SETTINGS = {
@@ -216,7 +216,10 @@ class Load:
         self.address = address
         self.dashboards = dashboards
         self.streams = streams
-        self.pool = httpcore.AsyncConnectionPool(max_connections=CONNECTIONS + streams)
+        # Pools of one connection: a larger pool looks at all connections and requests for each request.
+        self.connections: asyncio.LifoQueue[httpcore.AsyncConnectionPool] = asyncio.LifoQueue()
+        for _ in range(CONNECTIONS):
+            self.connections.put_nowait(httpcore.AsyncConnectionPool(max_connections=1))
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.hits: list[float] = []  # seconds of each answer from the cache
@@ -258,11 +261,15 @@ class Load:
 
     async def get(self, path: str, accept: str = "application/json") -> bytes | None:
         """The body of an answer; None for a problem."""
-        began = time.perf_counter()
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), MINUTE)
-        response = await self.pool.request(
-            "GET", self.address + path, headers={"Accept": accept}, extensions={"timeout": timeout}
-        )
+        connection = await self.connections.get()
+        began = time.perf_counter()
+        try:
+            response = await connection.request(
+                "GET", self.address + path, headers={"Accept": accept}, extensions={"timeout": timeout}
+            )
+        finally:
+            self.connections.put_nowait(connection)
         if response.status != 200:
             self.outcomes[str(response.status)] += 1
             return None
@@ -333,7 +340,10 @@ class Load:
         while not ends():
             headers = [("Accept", "text/event-stream"), *([("Last-Event-ID", last_id)] if last_id else [])]
             try:
-                async with self.pool.stream("GET", path, headers=headers, extensions={"timeout": timeout}) as response:
+                async with (
+                    httpcore.AsyncConnectionPool() as pool,
+                    pool.stream("GET", path, headers=headers, extensions={"timeout": timeout}) as response,
+                ):
                     if response.status != 200:
                         self.outcomes[f"stream {response.status}"] += 1
                         await asyncio.sleep(1)

@@ -27,7 +27,7 @@ from gateway.cli.demo import demo_paths
 from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
 from gateway.simulator.server import PATH, Options, create
-from tests.support.commands import COMMAND, ENVIRONMENT, on_terminal, run
+from tests.support.commands import COMMAND, ENVIRONMENT, accept_interrupts, on_terminal, run
 from tests.support.paths import ROOT
 from tests.support.processes import free_port, wait_for
 from tests.support.stand import serving
@@ -37,7 +37,12 @@ from tests.support.tools import tool
 @contextmanager
 def started(*words: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*COMMAND, *words], env=ENVIRONMENT | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *words],
+        env=ENVIRONMENT | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=accept_interrupts,
     )
     with process:
         try:

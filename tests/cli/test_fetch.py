@@ -33,7 +33,7 @@ from gateway.formats import COLUMNS
 from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
-from tests.support.commands import COMMAND, ENVIRONMENT, on_terminal, run
+from tests.support.commands import COMMAND, ENVIRONMENT, accept_interrupts, on_terminal, run
 from tests.support.feed import LIST
 from tests.support.processes import wait_for
 from tests.support.stand import NOW, Clock, Make, Stand, serving
@@ -184,7 +184,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(upstream: Upstream, tmp_
         env=ENVIRONMENT | upstream.variables,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=accept_interrupts,
     ) as process:
         wait_for(lambda: state.exists() or process.poll() is not None, "a first span")
         assert process.poll() is None, "it ended before it could be interrupted"

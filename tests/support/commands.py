@@ -15,6 +15,11 @@ def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+def accept_interrupts() -> None:
+    """Let SIGINT interrupt this process; called before a program starts. Background jobs of shells ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def on_terminal(*words: str, interrupt_at: str = "", **variables: str) -> tuple[int, str]:
     """Run a command whose standard error is a terminal. Return the exit code, and the text on the terminal.
 
@@ -22,7 +27,13 @@ def on_terminal(*words: str, interrupt_at: str = "", **variables: str) -> tuple[
     """
     leader, follower = pty.openpty()
     environment = ENVIRONMENT | variables
-    with subprocess.Popen([*COMMAND, *words], env=environment, stdout=subprocess.DEVNULL, stderr=follower) as process:
+    with subprocess.Popen(
+        [*COMMAND, *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        preexec_fn=accept_interrupts,
+    ) as process:
         os.close(follower)
         shown = b""
         while piece := _read(leader):
