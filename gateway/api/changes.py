@@ -239,16 +239,18 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
     state, following = answer.telling.state, await feed.body(answer, event_stream)
     start, after, more = state.start, state.at, not _is_done(answer)
     del answer
+    clock = asyncio.get_running_loop().time
+    heartbeat = clock() + HEARTBEAT  # due then, however often the feed is refreshed without a change
     async with feed.feeds.watching(feed.clients, start, feed.view, feed.feeds.metrics.feed_streams) as watch:
         while _goes_on(services, context):
             if following:
                 yield following
-                following = b""
+                following, heartbeat = b"", clock() + HEARTBEAT
                 continue
             seen = None
             try:
                 if not more:
-                    async with asyncio.timeout(HEARTBEAT):
+                    async with asyncio.timeout_at(heartbeat):
                         seen = await watch.refreshed(start, feed.view, after)
                     if seen is None:
                         following = UNREADABLE if watch.error is not None else b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import httpx
 import pytest
@@ -49,6 +52,34 @@ def test_a_comment_comes_while_nothing_changes(stand: Make, monkeypatch: pytest.
         lines = response.iter_lines()
         assert next(lines).startswith("retry: ")
         assert [line for line in (next(lines) for _ in range(40)) if line.startswith(":")]
+
+
+def test_a_comment_comes_even_if_refreshes_without_changes_come_more_often(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changes, "HEARTBEAT", 1)
+    refreshed: Any = SimpleNamespace(snapshot=SimpleNamespace(end=0))
+    answer: Any = SimpleNamespace(
+        telling=SimpleNamespace(state=SimpleNamespace(start=0, at=0), up_to_date=True, size=0)
+    )
+
+    async def refresh(*_: object) -> Any:
+        return await asyncio.sleep(0.001, refreshed)
+
+    watch = SimpleNamespace(refreshed=refresh)
+    watching = MagicMock()
+    watching.return_value.__aenter__ = AsyncMock(return_value=watch)
+    feed: Any = SimpleNamespace(
+        feeds=SimpleNamespace(watching=watching, answer=AsyncMock(return_value=answer), metrics=MagicMock()),
+        clients=None, view=None, limit=1, body=AsyncMock(return_value=b"event"),
+    )  # fmt: skip
+
+    async def first_three() -> list[bytes]:
+        services: Any = SimpleNamespace(shutdown=SimpleNamespace(begun=asyncio.Event()))
+        context: Any = SimpleNamespace(consumer=None, current=lambda: None)
+        stream = changes._events(services, context, feed, answer)
+        async with asyncio.timeout(60):
+            return [await anext(stream) for _ in range(3)]
+
+    assert asyncio.run(first_three())[1:] == [b"event", b":\n\n"]
 
 
 @pytest.mark.parametrize("coding", ["zstd", "br", "gzip", "gzip, deflate, br, zstd"])
