@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpcore
 import msgspec
@@ -107,6 +107,9 @@ class Summary(msgspec.Struct):
 
     total: Total
     meta: Meta
+
+
+_Answer = TypeVar("_Answer", Page, Summary)
 
 
 class Published(NamedTuple):
@@ -273,22 +276,29 @@ class Load:
         if response.status != 200:
             self.outcomes[str(response.status)] += 1
             return None
-        headers = dict(response.headers)
-        if headers.get(b"Cache-Status", headers.get(b"cache-status", b"")).startswith(b"callbutton-gateway; hit"):
+        headers = {name.lower(): value for name, value in response.headers}
+        if headers.get(b"cache-status", b"").startswith(b"callbutton-gateway; hit"):
             self.hits.append(time.perf_counter() - began)
             self.outcomes["hit"] += 1
         else:
             self.outcomes["not a hit"] += 1
         return response.content
 
+    async def decoded(self, path: str, decoder: msgspec.json.Decoder[_Answer]) -> _Answer | None:
+        """An answer in JSON; None for a problem."""
+        body = await self.get(path)
+        if body is None:
+            return None
+        answer = decoder.decode(body)
+        self.outcomes["stale"] += answer.meta.stale
+        return answer
+
     async def page(self, code: str) -> str:
         """The newest calls of the last 7 days."""
         asked = time.time()
-        body = await self.get(f"/clients/{code}/calls?range=last_7_days&sort=-startTime&limit={PAGE}")
-        if body is None:
+        answer = await self.decoded(f"/clients/{code}/calls?range=last_7_days&sort=-startTime&limit={PAGE}", PAGES)
+        if answer is None:
             return ""
-        answer = PAGES.decode(body)
-        self.outcomes["stale"] += answer.meta.stale
         found = {row.id: row.start_time.timestamp() for row in answer.data}
         if len(found) != len(answer.data):
             return f"{code}: a call twice"
@@ -299,11 +309,9 @@ class Load:
     async def summary(self, code: str) -> str:
         """The calls of the last 7 days by day."""
         asked = time.time()
-        body = await self.get(f"/clients/{code}/calls/summary?range=last_7_days&interval=day")
-        if body is None:
+        answer = await self.decoded(f"/clients/{code}/calls/summary?range=last_7_days&interval=day", SUMMARIES)
+        if answer is None:
             return ""
-        answer = SUMMARIES.decode(body)
-        self.outcomes["stale"] += answer.meta.stale
         known = list(calls_between(code, first_day(asked), time.time()))
         least = 0 if answer.meta.stale else sum(must_have(call, asked) for call in known)
         most = sum(call.at <= time.time() + SLACK for call in known)

@@ -50,7 +50,7 @@ FIGURES_BYTES = 2 * PART_BYTES + CALLS_PER_DAY * (CALLER_BYTES + 42) + 2000  # o
 def cost_of_client(reads: float, rule: Rule, every: float = EVERY) -> tuple[float, float, int]:
     """The load of a client that is read `reads` times per second.
 
-    Each of its dashboards reloads `every` so many seconds. Returns its POSTs per second, the seconds of calls fetched
+    A dashboard of it reloads every `every` seconds. Returns its POSTs per second, the seconds of calls fetched
     per second, and the extents held in the end.
     """
     chance = random.Random(1)

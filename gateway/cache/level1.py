@@ -4,8 +4,8 @@ Rules:
 - A segmented LRU. Days that were read once are evicted before days that were read again, so that an export cannot evict
   the working set.
 - Days of one client are packed, the least recently read or stored first, when unpacked days take more than a quarter of
-  the bound. So a small deployment packs none; with an idle time it would. The part is fixed, and not what the bound
-  leaves: Python keeps the memory of days that were packed for the next unpacked ones, and returns little of it.
+  the bound. A small deployment therefore packs none, as it would after an idle time. The part is fixed, although other
+  days may leave more room: Python keeps the memory of packed days for the next unpacked ones, and returns little of it.
 - At the bound, memoised values are evicted, then days.
 - Packed days are read as they are and stay packed. A page unpacks a few hundred calls. Summaries and the change feed
   unpack none, because memoised values stay with the day. Packing takes 3 microseconds a call and saves nine tenths of

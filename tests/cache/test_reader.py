@@ -371,7 +371,7 @@ def test_an_answer_of_several_spans_is_unchanged_until_one_of_them_is():
 
 
 class Moving(Cache):
-    """A cache in which a POST lands right after each look at what is held."""
+    """A cache in which a POST lands right after each lookup of held extents."""
 
     landing: Query
 
