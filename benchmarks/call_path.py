@@ -77,7 +77,9 @@ def trace() -> dict[str, Functions]:
             port = stack.enter_context(serving(app.create(settings)))
         finally:
             threading.setprofile(None)
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}))
+        client = stack.enter_context(
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}, timeout=60)
+        )
         client.get("/healthz").raise_for_status()  # opens the connection and loads modules
         client.get(REQUESTS["cold"].replace("2026-09", "2026-08")).raise_for_status()
         for name, request in REQUESTS.items():

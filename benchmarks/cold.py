@@ -58,7 +58,7 @@ def misses(count: int = MISSES) -> Miss:
         settings = environment | {"GATEWAY_PORT": str(port)}
         serve = (sys.executable, "-m", "gateway", "serve")
         gateway = stack.enter_context(running(port, *serve, log=folder / "gateway.log", **settings))
-        client = stack.enter_context(httpx.Client(headers=dict([opened.split(": ", 1)])))
+        client = stack.enter_context(httpx.Client(headers=dict([opened.split(": ", 1)]), timeout=60))
         url = f"http://127.0.0.1:{port}/clients/8005550100/calls"
         client.get(f"http://127.0.0.1:{port}/healthz")
         before, rows = cpu_seconds(gateway.pid), []

@@ -29,7 +29,7 @@ def stand() -> Iterator[Make]:
             upstream = f"http://127.0.0.1:{stack.enter_context(serving(simulator))}{PATH}"
             settings = Settings(**({"upstream_url": upstream, "auth": "none", "signing_key": "k" * 32} | changes))
             port = stack.enter_context(serving(app.create(settings, clock=clock)))
-            client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
+            client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120))
             return Stand(simulator, client, clock)
 
         yield make

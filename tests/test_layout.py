@@ -47,6 +47,7 @@ TESTS_AND_BENCHMARKS = sorted(
     [*(ROOT / "benchmarks").glob("*.py"), *TESTS.glob("*.py"), *TESTS.glob("[!n]*/*.py")]
 )  # not node/
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+REQUESTS = {"Client", "AsyncClient", "get", "post", "put", "head", "options", "request", "stream"}  # of httpx
 OWNERS = {
     "litestar": {"api", "app"},
     "opentelemetry": {"tracing"},
@@ -165,3 +166,13 @@ def test_no_test_is_imported_and_no_benchmark_imports_tests(path: Path):
     assert [name for name in names if re.match(r"tests\.(\w+\.)*test_", name)] == []
     if path.is_relative_to(ROOT / "benchmarks"):
         assert [name for name in names if name.split(".")[0] == "tests"] == []
+
+
+@pytest.mark.parametrize("path", TESTS_AND_BENCHMARKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_request_of_a_test_has_the_default_timeout_of_httpx(path: Path):
+    """It is 5 seconds, which a busy machine exceeds."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="httpx"), attr=name)) if name in REQUESTS:
+                arguments = {keyword.arg for keyword in node.keywords}
+                assert arguments & {"timeout", None}, f"line {node.lineno}"  # None: `**arguments`

@@ -248,7 +248,11 @@ def test_what_is_spent_at_one_gateway_is_missing_at_another(tmp_path: Path):
         log_level="error",
     )
     try:
-        with serving(app.create(settings)) as one, serving(app.create(settings)) as other, httpx.Client() as client:
+        with (
+            serving(app.create(settings)) as one,
+            serving(app.create(settings)) as other,
+            httpx.Client(timeout=60) as client,
+        ):
             asked = 0
 
             def missing() -> bool:

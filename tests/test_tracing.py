@@ -93,7 +93,10 @@ def test_a_request_is_traced_through_plan_flight_post_and_parse_and_who_joins_ha
 
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(ask, {"traceparent": f"00-{CALLER}-00f067aa0ba902b7-01"})
-            wait_for(lambda: "in_flight 1.0" in httpx.get(f"{address}/metrics").text.split("posts_")[-1], "a POST")
+            wait_for(
+                lambda: "in_flight 1.0" in httpx.get(f"{address}/metrics", timeout=60).text.split("posts_")[-1],
+                "a POST",
+            )
             second = pool.submit(ask, {})
             assert (first.result().status_code, second.result().status_code) == (200, 200)
         wait_for(lambda: len(of(spans, "wait")) >= 2 and len(of(spans, ROUTE, bytes.fromhex(CALLER))) == 1, "spans")

@@ -54,7 +54,7 @@ def test_with_a_client_id_the_console_may_reach_the_issuer_too():
         signing_key="k" * 32,
     )
     with serving(app.create(settings)) as port:
-        page = httpx.get(f"http://127.0.0.1:{port}/console")
+        page = httpx.get(f"http://127.0.0.1:{port}/console", timeout=60)
     assert "connect-src 'self' https://id.example;" in page.headers["Content-Security-Policy"]
     assert 'data-oidc-issuer="https://id.example/realms/calls" data-oidc-client-id="con&quot;sole"' in page.text
 

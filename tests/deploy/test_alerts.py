@@ -138,16 +138,16 @@ def test_a_prometheus_scrapes_the_metrics_port_and_loads_the_rules(tmp_path: Pat
     ):
 
         def ask(query: str) -> list[dict[str, Any]]:
-            answer = httpx.get(f"{address}/api/v1/query", params={"query": query}).json()
+            answer = httpx.get(f"{address}/api/v1/query", params={"query": query}, timeout=60).json()
             found: list[dict[str, Any]] = answer["data"]["result"]
             return found
 
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), "the gateway", 120)
         wait_for(lambda: ask("callbutton_gateway_build_info == 1"), "a scrape", 120)
-        (target,) = httpx.get(f"{address}/api/v1/targets").json()["data"]["activeTargets"]
+        (target,) = httpx.get(f"{address}/api/v1/targets", timeout=60).json()["data"]["activeTargets"]
         assert (target["health"], target["lastError"]) == ("up", "")
-        (group,) = httpx.get(f"{address}/api/v1/rules").json()["data"]["groups"]
+        (group,) = httpx.get(f"{address}/api/v1/rules", timeout=60).json()["data"]["groups"]
         assert [rule["name"] for rule in group["rules"]] == list(ALERTS)
         for path, at_main, at_metrics in [("/metrics", 404, 200), ("/readyz", 200, 200), ("/calls", 400, 404)]:
-            assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == at_main
-            assert httpx.get(f"http://127.0.0.1:{metrics_port}{path}").status_code == at_metrics
+            assert httpx.get(f"http://127.0.0.1:{port}{path}", timeout=60).status_code == at_main
+            assert httpx.get(f"http://127.0.0.1:{metrics_port}{path}", timeout=60).status_code == at_metrics

@@ -81,7 +81,7 @@ def test_the_services_answer_together_and_prometheus_has_what_the_dashboard_show
             replaced = expression.replace("$__rate_interval", "1m").replace("$namespace", ".*").replace("$job", ".*")
             assert "$" not in replaced
             ask(replaced)
-        (group,) = httpx.get(f"{address}/api/v1/rules").json()["data"]["groups"]
+        (group,) = httpx.get(f"{address}/api/v1/rules", timeout=60).json()["data"]["groups"]
         assert {rule["health"] for rule in group["rules"]} <= {"ok", "unknown"}
 
         check = SERVICES["gateway"]["healthcheck"]["test"]

@@ -105,8 +105,8 @@ def test_two_units_behind_nginx_share_their_cache(tmp_path: Path):
                 f"{address}/clients/8005550100/calls", params=window, headers={"X-API-Key": key}, timeout=60
             )
             assert page.status_code == 200
-        assert httpx.get(f"{address}/metrics").status_code == 404
-        scrapes = [httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports]
+        assert httpx.get(f"{address}/metrics", timeout=60).status_code == 404
+        scrapes = [httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text for port in ports]
         assert all('route="/clients/{code}/calls",status="200"' in scrape for scrape in scrapes)
         posts = re.findall(
             r'^callbutton_gateway_upstream_posts_total{outcome="ok"} (\S+)$', "".join(scrapes), re.MULTILINE

@@ -39,7 +39,7 @@ def test_an_ipv4_address_or_a_name_is_listened_on(serve: Serve, host: str, shown
     gateway = serve(host=host)
     assert gateway.address.startswith(shown)
     assert urlsplit(gateway.address).port != 0
-    assert httpx.get(gateway.address.replace("0.0.0.0", "127.0.0.1") + "/healthz").status_code == 200
+    assert httpx.get(gateway.address.replace("0.0.0.0", "127.0.0.1") + "/healthz", timeout=60).status_code == 200
     assert healthy(gateway, host=host).returncode == 0
 
 
@@ -48,7 +48,7 @@ def test_an_ipv4_address_or_a_name_is_listened_on(serve: Serve, host: str, shown
 def test_an_ipv6_address_is_listened_on_with_or_without_brackets(serve: Serve, host: str):
     gateway = serve(host=host)
     assert gateway.address.startswith("http://[::1]:")
-    assert httpx.get(f"{gateway.address}/healthz").status_code == 200
+    assert httpx.get(f"{gateway.address}/healthz", timeout=60).status_code == 200
     assert healthy(gateway, host=host).returncode == 0
 
 
@@ -133,15 +133,15 @@ def test_tls_is_served_and_the_metrics_stay_plain(serve: Serve, certificate: Cer
     metrics = gateway.events("serving")[0]["metricsAddress"]
     assert metrics.startswith("http://")
     context = ssl.create_default_context(cafile=certificate.cert)
-    with httpx.Client(base_url=gateway.address, verify=context) as client:
+    with httpx.Client(base_url=gateway.address, verify=context, timeout=60) as client:
         assert client.get("/readyz").json() == {"status": "ok"}
         page = client.get("/clients/8005550100/calls?start=2026-09-01&end=2026-09-02&limit=1000")
         assert len(page.json()["data"]) == 1000
-    assert httpx.get(f"{metrics}/readyz").json() == {"status": "ok"}
+    assert httpx.get(f"{metrics}/readyz", timeout=60).json() == {"status": "ok"}
     assert b"200 OK" not in gateway.ask(request())  # plain HTTP to the TLS port
     assert healthy(gateway, tls_cert=str(certificate.cert), tls_key=str(certificate.key)).returncode == 0
     assert healthy(gateway).returncode == 1
-    assert httpx.get(f"{metrics}/readyz").status_code == 200
+    assert httpx.get(f"{metrics}/readyz", timeout=60).status_code == 200
     gateway.stop(signal.SIGTERM)
     assert gateway.process.returncode == 0
 
@@ -208,22 +208,22 @@ def test_the_metrics_port_has_metrics_and_probes_and_the_main_port_no_metrics(se
     gateway = serve(metrics_port=str(free_port()), drain_delay="60s", bounds=REAL)
     metrics = gateway.events("serving")[0]["metricsAddress"]
     found = {
-        path: tuple(httpx.get(f"{address}{path}").status_code for address in (gateway.address, metrics))
+        path: tuple(httpx.get(f"{address}{path}", timeout=60).status_code for address in (gateway.address, metrics))
         for path in ("/metrics", "/healthz", "/readyz", "/openapi.json", "/calls")
     }
     expected = {"/metrics": (404, 200), "/healthz": (200, 200), "/readyz": (200, 200)}
     assert found == expected | {"/openapi.json": (200, 404), "/calls": (400, 404)}
-    missing = httpx.get(f"{metrics}/calls")
+    missing = httpx.get(f"{metrics}/calls", timeout=60)
     assert (missing.headers["content-type"], json.loads(missing.text)["type"]) == (
         "application/problem+json",
         "/problems/not-found",
     )
-    assert 'route="/metrics",status="200"' in httpx.get(f"{metrics}/metrics").text
+    assert 'route="/metrics",status="200"' in httpx.get(f"{metrics}/metrics", timeout=60).text
     gateway.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{gateway.address}/readyz").status_code == 503, "readiness fails")
-    assert httpx.get(f"{metrics}/readyz").status_code == 503
+    wait_for(lambda: httpx.get(f"{gateway.address}/readyz", timeout=60).status_code == 503, "readiness fails")
+    assert httpx.get(f"{metrics}/readyz", timeout=60).status_code == 503
     for address in (gateway.address, metrics):
-        assert httpx.get(f"{address}/healthz").status_code == 200
-    assert httpx.get(f"{metrics}/metrics").status_code == 200
+        assert httpx.get(f"{address}/healthz", timeout=60).status_code == 200
+    assert httpx.get(f"{metrics}/metrics", timeout=60).status_code == 200
     gateway.stop(signal.SIGTERM)
     assert gateway.process.returncode == 0

@@ -40,7 +40,9 @@ def test_building_the_document_leaves_structured_lines_and_the_audit_log(tmp_pat
             found = list(threads.map(get, paths))
         assert [answer.status_code for answer in found] == [200] * REQUESTS
         assert len({answer.text for answer in found}) == 2
-        refused = httpx.get(f"{base}/clients/8005550100/calls", headers={"X-Request-Id": "after-the-document"})
+        refused = httpx.get(
+            f"{base}/clients/8005550100/calls", headers={"X-Request-Id": "after-the-document"}, timeout=60
+        )
         assert refused.status_code == 401
         wait_for(lambda: log.read_text("utf-8").count("after-the-document") == 2, "the audit and the access line")
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]  # each is a JSON object

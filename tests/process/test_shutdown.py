@@ -55,14 +55,14 @@ def asked(gateway: Served, path: str = SLOW) -> Iterator[list[bytes]]:
     thread = threading.Thread(target=lambda: received.append(gateway.ask(request(path, close=True))))
     thread.start()
     wait_for(lambda: gateway.connections() == 1, "connected")
-    metrics = httpx.get(f"{gateway.address}/metrics")
+    metrics = httpx.get(f"{gateway.address}/metrics", timeout=60)
     wait_for(lambda: "_upstream_posts_in_flight 1.0" in metrics_of(gateway), f"a POST is in flight: {metrics.text}")
     yield received
     thread.join(LATER)
 
 
 def metrics_of(gateway: Served) -> str:
-    return httpx.get(f"{gateway.address}/metrics").text
+    return httpx.get(f"{gateway.address}/metrics", timeout=60).text
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=[number.name for number in SIGNALS])
@@ -76,7 +76,7 @@ def test_a_request_in_progress_is_answered_after_a_signal(serve: Serve, slow_ups
 
 def test_while_it_drains_readiness_fails_and_answers_close_their_connection(serve: Serve):
     gateway = serve(drain_delay="60s", bounds=REAL)
-    with httpx.Client(base_url=gateway.address) as client, gateway.connect() as open_before:
+    with httpx.Client(base_url=gateway.address, timeout=60) as client, gateway.connect() as open_before:
         assert client.get("/readyz").status_code == 200
         gateway.process.send_signal(signal.SIGTERM)
         wait_for(lambda: client.get("/readyz").status_code == 503, "readiness fails")
@@ -104,7 +104,7 @@ def test_a_second_signal_ends_at_once_what_is_in_progress(serve: Serve, number: 
         client.sendall(request(EXPORT))
         assert client.recv(100).startswith(ANSWERED)
         gateway.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: httpx.get(f"{gateway.address}/readyz").status_code == 503, "readiness fails")
+        wait_for(lambda: httpx.get(f"{gateway.address}/readyz", timeout=60).status_code == 503, "readiness fails")
         assert gateway.process.poll() is None
         gateway.stop(number)
     assert gateway.process.returncode == 0
