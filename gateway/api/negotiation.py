@@ -16,7 +16,8 @@ PART = re.compile(rf'(?:[^;"]++|{QUOTED})+')  # of an element: its name or a par
 
 def split_list(header: str) -> list[str]:
     """The elements of a header that is a list, without empty ones (RFC 9110, section 5.6.1)."""
-    return [element for found in ELEMENT.findall(header) if (element := found.strip())]
+    elements = ELEMENT.findall(header) if '"' in header else header.split(",")
+    return [stripped for element in elements if (stripped := element.strip())]
 
 
 def parse_weights(header: str) -> list[tuple[str, float]]:

@@ -1,17 +1,22 @@
 """The outermost middleware: pieces of large bodies, and the access log."""
 
 import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway import app
 from gateway.api.middleware.request_context import CHUNK_SIZE, send_in_chunks
+from gateway.settings import Settings
+from gateway.simulator import server as simulator
+from tests.support import asgi
 from tests.support.consumers import Member, keys_file
 from tests.support.loops import settle
 from tests.support.processes import wait_for
-from tests.support.stand import Make
+from tests.support.stand import Make, serving
 
 
 @pytest.mark.parametrize("more_body", [False, True])
@@ -83,3 +88,29 @@ def test_the_access_log_has_consumer_cache_status_and_route_of_every_request(
     wait_for(all_lines, "all lines")
     assert logged() == expected
     assert "8005550100" not in str([line for line in written if line["event"] == "request"])
+
+
+def test_a_cached_response_leaves_nothing_for_the_garbage_collector():
+    """A collection would interrupt other requests, and hold the loop longer the more is cached."""
+    with serving(simulator.create(simulator.Options())) as port:
+        application = app.create(Settings(upstream_url=f"http://127.0.0.1:{port}{simulator.PATH}", auth="none"))
+        day = {"start": "2026-11-01", "end": "2026-11-02"}
+
+        async def garbage(requests: int) -> int:
+            gc.collect()
+            for _ in range(requests):
+                answer = await asgi.get(application, "/clients/8005550100/calls", day, {})
+                assert "; hit; " in answer.headers["cache-status"]
+            return gc.collect()
+
+        async def run() -> list[int]:
+            await asgi.get(application, "/clients/8005550100/calls", day, {})
+            await garbage(10)  # the first use of a code path may leave some
+            gc.disable()
+            try:
+                return [await garbage(1), await garbage(101)]
+            finally:
+                gc.enable()
+
+        once, often = asyncio.run(run())
+    assert often - once < 100

@@ -66,7 +66,7 @@ class Authentication:
         if OPEN_PATHS.fullmatch(scope["path"]):
             return self._app(scope, receive, send)
         context, authenticator = context_of(scope), self._authenticator
-        linked = ACCESS.search(scope["query_string"]) and LINKED_PATHS.fullmatch(scope["path"])
+        linked = LINKED_PATHS.fullmatch(scope["path"]) and ACCESS.search(scope["query_string"])
         try:
             if authenticator is None:
                 if not linked:

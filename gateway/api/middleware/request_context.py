@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -23,7 +24,16 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import (
+    ASGIApp,
+    HTTPResponseBodyEvent,
+    HTTPResponseStartEvent,
+    HTTPScope,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 from msgspec import Struct
 
 from gateway import tracing
@@ -119,6 +129,68 @@ def context_of(scope: Scope) -> RequestContext:
     return context
 
 
+class ResponseSender:
+    """Sends the response to a request: adds the headers that every response has, and sends large bodies in chunks.
+
+    A large body that was rendered whole is counted in `unsent` until it is sent, and refused when consumers have too
+    many unread. `status` is CLIENT_CLOSED until the response begins.
+    """
+
+    def __init__(self, context: RequestContext, path: str, send: Send, unsent: Shares, closing: asyncio.Event) -> None:
+        self.status = CLIENT_CLOSED
+        self.cache = ""  # the word of `Cache-Status` for the access log
+        self._context = context
+        self._path = path
+        self._send = send
+        self._unsent = unsent
+        self._closing = closing
+        self._start: HTTPResponseStartEvent | None = None  # held back until the first part of the body
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the layers inside."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        if self._context.is_head:
+            message = {"type": "http.response.body", "body": b"", "more_body": message["more_body"]}
+        size = len(message["body"])
+        if self._start is not None:
+            start, self._start = self._start, None
+            whole = not message["more_body"]  # streams are counted separately
+            if size > CHUNK_SIZE and whole and (error := self._no_room(size)):
+                await problems.send_error(self.send, error, self._path, self._context.request_id)
+                return
+            self.status, self.cache = start["status"], cache_status(start["headers"])
+            start["headers"] = self._completed(start["headers"])
+            await self._send(start)
+        if size > CHUNK_SIZE:
+            await send_in_chunks(message, self._send)
+        else:
+            await self._send(message)
+
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        if self.status in (204, 405):
+            headers = [(name, ALLOWED if name == b"allow" else value) for name, value in headers]
+        return [
+            *headers,
+            *self._context.response_headers,
+            *SECURITY_HEADERS,
+            *(CLOSE_HEADERS if self._closing.is_set() else ()),
+            (b"x-request-id", self._context.request_id.encode()),
+        ]
+
+    def _no_room(self, size: int) -> RateLimited | Overloaded | None:
+        """Hold the bytes of a body until they are sent. Returns an error if consumers read too slowly for that."""
+        try:
+            self._context.hold(self._unsent, size)
+        except (RateLimited, Overloaded) as error:
+            return error
+        return None
+
+
 class RequestContextMiddleware:
     """The ASGI application. `lifespan` handles start and stop; `operator` is the application of the metrics port."""
 
@@ -149,12 +221,14 @@ class RequestContextMiddleware:
         if scope["type"] != ScopeType.HTTP:
             await self._lifespan(scope, receive, send)
         else:
-            scope["headers"] = list(combine_fields(scope["headers"]).items())
+            headers = combine_fields(scope["headers"])
+            scope["headers"] = list(headers.items())
             with tracing.span("request", headers=scope["headers"]) as span:
-                await self._serve(scope, receive, send, span)
+                await self._serve(scope, headers, receive, send, span)
 
-    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send, span: tracing.Span | None) -> None:
-        headers = dict(scope["headers"])
+    async def _serve(
+        self, scope: HTTPScope, headers: dict[bytes, bytes], receive: Receive, send: Send, span: tracing.Span | None
+    ) -> None:
         request_id, started = self._request_id(headers.get(b"x-request-id")), time.perf_counter()
         context = RequestContext(request_id, headers, started, address=(scope["client"] or ("",))[0])
         scope.setdefault("state", {})["context"] = context
@@ -162,54 +236,18 @@ class RequestContextMiddleware:
         if context.is_head:  # a copy, because the server reads the method of its scope too
             inner = scope.copy()
             inner["method"] = "GET"
-        status, start, cache = CLIENT_CLOSED, None, ""
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status, start, cache
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            if message["type"] != "http.response.body":
-                await send(message)
-                return
-            if context.is_head:
-                message = {"type": "http.response.body", "body": b"", "more_body": message["more_body"]}
-            if start is not None:
-                beginning, start = start, None
-                large = len(message["body"]) > CHUNK_SIZE and not message["more_body"]  # streams are counted separately
-                if large and (error := self._no_room(context, len(message["body"]))):
-                    await problems.send_error(send_with_headers, error, scope["path"], request_id)
-                    return
-                status, cache = beginning["status"], cache_status(beginning["headers"])
-                if status in (204, 405):
-                    sent = beginning["headers"]
-                    beginning["headers"] = [(name, ALLOWED if name == b"allow" else value) for name, value in sent]
-                closing = CLOSE_HEADERS if self.shutdown.begun.is_set() else ()
-                own = (b"x-request-id", request_id.encode())
-                beginning["headers"] = [
-                    *beginning["headers"],
-                    *context.response_headers,
-                    *SECURITY_HEADERS,
-                    *closing,
-                    own,
-                ]
-                await send(beginning)
-            if len(message["body"]) > CHUNK_SIZE:
-                await send_in_chunks(message, send)
-            else:
-                await send(message)
-
+        response = ResponseSender(context, scope["path"], send, self._unsent, self.shutdown.begun)
         requests = self._metrics.requests
         requests.in_flight += 1
         try:
-            await self._app(inner, receive, send_with_headers)
+            await self._app(inner, receive, response.send)
         except Exception:
             if context.aborted:
                 return  # without a last chunk, so the server closes the connection and the client notices
             LOGGER.exception("request crashed", extra={"fields": {"requestId": request_id}})
-            if status != CLIENT_CLOSED:
+            if response.status != CLIENT_CLOSED:
                 raise  # the response has begun, so the connection must be closed
-            await problems.send_problem(send_with_headers, problems.INTERNAL, scope["path"], request_id)
+            await problems.send_problem(response.send, problems.INTERNAL, scope["path"], request_id)
         finally:
             for give_back in context.held.values():
                 give_back()
@@ -218,23 +256,16 @@ class RequestContextMiddleware:
             route = str(inner.get("path_template") or self._route_of(scope["path"]))
             requests.in_flight -= 1
             consumer = context.consumer
-            requests.add(method, route, status, seconds, consumer.label if consumer else "")
+            requests.add(method, route, response.status, seconds, consumer.label if consumer else "")
             name, trace = consumer.name if consumer else "", tracing.trace_id()
-            self._access_log.write(
-                AccessEntry(time.time(), request_id, method, route, status, seconds, name, cache, trace)
+            entry = AccessEntry(
+                time.time(), request_id, method, route, response.status, seconds, name, response.cache, trace
             )
+            self._access_log.write(entry)
             if span is not None:
                 span.update_name(f"{method} {route}")
                 span.set_attributes({"http.request.method": method, "http.route": route, "request.id": request_id})
-                span.set_attribute("http.response.status_code", status)
-
-    def _no_room(self, context: RequestContext, size: int) -> RateLimited | Overloaded | None:
-        """Hold the bytes of a body until they are sent. Returns an error if consumers read too slowly for that."""
-        try:
-            context.hold(self._unsent, size)
-        except (RateLimited, Overloaded) as error:
-            return error
-        return None
+                span.set_attribute("http.response.status_code", response.status)
 
     def _request_id(self, given: bytes | None) -> str:
         if given is not None and (text := given.decode("latin-1")) and REQUEST_ID.fullmatch(text):
@@ -252,11 +283,8 @@ def combine_fields(fields: Any) -> dict[bytes, bytes]:  # noqa: ANN401 - a list,
 
 def cache_status(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The word of `Cache-Status` for the access log: hit, stale, partial or miss; empty without the field."""
-    for name, value in headers:
-        if name.lower() == b"cache-status":
-            _, word, *others = value.decode("latin-1").split("; ")
-            return "stale" if any(other.startswith("ttl=-") for other in others) else word.removeprefix("fwd=")
-    return ""
+    value = dict(headers).get(b"cache-status", b"").decode("latin-1")
+    return "stale" if "; ttl=-" in value else value.partition("; ")[2].partition("; ")[0].removeprefix("fwd=")
 
 
 async def send_in_chunks(message: HTTPResponseBodyEvent, send: Send) -> None:
