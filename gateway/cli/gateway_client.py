@@ -98,7 +98,7 @@ async def connect(
     )
     application = app.create(own)
     transport = httpx.ASGITransport(cast(Any, application))  # httpx and litestar name the types of ASGI differently
-    async with _lifespan(application), httpx.AsyncClient(transport=transport, base_url=IN_PROCESS) as client:
+    async with lifespan(application), httpx.AsyncClient(transport=transport, base_url=IN_PROCESS) as client:
         yield client
 
 
@@ -157,7 +157,7 @@ def _failure(response: httpx.Response) -> RequestError:
 
 
 @asynccontextmanager
-async def _lifespan(application: RequestContextMiddleware) -> AsyncIterator[None]:
+async def lifespan(application: RequestContextMiddleware) -> AsyncIterator[None]:
     """Start and stop an application, as an ASGI server does. The stop does not wait for POSTs in flight."""
     requests: asyncio.Queue[Any] = asyncio.Queue()
     answers: asyncio.Queue[Any] = asyncio.Queue()

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import app
 from gateway.api.middleware.request_context import CHUNK_SIZE, send_in_chunks
+from gateway.cli.gateway_client import lifespan
 from gateway.settings import Settings
 from gateway.simulator import server as simulator
 from tests.support import asgi
@@ -104,13 +105,14 @@ def test_a_cached_response_leaves_nothing_for_the_garbage_collector():
             return gc.collect()
 
         async def run() -> list[int]:
-            await asgi.get(application, "/clients/8005550100/calls", day, {})
-            await garbage(10)  # the first use of a code path may leave some
-            gc.disable()
-            try:
-                return [await garbage(1), await garbage(101)]
-            finally:
-                gc.enable()
+            async with lifespan(application):
+                await asgi.get(application, "/clients/8005550100/calls", day, {})
+                await garbage(10)  # the first use of a code path may leave some
+                gc.disable()
+                try:
+                    return [await garbage(1), await garbage(101)]
+                finally:
+                    gc.enable()
 
         once, often = asyncio.run(run())
     assert often - once < 100
