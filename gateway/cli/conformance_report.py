@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +35,19 @@ STDOUT = Path("-")
 def run(settings: Settings, codes: Sequence[str], watch: str, output: Path | None) -> int:
     """Make the report, write it, and return the exit code. Raises ValueError, OSError."""
     seconds = parse_watch(watch)
-    if output is not None and output != STDOUT:
-        output.open("a").close()  # an error that would lose the report comes before the POSTs
     progress = Progress()
-    try:
-        report = asyncio.run(make_report(settings, codes, seconds, show=progress.note))
-    except KeyboardInterrupt:
-        progress.clear()
-        print_error("interrupted: there is no report")
-        return INTERRUPTED
+    with ExitStack() as undo:
+        if output is not None and output != STDOUT:
+            if not output.exists():
+                undo.callback(output.unlink)
+            output.open("a").close()  # an error that would lose the report comes before the POSTs
+        try:
+            report = asyncio.run(make_report(settings, codes, seconds, show=progress.note))
+        except KeyboardInterrupt:
+            progress.clear()
+            print_error("interrupted: there is no report")
+            return INTERRUPTED
+        undo.pop_all()
     progress.clear()
     if output != STDOUT:
         print(render_text(report))

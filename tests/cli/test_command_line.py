@@ -425,15 +425,19 @@ def test_a_report_that_cannot_be_written_ends_with_1_before_the_first_post(tmp_p
     assert "No such file or directory" in done.stderr
 
 
-def test_a_report_that_is_interrupted_ends_with_130():
-    simulator = create(Options(faults=("hang",)))
+@pytest.mark.parametrize("before", [None, "an older report"])
+def test_a_report_that_is_interrupted_ends_with_130_and_leaves_its_file_as_it_was(tmp_path: Path, before: str | None):
+    simulator, file = create(Options(faults=("hang",))), tmp_path / "report.json"
+    if before:
+        file.write_text(before)
     with serving(simulator) as port:
         address = f"http://127.0.0.1:{port}{PATH}"
-        with started("check", "--report", GATEWAY_UPSTREAM_URL=address) as report:
+        with started("check", "--report", "--json", str(file), GATEWAY_UPSTREAM_URL=address) as report:
             wait_for(lambda: simulator.posts, "the first POST is sent")
             report.send_signal(signal.SIGINT)
             out, err = report.communicate(timeout=60)
     assert (report.returncode, out, err) == (130, "", "callbutton-gateway: interrupted: there is no report\n")
+    assert (file.read_text() if file.exists() else None) == before
 
 
 def test_an_interrupt_ends_the_watch_and_there_is_a_report(tmp_path: Path):
