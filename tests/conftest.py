@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from gateway import app
 from gateway.settings import Settings
 from gateway.simulator.server import PATH, Options, create
 from tests.support import servers
+from tests.support.databases import Database
 from tests.support.stand import Clock, Make, Stand, serving
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # no test may fail because of speed
@@ -40,3 +42,16 @@ def server() -> Iterator[servers.Server]:
     """A Valkey server."""
     with servers.running(servers.valkey()) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[servers.Postgres]:
+    """A PostgreSQL server."""
+    with servers.postgres() as one:
+        yield one
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An empty database for `mirror`, SQLite and PostgreSQL in turn."""
+    return Database(tmp_path, request.getfixturevalue("postgresql") if request.param == "postgresql" else None)

@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--catalog", type=_json_of)
     parser.add_argument("-d", "--discover", action="store_true")
     given = parser.parse_args()
-    if not isinstance(given.config.get("url"), str):
-        parser.error("the configuration has no url")
+    if not str(given.config.get("url")).startswith(("http://", "https://")):
+        parser.error("the configuration has no url that begins with http:// or https://")
     try:
         catalog = given.catalog or discover(given.config)
         for message in [catalog] if given.discover else sync(given.config, catalog, given.state):

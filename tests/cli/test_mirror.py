@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,10 @@ from tests.support.consumers import Member, keys_file
 from tests.support.databases import Database, Key
 from tests.support.feed import START, listed
 from tests.support.processes import running, wait_for
-from tests.support.servers import Postgres, postgres
 from tests.support.stand import Make, Stand, serving
 
 Json = dict[str, Any]
 LONG_AGO = "2001-01-01T00:00:00Z"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres() as one:
-        yield one
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    return Database(tmp_path, request.getfixturevalue("server") if request.param == "postgresql" else None)
 
 
 Copy = Callable[..., int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,11 @@ from tests.support.databases import Database
 from tests.support.feed import CODE, START, listed
 from tests.support.paths import ROOT
 from tests.support.processes import answers, free_port, running, wait_for
-from tests.support.servers import Postgres, postgres
 from tests.support.stand import Make, Stand
 
 PAGE = (ROOT / "docs" / "recipes.md").read_text("utf-8")
 QUERIES = {found[1]: found[2] for found in re.finditer(r"```sql\n-- (.*?)\n(.*?)```", PAGE, re.DOTALL)}
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres() as one:
-        yield one
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    return Database(tmp_path, request.getfixturevalue("server") if request.param == "postgresql" else None)
 
 
 @pytest.fixture
