@@ -325,7 +325,7 @@ async def _settled(cache: Cache, query: Query, spans: Spans, max_held: int) -> A
             spans.begin()
             waiting.append(Counted(await in_slices(sent.removed_from(reading.extents)), reading))
             held += reading.size
-            if held > max_held:
+            if held >= max_held:
                 await _settle(waiting, await cache.held(ahead))
             if max_held == 0 and len(waiting) == 1:
                 first, waiting[0] = _split(waiting[0], FIRST_CALLS, newest_first=spans.newest_first)

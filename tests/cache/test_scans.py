@@ -159,6 +159,26 @@ def test_pages_count_each_unreadable_record_once():
     assert {asyncio.run(run(limit)) for limit in (1, 3, 1000)} == {10}
 
 
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_a_stream_counts_an_unreadable_record_of_two_extents_once(calls: int, newest_first: bool):
+    upstream, middle = Upstream(), NOW - 5 * DAY
+    upstream.published = [(0, call("2", middle - 1800))] * calls
+    upstream.unreadable = [unreadable("1", middle - 60, latest=middle + 60)]  # each half may have it
+    halves = Window(middle - 3600, middle), Window(middle, middle + 3600)
+
+    async def run() -> int:
+        cache = cache_of(upstream)
+        for half in halves:
+            await cache.read(ask(["a"], half))
+        window = ask(["a"], Window(halves[0].start, halves[1].end))
+        parts = [part async for part in stream(cache, window, NOW, 60, newest_first=newest_first)]
+        assert len(upstream.posts) == 2
+        return sum(len(part.unreadable) for part in parts)
+
+    assert asyncio.run(run()) == 1
+
+
 def test_what_has_gone_out_is_not_sent_again():
     border = NOW - ROWS.first
     upstream = Upstream()
