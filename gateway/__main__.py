@@ -1,7 +1,7 @@
 """The command line: `callbutton-gateway`, or `python -m gateway`.
 
 Exit codes: 0 success; 1 a failure outside the gateway, such as the upstream, a file or a port in use; 2 a command, an
-option or a setting that is not valid.
+option or a setting that is not valid; 130 `fetch`, `mirror` or `check --report` was interrupted.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Rules:
 - A structure counts its bytes where it is filled: keys, expired entries and memoised values too.
 - A structure that could displace others has a part of the bound, and evicts its own least recently used entries.
-- When all together exceed the bound, the most expendable goes first: `first_to_last` frees memory in that order.
+- When all together exceed the bound, `first_to_last` frees memory, that which costs least to restore first.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Lru(Generic[_Key, _Value]):
 
 
 class Memo:
-    """The values derived from an extent that is stored. They count as memory of the cache, and go first."""
+    """The values derived from a stored extent. They count as memory of the cache, and are evicted before extents."""
 
     __slots__ = ("_number", "_stored", "_table", "size", "values")
     numbers = count()

@@ -187,7 +187,9 @@ class Metrics:
         self.packings = counter(
             "cache_packings", "Days of a client that were packed to stay within GATEWAY_CACHE_BYTES."
         )
-        self.evictions = counter("cache_evictions", "Extents evicted to stay within GATEWAY_CACHE_BYTES.")
+        self.evictions = counter(
+            "cache_evictions", "Days of a client that were evicted to stay within GATEWAY_CACHE_BYTES."
+        )
         self.joined = counter("flights_joined", "Reads that joined a flight in progress.")
         self.batch_codes = histogram("batch_codes", "Client codes in a flight.", buckets=COUNTS)
         self.read_gaps = histogram("read_gaps", "Gaps that a read had to fetch.", buckets=COUNTS)

@@ -185,7 +185,7 @@ class Settings:
     """The values of all settings. Durations are in seconds, sizes in bytes, instants in seconds since 1970."""
 
     upstream_url: str = optional(
-        URL, "", "The URL of the Callbutton server's `xml.jsp`. `serve`, `check` and `fetch` require it."
+        URL, "", "The URL of the Callbutton server's `xml.jsp`. Every command that asks the server requires it."
     )
     upstream_proxy: str | None = optional(
         URL,

@@ -98,8 +98,9 @@ NOT_ACCEPTABLE = ProblemType(
     "Not acceptable",
     "The header `Accept` allows no available media type.",
     "Accept an available media type, or leave the header `Accept` out.",
-    "The header `Accept` allows no media type in which this resource is available. Lists of calls are available as "
-    "`application/json`, `application/x-ndjson` and `text/csv`; other resources about calls only as "
+    "The header `Accept` allows no media type in which this resource is available. Lists of calls, missed callers and "
+    "summaries are available as `application/json`, `application/x-ndjson` and `text/csv`, the change feed as "
+    "`application/json`, `application/x-ndjson` and `text/event-stream`, and other resources about calls only as "
     "`application/json`.",
 )
 NOT_ALLOWED = ProblemType(

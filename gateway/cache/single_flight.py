@@ -9,8 +9,8 @@ Rules:
   nearly the same window as one batch.
 - An overdue flight delays no other POST: nothing waits until it lands, and its codes are not batched.
 - An error of one code is remembered for a second, for gaps that contain the window that failed; the error of a batch is
-  not. That there is no connection is remembered for all gaps until a POST is answered. An error without a POST is not
-  remembered.
+  not. A failure to connect is remembered for all gaps, for a second or until a POST is answered. Other errors of POSTs
+  that were not sent are not remembered.
 """
 
 from __future__ import annotations

@@ -208,7 +208,8 @@ class Feeds:
 class Watch:
     """Refreshes of one set of clients, while consumers wait.
 
-    `error` is that of the last refresh. `as_of` is the age of the newest point at the last that succeeded.
+    `error` is that of the last refresh. `as_of` is when the newest point of the last successful reading was fetched, in
+    seconds since 1970.
     """
 
     def __init__(self, feeds: Feeds, clients: Clients) -> None:
