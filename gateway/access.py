@@ -32,7 +32,7 @@ STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})
 PUBLIC_STATUS_EXTRA = frozenset({"ReviewedStatus", "SalesStatus"})  # the journal is personal data
 RECORDING_EXTRA = "VoiceDirectory"  # the upstream's recording address, in `extra` if a call has more than one
 FILTER_SCOPES = {"ani": "personal", "recorded": "recordings"}  # parameters whose results would reveal a masked field
-MIN_DISTINCT = 5  # calls, of which a consumer without the scope `personal` may know how many callers made them
+MIN_DISTINCT = 5  # calls; of fewer, a consumer without the scope `personal` may not know the number of callers
 
 
 class Rate(Struct, frozen=True):
@@ -61,7 +61,7 @@ class Consumer(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
-        """Its identity, for everything that is kept for each consumer."""
+        """Its identity: the key of everything that is stored by consumer."""
         return self.kind, self.name
 
     @property
@@ -81,7 +81,7 @@ def parse_rate(text: str) -> Rate:
     """Parse a rate such as `600/minute`. Raises ValueError."""
     match = RATE_PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError("is not a rate such as 600/minute, of second, minute, hour or day")
+        raise ValueError("is not a rate such as 600/minute: a number, and second, minute, hour or day")
     return Rate(int(match[1]), RATE_PERIODS[match[2]])
 
 
@@ -104,7 +104,7 @@ def can_filter_by(consumer: Consumer, parameter: str) -> bool:
 
 
 def can_count_callers(consumer: Consumer, calls: int) -> bool:
-    """Whether the consumer may know how many callers made some calls: of a few it tells which share a caller."""
+    """Whether the consumer may know how many callers made some calls: for a few, it would show which share a caller."""
     return calls >= MIN_DISTINCT or "personal" in consumer.scopes
 
 

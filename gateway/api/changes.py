@@ -2,8 +2,8 @@
 
 Rules:
 - The rights of the consumer are checked again before each answer to a waiting request.
-- A link, `access`, is a credential for one path, its clients and `include`. Without a token of the feed it is good for
-  CONNECT_TIME: long enough to connect, and too short for one that is read in the log of a proxy.
+- A link, `access`, is a credential for one path, its clients and `include`. Without a token of the feed it is valid for
+  CONNECT_TIME: long enough to connect, and too short to be taken from the log of a proxy.
 - Nothing is reported from a reading that failed or is stale: the response is a problem, and the token stays valid.
 - Waiting requests and streams count against the places of their consumer.
 """
@@ -52,8 +52,8 @@ LINK_TYPE = (
 )
 HEARTBEAT = 15  # seconds between comments on a stream
 UNREADABLE = b": the Callbutton server cannot be read at present\n\n"
-STREAM_LIMIT = 100  # calls of an answer on a stream; as many bytes as the server has of any response not yet read
-DEFAULT_DAYS = 30  # days ago at which a copy begins
+STREAM_LIMIT = 100  # calls of an answer on a stream; about as many bytes as the server buffers of any unread response
+DEFAULT_DAYS = 30  # a copy begins so many days ago, unless the request has `start`
 
 
 @get("/clients/{code:str}/changes", operation_id="listClientChanges", summary="Follow one client", kind="changes")
@@ -69,7 +69,7 @@ async def list_changes(request: Request[Any, Any, State]) -> Response[Any]:
 
 
 class ChangesQuery(Struct, frozen=True):
-    """What changed since a token, or all calls from `start` on. `wait` in seconds."""
+    """What changed since a token, or all calls from `start` on, in seconds since 1970. `wait` is in seconds."""
 
     codes: tuple[str, ...]
     since: str | None
@@ -92,11 +92,11 @@ def parse_changes_query(query_string: bytes, code: str | None, now: float) -> Ch
     parameters.require_client()
     start = parameters.window(now, 0).start if "start" in parameters.values else int(now) - DEFAULT_DAYS * DAY
     if "start" in parameters.values and "since" in parameters.values:
-        parameters.fault("start", "does not go with `since`, which has a start")
+        parameters.fault("start", "cannot be combined with `since`: the token has the start of its copy")
     elif not parameters.faults and not midnight(int(now) - MAX_HORIZON) <= start <= now:
         parameters.fault("start", "is in the future or more than 400 days ago")
     if "link" in parameters.values and "access" in parameters.values:
-        parameters.fault("link", "needs the credential of the consumer, not that of another link")
+        parameters.fault("link", "cannot be requested with a link; send the credential of the consumer")
     values = parameters.checked()
     return ChangesQuery(
         values["client"],
@@ -136,7 +136,7 @@ async def changes_response(request: Request[Any, Any, Any], code: str | None) ->
     async with responses.counting_turn(request):
         answer = await feed.feeds.answer(feed.clients, state, feed.view, feed.limit, terms)
     context.read_finished = time.perf_counter()
-    context.release(services.waiting)  # a stream lasts, and does not wait for a place of the upstream's
+    context.release(services.waiting)  # the request no longer waits for the upstream; a stream lasts
     headers = responses.shared_headers(context) | {"Cache-Control": "private, no-store"}
     if form == "events":
         headers |= {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
@@ -207,7 +207,7 @@ def link_response(
 
 
 def _purpose(query: ChangesQuery, code: str | None) -> bytes:
-    """A hash of the path, clients and parts of calls, for which alone a link is good."""
+    """A hash of the path, the clients and `include` of a query. A link is valid only for a query with the same hash."""
     return digest(16, code, sorted(query.codes), query.status)
 
 
@@ -270,7 +270,7 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
 
 
 def _goes_on(services: Services, context: RequestContext) -> bool:
-    """Whether the process runs and the consumer has the rights that it had."""
+    """Whether the process is not stopping, and the consumer still has the rights of the beginning."""
     return context.current() == context.consumer and not services.shutdown.begun.is_set()
 
 

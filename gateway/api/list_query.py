@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 MAX_CURSOR = 1024  # characters; the headers of an answer, `Link` among them, have 4 kB in nginx
-DIGEST_SIZE = 12  # bytes; it distinguishes lists, and is sealed
+DIGEST_SIZE = 12  # bytes; enough to tell lists apart, as the cursor around it cannot be forged
 # The parameters that need one format: their attribute of a query, and the format.
 FORM_OF = {
     "limit": ("limit", "json"),
@@ -128,7 +128,7 @@ def _parse_cursor(text: str, parameters: Parameters, signing_keys: SigningKeys) 
     if not cursor.codes:
         query = replace(_list_query(cursor.window, parameters), after=cursor.after, after_reached=cursor.after_reached)
         if query.digest != cursor.digest:
-            parameters.fault("cursor", "is too short for the long parameters of its list; send the same ones with it")
+            parameters.fault("cursor", "does not contain the long parameters of its list; send them with it")
     else:
         query, beside = cursor, {"client": cursor.codes} | values
         alone = _compared(beside).keys() == {"client"} and beside["client"] == cursor.codes

@@ -121,7 +121,7 @@ FIRST_CALL = {
     "parameters": {"code": "$response.body#/data/0/clientCode", "call_id": "$response.body#/data/0/id"},
 }
 GROUP = "GroupValues"  # the schema of the values of dimensions
-GROUP_TEXT = "The value of each dimension of `groupBy`. A value is null if the calls have none. It has no others."
+GROUP_TEXT = "The value of each dimension of `groupBy`, and no other property. A value is null if the calls have none."
 CODE = ValueType({"type": "string", "pattern": f"^{CODE_PATTERN}$"})
 CALL_ID = ValueType({"type": "string", "minLength": 1, "maxLength": 200})
 TOKEN = ValueType({"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 1000})

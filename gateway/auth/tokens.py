@@ -145,7 +145,7 @@ def _check_claims(claims: Mapping[str, Any], rules: TokenRules, now: float) -> V
         raise TokenError("token without a name")
     clients = _words(claims.get(rules.clients_claim))
     if len(clients) > MAX_CLIENTS or not all(CLIENT_PATTERN.fullmatch(client) for client in clients):
-        raise TokenError("token with clients that are none")
+        raise TokenError("token with invalid clients")
     scopes = frozenset(_words(claims.get(rules.scopes_claim))) & set(SCOPES)
     consumer = Consumer(name=name, clients=clients, scopes=scopes, rate=rules.rate, kind=Kind.TOKEN)
     return VerifiedToken(consumer, expiry + LEEWAY)
@@ -157,7 +157,7 @@ def _instant(claims: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TokenError("token with a time that is none")
+        raise TokenError("token with an invalid time")
     return float(value)
 
 

@@ -239,7 +239,7 @@ def test_long_parameters_are_paged_with_them_and_have_no_link(stand: Make):
     second = gateway.get("/calls", **asked, cursor=cursor).json()["data"]
     assert first.json()["data"] + second == gateway.get("/calls", **asked | {"limit": 6}).json()["data"]
     (fault,) = gateway.get("/calls", cursor=cursor).json()["errors"]
-    assert (fault["parameter"], "send the same ones with it" in fault["detail"]) == ("cursor", True)
+    assert (fault["parameter"], "send them with it" in fault["detail"]) == ("cursor", True)
 
 
 def test_a_link_is_the_next_page(stand: Make):
