@@ -43,7 +43,7 @@ from gateway.shutdown import Shutdown
 if TYPE_CHECKING:
     from gateway.auth.issuer import Issuer
 
-CONSUMER_STREAMS = 100  # of one consumer
+CONSUMER_STREAMS = 100  # streams of the change feed of one consumer
 UNSENT_SHARE = 4  # responses that are not yet read have a quarter of GATEWAY_CACHE_BYTES, in addition
 EXPORT_BYTES = 1024**2  # an export holds about half of it while it is not read
 SUMMARY_BYTES = 16 * 1024**2  # a summary of 20,000 rows, while it is computed

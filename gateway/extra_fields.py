@@ -1,4 +1,4 @@
-"""Promoted extra fields: elements that the protocol does not define as fields of their own in responses. Pure.
+"""Promoted extra fields: responses have fields for chosen elements that the protocol does not define. Pure.
 
 Rules:
 - The cache, level 2 and the filters of cursors know elements by their names in `extra`: changed settings spoil none.

@@ -37,7 +37,7 @@ class RateSync:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stop it."""
+        """Stop the exchange."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

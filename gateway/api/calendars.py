@@ -2,7 +2,7 @@
 
 Rules:
 - A day begins at the first instant of its date, and a week on Monday. A day has 23, 24 or 25 hours where clocks change.
-- An hour of the clock that comes twice has one value. As a bucket it has two starts, and a skipped hour has none.
+- An hour that clocks repeat has one value of `hourOfDay`, and two buckets. An hour that clocks skip has no bucket.
 - Arithmetic uses dates and seconds since 1970, never local date-times, which are ambiguous where clocks change.
 """
 
@@ -32,7 +32,10 @@ CLOCKS: dict[str, Callable[[int], int]] = {
 
 
 class Calendar:
-    """The slots of a window: its buckets of an interval, cut by the values of clock dimensions, in a time zone."""
+    """The slots of a window in a time zone: the parts of its buckets in which each clock dimension has one value.
+
+    `starts` has the starts of the buckets, in seconds since 1970.
+    """
 
     def __init__(self, window: Window, interval: str, zone: ZoneInfo, clocks: Sequence[str] = ()) -> None:
         self.starts = bucket_starts(window, interval, zone)
@@ -42,11 +45,11 @@ class Calendar:
         self._clocks = [CLOCKS[name] for name in clocks]
 
     def place(self, slot: Slot) -> int:
-        """The place of the bucket of a slot in `starts`."""
+        """The index of a slot's bucket in `starts`."""
         return 0 if self._single else bisect_left(self.starts, slot[0])
 
     def slots(self, window: Window) -> list[tuple[int, Slot]]:
-        """The starts of the slots of a part of the window, the first at or before its start, and the slots.
+        """The slots in a part of the window, each with its start. The first one starts at or before the part.
 
         The slots of the interval `none` are the same for every window, so that figures are memoised.
         """
@@ -65,7 +68,7 @@ class Calendar:
             yield edge, (buckets[place], tuple([clock(hour) for clock in self._clocks]))
 
     def seconds(self, until: float) -> Steps[Counter[tuple[int, Group]]]:
-        """The seconds of each slot within the window up to an instant, by the bucket's place and the clock's values."""
+        """The seconds of each slot within the window up to an instant, by the bucket's index and the clock's values."""
         found: Counter[tuple[int, Group]] = Counter()
         window = Window(self._window.start, max(self._window.start, min(self._window.end, int(until))))
         ended = chain(self._slots(window), [(window.end, (0, ()))])
@@ -94,7 +97,7 @@ def _with_edges(hours: Iterator[tuple[int, int]], edges: Sequence[int]) -> Itera
 
 
 def offsets(window: Window, zone: ZoneInfo) -> list[tuple[int, int]]:
-    """The instants in a window from which on another UTC offset holds, the first at its start, and the offsets."""
+    """The UTC offsets in a window, in seconds, each with the instant from which it holds. The first is its start."""
 
     def offset(instant: int) -> int:
         difference = datetime.fromtimestamp(instant, zone).utcoffset()
@@ -110,9 +113,9 @@ def offsets(window: Window, zone: ZoneInfo) -> list[tuple[int, int]]:
 
 
 def clock_hours(window: Window, zone: ZoneInfo) -> Iterator[tuple[int, int]]:
-    """The starts of the hours of the clock in a window, the first at its start, and the hours since 1970 on the clock.
+    """The clock hours in a window: the start of each, and its number in hours of local time since 1970.
 
-    An hour begins again where clocks change.
+    The first one starts with the window. An hour begins again where clocks change.
     """
     for (start, offset), (end, _) in pairwise([*offsets(window, zone), (window.end, 0)]):
         first = (start + offset) // HOUR

@@ -130,13 +130,13 @@ async def list_response(request: Request[Any, Any, Any], code: str | None) -> Re
     )
     context.read_finished = time.perf_counter()
     cursor, complete = render_cursor(query, page.after, services.signing_keys) if page.after else (None, False)
-    links = PageInfo(limit=query.limit, next_cursor=cursor)
+    page_info = PageInfo(limit=query.limit, next_cursor=cursor)
     meta = responses.meta_of(query.window, page.provenance, page.unreadable)
     next_link = f"{request.scope['path']}?{urlencode({'cursor': cursor})}" if complete else ""
     async with services.rendering.turn(context.party):
         project = Projection(query.fields, columns_of(services.extras.call_type)) if query.fields else None
         rows = await in_slices(_rows(page.calls, present, project))
-        body = {"data": rows, "page": links, "meta": meta}
+        body = {"data": rows, "page": page_info, "meta": meta}
         return await responses.json_response(services, context, body, meta, page.provenance, next_link=next_link)
 
 

@@ -19,9 +19,9 @@ NORTH_AMERICAN = re.compile(r"\+?1?([2-9][0-9]{2})[2-9][0-9]{6}", re.ASCII)
 
 
 class Dimension(NamedTuple):
-    """A dimension: `read` returns its value of a call, and is None if it is read from the clock.
+    """A dimension. `read` returns its value of a call; it is None if the value follows from the clock.
 
-    `values` are the limits of a number. A consumer without `scope` may not group by it.
+    `values` are the minimum and maximum of a number. A consumer without `scope` may not group by it.
     """
 
     read: Callable[[Call], Value] | None
@@ -81,7 +81,7 @@ def dimensions_of(extras: ExtraFields) -> dict[str, Dimension]:
 
 
 def reader(names: Sequence[str], extras: ExtraFields = NO_EXTRAS) -> GroupsOf | None:
-    """A function that reads the dimensions of calls; None if the clock has all of them."""
+    """A function that reads the dimensions of calls; None if all of them follow from the clock."""
     known = dimensions_of(extras)
     reads = [read for name in names if (read := known[name].read)]
     return (lambda calls: zip(*[map(read, calls) for read in reads], strict=True)) if reads else None

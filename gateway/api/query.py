@@ -27,7 +27,7 @@ from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallRes
 
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
 MAX_TOLD = 10_000  # calls in a response of the change feed
-MAX_LIMIT = 1000  # calls on a page; about 1 MB of JSON
+MAX_LIMIT = 1000  # calls on a page; about 700 kB of JSON
 MAX_GRACE = 31 * 86400  # seconds
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
 UTC = ZoneInfo("UTC")
@@ -50,7 +50,7 @@ class ValueType(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter. `routes` are the kinds of routes that take it: list, call, summary, missed, clients."""
+    """One parameter. `routes` has the kinds of routes that take it, separated by spaces: keys of `openapi.ROUTES`."""
 
     name: str
     kind: ValueType

@@ -58,7 +58,10 @@ class AnswerMeta(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Services(Struct, frozen=True):
-    """The dependencies of the handlers. `deadline` is in seconds. `public_url` is the prefix of links."""
+    """The dependencies of the handlers.
+
+    `deadline` is in seconds, `history_start` in seconds since 1970. `public_url` is the prefix of links.
+    """
 
     cache: Cache
     clock: Callable[[], float]
@@ -71,9 +74,9 @@ class Services(Struct, frozen=True):
     listeners: Shares  # places of recordings
     streams: Shares  # places of streams of the change feed, and of requests that wait for a change
     counting: Turns  # places of summaries, whose figures are in memory until they are rendered
-    rendering: Turns  # the place of the piece of a list that is rendered
+    rendering: Turns  # one place, for the piece of a list that is being rendered
     recordings: Recordings
-    current_rights: Callable[[Key], Consumer | None]  # the current consumer
+    current_rights: Callable[[Key], Consumer | None]  # the consumer as it is now; None if it has no valid key
     feeds: Feeds
     shutdown: Shutdown
     extras: ExtraFields = NO_EXTRAS
@@ -95,7 +98,10 @@ def consumer_of(context: RequestContext) -> Consumer:
 
 @asynccontextmanager
 async def counting_turn(request: Request[Any, Any, Any]) -> AsyncIterator[None]:
-    """Compute a summary in a place, after a wait among the requests that wait. Raises RateLimited, Overloaded."""
+    """Hold a place for a summary while the block runs. Raises RateLimited, Overloaded.
+
+    A request that waits for a place counts as one that waits for the upstream.
+    """
     services, context = services_of(request), context_of(request.scope)
     async with services.counting.turn(context.party, partial(context.hold, services.waiting)):
         yield
@@ -162,8 +168,8 @@ async def json_response(
 ) -> Response[bytes]:
     """Render a JSON response whose first part is `data`.
 
-    `ETag` covers the body without `page` and `meta`, and `start` and `unreadable` of `meta`. `until_now` says that it
-    rests on calls up to now, whatever the window.
+    `ETag` covers the body without `page` and `meta`, and `start` and `unreadable` of `meta`. `until_now` says that the
+    response depends on calls up to now, even if the window ends earlier.
     """
     encoded, etag = await in_slices(_rendered(body, meta, has_next=bool(next_link)))
     now = services.clock()

@@ -1,4 +1,4 @@
-"""Signed values as URL-safe text, and links to recordings and feeds. Clients can read them; only a gateway makes them.
+"""Signed values as URL-safe text, and links to recordings and feeds. Clients can read them, and cannot make them.
 
 Rules:
 - The kind (`recording`) is part of the signature, so no other signed value is accepted as a link of that kind.
@@ -123,9 +123,9 @@ class FeedToken(Struct, frozen=True, array_like=True):
 class FeedLink(Struct, frozen=True, array_like=True):
     """The right of a consumer to follow a feed from a state. `feed` is a hash of consumer, path, clients and status.
 
-    `expires` is the end of the time to connect, and `rights_end` the end of the bearer token to which the link was
-    given, whose `clients` and `scopes` are those of the link; both in seconds since 1970. The state has no signature of
-    its own, so that the address alone cannot be turned into one that lasts.
+    `expires` is the end of the time to connect. A link that was made with a bearer token has the token's `clients` and
+    `scopes`, and ends with it, at `rights_end`; both times are in seconds since 1970. `since` has no signature of its
+    own: a signed token could be taken out of an expired link and sent beside it, which would make the link valid again.
     """
 
     kind: Kind

@@ -145,18 +145,18 @@ def make_rows(
         raise too_many_rows(len(starts), f"{len(groups)} groups")
     clock_places = [names.index(name) for name in clocks]
 
-    def ticks(groups: Iterable[Group]) -> set[tuple[Value, ...]]:
-        """The values of the clock in some groups."""
+    def clock_values(groups: Iterable[Group]) -> set[tuple[Value, ...]]:
+        """The values of the clock dimensions in some groups."""
         return {tuple([group[place] for place in clock_places]) for group in groups} or {()}
 
-    ticks_of = {group: ticks([group]) for group in shown} | {REST: ticks(rest)}
+    clock_values_of = {group: clock_values([group]) for group in shown} | {REST: clock_values(rest)}
 
     def place_of(one: Period, key: Key) -> Place:
         group = group_of(key)
         return one.calendar.place(key[0]), group if group in shown else REST
 
     def figures(one: Period, parts: Mapping[Place, tuple[Part, int]], place: int, group: Group) -> dict[str, Any]:
-        seconds = sum([one.seconds[place, values] for values in ticks_of[group]])
+        seconds = sum([one.seconds[place, values] for values in clock_values_of[group]])
         return _figures(*parts.get((place, group), (NO_CALLS, 0)), seconds, query, consumer)
 
     found = yield from period.aggregator.merged_as(partial(place_of, period))

@@ -103,7 +103,7 @@ def _parse_instant(text: str, zone: ZoneInfo) -> tuple[int, bool]:
 
 
 def in_zone(wall: datetime, zone: ZoneInfo) -> datetime:
-    """A wall time as an instant. Of a time that comes twice it is the first, of one that clocks skip their change."""
+    """Convert a wall time to an instant: the first one of a repeated time, the clock change for a skipped time."""
     instant = wall.replace(tzinfo=zone).astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None) == wall:
         return instant

@@ -34,11 +34,11 @@ class KeyFile:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start to check the file for changes every POLL_INTERVAL."""
+        """Start watching the file: check it for changes every POLL_INTERVAL."""
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Stop it."""
+        """Stop watching the file."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

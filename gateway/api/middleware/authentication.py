@@ -3,9 +3,9 @@
 Rules:
 - Only paths that match `OPEN_PATHS` exactly are open. Every other path needs a credential. Without one, a path that has
   no route is not found, whatever was sent.
-- A request has one credential, in `X-API-Key`, as `Authorization: Bearer`, or in both. Empty ones and other schemes are
-  none, because proxies and generated clients add them. It is not accepted in the URL, which proxies log: there it is an
-  unknown parameter. Only signed links, which end soon, are.
+- A request has one credential, in `X-API-Key`, as `Authorization: Bearer`, or in both. Empty values and
+  other schemes do not count, because proxies and generated clients add them. A credential in the URL, which proxies
+  log, is an unknown parameter. Only signed links, which expire soon, are accepted there.
 - A signed link is its own credential, which the handler verifies: a path to a recording, or a path of the change feed
   with the parameter `access`. These are therefore open here.
 - This layer sets the consumer in the request context. Handlers of calls fail without it.

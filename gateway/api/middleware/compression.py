@@ -37,7 +37,7 @@ NEVER_COMPRESSED = (204, 206, 304)  # without a body, or a byte range of the ori
 
 
 class Compressor(NamedTuple):
-    """Compresses pieces of a body; `flush` ends those so far, given whether they are all."""
+    """Compresses a body. `compress` takes a piece; `flush(last)` returns the rest of all pieces so far."""
 
     compress: Callable[[bytes], bytes]
     flush: Callable[[bool], bytes]

@@ -12,7 +12,7 @@ Rules:
 - An entry ends once anything that it rests on has changed in the cache of calls, so that it agrees with every other
   endpoint (T9).
 - An entry expires after at most `MAX_TTL`, because the cache of calls must see which extents are in use.
-- Its entries count in the memory of the cache, keys and expired entries included, and have a part of it (T8).
+- Its entries count in the memory of the cache, keys and expired entries included, and take at most PART of it (T8).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Entry(Struct, frozen=True):
     headers: Headers
     body: bytes
     lifetime: Lifetime
-    stored: float  # an entry of the future is dropped, because the clock was set back
+    stored: float  # seconds since 1970; an entry of the future is dropped, because the clock was set back
 
 
 class ResponseCache:
