@@ -1,8 +1,9 @@
 """Client profiles: for each client code, how the upstream echoes it, how long a window and how large a batch it bears.
 
 Rules:
-- Only a reply with calls to a POST for one code teaches how the code is echoed. One that echoes itself has no calls if
-  a batch without foreign codes leaves it out; one that is echoed otherwise is never batched.
+- How a code is echoed is learned only from a POST for it alone whose reply has calls. If such a code echoes itself, and
+  the reply to a batch has no foreign codes, it has no calls when the reply leaves it out. A code that is echoed under
+  another code is never batched.
 - A code whose own POST failed is not batched until one is answered, at most for ten minutes. If the reply itself was at
   fault, an answer to another window does not end that time.
 - A timeout before the first byte or a 5xx halves the span of a code if the window was long, over half of the present
@@ -42,14 +43,14 @@ class ClientProfile(Struct):
 
     echoes_itself: bool = False
     never_batch: bool = False
-    alone_until: float = 0
-    bad_reply: bool = False
+    alone_until: float = 0  # not batched before, because its own POST failed
+    bad_reply: bool = False  # whether the reply to that POST was at fault
     max_span: int = 0
     max_batch: int = 0
-    batch_failed: bool = False
-    limited_until: float = 0
-    grown: float = 0
-    hold_until: float = 0
+    batch_failed: bool = False  # whether its last batch failed
+    limited_until: float = 0  # when `max_span` and `max_batch` are forgotten
+    grown: float = 0  # when `max_span` last grew
+    hold_until: float = 0  # `max_span` does not grow before
     last_duration: float = 0
     has_status: bool = False  # whether a reply had its calls' status, so that the upstream knows the flag
 
@@ -133,7 +134,7 @@ class ClientProfiles:
         return min(allowed, self._unexpired(code, now).max_span or allowed)
 
     def batches(self, codes: Sequence[str], now: float, alone: Collection[str] = ()) -> list[list[str]]:
-        """Cut codes into batches, none larger than each of its codes allows; some of them `alone`."""
+        """Cut codes into batches, none larger than each of its codes allows. The codes in `alone` get a batch each."""
         limits = {code: 1 if code in alone else self._batch_limit(code, now) for code in codes}
         batches: list[list[str]] = []
         for code in sorted(codes, key=lambda code: -limits[code]):

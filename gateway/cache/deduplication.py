@@ -46,10 +46,10 @@ def repeated_ids(extents: Iterable[Extent]) -> Steps[dict[str, set[str]]]:
 
 
 def deduplicated(extents: Sequence[Extent]) -> Sequence[Extent]:
-    """The extents without the records of which another has a later version: of two with one id the later POST's counts.
+    """The extents without outdated records: of several records with one id, only that of the latest POST stays.
 
-    Each keeps its window, so that its calls lie in it; one that loses nothing is the same object. Of POSTs of the same
-    instant that of the later window counts, so that every reading chooses the same version (T2).
+    Windows do not change, and an extent that loses nothing is the same object. Of POSTs sent at the same instant, that
+    of the later window counts, so that every reading chooses the same version (T2).
     """
     return finish(deduplicated_in_steps(extents))
 
@@ -74,7 +74,7 @@ def deduplicated_in_steps(extents: Sequence[Extent]) -> Steps[Sequence[Extent]]:
 
 
 def without_calls(extent: Extent, lost: Mapping[str, Collection[str]]) -> Steps[Extent]:
-    """An extent without the records of some ids, by client code, in steps. Its window stays."""
+    """An extent without the records whose ids are in `lost`, by client code, in steps. Its window does not change."""
     unreadable = tuple([record for record in extent.unreadable if record.id not in lost.get(record.client_code, ())])
     kept = dict(extent.by_client)
     for code in lost.keys() & kept.keys():

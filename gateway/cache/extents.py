@@ -26,8 +26,8 @@ from gateway.memory import Memo
 from gateway.model import Call, UnreadableCall, Window, text_reader
 from gateway.slices import Steps, finish, parts_of, sorted_in_steps
 
-DAY = 86400
-LONG = 32 * DAY
+DAY = 86400  # seconds
+LONG = 32 * DAY  # seconds; a stretch without calls that is at least so long is not cut at midnights
 QUARTER = 900  # seconds
 ID_BYTES = 64  # of an id in a set
 SUMS = "hour sums"  # begins the names of fingerprints in a memo
@@ -143,7 +143,7 @@ class Extent(Struct, frozen=True, dict=True):
         return text in texts
 
     def within(self, window: Window) -> Extent:
-        """The part inside a window that overlaps."""
+        """The part inside a window, which must overlap."""
         start, end = max(self.window.start, window.start), min(self.window.end, window.end)
         if (start, end) == (self.window.start, self.window.end):
             return self
@@ -214,7 +214,7 @@ def minus(window: Window, other: Window) -> list[Window]:
 def make_extent(
     window: Window, sent: float, calls: Sequence[Call], unreadable: Sequence[UnreadableCall] = ()
 ) -> Extent:
-    """An extent of one client, of those of the records that lie in the window; of two with one id the last counts."""
+    """Make an extent of one client from the records that lie in the window. Of calls with one id the last counts."""
     return finish(extent_in_steps(window, sent, calls, unreadable))
 
 
@@ -248,7 +248,7 @@ def _placed(unreadable: Sequence[UnreadableCall], window: Window) -> Steps[tuple
 def make_extent_of_all(
     window: Window, sent: float, calls: Mapping[str, Sequence[Call]], unreadable: Sequence[UnreadableCall] = ()
 ) -> Extent:
-    """An extent of every client, of calls by client code."""
+    """Make an extent of every client from calls by client code."""
     return finish(extent_of_all_in_steps(window, sent, calls, unreadable))
 
 
@@ -291,7 +291,7 @@ def overlay_all(extents: Iterable[Extent]) -> list[Extent]:
 
 
 def overlay_clients(every: Extent, own: Mapping[str, Iterable[Extent]]) -> list[Extent]:
-    """An extent of every client, and later extents of clients that it lists in place of their part of it."""
+    """Replace parts of an extent of every client by later extents of single clients that it lists."""
     listed, unreadable, parts = dict(every.listed or {}), every.unreadable, list[Extent]()
     for code, extents in own.items():
         for extent in extents:
@@ -351,7 +351,7 @@ def key_of(call: Call | UnreadableCall) -> Key:
 
 
 def with_calls(extent: Extent, by_client: Mapping[str, Sequence[Call]]) -> Steps[Extent]:
-    """An extent with other versions of its calls, which are in order, in steps."""
+    """An extent with these calls in place of its own, in steps. They are in order of time."""
     if extent.listed is None:
         return msgspec.structs.replace(extent, calls=next(iter(by_client.values()), ()))
     every = yield from sorted_in_steps(list(chain.from_iterable(by_client.values())), _start_time)

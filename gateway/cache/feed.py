@@ -77,7 +77,7 @@ class Snapshot(Struct, frozen=True):
         return sum(bucket.found.calls for bucket in self.buckets)
 
     def calls_of(self, window: Window, count: float = math.inf) -> Steps[list[Call]]:
-        """The calls of a part of the window, in order of time. If there are more than `count`, the first, and one."""
+        """The calls of a part of the window, in order of time. Of more than `count` calls, the first `count + 1`."""
         found: list[Call] = []
         for extent in self._overlapping(window):
             if len(found) > count and found[-1].start_time < instant(extent.window.start):

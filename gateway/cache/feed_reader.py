@@ -47,8 +47,8 @@ class FeedResult(Struct, frozen=True):
     """All calls from a start to `end`, merged, and their provenance.
 
     `lost` are the calls of which there is a later version elsewhere: their start, and when its POST was sent.
-    `evictions` is the eviction counter of the cache before and after the reading. `numbers` are unique in the process,
-    and count up when a reading begins and when it ends.
+    `evictions` is the eviction counter of the cache before and after the reading. `numbers` are the places of its begin
+    and its end in the sequence of all begins and ends of readings in the process.
     """
 
     extents: Sequence[Extent]
@@ -72,7 +72,7 @@ class FeedReader:
     async def read(
         self, clients: Clients, start: int, terms: Terms = NO_TERMS, windows: Sequence[Window] = ()
     ) -> FeedResult:
-        """Read the calls of clients from a start until now, `windows` of it past the cache. Raises GatewayError."""
+        """Read the calls of clients from a start until now. `windows` are fetched again first. Raises GatewayError."""
         for window in windows:
             await self._read(clients, window, terms, no_cache=True)
         return await self._read(clients, Window(start, math.ceil(self._clock())), terms)

@@ -41,8 +41,8 @@ from gateway.errors import (
 from gateway.model import CLIENT_CODE, EVERY_CLIENT, UnreadableCall, Window
 from gateway.slices import Steps, in_slices
 
-# Seconds of a window whose POST takes as long as the one that refreshes an answer soon after it. A longer one says
-# nothing about that.
+# Seconds. The POST for a window of at most this length takes about as long as the next one, which refreshes its newest
+# part. That for a longer window may take much longer.
 SHORT = DAY
 RETRY_AFTER = 1  # seconds; the codes that were fetched are in the cache by then
 

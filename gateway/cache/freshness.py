@@ -39,7 +39,7 @@ class Rule(Struct, frozen=True):
 
 
 def unknown() -> bool:
-    """Whether an answer has changed that cannot tell: it may have."""
+    """The `changed` of an answer that cannot tell whether it has changed: it may have."""
     return True
 
 
@@ -61,7 +61,7 @@ class Provenance(Struct, kw_only=True):
     changed: Callable[[], bool] = unknown
 
     def combine(self, following: Provenance, *, newest_first: bool = False) -> Provenance:
-        """Combine with that of the span that was read next."""
+        """Combine with the provenance of the span that was read next."""
         both = self, following
         return Provenance(
             planned=self.planned,

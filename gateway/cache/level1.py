@@ -36,12 +36,12 @@ from gateway.slices import Steps
 Key = tuple[str, bool, int | None]  # client, with status, day since 1970; None for long stretches without calls
 PROTECTED = 0.8  # of the bound, at most, for days that were read again; what segmented LRUs commonly use
 UNPACKED = 0.25  # of the bound, at most, for days of one client that are not packed
-MAX_EXTENTS = 128  # of a day: a read of the day looks at all, and each POST that lands too; a day is one POST again
+MAX_EXTENTS = 128  # of a day; each read and each store looks at all of them, and one POST fetches the day again
 SAMPLE = 8  # calls of an extent that are measured, at most
 SKEW = 1.0  # seconds that the clocks of replicas may differ
 COUNTERS = 1024  # of evictions, by client
 SETS_BYTES = 100  # of a call in the set of ids and the tuples of calls
-DAY_BYTES = 900  # of a day without extents: its key, and its places in the indexes and in the order of eviction
+DAY_BYTES = 900  # of a day without extents: its key, and its entries in the indexes and in the order of eviction
 EXTENT_BYTES = 900  # of an extent without calls
 LISTED_BYTES = 200  # of a client that an extent of every client lists
 BUSY_BYTES = 350  # more, if it has calls: its set of ids and their bounds
@@ -58,7 +58,7 @@ def _count(counters: Sequence[int], codes: Iterable[str]) -> int:
 
 
 def bytes_of(records: Sequence[Call] | Sequence[UnreadableCall]) -> int:
-    """Estimate what records hold in memory, from a sample."""
+    """Estimate the bytes that records take in memory, from a sample."""
     if isinstance(records, PackedCalls):
         return records.size
     if not records:
@@ -111,7 +111,7 @@ class Change(Struct, frozen=True):
     version: int
 
     def __call__(self) -> bool:
-        """Whether it has."""
+        """Whether anything has changed."""
         return self.level1.version(self.codes) != self.version
 
 
@@ -140,8 +140,9 @@ class Level1:
     def lookup(self, code: str, window: Window, now: float, *, status: bool, used: bool = False) -> list[Extent]:
         """Extents that overlap the window, sorted, not overlapping each other: for each point the latest POST's.
 
-        With status: those with status alone. Those of every client serve each client that they list. One that was
-        sent over a second ahead of now is dropped: the clock was wrong, then or now. `used` counts as a read.
+        With `status`, only extents with status are found. Extents of every client serve each client that they list. An
+        extent that was sent more than SKEW after now is dropped: the clock was wrong, then or now. `used` counts this
+        as a read of the days.
         """
         kinds = (True,) if status else (True, False)
         owners = (code,) if code == EVERY_CLIENT else (code, EVERY_CLIENT)
@@ -159,7 +160,7 @@ class Level1:
         return found
 
     def clients_held(self, codes: Iterable[str], window: Window, *, status: bool) -> list[str]:
-        """Those of the codes of which extents are held, beside those of every client, on the days of a window."""
+        """Those of the codes that have extents of their own on the days of a window."""
         kinds = (True,) if status else (True, False)
         return [
             code
@@ -172,9 +173,9 @@ class Level1:
         return _count(self._evicted, codes)
 
     def version(self, codes: Iterable[str]) -> int:
-        """A number that differs once anything held that an answer for some clients rests on has changed.
+        """A number that changes whenever anything changes that an answer for some clients rests on.
 
-        It never comes back: that of a client of which nothing is held counts its evictions.
+        No earlier number comes back: for a client of which nothing is held, the evictions are part of it.
         """
         if EVERY_CLIENT in codes:
             return self._changes
@@ -209,9 +210,9 @@ class Level1:
         return extents
 
     def store(self, code: str, extent: Extent, *, status: bool) -> Steps[None]:
-        """Store an extent in the first step; where another was sent later, that one stays. Then pack what memory needs.
+        """Store an extent in the first step, except where another was sent later. Then pack days until the rest fits.
 
-        One with status replaces both kinds.
+        An extent with status replaces older ones with and without status.
         """
         for day, part in by_day(extent):
             key = code, status, day

@@ -1,9 +1,9 @@
 """Level 2: extents that replicas share, in Redis or Valkey.
 
 Rules:
-- A key is a client and 32 days, a hash. A field is the part of an extent in one day, named by kind, window and time of
-  its POST; its calls are one value. Values are never changed. Each is true in any order and with any other missing: the
-  later POST wins for each point, without a compare-and-set that could be lost.
+- A key has 32 days of a client, as a Redis hash. A field has the part of an extent in one day; its name has the kind,
+  the window and the time of the POST. Values are never changed, and each is true without the others: for each point the
+  later POST wins, in whatever order they come, without a compare-and-set that could be lost.
 - The script that stores an extent deletes older ones that it covers. A value that is evicted or unreadable is a miss.
 - A value begins with a digest of the client code and the rest, keyed with GATEWAY_SIGNING_KEY: it cannot be made or
   changed without the key. One whose digest is wrong is unreadable. Replicas with another key have other keys here.
@@ -93,7 +93,7 @@ class Wanted(NamedTuple):
 def wanted(gaps: Iterable[Gap], held: Mapping[str, Sequence[Extent]]) -> tuple[Wanted, ...]:
     """The extents that could serve gaps better than those held; by whole days, so that many lookups are equal.
 
-    Each is there once, also if several gaps lie in its days.
+    Gaps in the same days share one.
     """
     result = []
     for gap in gaps:
@@ -289,7 +289,7 @@ def unpack(name: str, value: bytes, key: bytes, code: str) -> Steps[Value | None
         status, start, end, sent, unreadable, blocks = _decoder.decode(body)
         if not (0 <= start < end and 0 <= sent < math.inf) or (name[0] != EVERY_CLIENT and blocks.keys() != {code}):
             return None
-        instant(end)  # is possible
+        instant(end)  # raises if it is impossible
         calls: dict[str, list[Call]] = {owner: [] for owner in blocks if code in (owner, EVERY_CLIENT)}
         for owner, found in calls.items():
             for block in blocks[owner]:

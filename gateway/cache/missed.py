@@ -60,14 +60,14 @@ class Missed(Struct, frozen=True, gc=False):
 
 
 class ExtentCallers(Struct, frozen=True):
-    """The callers of one extent: their missed calls, first connected call and greatest status.
+    """The callers of one extent: their missed calls, the first connected call and the greatest status of each.
 
     `unanswered` are the callers whose last missed call no connected call follows.
     """
 
     missed: dict[str, Missed]
     connected: dict[str, datetime]
-    sold: dict[str, Reached]
+    by_status: dict[str, Reached]
     unanswered: frozenset[str]
 
 
@@ -75,7 +75,7 @@ class TooManyCallers(Exception):  # noqa: N818 - the query is refused for it
     """The window has more than MAX_CALLERS missed callers."""
 
 
-place = attrgetter("last.start_time", "last.id", "last.client_code")  # of a caller in the list, as of calls in lists
+place = attrgetter("last.start_time", "last.id", "last.client_code")  # of a caller in the list: that of the last call
 
 
 class MissedCallers:
@@ -100,8 +100,8 @@ class MissedCallers:
     def _join(self, found: ExtentCallers) -> Steps[None]:
         # Sets of the extent's size are made, and none of the size of all callers.
         callers, unanswered = self._callers, self._unanswered
-        for step in _steps((found.sold.keys() & unanswered) - found.missed.keys()):
-            callers |= {caller: _reached(callers[caller], found.sold[caller]) for caller in step}
+        for step in _steps((found.by_status.keys() & unanswered) - found.missed.keys()):
+            callers |= {caller: _reached(callers[caller], found.by_status[caller]) for caller in step}
             yield
         answered = (found.connected.keys() & unanswered) - found.missed.keys()
         for step in _steps(answered):
@@ -134,7 +134,7 @@ class MissedCallers:
     def _find(self, extent: Extent, *, counts: bool) -> Steps[ExtentCallers]:
         missed: dict[str, Missed] = {}
         connected: dict[str, datetime] = {}
-        sold: dict[str, Reached] = {}
+        by_status: dict[str, Reached] = {}
         answered = CallResult.CONNECTED
         for calls in in_whole_seconds(
             extent.calls, STEP
@@ -154,12 +154,12 @@ class MissedCallers:
                 reached = BY_STATUS.get(call.status.sales) if call.status is not None else None
                 if reached is not None and call.ani is not None:
                     caller = _caller(call)
-                    sold[caller] = max(reached, sold.get(caller, reached))
+                    by_status[caller] = max(reached, by_status.get(caller, reached))
                     if (one := missed.get(caller)) is not None and call.start_time >= one.last.start_time:
                         missed[caller] = _reached(one, reached)
             yield
         unanswered = frozenset([caller for caller, one in missed.items() if one.reached is not Reached.CONNECTED])
-        return ExtentCallers(missed, connected, sold, unanswered)
+        return ExtentCallers(missed, connected, by_status, unanswered)
 
     def ordered(
         self, after: tuple[bool, Position] | None, limit: int | None, *, reached: bool

@@ -144,7 +144,7 @@ class Cache:
         self._single_flight = SingleFlight(send, self._profiles, fresh, clock, metrics, memory)
 
     async def close(self) -> None:
-        """Wait until all flights have landed."""
+        """Wait until all flights have ended, and their extents are stored."""
         await self._single_flight.close()
         if self._leases is not None:
             await self._leases.close()
@@ -214,7 +214,7 @@ class Cache:
         return self._level1.evictions(codes)
 
     async def whereabouts(self, code: str, identity: str, *, status: bool) -> Window | None:
-        """The second in which the latest POST that had a call saw it start, however long ago; None if none did."""
+        """The second in which a call starts, by the latest POST in level 1 that returned it; None if none did."""
         now, found = self._clock(), list[tuple[float, int, int]]()
         for extent in self._level1.lookup(code, Window(0, math.ceil(now)), now, status=status):
             if extent.may_have_id(code, identity):

@@ -242,14 +242,15 @@ class SentIds:
 class Spans:
     """The spans of a window, read one after another, the next one ahead. `rest` is the part not begun.
 
-    The deadline of the query is that of all spans; with a `timeout` of the first alone, and others may take so long.
+    The deadline of the query applies to all spans. With `timeout`, it applies to the first one, and each of the others
+    may take `timeout` seconds.
     """
 
     def __init__(
         self, cache: Cache, query: Query, now: float, pace: Pace, *, newest_first: bool, timeout: float | None = None
     ) -> None:
         self._cache = cache
-        self._question = query
+        self._query = query
         self._deadline = query.deadline
         self._timeout = timeout
         self.newest_first = newest_first
@@ -266,7 +267,7 @@ class Spans:
                 deadline: float | None = asyncio.get_running_loop().time() + self._timeout
             else:
                 deadline = self._deadline
-            query = msgspec.structs.replace(self._question, window=part, deadline=deadline)
+            query = msgspec.structs.replace(self._query, window=part, deadline=deadline)
             self._ahead = asyncio.create_task(self._cache.read(query, self._span))
             if self._timeout is not None:
                 self._deadline = None
@@ -282,7 +283,7 @@ class Spans:
         return reading
 
     def leave(self) -> None:
-        """Stop waiting. Flights in progress land all the same."""
+        """Stop waiting. Flights in progress continue."""
         if self._ahead is not None:
             self._ahead.cancel()
 
@@ -313,7 +314,7 @@ async def counted(cache: Cache, query: Query, now: float) -> AsyncIterator[Count
 async def _settled(cache: Cache, query: Query, spans: Spans, max_held: int) -> AsyncIterator[Counted]:
     """Read spans whose extents have no record in common. Those of up to `max_held` calls wait to be compared.
 
-    One that holds nothing back for long begins with `FIRST_CALLS`.
+    If no call may wait, the first part has about `FIRST_CALLS` calls, so that a stream begins early.
     """
     waiting: deque[Counted] = deque()
     sent = SentIds()

@@ -43,7 +43,7 @@ ERRORS_PART = 1 / 64  # of the memory; a million bytes hold 600 errors
 ERROR_BYTES = 1200  # of an error with its cause and its message, without the client code
 ANY_POST = ""  # the key of errors that every POST would meet; no client code is empty
 NO_CACHE_RULE = Rule(minimum=1, ratio=1e-9, maximum=1)  # a read past the cache joins no flight older than a second
-OVERDUE = 1.0  # seconds in which a POST of a window that is often asked for is answered
+OVERDUE = 1.0  # seconds; a POST for a window that dashboards ask for takes less
 
 
 class Gap(NamedTuple):
@@ -111,7 +111,7 @@ class Flight:
 class Subscription(Struct, eq=False):
     """A reader's interest in the flights for one gap. `joined`: another subscription has sent them.
 
-    A consumer waits `until` an instant of the event loop's clock; no one waits for a `background` priority.
+    A consumer waits `until` an instant of the event loop's clock. With a `background` priority, no consumer waits.
     """
 
     gap: Gap
@@ -146,7 +146,7 @@ class Subscription(Struct, eq=False):
         return extents, missing
 
     def is_batched(self, others_than: Collection[str] = ()) -> bool:
-        """Whether a flight is for several codes, or for others than some."""
+        """Whether a flight is for several codes; with `others_than`, for a code that is not among them."""
         return any(len(flight.codes.union(others_than)) > max(1, len(others_than)) for flight in self.flights)
 
     def release(self) -> None:
