@@ -34,11 +34,11 @@ from gateway import __version__
 from gateway.errors import Obstacle, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 
 OBSTACLES = {
-    Obstacle.NAME: "its name is not found",
-    Obstacle.REFUSED: "the port refuses it",
-    Obstacle.ROUTE: "there is no way to the address",
-    Obstacle.TLS: "TLS cannot be agreed on",
-    Obstacle.PROXY: "the proxy does not let it through",
+    Obstacle.NAME: "its host name cannot be resolved",
+    Obstacle.REFUSED: "the port refuses connections",
+    Obstacle.ROUTE: "there is no route to the address",
+    Obstacle.TLS: "the TLS handshake failed",
+    Obstacle.PROXY: "the proxy refuses it",
 }
 CHUNK_SIZE = 64 * 1024  # bytes of body between two turns of the event loop
 READ_SIZE = 4 * CHUNK_SIZE  # bytes; what asyncio takes from a socket at once
@@ -173,7 +173,7 @@ def parse_url(text: str, owner: str) -> httpx.URL:
 
 @lru_cache(maxsize=1)
 def _tls_context(_cert_file: str | None, _cert_dir: str | None) -> ssl.SSLContext:
-    """The TLS context of the certificates that the environment names. To read them takes 50 ms."""
+    """The TLS context of the certificates that the environment names. Reading them takes 50 ms."""
     return httpx.create_ssl_context()
 
 
@@ -202,7 +202,7 @@ class TimedTransport(httpx.AsyncBaseTransport):
         await self.pool.aclose()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; gives its answer once the head has come. Raises UpstreamError."""
+        """Send a request, and return its response once the head has arrived. Raises UpstreamError."""
         url, headers = _core_url(request.url), request.headers.raw
         with translated_errors():
             answer = await self.pool.handle_async_request(
@@ -250,7 +250,7 @@ class Transport:
 
     @asynccontextmanager
     async def post(self, body: bytes, until: float) -> AsyncIterator[Answer]:
-        """POST; all must have been read by an instant of the event loop's clock. Raises UpstreamError."""
+        """POST. The answer must be complete at `until`, an instant of the event loop's clock. Raises UpstreamError."""
         timer = Timer(self._limits, until)
         token = current_timer.set(timer)
         headers = {"Content-Type": "text/xml; charset=utf-8", "Accept-Encoding": "gzip, identity"}
@@ -302,7 +302,7 @@ class Transport:
 
 def _timed_out(error: Exception, timer: Timer) -> UpstreamError:
     disconnected = isinstance(error, httpcore.ConnectTimeout)
-    when = "took no connection" if disconnected else "did not begin to answer"
+    when = "did not accept a connection" if disconnected else "did not begin to answer"
     when = "did not finish its answer" if timer.answering else when
     text = f"the Callbutton server {when} in time"
     return UpstreamTimeout(text, answering=timer.answering, disconnected=disconnected)

@@ -191,7 +191,10 @@ def test_a_reply_that_is_not_http_is_told_as_what_it_is_and_not_quoted(said: str
 
 @pytest.mark.parametrize(
     ("proxy", "reason"),
-    [("http://127.0.0.1:{port}", "the port refuses it"), ("http://proxy.invalid:3128", "its name is not found")],
+    [
+        ("http://127.0.0.1:{port}", "the port refuses connections"),
+        ("http://proxy.invalid:3128", "its host name cannot be resolved"),
+    ],
     ids=["refuses", "unknown"],
 )
 def test_a_proxy_that_cannot_be_reached_is_told_as_such(proxy: str, reason: str):
@@ -213,7 +216,7 @@ def test_a_proxy_that_refuses_the_request_does_not_let_it_through():
     async def run() -> None:
         async with serving(answering(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")) as url:
             transport = Transport("https://callbutton.invalid/xml.jsp", UpstreamLimits(), url.removesuffix("/xml.jsp"))
-            with pytest.raises(UpstreamUnreachable, match="the proxy does not let it through"):
+            with pytest.raises(UpstreamUnreachable, match="the proxy refuses it"):
                 await post(transport)
             await transport.close()
 
