@@ -5,7 +5,7 @@ Rules:
 - A command fails after 100 ms. One failure opens the circuit breaker of its node, so that requests do not wait for a
   node that is down. The other nodes of a cluster are used meanwhile.
 - A script treats each of its keys alone, so that the keys of one call may be on several nodes of a cluster: it is run
-  once for each slot, on all its keys, which on a single server is once. It is atomic for the keys of a slot.
+  once for each slot, with all keys of the slot, and is atomic for these. A single server has one slot.
 - A script runs only if the clocks of gateway and node differ by at most a second: extents are compared by time.
 """
 
@@ -32,7 +32,7 @@ BLOCK = 1.0  # seconds that the server may hold the reply of `wait`
 MAX_SKEW = 1.0  # seconds between the clocks; the time of an extent has this precision
 MAX_COMMANDS = SPREAD  # in flight, each on a connection; bounds the connections to a node
 MAX_WAITS = 64  # in flight, each on a connection
-MAX_MOVES = 2  # of the slot of a command: it has moved, and moves on
+MAX_MOVES = 2  # of the slot of one command: it has moved, and may move once more
 Argument = str | bytes | float
 SCRIPT_END = "\nend\nreturn {1, run()}"
 

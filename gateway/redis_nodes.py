@@ -44,7 +44,7 @@ URL = re.compile(
 
 
 def _tag(place: int) -> str:
-    """A number in braces whose slot is in a part of all slots."""
+    """The smallest number in braces whose slot is in one of SPREAD equal parts of all slots."""
     width = SLOTS // SPREAD
     return next(f"{{{n}}}" for n in count() if crc_hqx(str(n).encode(), 0) % SLOTS // width == place)
 

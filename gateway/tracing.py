@@ -30,7 +30,7 @@ _tracer: Tracer | None = None
 def begin(name: str, *, links: Iterable[Span | None] = (), headers: Headers = ()) -> Span | None:
     """Begin a child of the current span, or of the span that a `traceparent` in `headers` names.
 
-    Returns None unless tracing has started. The caller ends the span, with `within`.
+    Returns None unless tracing has started. The caller passes the span to `within`, which ends it.
     """
     if _tracer is None:
         return None

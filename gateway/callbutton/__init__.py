@@ -1,4 +1,4 @@
-"""The upstream: the only package that knows XML or Central Time. Consumers and the cache are not known here.
+"""The upstream: the only package that knows XML or Central Time. This package does not know consumers or the cache.
 
 Begin reading with `client`, which is the upstream as a function: client codes and a window to calls.
 

@@ -43,7 +43,7 @@ class AdaptiveLimit:
     """The number of slots: additive increase, multiplicative decrease (AIMD), from 1 to `maximum`, where it begins.
 
     A timeout or a 5xx halves it, once for all POSTs that were in flight at that moment: eight that time out together
-    are one piece of news. As many answers as there are slots add one slot.
+    count as one. As many answers as there are slots add one slot.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -125,7 +125,7 @@ class Evidence:
 
     @property
     def is_spread(self) -> bool:
-        """Whether more codes failed than two that are bad by themselves."""
+        """Whether more than two codes are suspects: one or two may be at fault themselves."""
         return len(self._suspects) > 2
 
 
@@ -163,7 +163,7 @@ class RetryBudget:
 
     def spend(self) -> bool:
         """Take a retry, if one is left."""
-        if self._saved < 1 - 1e-9:  # ten tenths
+        if self._saved < 1 - 1e-9:  # a sum of ten tenths may be slightly less than 1
             return False
         self._saved -= 1
         return True
@@ -274,7 +274,7 @@ class Admission:
 
     async def _acquire(self, codes: Sequence[str], waiters: Waiters, limit: float) -> None:
         """Wait for a slot, until the last of the waiters gives up; more of them may join meanwhile."""
-        if self._may_go(codes):  # entries that wait may not go, or would have
+        if self._may_go(codes):  # this overtakes no waiting entry that may go: it would have gone already
             self._take(codes)
             return
         loop = asyncio.get_running_loop()

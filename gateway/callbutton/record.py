@@ -47,7 +47,7 @@ ENVELOPE = (
     "ClientCode CallDetails Call ID"
 ).split()
 SPELLINGS = {spelled: name for name in (*FIELDS, *ADDRESS_FIELDS, *ENVELOPE) for spelled in (name, name.lower())}
-FEWEST_DIGITS = 4  # of a date, as in 1/2/09 or 01-JUN-09
+MIN_DIGITS = 4  # of a date, as in 1/2/09 or 01-JUN-09
 MAX_FORM = 40  # characters
 KEPT_WORDS = ("AM", "PM", "T", "Z")  # of a date and time in another form; others may be anything
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -260,7 +260,7 @@ def _other_form(text: str) -> str:
 
     It has no digit or name of the text.
     """
-    if central_time.WALL.fullmatch(text) or sum(map(str.isdigit, text)) < FEWEST_DIGITS:
+    if central_time.WALL.fullmatch(text) or sum(map(str.isdigit, text)) < MIN_DIGITS:
         return ""
     words = re.sub(r"[^\W\d_]+", lambda word: word[0] if word[0].upper() in KEPT_WORDS else "x", text[:MAX_FORM])
     return re.sub(r"\d", "0", words)

@@ -112,7 +112,7 @@ class WaitQueue:
     def add(self, new: Entry, now: float, slots: int, alone: float = 0) -> Entry:
         """Wait for one of `slots`. Raises Overloaded if the queue is full, or if the turn would come too late.
 
-        POSTs of a code with one slot of its own hold it for `alone` seconds each.
+        `alone` is 0, or how many seconds a POST holds a slot if its code may hold only one.
         """
         if len(self._entries) >= self._max_length:
             self._sweep(now)

@@ -40,7 +40,7 @@ def run(settings: Settings, codes: Sequence[str], watch: str, output: Path | Non
         if output is not None and output != STDOUT:
             if not output.exists():
                 undo.callback(output.unlink)
-            output.open("a").close()  # an error that would lose the report comes before the POSTs
+            output.open("a").close()  # a file that cannot be written fails here, not after the POSTs
         try:
             report = asyncio.run(make_report(settings, codes, seconds, show=progress.note))
         except KeyboardInterrupt:
@@ -73,7 +73,7 @@ async def make_report(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     show: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> dict[str, Any]:
-    """Find out everything, and return the report as a JSON object. Raises SettingsError, ValueError."""
+    """Send the POSTs, and return the report as a JSON object. Raises SettingsError, ValueError."""
     import httpx
     from prometheus_client import CollectorRegistry
 

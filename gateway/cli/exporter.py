@@ -32,7 +32,7 @@ MAX_SPAN = 366 * DAY
 SPAN_CALLS = 2000  # calls of a span, below which the next one is twice as long
 BATCH = 500  # calls that are rendered together
 PARQUET = "parquet"
-READ_DEADLINES = 10  # deadlines of a POST for reading a span, which may be split that often
+READ_DEADLINES = 10  # times the deadline of a POST; reading a span may take several POSTs, if windows are split
 
 
 class LastMeta(msgspec.Struct, rename="camel"):
@@ -188,7 +188,7 @@ class Exporter:
             first = False
 
     def _keep(self) -> Callable[[Sequence[Call]], Sequence[Call]]:
-        """The filters, as a function."""
+        """A function that keeps the calls that pass the filters."""
         from gateway.api.filters import make_filters
         from gateway.api.query import Parameters
 

@@ -138,7 +138,7 @@ def _translated(client: httpx.AsyncClient) -> Iterator[None]:
 
 
 def _failure(response: httpx.Response) -> RequestError:
-    """The error of a response that is none of success."""
+    """The error of an unsuccessful response."""
     try:
         problem = msgspec.json.decode(response.content, type=Problem)
     except msgspec.MsgspecError:

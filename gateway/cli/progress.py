@@ -8,11 +8,11 @@ import time
 from datetime import timedelta
 
 BAR_WIDTH = 24  # characters
-LINE_WIDTH = 80  # columns of a terminal that does not say how many it has
+LINE_WIDTH = 80  # columns of a terminal that does not report its width
 
 
 class Progress:
-    """The line. `done` is the share of the work that an earlier process did, from 0 to 1, and `calls` are its calls."""
+    """The line. `done`, from 0 to 1, and `calls` are what an earlier process has done of the same work."""
 
     def __init__(self, done: float = 0.0, calls: int = 0) -> None:
         self._first = done, calls

@@ -1,4 +1,4 @@
-"""`simulate`: the simulator alone."""
+"""`simulate`: runs a simulated Callbutton server, without the gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls as a pure function of seed, client and time, and their recordings as one of their ids.
+"""Calls as a pure function of seed, client and time; their recordings as a pure function of their ids.
 
 Rules:
 - Elements are in the protocol document's order. VoiceDirectory and Address are left out when a call has none.

@@ -57,8 +57,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Options:
     """The behaviour of a simulator.
 
-    `history` is in days, `latency` in seconds; `faults` has the form of faults. By default replies have the
-    unknown elements, padded values and short ZIP codes of real servers; `plain` keeps to the protocol document.
+    `history` is in days, `latency` in seconds; `faults` are texts for `faults.parse_fault`. By default replies have
+    the unknown elements, padded values and short ZIP codes of real servers; `plain` keeps to the protocol document.
     """
 
     seed: int = 1

@@ -1,4 +1,4 @@
-"""The POSTs of a conformance report: sent one after the other, and read both as the gateway reads them and as they are.
+"""The POSTs of a conformance report: sent one after the other, each reply read by `reply` and by `evidence`.
 
 Rules:
 - At most MAX_POSTS are sent. A POST that fails is sent again once, unless the server rejects the request itself.
@@ -42,8 +42,9 @@ class Questions(Struct, frozen=True):
 class Post(Struct):
     """One POST and its reply.
 
-    `waited` and `seconds` are the time to the first byte of the reply and to its last. `error` is how the gateway reads
-    it. `evidence` is None if it is no reply of the protocol. `transient`: the POST failed, and not when sent again.
+    `waited` and `seconds` are the seconds to the first byte of the reply and to its last. `error` is the one that the
+    gateway raises for it. `evidence` is None if it does not follow the protocol. `transient`: the POST failed, and
+    succeeded when it was sent again.
     """
 
     number: int

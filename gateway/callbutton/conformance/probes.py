@@ -28,14 +28,14 @@ WALL_FORMAT = "%m/%d/%Y %H:%M:%S"
 # For the status flag. The document calls its values status_flag_1 to status_flag_n, and does not name the element.
 FLAG_ELEMENTS = ("StatusFlag", "Status", "status_flag", "IncludeStatus", "Flag")
 NO_CLIENT = "NO-SUCH-CLIENT-"
-REFUSALS = frozenset("refused spoils shorter fewer some-refused not-found error unauthorized".split())  # of a failure
+REFUSALS = frozenset("refused spoils shorter fewer some-refused not-found error unauthorized".split())  # may be chance
 NO_TARGET = f"no calls were found in the last hour and the last {MAX_DAYS} days"
 NO_SINGLE = "no client code that was tried, asked alone, returned the call that was looked for"
 Found = dict[str, Finding]  # by name, as far as found
 
 
 async def find_out(inquiry: Inquiry) -> list[Finding]:
-    """Find out everything. Raises UpstreamError if the first POST fails."""
+    """Run all probes, and return the findings. Raises UpstreamError if the first POST fails."""
     inquiry.topic = "reachable"
     first = await inquiry.post(inquiry.last_hour())
     if first.error is not None:
