@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from benchmarks.world import DAY, FOREVER, HOUR, NOW, Version, World, call
-from gateway.cache.feed import Telling
+from gateway.cache.feed import Report
 from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import FeedState, midnight, pack, unpack
 from gateway.cache.fingerprints import View
@@ -116,25 +116,25 @@ async def by_feed(world: Month) -> Copy:
     state: FeedState | int = midnight(NOW)
     for hour in range(1, (MONTH + QUIET) // HOUR + 1):
         world.now = NOW + hour * HOUR
-        told = None
-        while told is None or not told.up_to_date:
-            told = (await feeds.answer(Clients(("a",), status=False), state, view, 1000)).telling
-            state = unpack(pack(told.state))
-            apply(copy, told)
+        report = None
+        while report is None or not report.up_to_date:
+            report = (await feeds.answer(Clients(("a",), status=False), state, view, 1000)).report
+            state = unpack(pack(report.state))
+            apply(copy, report)
     return copy
 
 
-def apply(copy: Copy, told: Telling) -> None:
+def apply(copy: Copy, report: Report) -> None:
     """Apply changes."""
-    for remove in told.removes:
+    for remove in report.removes:
         copy.pop(remove.call.id, None)
-    for part in told.replaces:
+    for part in report.replaces:
         for key in [
             key for key, one in copy.items() if part.window.start <= one.start_time.timestamp() < part.window.end
         ]:
             del copy[key]
         copy |= {one.id: one for one in part.calls}
-    copy |= {upsert.call.id: upsert.call for upsert in told.upserts}
+    copy |= {upsert.call.id: upsert.call for upsert in report.upserts}
 
 
 WAYS = {

@@ -180,7 +180,7 @@ def feeds(memory: Memory) -> Fill:
             reading = FeedResult([extent], [], NOW, provenance, (0, 0), numbers)
             seen = await made.show(reading, clients, start, view)
             answer = await made.answer(clients, start, view, 1000, seen=seen)
-            answer.rendered[number] = bytes(1000 * answer.telling.size)
+            answer.rendered[number] = bytes(1000 * answer.report.size)
 
     return lambda number: asyncio.run(follow(number))
 

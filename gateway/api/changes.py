@@ -213,7 +213,7 @@ def _purpose(query: ChangesQuery, code: str | None) -> bytes:
 
 async def _wait(services: Services, context: RequestContext, feed: Feed, answer: Answer, seconds: int) -> Answer:
     """Wait until there is a change, for some seconds at most. Raises GatewayError."""
-    state = answer.telling.state
+    state = answer.report.state
     after, gauge = state.at, feed.feeds.metrics.feed_waiting
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds), feed.feeds.watching(feed.clients, state.start, feed.view, gauge) as watch:
@@ -236,7 +236,7 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
     A waiting stream references no calls, so that evicted calls are freed.
     """
     yield f"retry: {random.randint(1000, 5000)}\n\n".encode()  # noqa: S311 - spreads reconnections
-    state, following = answer.telling.state, await feed.body(answer, event_stream)
+    state, following = answer.report.state, await feed.body(answer, event_stream)
     start, after, more = state.start, state.at, not _is_done(answer)
     del answer
     clock = asyncio.get_running_loop().time
@@ -264,7 +264,7 @@ async def _events(services: Services, context: RequestContext, feed: Feed, answe
             else:
                 if not _is_empty(answer):
                     following = await feed.body(answer, event_stream)
-                state, more = answer.telling.state, not _is_done(answer)
+                state, more = answer.report.state, not _is_done(answer)
                 del answer
             del seen
 
@@ -275,12 +275,12 @@ def _goes_on(services: Services, context: RequestContext) -> bool:
 
 
 def _is_empty(answer: Answer) -> bool:
-    return answer.telling.up_to_date and not answer.telling.size
+    return answer.report.up_to_date and not answer.report.size
 
 
 def _is_done(answer: Answer) -> bool:
     """Whether nothing more can be reported from the same reading."""
-    return answer.telling.up_to_date or not answer.telling.size
+    return answer.report.up_to_date or not answer.report.size
 
 
 HANDLERS = [list_client_changes, list_changes]

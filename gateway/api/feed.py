@@ -24,7 +24,7 @@ from gateway.api import responses
 from gateway.api.middleware.request_context import RequestContext
 from gateway.api.responses import Services
 from gateway.api.signing import TOKENS, FeedToken, SigningKeys
-from gateway.cache.feed import Telling
+from gateway.cache.feed import Report
 from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import FeedState, pack, unpack
 from gateway.cache.fingerprints import View
@@ -224,7 +224,9 @@ class Feed(Struct, frozen=True):
             detail = "belongs to a feed of another consumer, other clients or another `include`"
             raise InvalidParameters([ParameterFault("since", detail)])
         if content.view != self.view_hash:  # fields or scopes changed: sums of different views cannot be compared
-            return replace(state, told=tuple([replace(told, total=0, pending=True) for told in state.told]), cut=None)
+            return replace(
+                state, reports=tuple([replace(one, total=0, pending=True) for one in state.reports]), cut=None
+            )
         return state
 
     def token(self, state: FeedState) -> str:
@@ -237,32 +239,32 @@ class Feed(Struct, frozen=True):
 
     async def body(self, answer: Answer, render: Render) -> bytes:
         """Render an answer, and count its items. The last body is kept, for the next consumer with an equal one."""
-        count, telling = self.feeds.metrics.feed_changes.labels, answer.telling
-        for kind, changes in (("remove", telling.removes), ("replace", telling.replaces), ("upsert", telling.upserts)):
+        count, report = self.feeds.metrics.feed_changes.labels, answer.report
+        for kind, changes in (("remove", report.removes), ("replace", report.replaces), ("upsert", report.upserts)):
             if changes:
                 count(kind).inc(len(changes))
         key = render, self.codes, self.feed_hash, self.view_hash
         if answer.rendered.get(Feed, (None,))[0] != key:
             if self.codes not in answer.rendered:
-                answer.rendered[self.codes] = await in_slices(self._items(telling))
+                answer.rendered[self.codes] = await in_slices(self._items(report))
             body = render(answer.rendered[self.codes], self._page(answer), self._meta(answer))
             answer.rendered[Feed] = key, body
         rendered: bytes = answer.rendered[Feed][1]
         return rendered
 
-    def _items(self, telling: Telling) -> Steps[Sequence[Item]]:
+    def _items(self, report: Report) -> Steps[Sequence[Item]]:
         """Items in the order in which they are applied. Consumers with equal views and client codes have equal ones."""
         items: list[Item] = []
-        for one in [remove.call for remove in telling.removes]:
+        for one in [remove.call for remove in report.removes]:
             removed = RemovedCall(client_code=one.client_code, id=one.id, start_time=one.start_time)
             items.append(Item("remove", encode(removed)))
-        for part in telling.replaces:
+        for part in report.replaces:
             calls: list[bytes] = []
             for place in range(0, len(part.calls), STEP_CALLS):
                 calls += [encode(self._call(call)) for call in part.calls[place : place + STEP_CALLS]]
                 yield
             items.append(Item("replace", encode(self._replacement(part.window, calls))))
-        for place, upsert in enumerate(telling.upserts):
+        for place, upsert in enumerate(report.upserts):
             items.append(Item("upsert", encode(ChangedCall(call=self._call(upsert.call)))))
             if place % STEP_CALLS == 0:
                 yield
@@ -270,16 +272,16 @@ class Feed(Struct, frozen=True):
 
     def _page(self, answer: Answer) -> ChangesPage:
         """How to continue after an answer."""
-        calls = answer.calls if answer.telling.up_to_date else None
-        return ChangesPage(next=self.token(answer.telling.state), up_to_date=answer.telling.up_to_date, calls=calls)
+        calls = answer.calls if answer.report.up_to_date else None
+        return ChangesPage(next=self.token(answer.report.state), up_to_date=answer.report.up_to_date, calls=calls)
 
     def _meta(self, answer: Answer) -> ChangesMeta:
         """The window of a copy after an answer, and its freshness."""
         oldest = responses.instant(math.floor(answer.provenance.oldest_fetch))
         return ChangesMeta(
-            start=responses.instant(answer.telling.state.start),
+            start=responses.instant(answer.report.state.start),
             as_of=responses.instant(math.floor(answer.provenance.as_of)),
-            complete_through=oldest if answer.telling.up_to_date else None,
+            complete_through=oldest if answer.report.up_to_date else None,
         )
 
     def _call(self, call: Call) -> Any:  # noqa: ANN401 - the type is built at run time

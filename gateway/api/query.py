@@ -26,7 +26,7 @@ from gateway.formats import FORMATS, columns_of, fields_of
 from gateway.model import CLIENT_CODE, CODE_PATTERN, EVERY_CLIENT, Call, CallResult, PhoneType, Window
 
 MAX_CLIENTS = 50  # codes in a query; as many as one POST takes by default (GATEWAY_UPSTREAM_BATCH)
-MAX_TOLD = 10_000  # calls in a response of the change feed
+MAX_CHANGES = 10_000  # calls in a response of the change feed
 MAX_LIMIT = 1000  # calls on a page; about 700 kB of JSON
 MAX_GRACE = 31 * 86400  # seconds
 MAX_TEXT = 200  # characters of a text filter; telephone numbers and campaign ids have under 20
@@ -153,8 +153,8 @@ FEED_START_TEXT = (
     "The first instant of the copy, rounded down to midnight in UTC; only without `since`. Default: 30 days ago; at "
     "most 400 days ago."
 )
-TOLD_TEXT = "The maximum number of calls in a response. Default: 1000."
-WAIT_TEXT = "Seconds to wait for a change if there is nothing to tell (long polling). Default: 0."
+FEED_LIMIT_TEXT = "The maximum number of calls in a response. Default: 1000."
+WAIT_TEXT = "Seconds to wait for a change if there is nothing to report (long polling). Default: 0."
 LINK_TEXT = (
     "Whether to answer with an address of this feed that needs no header, for `EventSource`, in place of the changes. "
     "Overrides `Accept`."
@@ -232,7 +232,7 @@ PARAMETERS = (
     Parameter("format", _choice("ListFormat", *FORMATS), FILTERED, FORMAT_TEXT),
     Parameter("dialect", _choice("CsvDialect", "excel"), FILTERED, DIALECT_TEXT),
     Parameter("meta", _choice("NdjsonMeta", "none"), PAGED, "Only for NDJSON: `none` leaves out the last line."),
-    Parameter("limit", _whole_number(1, MAX_TOLD), "changes", TOLD_TEXT, 10_000, "feed_limit"),
+    Parameter("limit", _whole_number(1, MAX_CHANGES), "changes", FEED_LIMIT_TEXT, 10_000, "feed_limit"),
     Parameter("wait", _whole_number(0, 60), "changes", WAIT_TEXT, 30),
     Parameter("format", _choice("FeedFormat", "json", "ndjson"), "changes", "Overrides `Accept`.", None, "feed_format"),
     Parameter("link", BOOLEAN, "changes", LINK_TEXT),

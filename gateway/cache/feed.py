@@ -23,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from gateway.cache.extents import Extent, Key, instant, key_of
-from gateway.cache.feed_state import Cut, FeedState, Told, buckets
+from gateway.cache.feed_state import BucketReport, Cut, FeedState, buckets
 from gateway.cache.fingerprints import MODULUS, NOTHING, STEP_CALLS, Fingerprint, View, hash_of, hour_sums
 from gateway.cache.level1 import bytes_of
 from gateway.cache.packed_calls import place_of
@@ -53,7 +53,7 @@ Lookup = Callable[[Window, int, int], Changes | None]  # bucket, the sum that wa
 class Bucket(Struct, frozen=True):
     """The fingerprint of a bucket's calls now, and when the `oldest` and `newest` POST that it rests on were sent.
 
-    `superseded` is as in `Told`.
+    `superseded` is as in `BucketReport`.
     """
 
     window: Window
@@ -154,15 +154,15 @@ def outdated(state: FeedState, snapshot: Snapshot, *, same_cache: bool) -> list[
     """
     return [
         bucket.window
-        for bucket, told in zip(snapshot.buckets, state.told, strict=True)
-        if (told.superseded or not same_cache)
-        and _differs(bucket, told)
-        and bucket.oldest < min(told.newest, state.newest)
+        for bucket, report in zip(snapshot.buckets, state.reports, strict=True)
+        if (report.superseded or not same_cache)
+        and _differs(bucket, report)
+        and bucket.oldest < min(report.newest, state.newest)
     ]
 
 
-def _differs(bucket: Bucket, told: Told) -> bool:
-    return told.pending or told.total != bucket.found.total
+def _differs(bucket: Bucket, report: BucketReport) -> bool:
+    return report.pending or report.total != bucket.found.total
 
 
 class Upsert(Struct, frozen=True):
@@ -184,8 +184,8 @@ class Replace(Struct, frozen=True):
     calls: tuple[Call, ...]
 
 
-class Telling(Struct, frozen=True, dict=True):
-    """An answer: changes, in the order in which they are applied, and the state of the consumer afterwards."""
+class Report(Struct, frozen=True, dict=True):
+    """Changes for a consumer, in the order in which they are applied, and the state of the consumer afterwards."""
 
     removes: Sequence[Remove]
     replaces: Sequence[Replace]
@@ -195,7 +195,7 @@ class Telling(Struct, frozen=True, dict=True):
     @cached_property
     def up_to_date(self) -> bool:
         """Whether nothing is pending."""
-        return not any(told.pending for told in self.state.told)
+        return not any(report.pending for report in self.state.reports)
 
     @property
     def size(self) -> int:
@@ -203,47 +203,47 @@ class Telling(Struct, frozen=True, dict=True):
         return len(self.removes) + sum(1 + len(part.calls) for part in self.replaces) + len(self.upserts)
 
 
-def tell(
+def make_report(
     state: FeedState, snapshot: Snapshot, limit: int, *, lookup: Lookup | None = None, wait: Collection[Window] = ()
-) -> Steps[Telling]:
-    """Make the next answer to a consumer, of at most `limit` calls, or of one second of calls if that has more.
+) -> Steps[Report]:
+    """Report the next changes to a consumer: at most `limit` calls, or one second of calls if that has more.
 
     `state` was advanced to the buckets of the snapshot. `lookup` returns the single changes of a bucket that are known,
     as a `Journal` does. Buckets in `wait` become pending.
     """
-    told = [
-        Told(bucket.found.total, max(one.newest, bucket.newest), superseded=bucket.superseded)
-        for bucket, one in zip(snapshot.buckets, state.told, strict=True)
+    reports = [
+        BucketReport(bucket.found.total, max(one.newest, bucket.newest), superseded=bucket.superseded)
+        for bucket, one in zip(snapshot.buckets, state.reports, strict=True)
     ]
-    differing = [place for place, bucket in enumerate(snapshot.buckets) if _differs(bucket, state.told[place])]
+    differing = [place for place, bucket in enumerate(snapshot.buckets) if _differs(bucket, state.reports[place])]
     circle = bisect_right([snapshot.buckets[place].window.end for place in differing], state.resume)
-    answer = _Answer(snapshot, limit)
+    builder = _ReportBuilder(snapshot, limit)
     resume, cut = state.resume, None
     pending = [place for place in differing if snapshot.buckets[place].window in wait]
     waiting = iter([place for place in [*differing[circle:], *differing[:circle]] if place not in pending])
     for place in waiting:
-        bucket, before = snapshot.buckets[place], state.told[place]
+        bucket, before = snapshot.buckets[place], state.reports[place]
         changes = None if before.pending else (yield from _changes(bucket, before.total, snapshot, lookup))
-        if changes is not None and (yield from answer.add_changes(place, changes)):
+        if changes is not None and (yield from builder.add_changes(place, changes)):
             continue
         begin = (yield from _begin(state.cut, bucket, snapshot)) if before.pending else bucket.window.start
-        resume = yield from answer.add_window(Window(begin, bucket.window.end))
+        resume = yield from builder.add_window(Window(begin, bucket.window.end))
         if resume < bucket.window.end:
             if resume > bucket.window.start:
                 cut = Cut(resume, (yield from snapshot.sum_of(Window(bucket.window.start, resume))))
             pending += [place, *waiting]
-    for place in (*pending, *answer.moved_elsewhere()):
-        before = state.told[place]
-        also = told[place].superseded or before.superseded
-        told[place] = replace(told[place], total=before.total, pending=True, superseded=also)
+    for place in (*pending, *builder.moved_elsewhere()):
+        before = state.reports[place]
+        also = reports[place].superseded or before.superseded
+        reports[place] = replace(reports[place], total=before.total, pending=True, superseded=also)
     newest = max([state.newest, *[bucket.newest for bucket in snapshot.buckets]])
     at = max(state.at, snapshot.end)
-    following = replace(state, at=at, told=tuple(told), newest=newest, resume=resume, cut=cut)
-    return answer.telling(following)
+    following = replace(state, at=at, reports=tuple(reports), newest=newest, resume=resume, cut=cut)
+    return builder.report(following)
 
 
-class _Answer:
-    """An answer that fills up to its limit."""
+class _ReportBuilder:
+    """A report that is filled up to its limit."""
 
     def __init__(self, snapshot: Snapshot, limit: int) -> None:
         self._snapshot = snapshot
@@ -293,14 +293,14 @@ class _Answer:
         return end
 
     def moved_elsewhere(self) -> list[int]:
-        """The buckets from which calls moved to buckets that this answer does not report: the copy still has them."""
+        """The buckets from which calls moved to buckets that are not in this report: the copy still has them."""
         given = {key_of(call) for call in self._upserts}
         given |= {key_of(call) for one in self._replaces for call in one.calls}
         return [place for place, call in self._moved if key_of(call) not in given]
 
-    def telling(self, state: FeedState) -> Telling:
-        """The answer."""
-        return Telling(
+    def report(self, state: FeedState) -> Report:
+        """The report, with the state of the consumer after it."""
+        return Report(
             [Remove(call) for call in self._removes], self._replaces, [Upsert(call) for call in self._upserts], state
         )
 
@@ -373,19 +373,19 @@ class Journal:
         while self.size > self._bound:
             self.size -= self._steps.pop(next(iter(self._steps)))[2]
 
-    def __call__(self, window: Window, told: int, now: int) -> Changes | None:
+    def __call__(self, window: Window, reported: int, now: int) -> Changes | None:
         """The changes that lead from one fingerprint of a bucket to another; None if a step is not known."""
         upserts: dict[Key, Call] = {}
         removes: dict[Key, Call] = {}
-        seen = {told}
-        while told != now:
-            step = self._steps.get((window, told))
+        seen = {reported}
+        while reported != now:
+            step = self._steps.get((window, reported))
             if step is None:
                 return None
-            told, changes, _ = step
-            if told in seen:
+            reported, changes, _ = step
+            if reported in seen:
                 return None
-            seen.add(told)
+            seen.add(reported)
             for call in changes.removes:
                 upserts.pop(key_of(call), None)
                 removes[key_of(call)] = call

@@ -30,7 +30,7 @@ PENDING, SUPERSEDED = 1 << 15, 1 << 14  # bits of a packed age
 HEADER = struct.Struct(">HIdI4sHII5s")  # start in days, at, newest, resume, process, evictions, reading, cut
 
 
-class Told(Struct, frozen=True, array_like=True):
+class BucketReport(Struct, frozen=True, array_like=True):
     """The last report of a bucket: the sum of the hashes of its calls, and when the newest POST it rests on was sent.
 
     A `pending` bucket is reported in a later answer, even if its sum is equal by then. In a `superseded` one, an older
@@ -60,7 +60,7 @@ class FeedState(Struct, frozen=True, cache_hash=True):
 
     start: int
     at: int
-    told: tuple[Told, ...]
+    reports: tuple[BucketReport, ...]
     newest: float = 0
     resume: int = 0
     cut: Cut | None = None
@@ -71,7 +71,7 @@ class FeedState(Struct, frozen=True, cache_hash=True):
 
 def new_state(start: int, at: int) -> FeedState:
     """The state of a consumer that has nothing, and whose copy may hold anything: all is pending."""
-    return FeedState(start, at, tuple(Told(pending=True) for _ in buckets(start, at)))
+    return FeedState(start, at, tuple(BucketReport(pending=True) for _ in buckets(start, at)))
 
 
 def midnight(second: float) -> int:
@@ -116,21 +116,21 @@ def advance(state: FeedState, at: int) -> FeedState:
     new = buckets(start, at)
     if start == state.start and new == buckets(state.start, state.at):
         return replace(state, at=at)
-    told: list[list[Told]] = [[] for _ in new]
+    reports: list[list[BucketReport]] = [[] for _ in new]
     starts = [window.start for window in new]
-    for window, one in zip(buckets(state.start, state.at), state.told, strict=True):
+    for window, one in zip(buckets(state.start, state.at), state.reports, strict=True):
         if window.start >= start:
-            told[bisect_right(starts, window.start) - 1].append(one)
+            reports[bisect_right(starts, window.start) - 1].append(one)
     merged = tuple(
-        Told(
+        BucketReport(
             sum(one.total for one in many) % MODULUS,
             max((one.newest for one in many), default=0),
             any(one.pending for one in many),
             any(one.superseded for one in many),
         )
-        for many in told
+        for many in reports
     )
-    return replace(state, start=start, at=at, told=merged)
+    return replace(state, start=start, at=at, reports=merged)
 
 
 def _grid(window: Window, at: int) -> int:
@@ -155,10 +155,10 @@ def pack(state: FeedState) -> bytes:
         total.to_bytes(SIZE, "big"),
     )
     parts = [header]
-    for window, told in zip(buckets(state.start, state.at), state.told, strict=True):
-        age = min(max(0, math.ceil((told.newest - window.start) / _grid(window, state.at))), SUPERSEDED - 1)
-        age |= PENDING * told.pending | SUPERSEDED * told.superseded
-        parts.append((told.total << 16 | age).to_bytes(SIZE + 2, "big"))
+    for window, report in zip(buckets(state.start, state.at), state.reports, strict=True):
+        age = min(max(0, math.ceil((report.newest - window.start) / _grid(window, state.at))), SUPERSEDED - 1)
+        age |= PENDING * report.pending | SUPERSEDED * report.superseded
+        parts.append((report.total << 16 | age).to_bytes(SIZE + 2, "big"))
     return b"".join(parts)
 
 
@@ -173,13 +173,13 @@ def unpack(packed: bytes) -> FeedState:
     windows = buckets(start, at)
     if len(packed) != HEADER.size + len(windows) * (SIZE + 2):
         raise ValueError("the number of buckets is wrong")
-    told = []
+    reports = []
     for place, window in enumerate(windows):
         first = HEADER.size + place * (SIZE + 2)
         total, age = divmod(int.from_bytes(packed[first : first + SIZE + 2], "big"), 1 << 16)
         seconds = age % SUPERSEDED * _grid(window, at)
-        told.append(
-            Told(
+        reports.append(
+            BucketReport(
                 total,
                 window.start + seconds if seconds else 0,
                 bool(age & PENDING),
@@ -187,4 +187,4 @@ def unpack(packed: bytes) -> FeedState:
             )
         )
     cut = Cut(until, int.from_bytes(cut_total, "big")) if until else None
-    return FeedState(start, at, tuple(told), newest, resume, cut, process, evictions, reading)
+    return FeedState(start, at, tuple(reports), newest, resume, cut, process, evictions, reading)

@@ -23,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from prometheus_client import Gauge
 
-from gateway.cache.feed import Journal, Snapshot, Telling, make_snapshot, outdated, tell
+from gateway.cache.feed import Journal, Report, Snapshot, make_report, make_snapshot, outdated
 from gateway.cache.feed_reader import NO_TERMS, Clients, FeedReader, FeedResult, Terms
 from gateway.cache.feed_state import FeedState, advance, horizon, new_state
 from gateway.cache.fingerprints import View
@@ -68,7 +68,7 @@ class Answer(Struct, frozen=True):
     `rendered` keeps the rendered items, by the client codes of the request, which they contain, and the last body.
     """
 
-    telling: Telling
+    report: Report
     calls: int
     provenance: Provenance
     rendered: dict[Hashable, Any] = msgspec.field(default_factory=dict)
@@ -136,16 +136,16 @@ class Feeds:
             seen = await self.show(reading, clients, start, view)
             current = self._advance(state, seen)
             older = self._outdated(current, seen)
-        telling = await in_slices(tell(current, seen.snapshot, limit, lookup=seen.journal, wait=older))
+        report = await in_slices(make_report(current, seen.snapshot, limit, lookup=seen.journal, wait=older))
         after = replace(
-            telling.state,
+            report.state,
             process=bytes(4) if older else self._process,
             evictions=seen.reading.evictions[0] % (1 << 16),
             reading=seen.reading.numbers[1],
         )
-        answer = Answer(replace(telling, state=after), seen.snapshot.calls, seen.reading.provenance)
-        if not older and telling.size <= MAX_SHARED:
-            size = SHARED_CALL_BYTES * telling.size + 2 * STATE_BYTES * len(after.told)
+        answer = Answer(replace(report, state=after), seen.snapshot.calls, seen.reading.provenance)
+        if not older and report.size <= MAX_SHARED:
+            size = SHARED_CALL_BYTES * report.size + 2 * STATE_BYTES * len(after.reports)
             self._answers.put(key, answer, size)
         return answer
 

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
-PAGE_LIMIT = 10_000  # calls of a page; the most that a gateway tells at once
+PAGE_LIMIT = 10_000  # calls of a page; the maximum of the feed
 LONG_POLL = 60  # seconds; the longest wait of the feed
 MAX_FAILURES = 5  # in a row, without `--follow`
 MAX_PAUSE = 15.0  # seconds between repetitions; they begin with one second and double
-LOG_INTERVAL = 10  # seconds between log lines while much is told
+LOG_INTERVAL = 10  # seconds between log lines while pages follow each other
 MAX_DAYS = 399  # before now at which a copy begins again; the feed allows 400
 HELP = "Keep a table of calls in a database equal to the upstream: late calls, edits and deletions included."
 EXAMPLE = (
@@ -213,7 +213,7 @@ class Mirror:
         await asyncio.sleep(pause)
 
     def _show(self, page: Page, applied: Applied) -> None:
-        """Show the progress on a terminal, else log it: while much is told at most every LOG_INTERVAL."""
+        """Show the progress on a terminal, else log it, at most every LOG_INTERVAL while pages follow each other."""
         self._calls += applied.told
         self._covered += applied.seconds
         whole = datetime.now(UTC) - datetime.fromisoformat(page.start)

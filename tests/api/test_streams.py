@@ -57,9 +57,7 @@ def test_a_comment_comes_while_nothing_changes(stand: Make, monkeypatch: pytest.
 def test_a_comment_comes_even_if_refreshes_without_changes_come_more_often(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(changes, "HEARTBEAT", 1)
     refreshed: Any = SimpleNamespace(snapshot=SimpleNamespace(end=0))
-    answer: Any = SimpleNamespace(
-        telling=SimpleNamespace(state=SimpleNamespace(start=0, at=0), up_to_date=True, size=0)
-    )
+    answer: Any = SimpleNamespace(report=SimpleNamespace(state=SimpleNamespace(start=0, at=0), up_to_date=True, size=0))
 
     async def refresh(*_: object) -> Any:
         return await asyncio.sleep(0.001, refreshed)

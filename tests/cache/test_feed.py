@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from gateway.cache.deduplication import deduplicated
 from gateway.cache.extents import Extent, make_extent, make_extent_of_all, overlay
-from gateway.cache.feed import Changes, Journal, Snapshot, Telling, make_snapshot, outdated, tell
+from gateway.cache.feed import Changes, Journal, Report, Snapshot, make_report, make_snapshot, outdated
 from gateway.cache.feed_reader import superseded
-from gateway.cache.feed_state import Cut, FeedState, Told, advance, buckets, midnight, new_state, pack, unpack
+from gateway.cache.feed_state import BucketReport, Cut, FeedState, advance, buckets, midnight, new_state, pack, unpack
 from gateway.cache.fingerprints import HOUR, NOTHING, View, fingerprint, hour_sums
 from gateway.model import Call, Window
 from gateway.slices import finish
@@ -61,15 +61,17 @@ def test_buckets_are_aligned_and_cover_the_window(start: int, at: int):
 def test_older_buckets_are_unions_of_younger_ones(start: int, later: int, at: int):
     begin = midnight(at - 1 - start * DAY)
     windows = buckets(begin, at)
-    state = replace(new_state(begin, at), told=tuple(Told(index + 1, index) for index in range(len(windows))))
+    state = replace(
+        new_state(begin, at), reports=tuple(BucketReport(index + 1, index) for index in range(len(windows)))
+    )
     advanced = advance(state, at + later)
     younger = {edge for window in windows for edge in (window.start, window.end)}
     assert {w.start for w in buckets(advanced.start, at + later) if w.start < windows[-1].end} <= younger
-    for window, told in zip(buckets(advanced.start, at + later), advanced.told, strict=True):
-        merged = [one.newest for part, one in zip(windows, state.told, strict=True) if part.start in window]
-        assert told.newest == max(merged, default=0)
+    for window, report in zip(buckets(advanced.start, at + later), advanced.reports, strict=True):
+        merged = [one.newest for part, one in zip(windows, state.reports, strict=True) if part.start in window]
+        assert report.newest == max(merged, default=0)
     if advanced.start == begin:
-        assert sum(told.total for told in advanced.told) == sum(told.total for told in state.told)
+        assert sum(report.total for report in advanced.reports) == sum(report.total for report in state.reports)
     assert advanced.start == begin or midnight(at + later) - begin > 400 * DAY
     assert midnight(at + later) - advanced.start <= 400 * DAY
 
@@ -126,18 +128,18 @@ def test_every_client_counts():
 def test_a_state_survives_packing(ago: int, data: st.DataObject, resume: int, cut: Cut | None):
     start = midnight(NOW - ago * DAY)
     windows = buckets(start, NOW)
-    one = st.builds(Told, st.integers(0, 2**40 - 1), st.floats(0, 1), st.booleans(), st.booleans())
-    told = data.draw(st.lists(one, min_size=len(windows), max_size=len(windows)))
-    told = [
+    one = st.builds(BucketReport, st.integers(0, 2**40 - 1), st.floats(0, 1), st.booleans(), st.booleans())
+    reports = data.draw(st.lists(one, min_size=len(windows), max_size=len(windows)))
+    reports = [
         replace(each, newest=window.start + each.newest * (NOW - window.start) if window.start < NOW else 0.0)
-        for each, window in zip(told, windows, strict=True)
+        for each, window in zip(reports, windows, strict=True)
     ]
-    state = FeedState(start, NOW, tuple(told), NOW - 0.5, resume, cut, PROCESS, 7, 8)
+    state = FeedState(start, NOW, tuple(reports), NOW - 0.5, resume, cut, PROCESS, 7, 8)
     packed = pack(state)
     assert len(packed) <= 1100
     again = unpack(packed)
-    assert replace(again, told=state.told) == state
-    for before, after, window in zip(state.told, again.told, windows, strict=True):
+    assert replace(again, reports=state.reports) == state
+    for before, after, window in zip(state.reports, again.reports, windows, strict=True):
         assert (before.total, before.pending) == (after.total, after.pending)
         step = 2400 if NOW - window.start > 60 * DAY else 360 if NOW - window.start > 80 * HOUR else 20
         assert before.newest <= after.newest < before.newest + step or before.newest <= window.start
@@ -158,16 +160,16 @@ class Copy:
     def __init__(self, calls: Sequence[Call] = ()) -> None:
         self.calls = {one.id: one for one in calls}
 
-    def apply(self, telling: Telling) -> None:
-        for remove in telling.removes:
+    def apply(self, report: Report) -> None:
+        for remove in report.removes:
             self.calls.pop(remove.call.id, None)
-        for part in telling.replaces:
+        for part in report.replaces:
             listed = {one.id for one in part.calls}
             for identity, one in list(self.calls.items()):
                 if one.start_time.timestamp() in part.window and identity not in listed:
                     del self.calls[identity]
             self.calls |= {one.id: one for one in part.calls}
-        for upsert in telling.upserts:
+        for upsert in report.upserts:
             self.calls[upsert.call.id] = upsert.call
 
 
@@ -219,24 +221,24 @@ class Feed(RuleBasedStateMachine):
     def poll(self, limit: int, journal: bool) -> None:
         self.answer(limit, journal=journal)
 
-    def answer(self, limit: int, *, journal: bool) -> Telling:
+    def answer(self, limit: int, *, journal: bool) -> Report:
         state = advance(unpack(self.packed), self.at) if self.packed else new_state(START, self.at)
         current = self.snapshot()
         assert outdated(state, current, same_cache=False) == []
-        telling = finish(tell(state, current, limit, lookup=self.journal if journal else None))
-        told = sum(len(part.calls) for part in telling.replaces) + len(telling.upserts) + len(telling.removes)
-        seconds = {one.start_time for part in telling.replaces for one in part.calls}
-        assert told <= limit or len(seconds) == 1
-        assert telling.removes or telling.replaces or telling.upserts or telling.up_to_date
-        assert not any(remove.call.id in self.world for remove in telling.removes)
-        self.copy.apply(telling)
-        self.packed = pack(telling.state)
-        if telling.up_to_date:
-            start = telling.state.start
+        report = finish(make_report(state, current, limit, lookup=self.journal if journal else None))
+        size = sum(len(part.calls) for part in report.replaces) + len(report.upserts) + len(report.removes)
+        seconds = {one.start_time for part in report.replaces for one in part.calls}
+        assert size <= limit or len(seconds) == 1
+        assert report.removes or report.replaces or report.upserts or report.up_to_date
+        assert not any(remove.call.id in self.world for remove in report.removes)
+        self.copy.apply(report)
+        self.packed = pack(report.state)
+        if report.up_to_date:
+            start = report.state.start
             expected = {i: one for i, one in self.world.items() if one.start_time.timestamp() >= start}
             assert {i: one for i, one in self.copy.calls.items() if one.start_time.timestamp() >= start} == expected
             assert current.calls == len(expected)
-        return telling
+        return report
 
     @rule()
     def quiet(self) -> None:
@@ -256,38 +258,44 @@ def test_a_copy_becomes_exact_whatever_changes_between_answers():
 
 
 def test_a_new_call_is_one_upsert():
-    first = finish(tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500), (2, NOW - 400)]))), 100))
+    first = finish(make_report(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500), (2, NOW - 400)]))), 100))
     assert first.up_to_date
     assert [len(part.calls) for part in first.replaces] == [2]
     assert (first.replaces[0].window.start, first.replaces[-1].window.end) == (START, NOW)
     after = snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)])))
-    then = finish(tell(first.state, after, 100))
+    then = finish(make_report(first.state, after, 100))
     assert ([one.call.id for one in then.upserts], then.replaces, then.removes) == (["3"], [], [])
     assert (
-        finish(tell(then.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 1)).upserts
+        finish(
+            make_report(then.state, snapshot(whole(made([(1, NOW - 500), (2, NOW - 400), (3, NOW - 450)]))), 1)
+        ).upserts
         == []
     )
 
 
 def test_a_feed_that_starts_this_second_is_up_to_date():
     today = midnight(NOW)
-    telling = finish(tell(new_state(today, today), snapshot([], today, today), 100))
-    assert (telling.up_to_date, telling.size) == (True, 0)
+    report = finish(make_report(new_state(today, today), snapshot([], today, today), 100))
+    assert (report.up_to_date, report.size) == (True, 0)
 
 
 def test_what_rests_on_older_posts_than_what_was_told_is_read_again():
-    told = finish(tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100)).state
+    reported = finish(
+        make_report(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100)
+    ).state
     older = snapshot(whole([], sent=NOW - 20))
-    assert [window.start for window in outdated(told, older, same_cache=False)] == [
+    assert [window.start for window in outdated(reported, older, same_cache=False)] == [
         midnight(NOW) + (NOW - 500 - midnight(NOW)) // HOUR * HOUR
     ]
     newer = snapshot(whole([], sent=NOW - 5))
-    assert outdated(told, newer, same_cache=False) == []
+    assert outdated(reported, newer, same_cache=False) == []
 
 
 def test_a_state_keeps_the_newest_post_when_nothing_differs():
-    first = finish(tell(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 60)), 100)).state
-    again = finish(tell(first, snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100)).state
+    first = finish(
+        make_report(new_state(START, NOW), snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 60)), 100)
+    ).state
+    again = finish(make_report(first, snapshot(whole(made([(1, NOW - 500)]), sent=NOW - 10)), 100)).state
     assert outdated(again, snapshot(whole([], sent=NOW - 30)), same_cache=False) != []
 
 
@@ -296,14 +304,14 @@ def test_a_call_that_moved_away_and_was_deleted_does_not_come_back_from_an_older
     older = make_extent(Window(START, seam), NOW - 100, made([(1, NOW - 2 * HOUR)]))
     moved = make_extent(Window(seam, NOW + HOUR), NOW - 10, made([(1, NOW - 1800)]))
     deleted = make_extent(Window(seam, NOW + HOUR), NOW - 5, ())
-    told = finish(tell(new_state(START, NOW), snapshot([older, moved]), 100)).state
+    reported = finish(make_report(new_state(START, NOW), snapshot([older, moved]), 100)).state
     bucket = [window for window in buckets(START, NOW) if NOW - 2 * HOUR in window]
-    assert outdated(told, snapshot([older, deleted]), same_cache=True) == bucket
-    later = finish(tell(told, snapshot([older, deleted]), 100, wait=bucket))
+    assert outdated(reported, snapshot([older, deleted]), same_cache=True) == bucket
+    later = finish(make_report(reported, snapshot([older, deleted]), 100, wait=bucket))
     assert ([part.calls for part in later.replaces if part.calls], later.upserts) == ([], [])
     assert outdated(later.state, snapshot([older, deleted]), same_cache=True) == bucket
     read_again = make_extent(Window(START, seam), NOW - 4, ())
-    assert outdated(told, snapshot([read_again, deleted]), same_cache=True) == []
+    assert outdated(reported, snapshot([read_again, deleted]), same_cache=True) == []
 
 
 def test_a_call_that_was_seen_to_go_is_one_removal():
@@ -311,7 +319,9 @@ def test_a_call_that_was_seen_to_go_is_one_removal():
     before, after = snapshot(whole(made(calls))), snapshot(whole(made(calls[1:])))
     journal = Journal()
     finish(journal.record(before, after))
-    then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
+    then = finish(
+        make_report(finish(make_report(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal)
+    )
     assert ([one.call.id for one in then.removes], then.replaces, then.upserts) == (["0"], [], [])
 
 
@@ -322,18 +332,18 @@ def test_the_search_for_a_removed_call_yields_after_each_day_that_may_have_it():
         for day in days
         for part in (Window(day.start, day.start + HOUR), Window(day.start + HOUR, day.end))  # without calls
     ]
-    state = finish(tell(new_state(START, NOW), snapshot(extents), 1000)).state
+    state = finish(make_report(new_state(START, NOW), snapshot(extents), 1000)).state
     gone = extents[0].calls[4]
     later = make_extent(extents[0].window, NOW + 1, [one for one in extents[0].calls if one is not gone])
-    steps = tell(state, snapshot([later, *extents[1:]]), 100, lookup=lambda *_: Changes(removes=(gone,)))
+    steps = make_report(state, snapshot([later, *extents[1:]]), 100, lookup=lambda *_: Changes(removes=(gone,)))
     turns = 0
     try:
         while True:
             next(steps)
             turns += 1
     except StopIteration as end:
-        telling: Telling = end.value
-    assert [one.call for one in telling.removes] == [gone]
+        report: Report = end.value
+    assert [one.call for one in report.removes] == [gone]
     assert turns >= len(days)
 
 
@@ -342,7 +352,9 @@ def test_calls_that_were_seen_to_come_into_several_empty_buckets_are_upserts():
     before, after = snapshot(whole([])), snapshot(whole(calls))
     journal = Journal()
     finish(journal.record(before, after))
-    then = finish(tell(finish(tell(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal))
+    then = finish(
+        make_report(finish(make_report(new_state(START, NOW), before, 100)).state, after, 100, lookup=journal)
+    )
     assert ({one.call.id for one in then.upserts}, then.replaces) == ({one.id for one in calls}, [])
 
 
@@ -355,13 +367,15 @@ def test_a_call_that_moved_to_a_bucket_that_is_reported_later_stays_in_the_copy_
     before, after = snapshot(whole(made([(1, left), (2, left)]))), snapshot(whole(made([(1, reached), (2, left)])))
     journal = Journal()
     finish(journal.record(before, after))
-    state = finish(tell(new_state(START, NOW), before, 100)).state
-    first = finish(tell(state, after, 100, lookup=journal, wait=[hour_of(reached)]))
+    state = finish(make_report(new_state(START, NOW), before, 100)).state
+    first = finish(make_report(state, after, 100, lookup=journal, wait=[hour_of(reached)]))
     assert (first.removes, first.replaces, first.upserts, first.up_to_date) == ([], [], [], False)
-    pending = [window for window, told in zip(buckets(START, NOW), first.state.told, strict=True) if told.pending]
+    pending = [
+        window for window, report in zip(buckets(START, NOW), first.state.reports, strict=True) if report.pending
+    ]
     assert pending == [hour_of(left), hour_of(reached)]
     copy = Copy(made([(1, left), (2, left)]))
-    copy.apply(then := finish(tell(first.state, after, 100, lookup=journal)))
+    copy.apply(then := finish(make_report(first.state, after, 100, lookup=journal)))
     assert then.up_to_date
     assert copy.calls == {one.id: one for one in made([(1, reached), (2, left)])}
 
@@ -378,10 +392,12 @@ def test_a_bucket_that_was_reported_in_part_goes_on_at_the_cut_unless_a_call_bef
     calls = [(number, hour + number) for number in range(4)]
     extents = [make_extent(Window(hour, NOW + HOUR), NOW, made(calls))]
     state = new_state(midnight(NOW), NOW)
-    first = finish(tell(state, snapshot(extents, midnight(NOW)), 2))
+    first = finish(make_report(state, snapshot(extents, midnight(NOW)), 2))
     assert [part.window.end for part in first.replaces][-1:] == [hour + 2]
     edited = [call(one.id, hour, campaign="edited") if int(one.id) == changed == 0 else one for one in made(calls)]
     edited = [replace(one, campaign="edited") if int(one.id) == changed else one for one in edited]
-    then = finish(tell(first.state, snapshot([make_extent(Window(hour, NOW + HOUR), NOW, edited)], midnight(NOW)), 9))
+    then = finish(
+        make_report(first.state, snapshot([make_extent(Window(hour, NOW + HOUR), NOW, edited)], midnight(NOW)), 9)
+    )
     assert then.replaces[0].window.start == hour + expected
     assert then.up_to_date

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from prometheus_client import CollectorRegistry
 
 from gateway.cache import level1
-from gateway.cache.feed import Telling
+from gateway.cache.feed import Report
 from gateway.cache.feed_reader import Clients
 from gateway.cache.feed_state import midnight, pack, unpack
 from gateway.cache.fingerprints import View
@@ -261,11 +261,11 @@ class Feed(RuleBasedStateMachine):
             answer = self.loop.run_until_complete(self.feeds[which].answer(clients, state, VIEW, limit, seen=seen))
         except GatewayError:
             return None
-        self.apply(clients, answer.telling)
-        self.states[clients] = pack(answer.telling.state)
-        if answer.telling.up_to_date:
+        self.apply(clients, answer.report)
+        self.states[clients] = pack(answer.report.state)
+        if answer.report.up_to_date:
             copy = self.copies[clients]
-            if seen is None or seen.reading.numbers[1] != answer.telling.state.reading:
+            if seen is None or seen.reading.numbers[1] != answer.report.state.reading:
                 seen = self.feeds[which].seen(clients, state if isinstance(state, int) else state.start, VIEW)
             assert seen is not None
             assert answer.calls == len(copy), "page.calls"
@@ -276,7 +276,7 @@ class Feed(RuleBasedStateMachine):
 
     def complete(self, clients: Clients, answer: Answer) -> None:
         """Changes from before the oldest POST are in the copy."""
-        start, until = answer.telling.state.start, answer.provenance.oldest_fetch
+        start, until = answer.report.state.start, answer.provenance.oldest_fetch
         for version in self.world.versions:
             one = version.call
             lasting = version.since < until and version.until > self.world.now
@@ -286,7 +286,7 @@ class Feed(RuleBasedStateMachine):
     def listed(self, clients: Clients) -> Sequence[str]:
         return CODES if clients.codes == ("*",) else clients.codes
 
-    def apply(self, clients: Clients, telling: Telling) -> None:
+    def apply(self, clients: Clients, report: Report) -> None:
         copy = self.copies.setdefault(clients, {})
 
         def upsert(one: Call) -> None:
@@ -296,16 +296,16 @@ class Feed(RuleBasedStateMachine):
             assert since >= self.newest.get((clients, key), 0), "an older version"
             self.newest[clients, key] = since
 
-        for remove in telling.removes:
+        for remove in report.removes:
             copy.pop((remove.call.client_code, remove.call.id), None)
-        for part in telling.replaces:
+        for part in report.replaces:
             listed = {(one.client_code, one.id) for one in part.calls}
             for key, one in list(copy.items()):
                 if one.start_time.timestamp() in part.window and key not in listed:
                     del copy[key]
             for one in part.calls:
                 upsert(one)
-        for change in telling.upserts:
+        for change in report.upserts:
             upsert(change.call)
 
     @rule(which=st.integers(0, 1))
@@ -317,11 +317,11 @@ class Feed(RuleBasedStateMachine):
         self.world.now = max([self.world.now, *pending]) + RULE.maximum + 10
         for _ in range(300):
             answer = self.answer(clients, which, 4)
-            if answer is not None and answer.telling.up_to_date:
+            if answer is not None and answer.report.up_to_date:
                 break
         else:
             raise AssertionError("the copy is never up to date")
-        start = answer.telling.state.start
+        start = answer.report.state.start
         shown = {
             key: one
             for key, one in self.world.shown(self.world.now).items()

@@ -78,11 +78,11 @@ class Upstream:
         return await self.feeds.answer(CLIENTS, state, view(), 1000)
 
 
-def told(answer: Answer) -> tuple[set[str], set[str]]:
+def reported(answer: Answer) -> tuple[set[str], set[str]]:
     """The ids of an answer: of added or changed calls, and of removed calls."""
-    brought = {one.call.id for one in answer.telling.upserts}
-    brought |= {one.id for part in answer.telling.replaces for one in part.calls}
-    return brought, {one.call.id for one in answer.telling.removes}
+    brought = {one.call.id for one in answer.report.upserts}
+    brought |= {one.id for part in answer.report.replaces for one in part.calls}
+    return brought, {one.call.id for one in answer.report.removes}
 
 
 DAILY = [call(f"{day:02}", NOW - day * DAY - 100) for day in range(25)]
@@ -97,11 +97,11 @@ async def test_feeds_with_different_starts_share_a_reading_and_see_their_own_par
     ):
         assert same is watch
         upstream.now += 1
-        seen = await watch.refreshed(WEEK_AGO, view(), first.telling.state.at)
+        seen = await watch.refreshed(WEEK_AGO, view(), first.report.state.at)
         assert seen is not None
         assert seen.snapshot.calls == first.calls
-        again = await upstream.feeds.answer(CLIENTS, first.telling.state, view(), 1000, seen=seen)
-        assert (told(again), again.telling.replaces) == ((set(), set()), [])
+        again = await upstream.feeds.answer(CLIENTS, first.report.state, view(), 1000, seen=seen)
+        assert (reported(again), again.report.replaces) == ((set(), set()), [])
 
 
 async def test_a_feed_that_starts_earlier_waits_for_a_reading_of_all_of_it():
@@ -115,23 +115,23 @@ async def test_a_feed_that_starts_earlier_waits_for_a_reading_of_all_of_it():
         await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
         async with upstream.feeds.watching(CLIENTS, MONTH_AGO, view(), upstream.gauge):
             upstream.open.set()  # the reading from a week ago lands now
-            seen = await watch.refreshed(MONTH_AGO, view(), month.telling.state.at)
+            seen = await watch.refreshed(MONTH_AGO, view(), month.report.state.at)
             assert seen is not None
-            again = await upstream.feeds.answer(CLIENTS, month.telling.state, view(), 1000, seen=seen)
-            assert (told(again), again.calls) == ((set(), set()), month.calls)
+            again = await upstream.feeds.answer(CLIENTS, month.report.state, view(), 1000, seen=seen)
+            assert (reported(again), again.calls) == ((set(), set()), month.calls)
 
 
 async def test_a_start_that_moves_on_leaves_no_trace_of_what_lies_before():
     upstream = Upstream([call(f"{day:03}", NOW - day * DAY - 100) for day in range(399)])
     start = midnight(NOW) - 400 * DAY
-    state = (await upstream.answer(start)).telling.state
+    state = (await upstream.answer(start)).report.state
     assert state.start == start
     upstream.now += DAY
     moved = await upstream.answer(state)
-    assert start < moved.telling.state.start <= start + 31 * DAY
-    kept = [one for one in upstream.calls if one.start_time.timestamp() >= moved.telling.state.start]
+    assert start < moved.report.state.start <= start + 31 * DAY
+    kept = [one for one in upstream.calls if one.start_time.timestamp() >= moved.report.state.start]
     assert moved.calls == len(kept)
-    assert told(moved) == (set(), set())
+    assert reported(moved) == (set(), set())
 
 
 async def test_a_refresh_that_came_while_a_stream_was_busy_is_not_missed():
@@ -139,17 +139,17 @@ async def test_a_refresh_that_came_while_a_stream_was_busy_is_not_missed():
     first = await upstream.answer(WEEK_AGO)
     async with upstream.feeds.watching(CLIENTS, WEEK_AGO, view(), upstream.gauge) as watch:
         upstream.now += 1
-        seen = await watch.refreshed(WEEK_AGO, view(), first.telling.state.at)
+        seen = await watch.refreshed(WEEK_AGO, view(), first.report.state.at)
         upstream.open.clear()  # no other refresh lands
-        assert await watch.refreshed(WEEK_AGO, view(), first.telling.state.at) is seen
+        assert await watch.refreshed(WEEK_AGO, view(), first.report.state.at) is seen
 
 
 async def test_data_that_may_be_stale_is_no_reason_to_refuse_a_feed():
     upstream = Upstream(DAILY, stale=3600)
-    state = (await upstream.answer(WEEK_AGO)).telling.state
+    state = (await upstream.answer(WEEK_AGO)).report.state
     upstream.now += 60
     upstream.calls.append(call("99", NOW + 30))
-    assert told(await upstream.answer(state)) == ({"99"}, set())
+    assert reported(await upstream.answer(state)) == ({"99"}, set())
     upstream.now += 60
     upstream.error = UpstreamFailed("ERROR", reported=True)
     with pytest.raises(UpstreamFailed, match="ERROR"):
@@ -179,7 +179,7 @@ async def test_a_clock_that_is_set_back_does_not_stop_refreshes(monkeypatch: pyt
         await wait_in_loop_for(lambda: upstream.posts > posts, "a refresh is in progress")
         upstream.now -= 3600  # while the first refresh is in progress
         upstream.open.set()
-        await watch.refreshed(WEEK_AGO, view(), first.telling.state.at)
+        await watch.refreshed(WEEK_AGO, view(), first.report.state.at)
         upstream.now += 7200
         async with asyncio.timeout(60):
             seen = await watch.refreshed(WEEK_AGO, view(), NOW + 3500)
@@ -188,17 +188,17 @@ async def test_a_clock_that_is_set_back_does_not_stop_refreshes(monkeypatch: pyt
 
 async def test_equal_requests_share_a_reading_and_an_answer_until_the_cache_changes():
     upstream = Upstream(DAILY)
-    state = (await upstream.answer(WEEK_AGO)).telling.state
+    state = (await upstream.answer(WEEK_AGO)).report.state
     first = await upstream.answer(state)
     assert await upstream.answer(state) is first
-    assert (await upstream.answer(first.telling.state)).telling.state == first.telling.state
+    assert (await upstream.answer(first.report.state)).report.state == first.report.state
     upstream.calls.append(call("99", NOW - 30))
     await upstream.feeds.reader.read(CLIENTS, WEEK_AGO, windows=[Window(NOW - 60, NOW)])
-    assert told(await upstream.answer(state)) == ({"99"}, set())
+    assert reported(await upstream.answer(state)) == ({"99"}, set())
     upstream.now += 1  # the newest point is stale
     upstream.calls.append(call("100", NOW - 20))
     posts = upstream.posts
-    assert told(await upstream.answer(state)) == ({"99", "100"}, set())
+    assert reported(await upstream.answer(state)) == ({"99", "100"}, set())
     assert upstream.posts == posts + 1
 
 
@@ -216,21 +216,21 @@ def older_reading(calls: Sequence[Call], evictions: tuple[int, int], numbers: tu
 )
 async def test_what_is_older_than_what_was_reported_is_read_again(evicted: int, earlier: bool, again: bool):
     upstream = Upstream(DAILY)
-    state = (await upstream.answer(WEEK_AGO)).telling.state
+    state = (await upstream.answer(WEEK_AGO)).report.state
     numbers = (state.reading - 1, state.reading + 2) if earlier else (state.reading + 1, state.reading + 2)
     evictions = state.evictions + evicted, state.evictions + evicted
     seen = await upstream.feeds.show(older_reading(DAILY[:2], evictions, numbers), CLIENTS, WEEK_AGO, view())
     posts = upstream.posts
     answer = await upstream.feeds.answer(CLIENTS, state, view(), 1000, seen=seen)
     assert (upstream.posts > posts) is again
-    assert bool(answer.telling.size) is not again
+    assert bool(answer.report.size) is not again
 
 
 async def test_evictions_during_a_reading_count_as_later_than_it():
     upstream = Upstream(DAILY)
     reading = older_reading(DAILY, (3, 4), (1, 2))
     seen = await upstream.feeds.show(reading, CLIENTS, WEEK_AGO, view())
-    assert (await upstream.feeds.answer(CLIENTS, WEEK_AGO, view(), 1000, seen=seen)).telling.state.evictions == 3
+    assert (await upstream.feeds.answer(CLIENTS, WEEK_AGO, view(), 1000, seen=seen)).report.state.evictions == 3
 
 
 async def test_a_reading_has_the_evictions_before_it_and_after_it():
@@ -263,7 +263,7 @@ async def test_all_who_wait_go_on_when_the_process_stops():
 
 async def test_readings_are_evicted_before_calls_and_a_feed_goes_on_without_them():
     upstream = Upstream(DAILY)
-    state = (await upstream.answer(WEEK_AGO)).telling.state
+    state = (await upstream.answer(WEEK_AGO)).report.state
     memory = upstream.memory
     for _ in range(2):  # answers, then readings
         memory.bound = memory.size - 1
@@ -273,5 +273,5 @@ async def test_readings_are_evicted_before_calls_and_a_feed_goes_on_without_them
     upstream.calls.append(call("99", NOW - 5))
     upstream.now += 1
     answer = await upstream.answer(state)
-    assert told(answer) == ({"99"}, set())
-    assert answer.telling.state.evictions == state.evictions
+    assert reported(answer) == ({"99"}, set())
+    assert answer.report.state.evictions == state.evictions
