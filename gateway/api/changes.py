@@ -53,7 +53,7 @@ LINK_TYPE = (
 HEARTBEAT = 15  # seconds between comments on a stream
 UNREADABLE = b": the Callbutton server cannot be read at present\n\n"
 STREAM_LIMIT = 100  # calls of an answer on a stream; about as many bytes as the server buffers of any unread response
-DEFAULT_DAYS = 30  # a copy begins so many days ago, unless the request has `start`
+DEFAULT_DAYS = 30  # before now, where a copy begins without `start`
 
 
 @get("/clients/{code:str}/changes", operation_id="listClientChanges", summary="Follow one client", kind="changes")

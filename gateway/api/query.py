@@ -3,8 +3,8 @@
 Rules:
 - A query string is parsed once, to a typed query. Handlers see only the typed query.
 - Parsing is strict: an unknown or repeated parameter, or an invalid value, is a fault. One error reports all faults.
-- An empty value, or one that equals the default, is as good as absent. Lists may be repeated, in one value with commas,
-  and named with brackets (`fields[]`), as HTML forms and PHP send them.
+- An empty value, or one that equals the default, counts as absent. A list may be a repeated parameter or one value with
+  commas, and its name may have brackets (`fields[]`), as HTML forms and PHP send them.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class WaitSeconds(Struct, frozen=True, kw_only=True):
     """How long answered calls waited, in seconds: their duration without the talk time."""
 
     mean: Annotated[float, about("The mean.", 12.5)]
-    p50: Annotated[int, about("The median: half of the calls waited at most so long (nearest rank).", 11)]
-    p90: Annotated[int, about("90 % of the calls waited at most so long (nearest rank).", 19)]
+    p50: Annotated[int, about("The median: half of the calls waited at most this long (nearest rank).", 11)]
+    p90: Annotated[int, about("90 % of the calls waited at most this long (nearest rank).", 19)]
 
 
 class SummaryFigures(Struct, frozen=True, kw_only=True, rename="camel"):

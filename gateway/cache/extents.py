@@ -27,7 +27,7 @@ from gateway.model import Call, UnreadableCall, Window, text_reader
 from gateway.slices import Steps, finish, parts_of, sorted_in_steps
 
 DAY = 86400  # seconds
-LONG = 32 * DAY  # seconds; a stretch without calls that is at least so long is not cut at midnights
+LONG = 32 * DAY  # seconds; a stretch without calls of at least this length is not cut at midnights
 QUARTER = 900  # seconds
 ID_BYTES = 64  # of an id in a set
 SUMS = "hour sums"  # begins the names of fingerprints in a memo

@@ -28,7 +28,7 @@ from gateway.slices import Steps, parts_of, sorted_in_steps
 
 MIN_LOSS = 20  # records; a reply that loses fewer is believed
 MAX_MISSED = 100_000  # records that are missed, about 15 MB; when there are more, the doubts begin again
-LIVE = 3600  # seconds; calls after the newest extent are measured too, if it was fetched at most so long before
+LIVE = 3600  # seconds; calls after the newest extent are measured too, unless that was fetched longer ago
 NO_STATUSES = (None, NO_STATUS)
 
 
