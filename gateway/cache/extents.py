@@ -351,7 +351,7 @@ def key_of(call: Call | UnreadableCall) -> Key:
 
 
 def with_calls(extent: Extent, by_client: Mapping[str, Sequence[Call]]) -> Steps[Extent]:
-    """An extent with these calls in place of its own, in steps. They are in order of time."""
+    """Replace the calls of an extent by these, which are in order of time, in steps."""
     if extent.listed is None:
         return msgspec.structs.replace(extent, calls=next(iter(by_client.values()), ()))
     every = yield from sorted_in_steps(list(chain.from_iterable(by_client.values())), _start_time)

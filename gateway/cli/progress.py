@@ -12,7 +12,7 @@ LINE_WIDTH = 80  # columns of a terminal that does not report its width
 
 
 class Progress:
-    """The line. `done`, from 0 to 1, and `calls` are what an earlier process has done of the same work."""
+    """The line. An earlier process has completed the share `done` of the work, from 0 to 1, and `calls`."""
 
     def __init__(self, done: float = 0.0, calls: int = 0) -> None:
         self._first = done, calls
