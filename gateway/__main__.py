@@ -1,18 +1,17 @@
 """The command line: `callbutton-gateway`, or `python -m gateway`.
 
 Exit codes: 0 success; 1 a failure outside the gateway, such as the upstream, a file or a port in use; 2 a command, an
-option or a setting that is not valid; 130 `fetch`, `mirror` or `check --report` was interrupted.
+option or a setting that is not valid; 130 the command was interrupted. Servers end with 0 then.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 
 from gateway import __version__
-from gateway.cli import COMMANDS, load
+from gateway.cli import COMMANDS, INTERRUPTED, load
 
 PLACES = (
     "If the shell does not find callbutton-gateway: it is in the folder bin of the virtual environment, as "
@@ -47,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     parsed = parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            return load(parsed.command).run(parsed)
+        return load(parsed.command).run(parsed)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
         print(f"callbutton-gateway: {text}", file=sys.stderr)
@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"callbutton-gateway: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Command(Protocol):
         """Run the command, and return its exit code."""
 
 
+INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 COMMANDS = ("serve", "healthy", "demo", "simulate", "check", "fetch", "mirror", "keys", "openapi")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway import errors
+from gateway.cli import INTERRUPTED
 from gateway.cli.check import advice_on, failure_of
 from gateway.cli.progress import Progress, print_error
 from gateway.model import EVERY_CLIENT
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from gateway.callbutton.conformance.findings import Finding
     from gateway.callbutton.conformance.inquiry import Inquiry
 
-INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 MAX_WATCH = 22 * 3600  # seconds; the window of late calls is an hour longer, and at most a day
 STDOUT = Path("-")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from gateway import errors, logs
-from gateway.cli import gateway_client
+from gateway.cli import INTERRUPTED, gateway_client
 from gateway.cli.check import advice_on
 from gateway.cli.exporter import PARQUET, Exporter
 from gateway.cli.partial_file import GZIP, Checkpoint, PartialFile
@@ -30,7 +30,6 @@ from gateway.cli.progress import print_error
 from gateway.formats import FORMATS, columns_of, fields_of
 from gateway.settings import Settings, parse_settings, parse_upstream_settings
 
-INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 FILTERS = ("result", "phoneType", "campaign", "did", "ani", "target", "recorded", "minDuration")
 MAX_CACHE_BYTES = 32 * 1024**2  # bytes; an export reads each call once
 STDOUT = Path("-")

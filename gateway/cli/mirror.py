@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gateway import logs
-from gateway.cli import gateway_client
+from gateway.cli import INTERRUPTED, gateway_client
 from gateway.cli.gateway_client import RequestError
 from gateway.cli.mirror_database import Applied, DatabaseError, Feed, Key, MirrorDatabase
 from gateway.cli.mirror_feed import Page, parse_page
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import httpx
 
 LOGGER = logging.getLogger(__name__)
-INTERRUPTED = 130  # exit code; 128 and the number of SIGINT, as in shells
 PAGE_LIMIT = 10_000  # calls of a page; the maximum of the feed
 LONG_POLL = 60  # seconds; the longest wait of the feed
 MAX_FAILURES = 5  # in a row, without `--follow`

@@ -440,6 +440,15 @@ def test_a_report_that_is_interrupted_ends_with_130_and_leaves_its_file_as_it_wa
     assert (file.read_text() if file.exists() else None) == before
 
 
+def test_a_check_that_is_interrupted_ends_with_130():
+    simulator = create(Options(faults=("hang",)))
+    with serving(simulator) as port, started("check", GATEWAY_UPSTREAM_URL=f"http://127.0.0.1:{port}{PATH}") as check:
+        wait_for(lambda: simulator.posts, "the first POST is sent")
+        check.send_signal(signal.SIGINT)
+        check.communicate(timeout=60)
+    assert check.returncode == 130
+
+
 def test_an_interrupt_ends_the_watch_and_there_is_a_report(tmp_path: Path):
     file = tmp_path / "report.json"
     with simulated() as address:
