@@ -358,7 +358,8 @@ def _split(part: Counted, count: int, *, newest_first: bool) -> tuple[Counted, C
     if len(starts) <= count:
         return part, Counted((), part.reading)
     edge = starts[count - 1] + (not newest_first)
-    halves = Window(part.extents[0].window.start, edge), Window(edge, part.extents[-1].window.end)
+    windows = [extent.window for extent in part.extents]  # those of single clients come after those of every client
+    halves = Window(min(windows).start, edge), Window(edge, max(window.end for window in windows))
     first, rest = halves if newest_first else reversed(halves)  # `rest` is cut off
     return (
         Counted([piece for extent in part.extents for piece in extent.without(first)], part.reading),

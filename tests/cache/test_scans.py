@@ -15,7 +15,7 @@ from gateway.errors import UpstreamError, UpstreamFailed, UpstreamTimeout
 from gateway.model import Call, Window
 from tests.support.loops import settle
 from tests.support.processes import wait_in_loop_for
-from tests.support.upstream import DAY, NOW, Upstream, ask, cache_of, call, ids, unreadable
+from tests.support.upstream import DAY, HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 MONTH = Window(NOW - 30 * DAY, NOW)
 
@@ -372,3 +372,25 @@ def test_a_filter_judges_the_later_version():
         )
 
     assert asyncio.run(run()).calls == []
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_a_stream_of_every_client_begins_with_each_call_once_beside_later_extents_of_one_client(newest_first: bool):
+    """The first span is cut after its first calls, while a later POST for one client covers only its middle."""
+    window = Window(NOW - 3 * HOUR, NOW)
+    upstream = Upstream()
+    upstream.published = [(0, call(f"{n:04}", window.start + 20 * n, "b" if n % 2 else "a")) for n in range(540)]
+
+    async def run() -> list[Call]:
+        cache = cache_of(upstream)
+        await cache.read(ask(["*"], window))
+        upstream.now += 1
+        await cache.read(ask(["a"], Window(NOW - 2 * HOUR, NOW - 2 * HOUR + 600), no_cache=True))
+        parts = stream(cache, ask(["*"], window), upstream.now, 60, newest_first=newest_first)
+        return [one async for part in parts for one in part.calls]
+
+    calls = asyncio.run(run())
+    assert len(upstream.posts) == 2
+    assert ids(calls) == ids([one for _, one in upstream.published])
+    starts = [one.start_time for one in calls]
+    assert starts == sorted(starts, reverse=newest_first)
