@@ -172,7 +172,8 @@ def align_to_fold(window: Window) -> Window:
 def wall_range(window: Window, now: float, *, null_end: bool = True) -> WallRange:
     """The wall times to send for an aligned window, at `now` in seconds since 1970.
 
-    The EndDate of a window up to now is null. Without `null_end` it is this second, which no call is later than.
+    The EndDate of a window up to now is null. Without `null_end` none is later than this second, which no call is later
+    than, except near the fold.
     """
     start, end = window.start - 1, window.end + 1
     first, last = _touched(start, window), _touched(end, window)
@@ -184,8 +185,8 @@ def wall_range(window: Window, now: float, *, null_end: bool = True) -> WallRang
     if last is not None:
         end = last.end + 2 * HOUR + 1
         closed = closed or now <= end
-    if not (closed or null_end):
-        end, closed = min(end, math.floor(now)), True
+    if not null_end:
+        end, closed = end if last is not None else min(end, math.floor(now)), True
     return WallRange(render_wall(start), render_wall(end) if closed else None)
 
 

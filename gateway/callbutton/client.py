@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -90,36 +91,50 @@ class UpstreamClient:
     ) -> Fetched:
         """Fetch the calls of `codes` in a window, planned at `now`. Raises UpstreamError.
 
-        The window must be aligned by `central_time.align_to_fold`. The reply may hold calls outside it. Without
-        waiters, the time in the queue is unlimited.
+        The window must be aligned by `central_time.align_to_fold`. The reply may hold calls outside it, and of a window
+        up to now it holds those up to the POST. Without waiters, the time in the queue is unlimited.
         """
         null_end = self._settings.null_end
-        wall_range = central_time.wall_range(window, now, null_end=null_end)
         waiters = waiters or Waiters(background=Priority.MISS)
+
+        def at_sending() -> central_time.WallRange:
+            sent, asked = max(now, self._clock()), window
+            if window.end >= now:  # planned up to now: its extent counts for all points up to the POST
+                asked = central_time.align_to_fold(Window(window.start, max(window.end, math.ceil(sent))))
+            return central_time.wall_range(asked, sent, null_end=null_end)
+
         try:
-            return await self._ask(codes, wall_range, waiters, status=status)
+            return await self._ask(codes, at_sending, waiters, status=status)
         except UpstreamRejected:
-            without_end = central_time.wall_range_to_now(window, now)
-            if window.end < now or wall_range.end is None or not null_end:
+            if window.end + 1 < now or at_sending().end is None or not null_end:
                 raise
-            return await self._ask(codes, without_end, waiters, status=status)
+            without_end = central_time.wall_range_to_now(window, now)
+            return await self._ask(codes, lambda: without_end, waiters, status=status)
 
     async def fetch_all(self, code: str, *, status: bool) -> Fetched:
         """Fetch all calls of a client with null dates, in one POST. Raises UpstreamError."""
-        return await self._ask((code,), None, Waiters(background=Priority.MISS), status=status)
+        return await self._ask((code,), lambda: None, Waiters(background=Priority.MISS), status=status)
 
     async def _ask(
-        self, codes: Sequence[str], wall_range: central_time.WallRange | None, waiters: Waiters, *, status: bool
+        self,
+        codes: Sequence[str],
+        at_sending: Callable[[], central_time.WallRange | None],
+        waiters: Waiters,
+        *,
+        status: bool,
     ) -> Fetched:
         """POST, and retry once if the error is retryable, within one deadline."""
-        body = render_request(codes, wall_range, status=status, flag_element=self._settings.flag_element)
+
+        def body() -> bytes:
+            return render_request(codes, at_sending(), status=status, flag_element=self._settings.flag_element)
+
         loop, deadline = asyncio.get_running_loop(), self._settings.limits.deadline
         until, suspect = NO_DEADLINE, self._admission.has_suspect(codes)
         self._retries.earn()
         try:
             async with self._admission.slot(codes, waiters):
                 until = loop.time() + deadline
-                return await self._post(body, until, status=status, single=len(codes) == 1)
+                return await self._post(body(), until, status=status, single=len(codes) == 1)
         except UpstreamError as error:
             if suspect or not is_retryable(error) or self._others_fail() or not self._retries.spend():
                 raise
@@ -130,7 +145,7 @@ class UpstreamClient:
             with suppress(NotSent):
                 async with self._admission.slot(codes, waiters, latest):
                     self._metrics.retries.inc()
-                    return await self._post(body, until, status=status, single=len(codes) == 1)
+                    return await self._post(body(), until, status=status, single=len(codes) == 1)
         self._retries.give_back()
         raise failure
 
