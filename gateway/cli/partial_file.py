@@ -59,6 +59,8 @@ class PartialFile:
         except BaseException:
             self._file.close()
             raise
+        if self.checkpoint is first:
+            self._state.unlink(missing_ok=True)  # of data that is discarded
         self._file.truncate(self.checkpoint.size)
         self._deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS) if target.suffix.lower() == GZIP else None
         self._length, self._crc = self.checkpoint.length, self.checkpoint.crc

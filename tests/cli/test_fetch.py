@@ -136,6 +136,20 @@ def test_a_compressed_file_is_resumed_from_its_checkpoint(tmp_path: Path):
     assert (inflate.eof, inflate.unused_data, list(tmp_path.iterdir())) == (True, b"", [target])
 
 
+def test_a_file_that_was_begun_again_and_killed_is_not_resumed_from_its_old_checkpoint(tmp_path: Path):
+    first = Checkpoint({"clients": CODE}, (0, 100), 0)
+    target = tmp_path / "calls.csv"
+    with closing(PartialFile(target, first, restart=False)) as partial:
+        partial.write(b"old\n")
+        partial.save(replace(first, reached=50, calls=1))
+    killed = PartialFile(target, first, restart=True)
+    killed.write(b"other calls since\n" * 10_000)
+    killed._file.close()
+    with closing(PartialFile(target, first, restart=False)) as partial:
+        assert partial.checkpoint == first
+        assert target.with_name("calls.csv.part").stat().st_size == 0
+
+
 def test_several_clients_or_all_and_some_fields(upstream: Upstream):
     two = upstream.fetch(CODE, "--client", client_code(1), *WINDOW, "--format", "csv", "--fields", "id,clientCode")
     every = upstream.fetch("*", *WINDOW, "--format", "csv", "--fields", "id")
