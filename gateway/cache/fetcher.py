@@ -56,8 +56,9 @@ class Fetch(Protocol):
         """Send a POST, unless no reader waits for it when its turn comes."""
 
 
-# Client code, extent, with status; returns the extents to answer with, which are others if the reply is doubted.
-Store = Callable[[str, Extent, bool], Steps[list[Extent]]]
+# Client code, extent, with status; returns the extents to answer with, which are others if the reply is doubted, and
+# whether all of them are stored.
+Store = Callable[[str, Extent, bool], Steps[tuple[list[Extent], bool]]]
 
 
 class FetchState(Struct):
@@ -184,7 +185,10 @@ class Fetcher:
             calls, unreadable = fetched.calls.get(code, []), fetched.unreadable.get(code, [])
             steps = extent_in_steps(window, fetched.sent, calls, unreadable)
         extent = await in_slices(steps)
-        state.results[code].extents += await in_slices(self._store(code, extent, state.status))
+        extents, stored = await in_slices(self._store(code, extent, state.status))
+        result = state.results[code]
+        result.extents += extents
+        result.doubted = result.doubted or not stored
 
 
 def attributed(code: str, fetched: Fetched) -> Fetched:

@@ -115,7 +115,9 @@ class Leases:
         held = self._held.pop(token, [])
         try:
             await self._level2.store(
-                Found(code, status, extent) for code, result in results.items() for extent in result.extents
+                Found(code, status, extent)
+                for code, result in results.items()
+                for extent in ([] if result.doubted else result.extents)
             )
         except Exception:
             LOGGER.exception("extents could not be stored in level 2")

@@ -168,6 +168,25 @@ class Level1:
             if any((code, kind, None) in self._days for kind in kinds) or self._days_held((code,), kinds, window)
         ]
 
+    def replaced_by(
+        self, code: str, extent: Extent, now: float, *, status: bool
+    ) -> Steps[tuple[list[Extent], dict[str, list[Extent]]]]:
+        """What an extent stands in for once it is stored: parts of its own kind, and those of other kinds by client.
+
+        The latter are parts without status, and those of the single clients that an extent of every client lists.
+        """
+        own = [one.within(extent.window) for one in self.lookup(code, extent.window, now, status=status)]
+        if extent.listed is not None:
+            clients = self.clients_held(extent.listed, extent.window, status=False)
+        else:
+            clients = [code] if status else []
+        others: dict[str, list[Extent]] = {}
+        for client in clients:
+            held = self.lookup(client, extent.window, now, status=False)
+            others[client] = [one.within(extent.window) for one in held]
+            yield
+        return own, others
+
     def evictions(self, codes: Iterable[str]) -> int:
         """How often days of some clients were evicted, or of clients that share their counters."""
         return _count(self._evicted, codes)

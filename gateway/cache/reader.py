@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 
 import msgspec
 from msgspec import Struct
@@ -266,9 +267,10 @@ class Cache:
             yield
         return parts
 
-    def _store(self, code: str, extent: Extent, status: bool) -> Steps[list[Extent]]:
-        """Store the extent of a reply. Return the extents to answer with: the earlier ones if the reply is doubted.
+    def _store(self, code: str, extent: Extent, status: bool) -> Steps[tuple[list[Extent], bool]]:
+        """Store the extent of a reply. Return the extents to answer with, and whether all are stored.
 
+        A reply that is doubted adds to the earlier ones, and is stored where it stands in for none of another kind.
         Notes how late its calls were published where the cache had looked before.
         """
         held = self._level1.lookup(code, extent.window, self._clock(), status=status)
@@ -276,18 +278,17 @@ class Cache:
             for seconds in late:
                 self._metrics.lateness.observe(seconds)
             yield
-        held = self._level1.lookup(code, extent.window, self._clock(), status=status)  # others may have landed
-        inside = [one.within(extent.window) for one in held]
-        new, believed = yield from self._replies.compare(extent, inside, status=status)
-        parts = [new]
-        for one in [] if believed else inside:
+        held, others = yield from self._level1.replaced_by(code, extent, self._clock(), status=status)
+        new, believed = yield from self._replies.compare(extent, held, others, status=status)
+        parts, answer, complete = [new], [] if believed else held, True
+        for one in answer:
             parts = [part for rest in parts for part in rest.without(one.window)]
-        stored: list[Extent] = []
-        for part in parts:
-            for _, piece in by_day(part):
+        for piece in [piece for part in parts for _, piece in by_day(part)]:
+            stored = believed or not any(one.window.overlaps(piece.window) for one in chain(*others.values()))
+            if stored:
                 yield from self._level1.store(code, piece, status=status)
-                stored.append(piece)
-        return stored if believed else inside + stored
+            answer, complete = [*answer, piece], complete and stored
+        return answer, complete
 
     def _keep(self, found: Found) -> Steps[bool]:
         """Store an extent of level 2 in level 1, unless a clock was wrong or it is doubted."""
@@ -295,9 +296,8 @@ class Cache:
         if extent.sent > self._clock() + SKEW:
             self._metrics.skew.inc()
             return False
-        held = self._level1.lookup(code, extent.window, self._clock(), status=status)
-        inside = [one.within(extent.window) for one in held]
-        if not (yield from self._replies.believes(extent, inside, status=status)):
+        held, others = yield from self._level1.replaced_by(code, extent, self._clock(), status=status)
+        if not (yield from self._replies.believes(extent, held, others, status=status)):
             return False
         yield from self._level1.store(code, extent, status=status)
         return True

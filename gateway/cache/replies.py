@@ -3,6 +3,8 @@
 Rules:
 - A reply that loses much is doubted: at least 20 records, and over half of those held of its window. It is believed
   once a POST at least `wait` seconds later loses the same; until then the earlier extent stays, and grows stale.
+- So is one with status that loses much of what is held without, and one of every client that loses much of what is held
+  of a single client: it would stand in for that.
 - An `assumed` reading of a wall time does not replace an `inferred` one of the same call (T4).
 - A call that a reply adds to a window that was fetched before is late; how late is measured.
 - Whether the upstream knows the status flag is learned by client, from the first status on, until a reply without any
@@ -14,7 +16,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 
 import msgspec
@@ -30,6 +33,8 @@ MIN_LOSS = 20  # records; a reply that loses fewer is believed
 MAX_MISSED = 100_000  # records that are missed, about 15 MB; when there are more, the doubts begin again
 LIVE = 3600  # seconds; calls after the newest extent are measured too, unless that was fetched longer ago
 NO_STATUSES = (None, NO_STATUS)
+Others = Mapping[str, Sequence[Extent]]  # extents by client, as `Level1.replaced_by` returns them
+NO_OTHERS: Others = {}
 
 
 class Replies:
@@ -41,19 +46,21 @@ class Replies:
         # When the POST was sent that first missed a record, by whether with status, client code and id.
         self._missed: dict[tuple[bool, str, str], float] = {}
 
-    def compare(self, new: Extent, held: Sequence[Extent], *, status: bool) -> Steps[tuple[Extent, bool]]:
-        """Compare a new extent with those held of its window, in steps.
+    def compare(
+        self, new: Extent, held: Sequence[Extent], others: Others = NO_OTHERS, *, status: bool
+    ) -> Steps[tuple[Extent, bool]]:
+        """Compare a new extent with those held of its window, and those of other kinds by client, in steps.
 
         Returns it as it counts, and whether it is believed.
         """
         if status:
             new = yield from self._with_known_status(new, held)
-        new = yield from keep_inferred(new, held)
-        return new, (yield from self.believes(new, held, status=status))
+        new = yield from keep_inferred(new, [*held, *chain.from_iterable(others.values())])
+        return new, (yield from self.believes(new, held, others, status=status))
 
-    def believes(self, new: Extent, held: Iterable[Extent], *, status: bool) -> Steps[bool]:
+    def believes(self, new: Extent, held: Iterable[Extent], others: Others = NO_OTHERS, *, status: bool) -> Steps[bool]:
         """Whether a new extent may replace older ones of its window, in steps."""
-        older = [extent for extent in held if extent.sent < new.sent]
+        older = [one for one in chain(held, *others.values()) if one.sent < new.sent]
         if not older and not self._missed:
             return True
         if len(self._missed) > MAX_MISSED:
@@ -68,21 +75,22 @@ class Replies:
                         self._missed.pop((status, record.client_code, record.id), None)
                 yield
         before: dict[str, set[str]] = defaultdict(set)
-        missing: set[tuple[bool, str, str]] = set()
+        missing: dict[str, set[tuple[bool, str, str]]] = defaultdict(set)  # by client
         for extent in older:
             for code, ids in extent.ids.items():
                 before[code] |= ids
-                missing.update([(status, code, id_) for id_ in ids.difference(found[code])])
+                missing[code].update([(status, code, id_) for id_ in ids.difference(found[code])])
             yield
-        few = max(MIN_LOSS - 1, sum(map(len, before.values())) // 2)
-        if len(missing) > few:
+        for codes in ([*before], *([code] for code in others)):
+            lost = list(chain.from_iterable(missing[code] for code in codes))
+            few = max(MIN_LOSS - 1, sum(len(before[code]) for code in codes) // 2)
             unconfirmed = 0
-            for keys in parts_of(list(missing)):
+            for keys in parts_of(lost if len(lost) > few else ()):
                 unconfirmed += sum(self._missed.setdefault(key, new.sent) > new.sent - self._wait for key in keys)
                 yield
             if unconfirmed > few:
                 return False
-        for keys in parts_of(list(missing) if self._missed else ()):
+        for keys in parts_of(list(chain.from_iterable(missing.values())) if self._missed else ()):
             for key in keys:
                 self._missed.pop(key, None)
             yield

@@ -64,6 +64,7 @@ class FlightResult(Struct):
     extents: list[Extent] = msgspec.field(default_factory=list)
     error: UpstreamError | None = None
     alone: bool = False
+    doubted: bool = False  # some of the extents are not stored, and other replicas must not store them either
 
 
 class Flight:

@@ -1,6 +1,8 @@
 """What makes replies comparable: doubts, inferred readings and known statuses."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,10 +10,11 @@ import pytest
 from gateway.cache.client_profiles import ClientProfiles
 from gateway.cache.extents import make_extent
 from gateway.cache.replies import Replies
+from gateway.callbutton.client import Fetched
 from gateway.callbutton.record import NO_STATUS
 from gateway.model import Call, CallStatus, SalesStatus, StartTimeCertainty, Window
 from gateway.slices import finish
-from tests.support.upstream import DAY, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
+from tests.support.upstream import DAY, HOUR, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 FOLD = 1_793_512_800  # 2026-11-01T06:00:00Z, when wall 01:00 comes for the first time
 REVIEWED = CallStatus(reviewed=True, sales=SalesStatus.NONE, journal=None)
@@ -106,4 +109,59 @@ def test_later_extents_of_single_clients_overlay_those_of_every_client():
         assert sorted(found) == ["before", "new", "of b"]
 
     asyncio.run(run())
+    assert len(upstream.posts) == 2
+
+
+class Losing(Upstream):
+    """An upstream whose replies with status, or to `*`, list a client without calls while it `loses`."""
+
+    loses = False
+
+    async def __call__(self, codes: Sequence[str], window: Window, *, status: bool, **terms: Any) -> Fetched:
+        fetched = await super().__call__(codes, window, status=status, **terms)
+        if self.loses and (status or "*" in codes):
+            return msgspec.structs.replace(fetched, calls={code: [] for code in fetched.calls})
+        return fetched
+
+
+@pytest.mark.parametrize(("code", "status"), [("a", True), ("*", False), ("*", True)])
+def test_a_reply_of_another_kind_that_loses_much_is_doubted_too(code: str, status: bool):
+    """One with status replaces those without, and one of every client those of the clients that it lists."""
+    upstream = Losing()
+    upstream.published = [(0, call(str(number), NOW - number - 1)) for number in range(40)]
+
+    async def run() -> list[int]:
+        cache = cache_of(upstream)
+        found = []
+        await cache.read(ask(["a"], LAST_HOUR))
+        upstream.loses = True
+        for _ in range(2):
+            upstream.now += 16
+            await cache.read(ask([code], LAST_HOUR, status=status, no_cache=True))
+            held = await cache.held(ask(["a"], LAST_HOUR))
+            found.append(sum(len(extent.calls) for extent in held))
+        return found
+
+    assert asyncio.run(run()) == [40, 0]
+
+
+@pytest.mark.parametrize(("code", "status"), [("a", True), ("*", False)])
+def test_an_inferred_reading_outlasts_an_assumed_one_of_a_reply_of_another_kind(code: str, status: bool):
+    inferred = msgspec.structs.replace(call("1", FOLD + 3660), start_time_certainty=StartTimeCertainty.INFERRED)
+    assumed = msgspec.structs.replace(call("1", FOLD + 60), start_time_certainty=StartTimeCertainty.ASSUMED)
+    upstream = Upstream()
+    upstream.now = FOLD + 10 * HOUR
+    upstream.published = [(0, inferred)]
+    window = Window(FOLD - HOUR, FOLD + 3 * HOUR)
+
+    async def run() -> Sequence[Call]:
+        cache = cache_of(upstream)
+        await cache.read(ask(["a"], window))
+        upstream.published = [(0, assumed)]
+        upstream.now += 1
+        await cache.read(ask([code], window, status=status, no_cache=True))
+        return (await cache.read(ask(["a"], window))).calls
+
+    (found,) = asyncio.run(run())
+    assert (found.start_time, found.start_time_certainty) == (inferred.start_time, "inferred")
     assert len(upstream.posts) == 2
