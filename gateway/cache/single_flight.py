@@ -31,7 +31,7 @@ from gateway.cache.extents import Extent, minus
 from gateway.cache.freshness import COVER, Rule, plan_posts, stale_from
 from gateway.callbutton.central_time import align_to_fold
 from gateway.callbutton.wait_queue import NO_DEADLINE, Priority, Waiters
-from gateway.errors import NotSent, UpstreamError, forget_frames
+from gateway.errors import NotSent, UpstreamError, UpstreamFailed, forget_frames
 from gateway.memory import Lru, Memory
 from gateway.metrics import Metrics
 from gateway.model import Window
@@ -103,10 +103,9 @@ class Flight:
 
     def serves(self, now: float, rule: Rule) -> Window | None:
         """The window for whose points it would count if it landed now."""
-        reach = Window(self.window.start, self.reach)
-        stale = stale_from(Extent(reach, self.oldest), now, rule)
-        end = reach.end if stale is None else int(stale)
-        return Window(reach.start, end) if end > reach.start else None
+        stale = stale_from(Extent(Window(self.window.start, self.reach), self.oldest), now, rule)
+        end = self.reach if stale is None else int(stale)
+        return Window(self.window.start, end) if end > self.window.start else None
 
 
 class Subscription(Struct, eq=False):
@@ -120,6 +119,7 @@ class Subscription(Struct, eq=False):
     background: Priority | None = None
     until: float = NO_DEADLINE
     no_cache: bool = False
+    status: bool = False
     flights: list[Flight] = msgspec.field(default_factory=list)
     released: bool = False
     launched: asyncio.Future[None] | None = None  # of a gap that waits to be sent with others
@@ -174,6 +174,8 @@ class Subscription(Struct, eq=False):
                 if result.error is not None:
                     self.alone = result.alone
                     raise result.error.with_traceback(None)
+                if result.doubted and flight.status and not self.status:
+                    raise UpstreamFailed("a reply with status lost many calls, and is doubted")
         return extents
 
 
@@ -226,9 +228,8 @@ class SingleFlight:
         A consumer waits `until` an instant of the event loop's clock, and releases each subscription.
         """
         now, subscriptions, unsent = self._clock(), list[Subscription](), list[Subscription]()
-        make = partial(
-            Subscription, background=background, until=NO_DEADLINE if until is None else until, no_cache=no_cache
-        )
+        until = NO_DEADLINE if until is None else until
+        make = partial(Subscription, background=background, until=until, no_cache=no_cache, status=status)
         for gap in gaps:
             rest = [gap.window]
             for flight, served in self._joinable(gap, NO_CACHE_RULE if no_cache else rules[gap.code], status, now):

@@ -14,6 +14,7 @@ from gateway.callbutton.client import Fetched
 from gateway.callbutton.record import NO_STATUS
 from gateway.model import Call, CallStatus, SalesStatus, StartTimeCertainty, Window
 from gateway.slices import finish
+from tests.support.loops import settle
 from tests.support.upstream import DAY, HOUR, LAST_HOUR, NOW, Upstream, ask, cache_of, call, ids, unreadable
 
 FOLD = 1_793_512_800  # 2026-11-01T06:00:00Z, when wall 01:00 comes for the first time
@@ -143,6 +144,27 @@ def test_a_reply_of_another_kind_that_loses_much_is_doubted_too(code: str, statu
         return found
 
     assert asyncio.run(run()) == [40, 0]
+
+
+def test_a_read_without_status_does_not_rest_on_a_doubted_reply_with_status_that_it_waited_for():
+    upstream = Losing()
+    upstream.published = [(0, call(str(number), NOW - number - 1)) for number in range(40)]
+
+    async def run() -> int:
+        cache = cache_of(upstream)
+        await cache.read(ask(["a"], LAST_HOUR))
+        upstream.loses, upstream.gate = True, asyncio.Event()
+        upstream.now += 16
+        reads = [cache.read(ask(["a"], LAST_HOUR, status=status, no_cache=True)) for status in (True, False)]
+        waiting = asyncio.gather(*reads)
+        await settle()
+        assert len(upstream.posts) == 2
+        upstream.gate.set()
+        _, plain = await waiting
+        return len(plain.calls)
+
+    assert asyncio.run(run()) == 40
+    assert len(upstream.posts) == 3
 
 
 @pytest.mark.parametrize(("code", "status"), [("a", True), ("*", False)])
