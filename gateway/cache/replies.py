@@ -86,7 +86,7 @@ class Replies:
             few = max(MIN_LOSS - 1, sum(len(before[code]) for code in codes) // 2)
             unconfirmed = 0
             for keys in parts_of(lost if len(lost) > few else ()):
-                unconfirmed += sum(self._missed.setdefault(key, new.sent) > new.sent - self._wait for key in keys)
+                unconfirmed += sum(abs(new.sent - self._missed.setdefault(key, new.sent)) < self._wait for key in keys)
                 yield
             if unconfirmed > few:
                 return False

@@ -63,6 +63,21 @@ def test_a_reply_that_has_the_calls_again_ends_the_doubt():
     asyncio.run(run())
 
 
+def test_a_doubt_does_not_outlast_a_clock_that_is_set_back():
+    upstream = Upstream()
+    upstream.published = [(0, call(str(number), NOW - number - 1)) for number in range(40)]
+
+    async def run() -> list[int]:
+        cache, found = cache_of(upstream), []
+        for later in (0, DAY, DAY - HOUR):
+            upstream.now = NOW + later
+            found.append(len((await cache.read(ask(["a"], LAST_HOUR, no_cache=True))).calls))
+            upstream.published = []
+        return found
+
+    assert asyncio.run(run()) == [40, 40, 0]
+
+
 def test_an_assumed_reading_does_not_replace_an_inferred_one_of_the_same_wall_time():
     window = Window(FOLD - 3600, FOLD + 10_800)
     known = msgspec.structs.replace(call("1", FOLD + 3600 + 60), start_time_certainty=StartTimeCertainty.INFERRED)
