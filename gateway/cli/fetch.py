@@ -21,6 +21,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlencode
 
+import httpx
+
 from gateway import errors, logs
 from gateway.cli import INTERRUPTED, gateway_client
 from gateway.cli.check import advice_on
@@ -185,6 +187,7 @@ def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: floa
         "range": arguments.range or "",
         "filters": "&".join(arguments.filter),
         "gateway": arguments.gateway or "",
+        "upstream": "" if arguments.gateway else str(httpx.URL(settings.upstream_url).copy_with(userinfo=b"")),
     }
     if extras.fields:  # they are columns of all calls, and a resumed export must have the same
         parameters["extra"] = ",".join(f"{one.element}:{one.name}" for one in extras.fields)

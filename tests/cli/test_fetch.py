@@ -522,3 +522,19 @@ def test_promoted_extra_fields_are_columns_and_a_resumed_export_has_the_same(ups
         partial.save(replace(plain, reached=plain.reached + 1))
     with pytest.raises(ValueError, match="is of another export"):
         PartialFile(file, extra, restart=False)
+
+
+def test_an_export_is_not_resumed_with_the_calls_of_another_upstream(tmp_path: Path):
+    file = tmp_path / "calls.csv"
+    arguments = parser().parse_args(["fetch", CODE, *WINDOW, "--output", str(file)])
+    one, again, other = (
+        parse_arguments(arguments, Settings(upstream_url=f"http://{address}/xml.jsp"), NOW)
+        for address in ("192.0.2.1", "user:secret@192.0.2.1", "192.0.2.2")
+    )
+    with closing(PartialFile(file, one, restart=False)) as partial:
+        partial.write(b"id\r\n")
+        partial.save(replace(one, reached=one.reached + 1))
+    with closing(PartialFile(file, again, restart=False)) as partial:
+        assert partial.checkpoint.reached == one.reached + 1
+    with pytest.raises(ValueError, match="is of another export"):
+        PartialFile(file, other, restart=False)
