@@ -172,8 +172,8 @@ def align_to_fold(window: Window) -> Window:
 def wall_range(window: Window, now: float, *, null_end: bool = True) -> WallRange:
     """The wall times to send for an aligned window, at `now` in seconds since 1970.
 
-    The EndDate of a window up to now is null. Without `null_end` none is later than this second, which no call is later
-    than, except near the fold.
+    The EndDate of a window up to now is null. Without `null_end` it is this second, because no call starts later; of a
+    window that touches a fold it is after the fold.
     """
     start, end = window.start - 1, window.end + 1
     first, last = _touched(start, window), _touched(end, window)
