@@ -44,6 +44,7 @@ DRIP_INTERVAL = 0.05  # seconds between bytes; below any read timeout, so only a
 MAX_CODES = 1_000_000  # in a POST, if no fault says less
 MAX_REQUESTS = 1000  # requests kept for tests; bounds the memory of long runs
 DAY = 86_400  # seconds
+LONG = timedelta(days=31)  # replies of longer spans are rendered in a thread, so that others are not held up
 STATUS_ELEMENTS = frozenset({"ReviewedStatus", "SalesStatus", "Journal"})  # sent if the status flag is true
 CDATA_ELEMENTS = frozenset({"CallerName"})  # whose text real servers do not escape
 BOUNDS = {"clients": (1, 10_000), "calls_per_day": (0, 1_000_000), "history": (0, 36_500), "latency": (0, 86_400)}
@@ -211,7 +212,9 @@ class Simulator:
         self, receive: Receive, send: Send, request: Request, address: str, faults: Mapping[str, str]
     ) -> None:
         charset = "cp1252" if "charset" in faults else "utf-8"
-        text = "".join(self._reply(request, address, faults))
+        pieces_of_reply = self._reply(request, address, faults)
+        is_long = request.start is None or self._wall(self.clock()) - request.start > LONG
+        text = await asyncio.to_thread("".join, pieces_of_reply) if is_long else "".join(pieces_of_reply)
         if "ampersand" in faults:
             text = text.replace("</CallerName>", "</CallerName><Company>R&D&nbsp;Caf&eacute;</Company>")
         if "other-form" in faults:
