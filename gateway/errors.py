@@ -13,7 +13,7 @@
         ├── UpstreamUnauthorized   the upstream does not allow our address
         ├── UpstreamRejected       ERROR about the request: the date range, the client code
         ├── UpstreamFailed         any other ERROR, or an unexpected HTTP status
-        ├── UpstreamMalformed      the reply does not follow the protocol, or is truncated
+        ├── UpstreamMalformed      the reply does not follow the protocol, is truncated or too large
         ├── UpstreamUnreachable    no connection
         ├── UpstreamTimeout        a deadline passed
         └── NotSent                the request was not sent to the upstream
@@ -134,14 +134,19 @@ class UpstreamFailed(UpstreamError):  # noqa: N818
 
 
 class UpstreamMalformed(UpstreamError):  # noqa: N818
-    """The reply does not follow the protocol, or is truncated. The text says where.
+    """The reply does not follow the protocol. The text says where.
 
     `start_time_form` is the form of its times if that is what does not follow it, such as `00/00/0000 00:00 PM`.
+    `truncated`: the connection was closed in the middle of it. `too_large`: it exceeds GATEWAY_UPSTREAM_MAX_BYTES.
     """
 
-    def __init__(self, detail: str, *, start_time_form: str = "") -> None:
+    def __init__(
+        self, detail: str, *, start_time_form: str = "", truncated: bool = False, too_large: bool = False
+    ) -> None:
         super().__init__(detail)
         self.start_time_form = start_time_form
+        self.truncated = truncated
+        self.too_large = too_large
 
 
 class Obstacle(StrEnum):

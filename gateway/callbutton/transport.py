@@ -291,9 +291,8 @@ class Transport:
                     data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
                 timer.received += len(chunk)
                 if timer.received > self._limits.max_bytes:
-                    raise UpstreamMalformed(
-                        f"the Callbutton server's reply is larger than {self._limits.max_bytes} bytes"
-                    )
+                    text = f"the Callbutton server's reply is larger than {self._limits.max_bytes} bytes"
+                    raise UpstreamMalformed(text, too_large=True)
                 yield chunk
                 await asyncio.sleep(0)
         if inflate is not None and not inflate.eof:
@@ -322,7 +321,8 @@ def _broken_off(error: Exception, timer: Timer) -> UpstreamError:
         text = "the Callbutton server closed the connection without a reply"
         return UpstreamUnreachable(text, Obstacle.CLOSED)
     if timer.closed or isinstance(error, httpcore.NetworkError):
-        return UpstreamMalformed(f"the Callbutton server's reply is truncated after {timer.received} bytes of body")
+        text = f"the Callbutton server's reply is truncated after {timer.received} bytes of body"
+        return UpstreamMalformed(text, truncated=True)
     text = str(error)
     what = next((what for start, what in INVALID_HTTP.items() if text.startswith(start)), "is not valid HTTP")
     return UpstreamMalformed(f"the Callbutton server's reply {what}, after {timer.received} bytes of body")

@@ -1,4 +1,4 @@
-"""`check`: requests the calls of the last hour from the upstream, and explains failures.
+"""`check`: requests the calls of the last hour from the upstream in three ways, and explains failures.
 
 With `--report` it finds out more with up to 40 POSTs; `conformance_report` has the rules.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import time
 from pathlib import Path
@@ -26,17 +27,22 @@ EXAMPLE = (
 ADVICE: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamUnauthorized: "ask Callbutton to allow that address, or use a proxy with an allowed address "
     "(GATEWAY_UPSTREAM_PROXY)",
-    errors.UpstreamRejected: "the server refuses a window of one hour: check that GATEWAY_UPSTREAM_URL ends in xml.jsp",
+    errors.UpstreamRejected: "the server refuses the dates or a client code: `callbutton-gateway check --report` finds "
+    "out which dates it accepts; if it accepts none, check that GATEWAY_UPSTREAM_URL ends in xml.jsp",
     errors.UpstreamFailed: "the server responds but fails: try again later, then ask Callbutton",
     errors.UpstreamMalformed: "this is not a Callbutton XML service: check GATEWAY_UPSTREAM_URL, which ends in xml.jsp",
     errors.UpstreamUnreachable: "check the host and port in GATEWAY_UPSTREAM_URL, routes and firewalls",
     errors.UpstreamTimeout: "the server is too slow: try again, or raise GATEWAY_UPSTREAM_TIMEOUT",
     errors.NotSent: "no request was sent: try again in a moment",
 }
-FLAG_ADVICE = (
-    "the same request without the status flag works: `callbutton-gateway check --report` finds out whether the element "
-    "has another name (GATEWAY_STATUS_FLAG_ELEMENT)"
-)
+PLAIN, WITH_STATUS, UP_TO_NOW = "without status", "with status", "up to now"  # the requests
+REFUSAL_ADVICE = {
+    WITH_STATUS: "the same request without the status flag works: `callbutton-gateway check --report` finds out "
+    "whether the element has another name (GATEWAY_STATUS_FLAG_ELEMENT)",
+    UP_TO_NOW: "the same request with an EndDate works: set GATEWAY_UPSTREAM_NULL_END=off",
+}
+TRUNCATED = "the server, or a proxy, closed the connection in the middle of a reply: try again, then ask Callbutton"
+TOO_LARGE = "ask for less at a time, or raise GATEWAY_UPSTREAM_MAX_BYTES"
 NO_SUCH_PATH = (301, 302, 303, 307, 308, 404, 405, 410, 501)  # HTTP status codes
 OBSTACLES = {
     Obstacle.NAME: "check the host in GATEWAY_UPSTREAM_URL, and DNS on this machine",
@@ -51,6 +57,8 @@ def advice_on(error: errors.UpstreamError) -> str:
     """The advice to the operator for an error."""
     if isinstance(error, errors.UpstreamUnreachable) and error.obstacle in OBSTACLES:
         return OBSTACLES[error.obstacle]
+    if isinstance(error, errors.UpstreamMalformed) and (error.truncated or error.too_large):
+        return TRUNCATED if error.truncated else TOO_LARGE
     if isinstance(error, errors.UpstreamMalformed) and error.start_time_form:
         return f"ask Callbutton to send StartTime as MM/DD/YYYY HH:MM:SS, not as {error.start_time_form} (0: any digit)"
     if isinstance(error, errors.UpstreamFailed) and error.status in NO_SUCH_PATH:
@@ -95,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def check(settings: Settings) -> int:
-    """Request the last hour without and with status, and print the results. Returns the exit code."""
+    """Request the last hour without status, with it, and up to now. Prints the results; returns the exit code."""
     from prometheus_client import CollectorRegistry
 
     from gateway.app import build_upstream
@@ -104,19 +112,18 @@ async def check(settings: Settings) -> int:
 
     upstream = build_upstream(settings, Metrics(CollectorRegistry()))
     now = time.time()
-    window = Window(int(now) - HOUR, int(now) - MARGIN)
+    hour, until_now = Window(int(now) - HOUR, int(now) - MARGIN), Window(int(now) - HOUR, math.ceil(now))
     try:
-        for status in (False, True):
-            kind = "with" if status else "without"
+        for kind, window, status in ((PLAIN, hour, False), (WITH_STATUS, hour, True), (UP_TO_NOW, until_now, False)):
             try:
                 fetched = await upstream.fetch(["*"], window, status=status, now=now)
             except errors.UpstreamError as error:
-                print_failure(error, status=status)
+                print_failure(error, kind)
                 return 1
             calls = sum(map(len, fetched.calls.values()))
             if fetched.status_ignored:
                 print(
-                    f"does not work: calls with status: the server ignores <{settings.status_flag_element}>\n"
+                    f"works without status only: the server ignores <{settings.status_flag_element}>\n"
                     "what to do: find the name of the element with `callbutton-gateway check --report`, "
                     "or ask Callbutton, and set GATEWAY_STATUS_FLAG_ELEMENT; without it the gateway serves calls "
                     "without status"
@@ -125,17 +132,20 @@ async def check(settings: Settings) -> int:
                 unproven = (
                     "" if calls or not status else "; whether the server sends the status is unknown without a call"
                 )
-                print(f"works: calls {kind} status: {calls} of {len(fetched.calls)} clients in the last hour{unproven}")
+                print(f"works: calls {kind}: {calls} of {len(fetched.calls)} clients in the last hour{unproven}")
     finally:
         await upstream.close()
     return 0
 
 
-def print_failure(error: errors.UpstreamError, *, status: bool) -> None:
+def print_failure(error: errors.UpstreamError, kind: str) -> None:
     """Print the failed request, and advice."""
-    print(f"does not work: calls {'with' if status else 'without'} status: {failure_of(error)}")
-    refused = status and isinstance(error, errors.UpstreamFailed) and error.reported
-    print(f"what to do: {FLAG_ADVICE if refused else advice_on(error)}")
+    print(f"does not work: calls {kind}: {failure_of(error)}")
+    refused = isinstance(error, errors.UpstreamRejected) or (
+        isinstance(error, errors.UpstreamFailed) and error.reported
+    )
+    advice = REFUSAL_ADVICE.get(kind) if refused else None
+    print(f"what to do: {advice or advice_on(error)}")
 
 
 def failure_of(error: errors.UpstreamError) -> str:

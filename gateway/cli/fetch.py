@@ -74,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="export the complete history in one POST without dates for each CODE, which cannot be resumed",
+        help="export the complete history in one POST without dates for each CODE, which cannot be resumed and may "
+        "exceed GATEWAY_UPSTREAM_TIMEOUT or GATEWAY_UPSTREAM_MAX_BYTES",
     )
     parser.add_argument("--status", action="store_true", help="include the status of calls")
     parser.add_argument("--format", choices=(*FORMATS, PARQUET), help="default: by the ending of the file, else ndjson")
@@ -117,7 +118,11 @@ def run(arguments: argparse.Namespace) -> int:
             asyncio.run(Exporter(settings, partial.checkpoint, partial.write, save, meta=False).run(now, headers))
             partial.finish()
     except errors.UpstreamError as error:
-        print_error(f"export failed: {error}\nwhat to do: {advice_on(error)}; {_resume_hint(arguments)}")
+        too_much = isinstance(error, errors.UpstreamRejected | errors.UpstreamTimeout) or (
+            isinstance(error, errors.UpstreamMalformed) and error.too_large
+        )
+        advice = "use --start in place of --all" if arguments.all and too_much else advice_on(error)
+        print_error(f"export failed: {error}\nwhat to do: {advice}; {_resume_hint(arguments)}")
         return 1
     except gateway_client.RequestError as error:
         print_error(f"export failed: {error}; {_resume_hint(arguments)}")
@@ -145,7 +150,8 @@ def write_stdout(data: bytes) -> None:
 def _resume_hint(arguments: argparse.Namespace) -> str:
     if arguments.output is None or arguments.all or arguments.output.suffix.lower() == ".parquet":
         return "the output is incomplete"
-    return "run the same command again to resume"
+    is_begun = arguments.output.with_name(f"{arguments.output.name}.part").exists()
+    return f"run the same command again{' to resume' if is_begun else ''}"
 
 
 def parse_arguments(arguments: argparse.Namespace, settings: Settings, now: float) -> Checkpoint:

@@ -22,7 +22,17 @@ import yaml
 from gateway import errors
 from gateway.__main__ import main
 from gateway.cli import COMMANDS, load
-from gateway.cli.check import ADVICE, FLAG_ADVICE, OBSTACLES, advice_on, print_failure
+from gateway.cli.check import (
+    ADVICE,
+    OBSTACLES,
+    PLAIN,
+    REFUSAL_ADVICE,
+    TRUNCATED,
+    UP_TO_NOW,
+    WITH_STATUS,
+    advice_on,
+    print_failure,
+)
 from gateway.cli.demo import demo_paths
 from gateway.errors import Obstacle
 from gateway.server import address_of, listen, make_server
@@ -214,7 +224,7 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
         (
             ["flag-element=Status"],
             1,
-            f"calls with status: the Callbutton server answered ERROR\nwhat to do: {FLAG_ADVICE}",
+            f"calls with status: the Callbutton server answered ERROR\nwhat to do: {REFUSAL_ADVICE[WITH_STATUS]}",
         ),
         (["unauthorized"], 1, "the server reports: username partner, address 127.0.0.1"),
         (["date-error"], 1, ADVICE[errors.UpstreamRejected]),
@@ -222,8 +232,10 @@ def test_check_tells_what_is_in_the_way(address: str, advice: str):
         (["html"], 1, ADVICE[errors.UpstreamMalformed]),
         (["other-form"], 1, "ask Callbutton to send StartTime as MM/DD/YYYY HH:MM:SS, not as 00/00/0000 00:00 PM"),
         (["ampersand"], 0, "works: calls with status"),
+        (["null-dates=refused"], 1, f"Date range not valid\nwhat to do: {REFUSAL_ADVICE[UP_TO_NOW]}"),
+        (["reset"], 1, TRUNCATED),
     ],
-    ids=["none", "no-status", "flag-element", "unauthorized", "date-error", "error", "html", "other-form", "ampersand"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: str):
     with simulated(*fault) as address:
@@ -235,7 +247,7 @@ def test_check_says_what_the_upstream_does(fault: list[str], code: int, said: st
 def test_every_upstream_error_has_its_own_advice(capsys: pytest.CaptureFixture[str]):
     assert set(errors.UpstreamError.__subclasses__()) == set(ADVICE)
     assert advice_on(errors.Overloaded("too much waits", 5)) == ADVICE[errors.NotSent]
-    print_failure(errors.UpstreamTimeout("no answer within 30 s", answering=False), status=True)
+    print_failure(errors.UpstreamTimeout("no answer within 30 s", answering=False), PLAIN)
     assert f"no answer within 30 s\nwhat to do: {ADVICE[errors.UpstreamTimeout]}\n" in capsys.readouterr().out
 
 
@@ -348,7 +360,10 @@ def test_a_simulator_on_a_taken_port_ends_with_1_and_one_line(capsys: pytest.Cap
         code = main(["simulate", "--port", str(port)])
     assert (code, capsys.readouterr()) == (
         1,
-        ("", f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use\n"),
+        (
+            "",
+            f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use: choose another port\n",
+        ),
     )
 
 

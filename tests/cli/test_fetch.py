@@ -34,6 +34,7 @@ from gateway.settings import Settings
 from gateway.simulator.calls import calls_of_hour, client_code
 from gateway.simulator.server import PATH, Options, Simulator, create
 from tests.support.commands import COMMAND, ENVIRONMENT, accept_interrupts, on_terminal, run
+from tests.support.consumers import Member, keys_file
 from tests.support.feed import LIST
 from tests.support.processes import wait_for
 from tests.support.stand import NOW, Clock, Make, Stand, serving
@@ -177,6 +178,20 @@ def test_all_asks_once_with_null_dates():
     assert 500 < len(everything["data"]) < 700
 
 
+def test_a_refused_export_of_everything_is_to_be_asked_for_by_time(upstream: Upstream):
+    upstream.simulator.misbehave("null-dates=refused")
+    done = upstream.fetch(CODE, "--all")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "what to do: use --start in place of --all;" in done.stderr
+
+
+def test_a_gateway_that_wants_a_key_is_given_a_file(stand: Make, tmp_path: Path):
+    gateway = stand(auth="keys", keys_file=keys_file(tmp_path, Member("reader")))
+    done = run("fetch", CODE, "--gateway", str(gateway.client.base_url))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--key-file" in done.stderr
+
+
 def test_all_calls_of_several_clients_are_theirs_however_their_codes_are_echoed():
     simulator = create(Options(calls_per_day=20, history=3, faults=(f"echo@{CODE}",)), Clock())
     codes = [CODE, client_code(1)]
@@ -233,6 +248,7 @@ def test_what_the_upstream_refuses_leaves_no_file_that_looks_whole(upstream: Ups
     done = upstream.fetch(CODE, *WINDOW, "-o", str(tmp_path / "calls.csv"))
     piped = upstream.fetch(CODE, *WINDOW)
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert done.stderr.endswith("; run the same command again\n")  # there is nothing to resume
     assert "what to do: ask Callbutton to allow that address" in done.stderr
     assert (piped.returncode, piped.stdout) == (1, "")
 
@@ -325,7 +341,7 @@ def test_a_path_that_cannot_be_written_is_named(
     code = main(["fetch", CODE, "-o", str(tmp_path / name)])
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (1, "", 1)
-    assert err.startswith(f"callbutton-gateway: {tmp_path / name}")
+    assert err.startswith(f"callbutton-gateway: {tmp_path / name}: ")
 
 
 def limit_files() -> None:

@@ -98,7 +98,9 @@ def test_a_port_of_another_program_ends_with_1_and_one_line():
         port = str(taken.getsockname()[1])
         done = run("serve", GATEWAY_PORT=port, **SETTINGS)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[1:] == [f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use"]
+    assert done.stderr.splitlines()[1:] == [
+        f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use: choose another port"
+    ]
 
 
 @pytest.mark.parametrize("variable", ["GATEWAY_PORT", "GATEWAY_METRICS_PORT"])
@@ -106,7 +108,10 @@ def test_a_port_of_another_gateway_ends_with_1_and_one_line(serve: Serve, variab
     port = str(urlsplit(serve().address).port)
     done = run("serve", **{"GATEWAY_PORT": "0", **SETTINGS, variable: port})
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"callbutton-gateway: 127.0.0.1 port {port}: Address already in use: choose another port"
+    )
 
 
 def test_a_port_can_be_had_again_at_once(serve: Serve):
