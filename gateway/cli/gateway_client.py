@@ -30,6 +30,14 @@ IN_PROCESS = "http://gateway"  # the address of the gateway in this process, whi
 IN_PROCESS_DEADLINE = 3600.0  # seconds for a first reading of a long history
 TRANSIENT = {429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
 
+CONNECTION_ERRORS: dict[type[httpx.TransportError], str] = {
+    httpx.ConnectError: "no connection: check the address and the port, and whether the gateway runs",
+    httpx.TimeoutException: "no answer in time",
+    httpx.RemoteProtocolError: "the connection was closed in the middle of the answer, or the port is not of HTTP",
+    httpx.TransportError: "the connection failed",
+}
+TLS_FAILED = "no TLS connection: check the scheme of the address, http or https, and the gateway's certificate"
+
 
 class Problem(Struct):
     """A problem (RFC 9457) of the gateway, or of a proxy in front of it, which may have none of the members."""
@@ -42,16 +50,19 @@ class Problem(Struct):
 
 
 class RequestError(OSError):
-    """A request failed, for a `reason` without values. `parameter` is the one that the gateway refused.
+    """A request failed, for a `reason` without values. `parameter` is the one that the gateway refused, for `detail`.
 
     `transient` is whether to repeat it, after `retry_after` seconds at least.
     """
 
-    def __init__(self, text: str, reason: str, *, transient: bool, parameter: str = "", retry_after: float = 0) -> None:
+    def __init__(
+        self, text: str, reason: str, *, transient: bool, parameter: str = "", detail: str = "", retry_after: float = 0
+    ) -> None:
         super().__init__(text)
         self.reason = reason
         self.transient = transient
         self.parameter = parameter
+        self.detail = detail
         self.retry_after = retry_after
 
 
@@ -66,12 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """The credential. Raises ValueError for options that contradict each other, OSError for the file."""
+    """The credential. Raises ValueError for options that contradict each other, and for the file."""
     if arguments.key_file is None:
         return {}
     if not arguments.gateway:
         raise ValueError("--key-file is the access key for --gateway: add --gateway, or leave it out")
-    key = arguments.key_file.read_text("utf-8").strip()
+    try:
+        key = arguments.key_file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"--key-file {arguments.key_file}: {reason}") from error
     if not key or not key.isascii() or not key.isprintable():
         raise ValueError(f"{arguments.key_file} does not contain an access key alone")
     return {"X-API-Key": key}
@@ -133,8 +148,9 @@ def _translated(client: httpx.AsyncClient) -> Iterator[None]:
     except httpx.UnsupportedProtocol as error:
         raise ValueError(f"{client.base_url} is not the URL of a gateway") from error
     except httpx.TransportError as error:
-        text = f"{client.base_url}: {str(error) or type(error).__name__}"
-        raise RequestError(text, type(error).__name__, transient=True) from error
+        kind = next(kind for kind in CONNECTION_ERRORS if isinstance(error, kind))
+        text = TLS_FAILED if "SSL" in str(error) else CONNECTION_ERRORS[kind]
+        raise RequestError(f"{client.base_url}: {text}", type(error).__name__, transient=True) from error
 
 
 def _failure(response: httpx.Response) -> RequestError:
@@ -143,6 +159,9 @@ def _failure(response: httpx.Response) -> RequestError:
         problem = msgspec.json.decode(response.content, type=Problem)
     except msgspec.MsgspecError:
         problem = Problem()
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        problem.hint = "give a file with an access key of the gateway as --key-file"
+    first = problem.errors[0] if problem.errors else {}
     faults = "; ".join(f"{one.get('parameter')}: {one.get('detail')}" for one in problem.errors)
     said = faults or problem.detail or problem.title or "no gateway answers there, or a proxy refused the request"
     text = f"HTTP status {response.status_code}: {said}" + (f"\nwhat to do: {problem.hint}" if problem.hint else "")
@@ -151,7 +170,8 @@ def _failure(response: httpx.Response) -> RequestError:
         text,
         problem.type.rpartition("/")[2] or f"status {response.status_code}",
         transient=response.status_code in TRANSIENT,
-        parameter=problem.errors[0].get("parameter", "") if problem.errors else "",
+        parameter=first.get("parameter", ""),
+        detail=first.get("detail", ""),
         retry_after=float(after) if after.isdecimal() else 0,
     )
 

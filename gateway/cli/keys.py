@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -36,10 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scope", action="append", default=[], help="calls, personal, status, recordings or refresh (repeatable)"
     )
     new.add_argument("--rate", help="rate limit such as 600/minute (default: no limit)")
-    new.add_argument("--expires", type=date.fromisoformat, metavar="DATE", help="the last day on which the key works")
+    new.add_argument("--expires", type=last_day, metavar="DATE", help="the last day on which the key works")
     listing = actions.add_parser("list", help="list consumers and keys")
     for action in (new, listing):
         action.add_argument("--file", default=os.environ.get(VARIABLE), help=f"keys file (default: {VARIABLE})")
+
+
+def last_day(text: str) -> date:
+    """Parse the last day of a key. Raises ArgumentTypeError."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a date such as 2027-06-30") from None
+    if day < datetime.now(UTC).date():
+        raise argparse.ArgumentTypeError(f"{text} is over")
+    return day
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,7 +81,7 @@ def with_key(text: str, name: str, entry: str, clients: Sequence[str], scopes: S
 
     `clients`, `scopes` and `rate` are the rights of a new consumer, and empty for an existing one.
     """
-    from gateway.auth.access_keys import parse_keys
+    from gateway.auth.access_keys import KeysError, parse_keys
 
     before = parse_keys(text).entries if tomllib.loads(text) else ()
     if any(consumer.name == name for consumer in before):
@@ -82,7 +94,10 @@ def with_key(text: str, name: str, entry: str, clients: Sequence[str], scopes: S
         lines = ["[[consumer]]", f"name = {_quoted([name])[1:-1]}", f"clients = {_quoted(clients)}"]
         lines += [f"scopes = {_quoted(scopes)}", *([f"rate = {_quoted([rate])[1:-1]}"] if rate else [])]
         changed = "\n".join([*([text.rstrip("\n"), ""] if text.strip() else []), *lines, f"keys = [{entry}]", ""])
-    after = parse_keys(changed).entries
+    try:
+        after = parse_keys(changed).entries
+    except KeysError as error:
+        raise ValueError(f"--client, --scope or --rate is not valid: {error}") from error
     expected = _counts(before)
     expected[name] = expected.get(name, 0) + 1
     if _counts(after) != expected or _without_keys(after[: len(before)]) != _without_keys(before):
@@ -122,6 +137,8 @@ def write(path: Path, text: str) -> None:
     """Replace the file atomically. The mode of an existing file is kept; a new one is readable by its owner only."""
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     target = path.resolve()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path))
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -202,6 +202,8 @@ class Mirror:
             ends = not error.transient or (failures >= MAX_FAILURES and not self._arguments.follow)
         else:
             ends = not self._arguments.follow
+        if isinstance(error, RequestError) and error.parameter in ("start", "client"):
+            raise ValueError(f"--{error.parameter}: {error.detail}") from error
         if ends:
             raise error
         self._progress.clear()

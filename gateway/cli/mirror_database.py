@@ -122,7 +122,7 @@ class MirrorDatabase:
         try:
             import psycopg
         except ImportError:
-            text = "PostgreSQL needs the extra mirror: pip install 'callbutton-gateway[mirror]'"
+            text = "PostgreSQL needs the extra mirror: run pip install '.[mirror]' in the folder of the source"
             raise ValueError(text) from None
         self._errors, self._mark, self._begin = (psycopg.Error,), "%s", "BEGIN"
         with self._translated():
@@ -282,7 +282,8 @@ class MirrorDatabase:
             yield
         except self._errors as error:
             text = str(error).strip().splitlines()
-            raise DatabaseError(f"database: {text[0] if text else type(error).__name__}") from error
+            place = f" {self._rest.removeprefix('/')}" if self._dialect == "sqlite" else ""  # a URL may have a password
+            raise DatabaseError(f"database{place}: {text[0] if text else type(error).__name__}") from error
 
 
 def _text(value: str | datetime) -> str:

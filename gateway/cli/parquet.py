@@ -24,7 +24,7 @@ class Parquet:
             import pyarrow as pa
             from pyarrow.parquet import ParquetWriter
         except ImportError:
-            text = "Parquet needs the extra parquet: pip install 'callbutton-gateway[parquet]'"
+            text = "Parquet needs the extra parquet: run pip install '.[parquet]' in the folder of the source"
             raise ValueError(text) from None
         self._arrow = pa
         columns = columns_of(call_type)

@@ -52,7 +52,10 @@ class PartialFile:
         self._target = target
         self._part = target.with_name(f"{target.name}.part")
         self._state = target.with_name(f"{target.name}.part.json")
-        self._file = self._part.open("ab")
+        try:
+            self._file = self._part.open("ab")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         try:
             _lock(self._file.fileno(), self._part)
             self.checkpoint = first if restart else self._load_checkpoint(first)

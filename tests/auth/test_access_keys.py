@@ -172,13 +172,14 @@ def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: 
     assert re.fullmatch(r"cbg_[A-Za-z0-9_-]{43}", key)
     assert key not in path.read_text("utf-8") + made.stderr
     assert path.stat().st_mode & 0o777 == 0o600
-    further = run("keys", "new", "dashboard", "--expires", "2020-02-29", "--file", str(path))
+    further = run("keys", "new", "dashboard", "--expires", "2096-02-29", "--file", str(path))
     assert further.returncode == 0, further.stderr
     ring = parse_keys(path.read_text("utf-8"))
     consumer, _ = ring.find(key, 0)
     assert consumer is not None
     assert consumer.clients == ("800777*",)
     assert ring.find(further.stdout.strip(), 0)[0] == consumer
+    path.write_text(path.read_text("utf-8").replace("2096", "2020"), "utf-8")
     shown = run("keys", "list", "--file", str(path))
     assert shown.stdout.splitlines()[0] == "dashboard: clients 800777*; scopes calls, 600/minute"
     assert "expired 2020-03-01T00:00:00Z" in shown.stdout
@@ -196,8 +197,19 @@ def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: 
         (["new", "a", "--client", 'x"', "--scope", "calls", "--file", "{}/k"], 2, "quotation marks"),
         (["new", "a", "--client", "*", "--scope", "all", "--file", "{}/k"], 2, "scope 1 is not"),
         (["list", "--file", "{}/k"], 1, "No such file"),
+        (["new", "a", "--client", "*", "--scope", "calls", "--file", "{}/none/k"], 1, "k: the folder does not exist"),
+        (
+            ["new", "a", "--client", "a b", "--scope", "calls", "--file", "{}/k"],
+            2,
+            "--client, --scope or --rate is not",
+        ),
+        (["new", "a", "--expires", "tomorrow", "--file", "{}/k"], 2, "tomorrow is not a date such as 2027-06-30"),
+        (["new", "a", "--expires", "2020-01-01", "--file", "{}/k"], 2, "2020-01-01 is over"),
     ],
-    ids=["no file", "no rights", "bad name", "no name", "quotes", "bad scope", "nothing to list"],
+    ids=[
+        *("no file", "no rights", "bad name", "no name", "quotes", "bad scope", "nothing to list"),
+        *("no folder", "bad client", "no date", "past date"),
+    ],
 )
 def test_keys_that_cannot_be_made_leave_no_file(tmp_path: Path, words: list[str], code: int, said: str):
     done = run("keys", *(word.replace("{}", str(tmp_path)) for word in words))

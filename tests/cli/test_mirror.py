@@ -339,18 +339,27 @@ def test_a_failure_that_lasts_ends_the_command_with_its_reason(
     assert copy(gateway) == 0
 
 
+@pytest.mark.parametrize("words", [["--start", "soon"], ["--client", "x y"]], ids=" ".join)
+def test_an_option_that_the_gateway_refuses_ends_with_2(
+    stand: Make, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+):
+    gateway = ["--gateway", str(stand().client.base_url)]
+    assert main(["mirror", f"sqlite:///{tmp_path / 'calls.db'}", *gateway, *words]) == 2
+    assert capsys.readouterr().err.startswith(f"callbutton-gateway: {words[0]}: is not a ")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["mysql://x/y"], 2, "mysql:// is not the URL of a database that mirror knows"),
         (["calls.db"], 2, "is not the URL of a database"),
         (["sqlite://"], 2, "is not the URL of a database"),
-        (["sqlite:////nowhere/calls.db"], 1, "unable to open database file"),
+        (["sqlite:////nowhere/calls.db"], 1, "database /nowhere/calls.db: unable to open database file"),
         (["postgresql://x@127.0.0.1:1/x"], 1, "database: "),
         (["sqlite:///calls.db", "--key-file", "key"], 2, "add --gateway"),
-        (["sqlite:///calls.db", "--gateway", "http://127.0.0.1:1", "--key-file", "key"], 1, "key: No such file"),
+        (["sqlite:///calls.db", "--gateway", "http://127.0.0.1:1", "--key-file", "key"], 2, "key: No such file"),
         (["sqlite:///calls.db", "--gateway", "127.0.0.1"], 2, "is not the URL of a gateway"),
-        (["sqlite:///calls.db", "--gateway", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1"),
+        (["sqlite:///calls.db", "--gateway", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1: no connection: check"),
         (["sqlite:///calls.db"], 2, "GATEWAY_UPSTREAM_URL is not set"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
