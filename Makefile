@@ -96,8 +96,9 @@ lock: $(READY)  ## Update the lock files from pyproject.toml and tests/chart; co
 	@echo hatchling | $(BIN)/$(LOCK) - -o requirements-build.lock
 
 $(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11 demo")'
 	@echo "== creating .venv (once, about a minute)"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(READY)
