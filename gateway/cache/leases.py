@@ -117,7 +117,8 @@ class Leases:
             await self._level2.store(
                 Found(code, status, extent)
                 for code, result in results.items()
-                for extent in ([] if result.doubted else result.extents)
+                if not result.doubted
+                for extent in result.extents
             )
         except Exception:
             LOGGER.exception("extents could not be stored in level 2")

@@ -171,9 +171,9 @@ class Level1:
     def replaced_by(
         self, code: str, extent: Extent, now: float, *, status: bool
     ) -> Steps[tuple[list[Extent], dict[str, list[Extent]]]]:
-        """What an extent stands in for once it is stored: parts of its own kind, and those of other kinds by client.
+        """The held parts that a stored extent replaces for readers: those of its own kind, and others by client.
 
-        The latter are parts without status, and those of the single clients that an extent of every client lists.
+        The others are parts without status, and parts of the single clients that an extent of every client lists.
         """
         own = [one.within(extent.window) for one in self.lookup(code, extent.window, now, status=status)]
         if extent.listed is not None:

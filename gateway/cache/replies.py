@@ -3,8 +3,8 @@
 Rules:
 - A reply that loses much is doubted: at least 20 records, and over half of those held of its window. It is believed
   once a POST at least `wait` seconds later loses the same; until then the earlier extent stays, and grows stale.
-- So is one with status that loses much of what is held without, and one of every client that loses much of what is held
-  of a single client: it would stand in for that.
+- A reply with status is also compared with the extents held without status, and a reply of every client with those of
+  single clients: once it is stored, readers get it in place of them.
 - An `assumed` reading of a wall time does not replace an `inferred` one of the same call (T4).
 - A call that a reply adds to a window that was fetched before is late; how late is measured.
 - Whether the upstream knows the status flag is learned by client, from the first status on, until a reply without any

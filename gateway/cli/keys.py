@@ -50,7 +50,7 @@ def last_day(text: str) -> date:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text} is not a date such as 2027-06-30") from None
     if day < datetime.now(UTC).date():
-        raise argparse.ArgumentTypeError(f"{text} is over")
+        raise argparse.ArgumentTypeError(f"{text} has passed: the key would never work")
     return day
 
 

@@ -204,7 +204,11 @@ def test_keys_new_prints_the_key_once_and_the_file_has_its_hash_alone(tmp_path: 
             "--client, --scope or --rate is not",
         ),
         (["new", "a", "--expires", "tomorrow", "--file", "{}/k"], 2, "tomorrow is not a date such as 2027-06-30"),
-        (["new", "a", "--expires", "2020-01-01", "--file", "{}/k"], 2, "2020-01-01 is over"),
+        (
+            ["new", "a", "--expires", "2020-01-01", "--file", "{}/k"],
+            2,
+            "2020-01-01 has passed: the key would never work",
+        ),
     ],
     ids=[
         *("no file", "no rights", "bad name", "no name", "quotes", "bad scope", "nothing to list"),

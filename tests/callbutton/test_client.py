@@ -103,7 +103,7 @@ def test_the_time_that_a_post_took_is_not_measured_by_a_clock_that_is_set():
     [
         ("2026-06-01T13:00", "2026-06-01T13:00:40", False, "06/01/2026 08:00:40"),
         ("2026-11-01T05:59:50", "2026-11-01T06:00:30", False, "11/01/2026 04:00:01"),  # in the fold by then
-        ("2026-11-01T09:59:50", "2026-11-01T10:00:30", True, None),  # the fold's last anchor is over by then
+        ("2026-11-01T09:59:50", "2026-11-01T10:00:30", True, None),  # it is sent after the last anchor of the fold
         ("2026-11-01T09:59:50", "2026-11-01T10:00:30", False, "11/01/2026 04:00:30"),
     ],
 )
